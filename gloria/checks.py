@@ -1,0 +1,88 @@
+"""Argument checks. Every message says what was expected, what was given and how to get there.
+
+The checks read shapes and dtypes only, never values, so they cost nothing on any device and
+trace away under ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gloria.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
+
+
+def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
+    """Require a floating-point tensor with the named axes."""
+    _check_axes(name, value, axes, hint)
+    if not value.is_floating_point():
+        raise DtypeError(f"{name} must be a floating-point tensor; got dtype {value.dtype}.")
+
+
+def check_mask(name: str, value: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
+    """Require a boolean tensor of exactly ``shape``."""
+    _check_axes(name, value, axes, "")
+    if value.dtype != torch.bool:
+        raise DtypeError(
+            f"{name} must be boolean, True = real; got dtype {value.dtype}. "
+            f"Convert 0/1 masks with mask.bool()."
+        )
+    if tuple(value.shape) != shape:
+        raise ShapeError(f"{name} must be {shape} = ({', '.join(axes)}); got {tuple(value.shape)}.")
+
+
+def check_same_size(
+    what: str, first_name: str, first: int, second_name: str, second: int, hint: str = ""
+) -> None:
+    """Require two sizes to agree."""
+    if first != second:
+        message = (
+            f"{first_name} and {second_name} must agree in {what}; got {first} and {second}. {hint}"
+        )
+        raise ShapeError(message.rstrip())
+
+
+def check_positive(name: str, value: float) -> None:
+    """Require a finite number above zero."""
+    if isinstance(value, Tensor):
+        return  # a learnable value is bounded by its module; reading it here would synchronise
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DtypeError(f"{name} must be a number above 0; got {value!r}.")
+    if not 0 < value < float("inf"):
+        raise OptionError(f"{name} must be a finite number above 0; got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Require one of the named choices."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise OptionError(f"{name} must be one of {listed}; got {value!r}.")
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say how to install it.
+
+    A package can be installed *and broken*, and then raises anything at all: every exception is
+    chained under one :class:`~gloria.errors.MissingDependencyError`.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as cause:
+        package = module.partition(".")[0]
+        raise MissingDependencyError(
+            f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
+            f" Install it with: pip install 'gloria-torch[{extra}]'"
+        ) from cause
+
+
+def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None:
+    expected = f"({', '.join(axes)})"
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{name} must be a tensor {expected}; got {type(value).__name__}.")
+    if value.dim() != len(axes):
+        raise ShapeError(f"{name} must be {expected}; got {tuple(value.shape)}. {hint}".rstrip())

@@ -1,0 +1,64 @@
+"""Every exception and warning that gloria raises on purpose.
+
+Each error is a :class:`GloriaError` and also the builtin a caller would expect, so both
+``except GloriaError`` and ``except ValueError`` work.
+"""
+
+
+class GloriaError(Exception):
+    """Base of every error raised on purpose by gloria."""
+
+
+class ShapeError(GloriaError, ValueError):
+    """A tensor has the wrong rank, or sizes that do not fit together."""
+
+
+class DtypeError(GloriaError, TypeError):
+    """An argument has the wrong dtype or Python type."""
+
+
+class OptionError(GloriaError, ValueError):
+    """An option has a value outside what is allowed."""
+
+
+class EmptyTextError(GloriaError, ValueError):
+    """A text has no valid word left, so it can be matched with nothing."""
+
+
+class BackendError(GloriaError, RuntimeError):
+    """A matching backend that was asked for by name cannot run the problem."""
+
+
+class UnknownNameError(GloriaError, KeyError):
+    """A registry has no such name."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class DuplicateNameError(GloriaError, ValueError):
+    """A name is registered twice; nothing was overwritten."""
+
+
+class MissingDependencyError(GloriaError, ImportError):
+    """An optional dependency is missing, or installed and broken."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin was skipped; the message names the plugin, the place and the cause."""
+
+
+class TokenizerError(GloriaError, ValueError):
+    """A tokenizer cannot serve: it is not a fast one, or its vocabulary does not fit."""
+
+
+class DataError(GloriaError, ValueError):
+    """A data file, row or image cannot be used; the message says where."""
+
+
+class CheckpointError(GloriaError, RuntimeError):
+    """A checkpoint is missing, incomplete, damaged or of another format."""
+
+
+class NonFiniteLossError(GloriaError, FloatingPointError):
+    """Training met a loss or gradient that is NaN or infinite."""

@@ -1,0 +1,158 @@
+"""What encoders return, and the protocols that plugins implement.
+
+Axes always carry these words, in this order: ``image, text, region, word, dim``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class ImageFeatures(NamedTuple):
+    """What an image encoder returns for a batch of images.
+
+    Attributes:
+        pooled: one vector per image, ``(image, pooled_dim)``.
+        regions: one vector per image region, ``(image, region, region_dim)``; regions run row by
+            row over ``grid``, so ``regions.unflatten(1, grid)`` is the feature map.
+        grid: ``(height, width)`` of the region grid; ``height * width == region``.
+        region_mask: ``(image, region)`` boolean, True = a real region; None = all are real.
+    """
+
+    pooled: Tensor
+    regions: Tensor
+    grid: tuple[int, int]
+    region_mask: Tensor | None = None
+
+
+class TextFeatures(NamedTuple):
+    """What a text encoder returns for a batch of texts.
+
+    Attributes:
+        pooled: one vector per text, ``(text, pooled_dim)``.
+        words: one vector per word, ``(text, word, word_dim)``; padded at the end.
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        tokens: the words as strings: ``tokens[n][i]`` is the word at ``words[n, i]``; one list per
+            text, as long as the text has positions up to its last real word.
+    """
+
+    pooled: Tensor
+    words: Tensor
+    word_mask: Tensor
+    tokens: list[list[str]]
+
+
+class TokenizedText(NamedTuple):
+    """Texts as tensors, ready for a text encoder (so that tokenizing can happen in a data loader).
+
+    Attributes:
+        inputs: what the underlying model is called with, each ``(text, token)``;
+            for example ``input_ids`` and ``attention_mask``.
+        word_ids: ``(text, token)`` integers: the index of the word a token belongs to,
+            -1 for special tokens and padding.
+        tokens: the words as strings, aligned with the word indices.
+    """
+
+    inputs: dict[str, Tensor]
+    word_ids: Tensor
+    tokens: list[list[str]]
+
+    def to(self, device: torch.device | str) -> TokenizedText:
+        """The same texts with every tensor on ``device``."""
+        moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return TokenizedText(moved, self.word_ids.to(device), self.tokens)
+
+
+class ImageInput(NamedTuple):
+    """What an image encoder wants to be fed.
+
+    Attributes:
+        channels: number of input channels.
+        size: ``(height, width)`` in pixels that the encoder was made for; None = any.
+        mean: per-channel mean to subtract, of pixel values in [0, 1].
+        std: per-channel standard deviation to divide by.
+    """
+
+    channels: int
+    size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Recipe(NamedTuple):
+    """How to make an architecture again, without its weights.
+
+    Attributes:
+        name: registry name, such as ``"timm:resnet50"``. A name ending in ``:.`` means that the
+            files beside the recipe are the source.
+        options: JSON-serialisable keyword arguments for ``create_*``.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """An ``nn.Module`` that turns images into :class:`ImageFeatures`.
+
+    ``pooled_dim`` and ``region_dim`` are read off the model, never typed by hand.
+    ``image_input`` says what it wants to be fed. An encoder that also has
+    ``recipe(folder: Path) -> Recipe`` can be saved and loaded by name: it writes the files it
+    needs (if any) into ``folder`` and returns how to make it again.
+    """
+
+    pooled_dim: int
+    region_dim: int
+    image_input: ImageInput
+
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        """Encode ``images (image, channel, height, width)``."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """An ``nn.Module`` that turns texts into :class:`TextFeatures`.
+
+    Called with what its own ``tokenize`` returns, or with plain strings.
+    ``recipe(folder)`` is optional, as for :class:`ImageEncoder`.
+    """
+
+    pooled_dim: int
+    word_dim: int
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        """Turn strings into tensors."""
+        ...
+
+    def __call__(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
+        """Encode texts."""
+        ...
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """A callable that reduces one masked axis.
+
+    ``values`` is any tensor, ``mask`` a boolean tensor that broadcasts to its shape (True = keep;
+    None = keep all), ``dim`` the axis that disappears.
+    """
+
+    def __call__(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+        """Reduce ``dim``."""
+        ...
+
+
+@runtime_checkable
+class SavesRecipe(Protocol):
+    """An encoder that can be made again from a :class:`Recipe`."""
+
+    def recipe(self, folder: Path) -> Recipe:
+        """Write what is needed beside the weights into ``folder``; return how to rebuild."""
+        ...
