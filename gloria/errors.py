@@ -25,6 +25,10 @@ class EmptyTextError(GloriaError, ValueError):
     """A text has no valid word left, so it can be matched with nothing."""
 
 
+class EmptyImageError(GloriaError, ValueError):
+    """An image has no valid region left, so it can be matched with nothing."""
+
+
 class BackendError(GloriaError, RuntimeError):
     """A matching backend that was asked for by name cannot run the problem."""
 

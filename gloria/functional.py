@@ -1,0 +1,446 @@
+"""The numerics of GLoRIA as stateless functions: similarities, attention and losses.
+
+Axes are always ``image, text, region, word, dim``, in this order; a pair matrix is
+``(image, text)``; a **temperature divides**. Half-precision inputs are widened: everything here is
+computed and returned in float32 (float64 for float64 inputs), under autocast too. NaN or infinity
+in an image or text makes that row or column non-finite and no other; in a padded position it
+changes nothing.
+
+The defaults are the printed formulas of Huang et al., *GLoRIA: A Multimodal Global-Local
+Representation Learning Framework for Label-efficient Medical Image Recognition*, ICCV 2021. The
+constants of the published code, and the ones that learn best from scratch, are presets of the
+losses in :mod:`gloria.losses`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
+
+import torch
+from einops import einsum
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from gloria.aggregators.reductions import widen
+from gloria.checks import (
+    check_choice,
+    check_mask,
+    check_positive,
+    check_same_size,
+    check_tensor,
+)
+from gloria.errors import EmptyImageError, EmptyTextError, ShapeError
+from gloria.matching import (
+    AggregatorFunction,
+    AttentionVariant,
+    MatchingInputs,
+    MatchingOptions,
+    Problem,
+    WordAggregation,
+    choose_backend,
+)
+from gloria.matching.einops import attend
+from gloria.matching.problem import EPS
+
+Product = Literal["dot", "scaled_dot", "cosine"]
+PRODUCTS: tuple[str, ...] = get_args(Product)
+
+
+class LocalMatching(TypedDict, total=False):
+    """The keyword arguments of :func:`local_similarity`."""
+
+    attention: AttentionVariant
+    product: Product
+    attention_temperature: float
+    aggregation: WordAggregation | AggregatorFunction
+    match_temperature: float
+    backend: str
+
+
+class ContrastiveTerms(NamedTuple):
+    """The two directions of a contrastive loss, each a scalar."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Cosine of every image with every text, ``(image, text)``.
+
+    ``cos(v, t) = <v, t> / max(‖v‖·‖t‖, 1e-8)``
+
+    Args:
+        image_embeddings: one vector per image, ``(image, dim)``.
+        text_embeddings: one vector per text, ``(text, dim)``.
+
+    Returns:
+        Cosines in [-1, 1], ``(image, text)``.
+
+    Raises:
+        ShapeError: wrong rank, or dims that differ.
+        DtypeError: not floating-point tensors.
+
+    Source: GLoRIA, section 3.3 (the similarity inside eq. 1-2).
+
+    Example:
+        >>> import torch
+        >>> global_similarity(torch.eye(2), torch.tensor([[2.0, 0.0]]))
+        tensor([[1.],
+                [0.]])
+    """
+    check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
+    check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
+    check_same_size(
+        "dim",
+        "image_embeddings",
+        image_embeddings.shape[1],
+        "text_embeddings",
+        text_embeddings.shape[1],
+        "Project both to one width first (gloria.heads).",
+    )
+    with _full_precision(image_embeddings):
+        images, texts = _widen_together(image_embeddings, text_embeddings)
+        norms = images.norm(dim=1)[:, None] * texts.norm(dim=1)[None, :]
+        return images @ texts.T / norms.clamp_min(EPS)
+
+
+def local_similarity(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    attention: AttentionVariant = "regions",
+    product: Product = "dot",
+    attention_temperature: float = 1 / 4,
+    aggregation: WordAggregation | AggregatorFunction = "logsumexp",
+    match_temperature: float = 1 / 5,
+    backend: str = "auto",
+) -> Tensor:
+    """Local similarity of every image with every text, ``(image, text)``.
+
+    For one image with regions ``v_j`` and one text with words ``t_i``::
+
+        s_ji = <v_j, t_i>
+        a_ij = softmax over j of (s_ji / attention_temperature)            "regions"
+        a_ij = softmax over j of (p_ji / attention_temperature),
+               p_ji = softmax over i of s_ji                               "words_then_regions"
+        c_i  = Σ_j a_ij v_j
+        r_i  = <c_i, t_i> / max(‖c_i‖·‖t_i‖, 1e-8)
+        Z    = match_temperature · log Σ_i exp(r_i / match_temperature)    "logsumexp"
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``; what stands in masked positions has no influence at all.
+        word_mask: ``(text, word)`` boolean, True = a real word; every text needs at least one.
+        region_mask: ``(image, region)`` boolean, True = a real region; None = all are real.
+        attention: ``"regions"``, the formula printed in the paper, or ``"words_then_regions"``,
+            what the published code computes (and its weights were trained with).
+        product: ``"dot"``, the raw product of both publications; ``"scaled_dot"``, divided by
+            √dim; ``"cosine"``, everything on L2-normalised vectors.
+        attention_temperature: divides the attention's scores; published: 1/4.
+        aggregation: words → one number: ``"logsumexp"`` (training, as printed), ``"logmeanexp"``
+            (the same with the mean for the sum: no bias of ``match_temperature · log words``
+            towards long texts), ``"max"``, ``"mean"`` (of the cosines), or a callable with the
+            contract of :mod:`gloria.aggregators`.
+        match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
+        backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
+
+    Returns:
+        ``(image, text)``. The number of images and of texts may differ, and may be 0.
+
+    Raises:
+        ShapeError, DtypeError, OptionError: an argument does not fit; the message says which.
+        EmptyTextError: a text has no real word. (Inside ``torch.compile``, where values cannot be
+            read, such a text scores 0 with zero gradient; an image without a region likewise.)
+        EmptyImageError: an image has no real region.
+        BackendError: the backend named cannot run this; the message has its reasons.
+
+    Departures: the published code scales by 5 inside the log and drops the outer 1/5, which
+    :class:`~gloria.losses.LocalContrastiveLoss` covers by the temperature of its ``"official"``
+    preset.
+
+    Source: GLoRIA, section 3.3, eq. 3-6; the double softmax is AttnGAN's (Xu et al., CVPR 2018,
+    eq. 7-10).
+
+    Example:
+        >>> import torch
+        >>> regions, words = torch.randn(2, 49, 64), torch.randn(3, 7, 64)
+        >>> word_mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+        >>> local_similarity(regions, words, word_mask).shape
+        torch.Size([2, 3])
+    """
+    options = MatchingOptions(attention, attention_temperature, match_temperature, aggregation)
+    check_choice("product", product, PRODUCTS)
+    _check_local(regions, words, word_mask, region_mask)
+    with _full_precision(regions):
+        inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
+        return choose_backend(Problem.of(inputs, options), backend).local_similarity(
+            inputs, options
+        )
+
+
+def local_attention(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    attention: AttentionVariant = "regions",
+    product: Product = "dot",
+    attention_temperature: float = 1 / 4,
+) -> Tensor:
+    """Where each word of text k looks in image k, ``(pair, word, region)``.
+
+    The ``a_ij`` of :func:`local_similarity`, for matching pairs only. Each row of a real word sums
+    to 1 over the real regions; rows of masked words are 0. ``.unflatten(-1, grid)`` makes maps.
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``, as many texts as images (expand one image to ask it several
+            texts).
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        region_mask: ``(image, region)`` boolean, or None.
+        attention: as in :func:`local_similarity`.
+        product: as in :func:`local_similarity`.
+        attention_temperature: as in :func:`local_similarity`.
+
+    Returns:
+        Attention weights, ``(pair, word, region)``.
+
+    Raises:
+        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+            :func:`local_similarity`; also when the number of images and texts differ.
+
+    Source: GLoRIA, eq. 4.
+
+    Example:
+        >>> import torch
+        >>> word_mask = torch.ones(2, 5, dtype=torch.bool)
+        >>> maps = local_attention(torch.randn(2, 49, 8), torch.randn(2, 5, 8), word_mask)
+        >>> maps.unflatten(-1, (7, 7)).shape
+        torch.Size([2, 5, 7, 7])
+    """
+    options = MatchingOptions(attention, attention_temperature, 1.0, "mean")
+    check_choice("product", product, PRODUCTS)
+    _check_local(regions, words, word_mask, region_mask)
+    check_same_size("number of pairs", "regions", len(regions), "words", len(words))
+    with _full_precision(regions):
+        inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
+        scores = einsum(
+            inputs.regions, inputs.words, "pair region dim, pair word dim -> pair word region"
+        )
+        weights = attend(scores, word_mask, region_mask, options)
+        return weights.masked_fill(~word_mask[..., None], 0.0)
+
+
+def contrastive_cross_entropy(
+    similarity: Tensor, temperature: float | Tensor = 0.1
+) -> ContrastiveTerms:
+    """Cross-entropy of a square pair matrix in both directions; the diagonal holds the pairs.
+
+    ``image_to_text = -mean_k log softmax_n(similarity[k, n] / temperature)[k]``, and
+    ``text_to_image`` the same over columns.
+
+    Args:
+        similarity: ``(image, text)``, square; text k belongs to image k.
+        temperature: divides the similarity.
+
+    Returns:
+        Two scalars. A batch of one gives two zeros (with zero gradient).
+
+    Raises:
+        ShapeError: not square, or empty.
+        OptionError: the temperature is not above 0.
+
+    Source: GLoRIA, eq. 1-2 and 7-8; van den Oord et al., CPC (2018), eq. 4.
+
+    Example:
+        >>> import torch
+        >>> contrastive_cross_entropy(torch.zeros(4, 4)).image_to_text  # ln 4
+        tensor(1.3863)
+    """
+    check_tensor("similarity", similarity, ("image", "text"))
+    check_positive("temperature", temperature)
+    images, texts = similarity.shape
+    if images != texts or images == 0:
+        raise ShapeError(
+            f"similarity must be square with at least one pair, text k belonging to image k; got "
+            f"{images} images and {texts} texts."
+        )
+    with _full_precision(similarity):
+        logits = widen(similarity) / temperature
+        target = torch.arange(images, device=logits.device)
+        return ContrastiveTerms(cross_entropy(logits, target), cross_entropy(logits.T, target))
+
+
+def global_contrastive_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    image_to_text_weight: float = 1.0,
+    text_to_image_weight: float = 1.0,
+) -> Tensor:
+    """Symmetric InfoNCE on the cosine of pooled embeddings.
+
+    See :class:`~gloria.losses.GlobalContrastiveLoss`.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.randn(8, 128)
+        >>> global_contrastive_loss(embeddings, embeddings) < 0.1
+        tensor(True)
+    """
+    similarity = global_similarity(image_embeddings, text_embeddings)
+    terms = contrastive_cross_entropy(similarity, temperature)
+    return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
+
+
+def local_contrastive_loss(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.1,
+    image_to_text_weight: float = 1.0,
+    text_to_image_weight: float = 1.0,
+    **matching: Unpack[LocalMatching],
+) -> Tensor:
+    """Symmetric InfoNCE on the local similarity; ``matching`` goes to :func:`local_similarity`.
+
+    See :class:`~gloria.losses.LocalContrastiveLoss`.
+
+    Example:
+        >>> import torch
+        >>> regions, words = torch.randn(4, 49, 64), torch.randn(4, 7, 64)
+        >>> local_contrastive_loss(regions, words, torch.ones(4, 7, dtype=torch.bool)).shape
+        torch.Size([])
+    """
+    similarity = local_similarity(regions, words, word_mask, region_mask, **matching)
+    terms = contrastive_cross_entropy(similarity, temperature)
+    return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
+
+
+def global_local_contrastive_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    global_temperature: float | Tensor = 0.1,
+    local_temperature: float | Tensor = 0.1,
+    global_weight: float = 1.0,
+    local_weight: float = 1.0,
+    **matching: Unpack[LocalMatching],
+) -> Tensor:
+    """The paper's objective: global plus local contrastive loss, four cross-entropies (eq. 9).
+
+    See :class:`~gloria.losses.GlobalLocalContrastiveLoss`.
+
+    Example:
+        >>> import torch
+        >>> pooled, words = torch.zeros(8, 16), torch.zeros(8, 5, 16)
+        >>> mask = torch.ones(8, 5, dtype=torch.bool)
+        >>> global_local_contrastive_loss(pooled, pooled, words, words, mask)  # 4 ln 8
+        tensor(8.3178)
+    """
+    whole = global_contrastive_loss(
+        image_embeddings, text_embeddings, temperature=global_temperature
+    )
+    parts = local_contrastive_loss(
+        regions, words, word_mask, region_mask, temperature=local_temperature, **matching
+    )
+    return global_weight * whole + local_weight * parts
+
+
+def _check_local(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> None:
+    flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
+    check_tensor("regions", regions, ("image", "region", "dim"), flatten)
+    check_tensor("words", words, ("text", "word", "dim"))
+    check_same_size(
+        "dim",
+        "regions",
+        regions.shape[2],
+        "words",
+        words.shape[2],
+        "Project both to one width first (gloria.heads).",
+    )
+    check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
+    if region_mask is not None:
+        check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
+    _check_not_empty(word_mask, "text", "word", EmptyTextError)
+    if region_mask is not None:
+        _check_not_empty(region_mask, "image", "region", EmptyImageError)
+    elif regions.shape[0] and not regions.shape[1]:
+        raise EmptyImageError(f"regions must hold at least one region; got {tuple(regions.shape)}.")
+
+
+def _check_not_empty(
+    mask: Tensor, row: str, column: str, error: type[EmptyTextError] | type[EmptyImageError]
+) -> None:
+    # a compiler's trace has no values, and a meta tensor never has any
+    if torch.compiler.is_compiling() or mask.device.type == "meta":
+        return
+    filled = mask.any(dim=1)
+    if not filled.all():
+        index = int((~filled).nonzero()[0])
+        raise error(
+            f"every {row} needs at least one real {column}; {row} {index} has none in "
+            f"{column}_mask. Drop such {row}s, or give them a {column}, before matching."
+        )
+
+
+def _matching_inputs(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None,
+    product: Product,
+) -> MatchingInputs:
+    """Widened, with zeros under the masks, and such that every product left is a plain dot."""
+    regions, words = _widen_together(regions, words)
+    words = words.masked_fill(~word_mask[..., None], 0.0)
+    if region_mask is not None:
+        regions = regions.masked_fill(~region_mask[..., None], 0.0)
+    if product == "cosine":
+        regions, words = normalize(regions, dim=-1, eps=EPS), normalize(words, dim=-1, eps=EPS)
+    elif product == "scaled_dot":
+        # the cosine r does not see the length of a word vector, only the attention does
+        words = words / words.shape[-1] ** 0.5
+    return MatchingInputs(regions, words, word_mask, region_mask)
+
+
+def _widen_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = widen(first), widen(second)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
+
+
+def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast off: reductions, exponentials and cosines stay in float32."""
+    device = like.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+__all__ = [
+    "PRODUCTS",
+    "ContrastiveTerms",
+    "LocalMatching",
+    "Product",
+    "contrastive_cross_entropy",
+    "global_contrastive_loss",
+    "global_local_contrastive_loss",
+    "global_similarity",
+    "local_attention",
+    "local_contrastive_loss",
+    "local_similarity",
+]

@@ -1,0 +1,69 @@
+"""Projections into the shared space: of one vector per item, or of each region or word."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gloria.aggregators.reductions import check_count
+from gloria.checks import check_choice
+from gloria.errors import ShapeError
+
+
+class Projection(nn.Module):
+    """A linear or two-layer projection of the last axis.
+
+    Used on pooled vectors ``(item, dim)`` (the global head) and on regions or words
+    ``(item, position, dim)`` (the local heads), where a linear map of every position is a 1 × 1
+    convolution. The published code: linear without bias on regions, linear on the pooled image,
+    nothing on the text, whose width is the shared space. ConVIRT: ``kind="mlp"``.
+
+    Args:
+        in_dim: width of the encoder's output.
+        out_dim: width of the shared space.
+        kind: ``"linear"``, or ``"mlp"``: Linear-ReLU-Linear.
+        hidden_dim: hidden width of the MLP; default ``out_dim``.
+        bias: whether the linear layers have a bias.
+
+    Raises:
+        ShapeError: an input's last axis is not ``in_dim`` wide.
+
+    Example:
+        >>> import torch
+        >>> Projection(1024, 768, bias=False)(torch.randn(2, 361, 1024)).shape
+        torch.Size([2, 361, 768])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        kind: str = "linear",
+        hidden_dim: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_count("in_dim", in_dim)
+        check_count("out_dim", out_dim)
+        check_choice("kind", kind, ("linear", "mlp"))
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        if kind == "linear":
+            self.layers: nn.Module = nn.Linear(in_dim, out_dim, bias=bias)
+        else:
+            width = hidden_dim or out_dim
+            self.layers = nn.Sequential(
+                nn.Linear(in_dim, width, bias=bias),
+                nn.ReLU(),
+                nn.Linear(width, out_dim, bias=bias),
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project ``(..., in_dim)`` to ``(..., out_dim)``."""
+        if features.shape[-1] != self.in_dim:
+            raise ShapeError(
+                f"features must be {self.in_dim} wide on the last axis; got "
+                f"{tuple(features.shape)}."
+            )
+        projected: Tensor = self.layers(features)
+        return projected

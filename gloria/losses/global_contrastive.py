@@ -1,0 +1,92 @@
+"""The global contrastive loss: image against report."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from gloria.functional import contrastive_cross_entropy, global_similarity
+from gloria.losses.base import PairLoss
+from gloria.losses.temperature import Temperature
+
+
+class GlobalContrastiveLoss(PairLoss):
+    """Symmetric InfoNCE on the cosine of pooled embeddings.
+
+    ``L = w_it · CE(cos / τ, rows) + w_ti · CE(cos / τ, columns)``, text k belonging to image k.
+
+    Args:
+        temperature: τ, divides the cosine. Paper and published code: 0.1 (a scale of 10).
+        learnable: learn τ, starting from ``temperature`` (SPARC, 2024, found it better for every
+            method it compared).
+        minimum_temperature: lower bound of a learned τ.
+        image_to_text_weight: w_it. ConVIRT: 0.75.
+        text_to_image_weight: w_ti. ConVIRT: 0.25.
+
+    Presets: ``"paper"``, ``"official"`` and ``"stable"`` (all τ = 0.1), ``"convirt"``
+    (Zhang et al., 2020, eq. 4: 0.75 and 0.25, τ = 0.1).
+
+    At random initialisation the loss is about ``2 ln(batch)``.
+
+    Source: GLoRIA (Huang et al., ICCV 2021), eq. 1-2; weights as in ConVIRT.
+
+    Example:
+        >>> import torch
+        >>> loss = GlobalContrastiveLoss(learnable=True)
+        >>> loss(torch.randn(8, 128), torch.randn(8, 128)).backward()
+    """
+
+    presets: ClassVar = {
+        "paper": {"temperature": 0.1},
+        "official": {"temperature": 0.1},
+        "stable": {"temperature": 0.1},
+        "convirt": {
+            "temperature": 0.1,
+            "image_to_text_weight": 0.75,
+            "text_to_image_weight": 0.25,
+        },
+    }
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        learnable: bool = False,
+        minimum_temperature: float = 0.01,
+        image_to_text_weight: float = 1.0,
+        text_to_image_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.temperature = Temperature(
+            temperature, learnable=learnable, minimum=minimum_temperature
+        )
+        self.image_to_text_weight = image_to_text_weight
+        self.text_to_image_weight = text_to_image_weight
+
+    def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+        """The loss, a scalar, from ``(image, dim)`` and ``(text, dim)``."""
+        return self.total(self.terms(image_embeddings, text_embeddings))
+
+    def terms(self, image_embeddings: Tensor, text_embeddings: Tensor) -> dict[str, Tensor]:
+        """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
+        similarity = self.similarity(image_embeddings, text_embeddings)
+        return contrastive_cross_entropy(similarity, self.temperature())._asdict()
+
+    def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+        """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""
+        return global_similarity(image_embeddings, text_embeddings)
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the two directions."""
+        return {
+            "image_to_text": self.image_to_text_weight,
+            "text_to_image": self.text_to_image_weight,
+        }
+
+    def extra_repr(self) -> str:
+        """Show the weights."""
+        return (
+            f"image_to_text_weight={self.image_to_text_weight}, "
+            f"text_to_image_weight={self.text_to_image_weight}"
+        )

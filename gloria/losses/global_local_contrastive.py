@@ -1,0 +1,116 @@
+"""The paper's objective: the global and the local contrastive loss together."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from gloria.losses.base import PairLoss
+from gloria.losses.global_contrastive import GlobalContrastiveLoss
+from gloria.losses.local_contrastive import LocalContrastiveLoss
+
+
+class GlobalLocalContrastiveLoss(PairLoss):
+    """``L = global_weight · L_global + local_weight · L_local``: four cross-entropies.
+
+    Args:
+        global_loss: default :class:`GlobalContrastiveLoss` with the paper's constants.
+        local_loss: default :class:`LocalContrastiveLoss` with the paper's constants.
+        global_weight: published: 1.
+        local_weight: published: 1.
+
+    Presets: ``"paper"``, ``"official"``, ``"stable"``: both parts with the preset of that name.
+
+    At random initialisation the loss is about ``4 ln(batch)``: a good smoke check.
+
+    Source: GLoRIA (Huang et al., ICCV 2021), eq. 9.
+
+    Example:
+        >>> import torch
+        >>> loss = GlobalLocalContrastiveLoss.from_preset("stable", local_weight=0.5)
+        >>> pooled, regions = torch.randn(4, 64), torch.randn(4, 49, 64)
+        >>> words, word_mask = torch.randn(4, 9, 64), torch.ones(4, 9, dtype=torch.bool)
+        >>> sorted(loss.terms(pooled, pooled, regions, words, word_mask))
+        ['global_image_to_text', 'global_text_to_image', 'local_image_to_text', 'local_text_to_image']
+    """
+
+    presets = dict.fromkeys(("paper", "official", "stable"), {})
+
+    def __init__(
+        self,
+        *,
+        global_loss: GlobalContrastiveLoss | None = None,
+        local_loss: LocalContrastiveLoss | None = None,
+        global_weight: float = 1.0,
+        local_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.global_loss = global_loss or GlobalContrastiveLoss()
+        self.local_loss = local_loss or LocalContrastiveLoss()
+        self.global_weight = global_weight
+        self.local_weight = local_weight
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> Self:
+        """Both parts with the constants of a named preset; overrides are of this class.
+
+        Raises:
+            OptionError: no such preset.
+        """
+        parts = {
+            "global_loss": GlobalContrastiveLoss.from_preset(preset),
+            "local_loss": LocalContrastiveLoss.from_preset(preset),
+        }
+        return cls(**{**parts, **overrides})
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            image_embeddings: ``(image, dim)``.
+            text_embeddings: ``(text, dim)``, text k belonging to image k.
+            regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
+            words: ``(text, word, dim)``.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
+        return self.total(
+            self.terms(image_embeddings, text_embeddings, regions, words, word_mask, region_mask)
+        )
+
+    def terms(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The four unweighted terms, ``global_`` and ``local_``, each in both directions."""
+        whole = self.global_loss.terms(image_embeddings, text_embeddings)
+        parts = self.local_loss.terms(regions, words, word_mask, region_mask)
+        return {f"global_{name}": term for name, term in whole.items()} | {
+            f"local_{name}": term for name, term in parts.items()
+        }
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each of the four terms."""
+        whole = self.global_loss.weights().items()
+        parts = self.local_loss.weights().items()
+        return {f"global_{name}": self.global_weight * weight for name, weight in whole} | {
+            f"local_{name}": self.local_weight * weight for name, weight in parts
+        }
+
+    def extra_repr(self) -> str:
+        """Show the weights."""
+        return f"global_weight={self.global_weight}, local_weight={self.local_weight}"

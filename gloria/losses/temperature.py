@@ -1,0 +1,53 @@
+"""The temperature that divides a loss's similarities, fixed or learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gloria.checks import check_positive
+from gloria.errors import OptionError
+
+
+class Temperature(nn.Module):
+    """A positive number; learnable if asked, and then never below ``minimum``.
+
+    A learned temperature is ``minimum + softplus(raw)``: bounded without a clamp, whose gradient
+    would be zero once the bound is reached.
+
+    Args:
+        initial: the (starting) value.
+        learnable: make it a parameter.
+        minimum: lower bound of a learned temperature; CLIP's is 0.01.
+    """
+
+    def __init__(self, initial: float, *, learnable: bool = False, minimum: float = 0.01) -> None:
+        super().__init__()
+        check_positive("temperature", initial)
+        check_positive("minimum_temperature", minimum)
+        self.minimum = minimum
+        self.fixed = None if learnable else float(initial)
+        self.raw = None
+        if learnable:
+            if initial <= minimum:
+                raise OptionError(
+                    f"a learnable temperature must start above its minimum {minimum}; got {initial}."
+                )
+            # in float64, so that the starting value survives the round trip
+            inverse = initial - minimum + math.log(-math.expm1(minimum - initial))
+            self.raw = nn.Parameter(torch.tensor(inverse, dtype=torch.get_default_dtype()))
+
+    def forward(self) -> float | Tensor:
+        """The current value."""
+        if self.raw is None:
+            assert self.fixed is not None
+            return self.fixed
+        return self.minimum + nn.functional.softplus(self.raw)
+
+    def extra_repr(self) -> str:
+        """Show the value."""
+        if self.fixed is not None:
+            return f"{self.fixed}"
+        return f"learnable, minimum={self.minimum}"

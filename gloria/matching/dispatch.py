@@ -1,0 +1,74 @@
+"""Which backend runs a matching problem.
+
+| backend  | what it is                                     | runs            |
+|----------|------------------------------------------------|-----------------|
+| `einops` | the definition; memory image·text·word·region  | everything      |
+
+A backend is a module with ``local_similarity(inputs, options)`` and
+``reasons_not_supported(problem)``. ``"auto"`` takes the first of :data:`BACKENDS` that can run;
+a backend that was named and cannot run raises with all its reasons.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gloria.checks import check_choice
+from gloria.errors import BackendError
+from gloria.matching import einops
+from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    def local_similarity(self, inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
+        """Similarity of every image with every text, ``(image, text)``."""
+        ...
+
+    def reasons_not_supported(self, problem: Problem) -> list[str]:
+        """Sentences that say why not; empty = can run."""
+        ...
+
+
+# Fastest first: this is the order in which "auto" asks.
+BACKENDS: dict[str, Backend] = {"einops": einops}
+
+
+def choose_backend(problem: Problem, backend: str = "auto") -> Backend:
+    """The backend module for a problem.
+
+    Raises:
+        OptionError: there is no backend of that name.
+        BackendError: the named backend cannot run the problem; lists its reasons.
+    """
+    check_choice("backend", backend, ("auto", *BACKENDS))
+    if backend == "auto":
+        return next(each for each in BACKENDS.values() if not each.reasons_not_supported(problem))
+    reasons = BACKENDS[backend].reasons_not_supported(problem)
+    if reasons:
+        raise BackendError(f"backend {backend!r} cannot run this: {' '.join(reasons)}")
+    return BACKENDS[backend]
+
+
+def explain_backends(problem: Problem | None = None) -> dict[str, list[str]]:
+    """Every backend's reasons not to run ``problem`` (by default the paper's); empty = can run."""
+    problem = problem or PAPER_PROBLEM
+    return {name: each.reasons_not_supported(problem) for name, each in BACKENDS.items()}
+
+
+PAPER_PROBLEM = Problem(
+    images=48,
+    regions=361,
+    texts=48,
+    words=97,
+    dim=768,
+    dtype=torch.float32,
+    device="cpu",
+    has_region_mask=False,
+    options=MatchingOptions("words_then_regions", 1 / 4, 1 / 5, "logsumexp"),
+)
+"""The published training setting: 19 × 19 regions, 97 tokens, batch 48."""
