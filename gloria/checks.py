@@ -47,7 +47,7 @@ def check_same_size(
         raise ShapeError(message.rstrip())
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float | Tensor) -> None:
     """Require a finite number above zero."""
     if isinstance(value, Tensor):
         return  # a learnable value is bounded by its module; reading it here would synchronise

@@ -44,6 +44,10 @@ class DuplicateNameError(GloriaError, ValueError):
     """A name is registered twice; nothing was overwritten."""
 
 
+class ContractError(GloriaError, TypeError):
+    """A registered factory made something that does not keep its registry's contract."""
+
+
 class MissingDependencyError(GloriaError, ImportError):
     """An optional dependency is missing, or installed and broken."""
 

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 import torch
 from einops import einsum
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy, normalize
 
 from gloria.aggregators.reductions import widen
@@ -101,8 +102,9 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
     )
     with _full_precision(image_embeddings):
         images, texts = _widen_together(image_embeddings, text_embeddings)
-        norms = images.norm(dim=1)[:, None] * texts.norm(dim=1)[None, :]
-        return images @ texts.T / norms.clamp_min(EPS)
+        norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)[None, :]
+        cosine: Tensor = images @ texts.T / norms.clamp_min(EPS)
+        return cosine
 
 
 def local_similarity(

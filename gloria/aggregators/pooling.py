@@ -112,9 +112,7 @@ class AttentionPooling(nn.Module):
         """Reduce ``dim``."""
         mask = check_reduction(values, mask, dim)
         if dim % values.dim() == values.dim() - 1:
-            raise ShapeError(
-                "dim must not be the last axis: attention pooling reads features there."
-            )
+            raise ShapeError("dim must not be the last axis: features are read from there.")
         if values.shape[-1] != self.score.in_features:
             raise ShapeError(
                 f"values must have {self.score.in_features} features on the last axis; "

@@ -33,7 +33,8 @@ class Temperature(nn.Module):
         if learnable:
             if initial <= minimum:
                 raise OptionError(
-                    f"a learnable temperature must start above its minimum {minimum}; got {initial}."
+                    f"temperature must start above its minimum {minimum} to be learnable; "
+                    f"got {initial}."
                 )
             # in float64, so that the starting value survives the round trip
             inverse = initial - minimum + math.log(-math.expm1(minimum - initial))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from einops import einsum
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from gloria.aggregators import (
     masked_logmeanexp,
@@ -55,8 +56,9 @@ def attend(
 def word_cosine(attended: Tensor, words: Tensor) -> Tensor:
     """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
     product = (attended * words).sum(-1)
-    norms = attended.norm(dim=-1) * words.norm(dim=-1)
-    return product / norms.clamp_min(EPS)
+    norms = vector_norm(attended, dim=-1) * vector_norm(words, dim=-1)
+    cosine: Tensor = product / norms.clamp_min(EPS)
+    return cosine
 
 
 def aggregate_words(cosine: Tensor, word_mask: Tensor, options: MatchingOptions) -> Tensor:
