@@ -45,7 +45,7 @@ class DuplicateNameError(GloriaError, ValueError):
 
 
 class ContractError(GloriaError, TypeError):
-    """A registered factory made something that does not keep its registry's contract."""
+    """A plugin, or what a registered factory made, does not keep the contract of its registry."""
 
 
 class MissingDependencyError(GloriaError, ImportError):

@@ -1,0 +1,266 @@
+"""The four registries: image encoders, text encoders, aggregators and losses.
+
+Strings at the edge, objects inside: ``create_*`` turn a name into an object, and everything else
+in gloria takes objects. Built-ins are registered as strings, so that listing imports nothing.
+Plugins (see :mod:`gloria.hookspecs`) are looked for once, at the first ``create_*`` or ``list_*``.
+"""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from gloria.errors import PluginWarning, UnknownNameError
+from gloria.plugins import PluginRecord, load_plugins
+from gloria.registry import BUILT_IN, Registry, describe, registering_as
+
+if TYPE_CHECKING:  # torch takes seconds; names take none
+    from torch import nn
+
+    from gloria.types import Aggregator, ImageEncoder, TextEncoder
+
+
+class Catalog:
+    """Four registries and the plugins that add to them.
+
+    The functions of this module use one catalog for the whole process. Another one is good for
+    seeing what a fresh process would see.
+
+    Attributes:
+        image_encoders, text_encoders, aggregators, losses: the registries, for registering.
+    """
+
+    def __init__(self) -> None:
+        self.image_encoders: Registry[ImageEncoder] = Registry("image encoder", _image_encoder)
+        self.text_encoders: Registry[TextEncoder] = Registry("text encoder", _text_encoder)
+        self.aggregators: Registry[Aggregator] = Registry("aggregator", _aggregator)
+        self.losses: Registry[nn.Module] = Registry("loss", _loss)
+        self._records: list[PluginRecord] | None = None
+        self._lock = RLock()
+        with registering_as(BUILT_IN):
+            _register_built_ins(self)
+
+    @property
+    def registries(self) -> dict[str, Registry[Any]]:
+        """The registries by the last word of the hook that fills them."""
+        return {
+            "image_encoders": self.image_encoders,
+            "text_encoders": self.text_encoders,
+            "aggregators": self.aggregators,
+            "losses": self.losses,
+        }
+
+    def plugins(self) -> list[PluginRecord]:
+        """What became of each installed plugin; looks for them if that has not been done.
+
+        Warns:
+            PluginWarning: once for every faulty plugin.
+        """
+        with self._lock:
+            if self._records is not None:
+                return self._records
+            self._records = []  # what a plugin sees that asks while it is being loaded
+            try:
+                self._records = load_plugins(self.registries)
+            except BaseException:
+                self._records = None
+                raise
+        for record in self._records:
+            if record.status == "skipped":
+                warn(PluginWarning(str(record)), stacklevel=2)
+        return self._records
+
+    def list(self, kind: str, pattern: str | None = None) -> Names:
+        """Names in the registry ``kind``, those of plugins included."""
+        self.plugins()
+        return self.registries[kind].list(pattern)
+
+    def create(self, kind: str, name: str, options: dict[str, Any]) -> Any:
+        """Make something by its name in the registry ``kind``."""
+        records = self.plugins()
+        try:
+            return self.registries[kind].create(name, **options)
+        except UnknownNameError as error:
+            for record in records:
+                if record.status != "loaded":
+                    error.add_note(f"Not loaded: {record}")
+            raise
+
+
+Names = list[str]  # inside Catalog, `list` is the method
+
+
+def _register_built_ins(catalog: Catalog) -> None:
+    register = catalog.image_encoders.register
+    register("timm:", "gloria.encoders.timm_image:TimmImageEncoder", list_names="timm:list_models")
+    register(
+        "open_clip:",
+        "gloria.encoders.open_clip:OpenClipImageEncoder",
+        list_names="open_clip:list_models",
+    )
+
+    register = catalog.text_encoders.register
+    register("hf:", "gloria.encoders.hf_text:HFTextEncoder")
+    register(
+        "open_clip:",
+        "gloria.encoders.open_clip:OpenClipTextEncoder",
+        list_names="open_clip:list_models",
+    )
+
+    register = catalog.aggregators.register
+    register("sum", "gloria.aggregators:Sum")
+    register("mean", "gloria.aggregators:Mean")
+    register("max", "gloria.aggregators:Max")
+    register("logsumexp", "gloria.aggregators:LogSumExp")
+    register("logmeanexp", "gloria.aggregators:LogMeanExp")
+    register("first", "gloria.aggregators:First")
+    register("last_n_sum", "gloria.aggregators:LastNSum")
+    register("last_n_mean", "gloria.aggregators:LastNMean")
+    register("gem", "gloria.aggregators:GeM")
+    register("attention", "gloria.aggregators:AttentionPooling")
+    register("weldon", "gloria.aggregators:Weldon")
+
+    register = catalog.losses.register
+    register("global_contrastive", "gloria.losses:GlobalContrastiveLoss")
+    register("local_contrastive", "gloria.losses:LocalContrastiveLoss")
+    register("global_local_contrastive", "gloria.losses:GlobalLocalContrastiveLoss")
+
+
+def _image_encoder(thing: object) -> str:
+    return _not_a_module(thing) or _lacks(thing, "pooled_dim", "region_dim", "image_input")
+
+
+def _text_encoder(thing: object) -> str:
+    return _not_a_module(thing) or _lacks(thing, "pooled_dim", "word_dim", "tokenize")
+
+
+def _aggregator(thing: object) -> str:
+    return "" if callable(thing) else f"it is not callable, it is {describe(thing)}"
+
+
+def _loss(thing: object) -> str:
+    return _not_a_module(thing)
+
+
+def _not_a_module(thing: object) -> str:
+    from torch import nn
+
+    return "" if isinstance(thing, nn.Module) else f"it is no nn.Module, it is {describe(thing)}"
+
+
+def _lacks(thing: object, *attributes: str) -> str:
+    missing = [attribute for attribute in attributes if not hasattr(thing, attribute)]
+    return f"{type(thing).__name__} lacks {', '.join(missing)}" if missing else ""
+
+
+_catalog = Catalog()
+
+register_image_encoder = _catalog.image_encoders.register
+register_text_encoder = _catalog.text_encoders.register
+register_aggregator = _catalog.aggregators.register
+register_loss = _catalog.losses.register
+
+
+def create_image_encoder(name: str, /, **options: Any) -> ImageEncoder:
+    """Make an image encoder by its name.
+
+    Args:
+        name: ``"source:name"``, such as ``"timm:resnet50"``, or a registered name.
+        options: keyword arguments of that encoder, such as ``pretrained=False``.
+
+    Raises:
+        UnknownNameError: gives the nearest names and the list.
+        MissingDependencyError: a package is missing or broken; the cause is chained.
+        ContractError: a plugin made something that is no image encoder.
+    """
+    encoder: ImageEncoder = _catalog.create("image_encoders", name, options)
+    return encoder
+
+
+def create_text_encoder(name: str, /, **options: Any) -> TextEncoder:
+    """Make a text encoder by its name, such as ``"hf:emilyalsentzer/Bio_ClinicalBERT"``.
+
+    Arguments and errors are those of :func:`create_image_encoder`.
+    """
+    encoder: TextEncoder = _catalog.create("text_encoders", name, options)
+    return encoder
+
+
+def create_aggregator(name: str, /, **options: Any) -> Aggregator:
+    """Make an aggregator by its name.
+
+    Arguments and errors are those of :func:`create_image_encoder`.
+
+    Example:
+        >>> create_aggregator("last_n_sum", n=2)
+        LastNSum()
+    """
+    aggregator: Aggregator = _catalog.create("aggregators", name, options)
+    return aggregator
+
+
+def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> nn.Module:
+    """Make a loss by its name.
+
+    Args:
+        name: a registered name, such as ``"local_contrastive"``.
+        preset: named constants to start from, such as ``"official"``; ``options`` override them.
+        options: keyword arguments of that loss, such as ``temperature=0.1``.
+
+    Raises:
+        OptionError: the loss has no such preset.
+        UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
+    """
+    loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
+    return loss
+
+
+def list_image_encoders(pattern: str | None = None) -> list[str]:
+    """Names that :func:`create_image_encoder` takes.
+
+    Args:
+        pattern: None lists what is registered and imports nothing: ``"timm:*"`` stands for all
+            of timm's names. A pattern with wildcards also asks the sources that could serve a
+            match: ``"timm:*resnet*"`` imports timm only, ``"*resnet*"`` all of them.
+
+    Example:
+        >>> "timm:*" in list_image_encoders()
+        True
+    """
+    return _catalog.list("image_encoders", pattern)
+
+
+def list_text_encoders(pattern: str | None = None) -> list[str]:
+    """Names that :func:`create_text_encoder` takes; see :func:`list_image_encoders`."""
+    return _catalog.list("text_encoders", pattern)
+
+
+def list_aggregators(pattern: str | None = None) -> list[str]:
+    """Names that :func:`create_aggregator` takes; see :func:`list_image_encoders`.
+
+    Example:
+        >>> list_aggregators("log*")
+        ['logmeanexp', 'logsumexp']
+    """
+    return _catalog.list("aggregators", pattern)
+
+
+def list_losses(pattern: str | None = None) -> list[str]:
+    """Names that :func:`create_loss` takes; see :func:`list_image_encoders`.
+
+    Example:
+        >>> list_losses("local*")
+        ['local_contrastive']
+    """
+    return _catalog.list("losses", pattern)
+
+
+def plugin_report() -> list[PluginRecord]:
+    """What became of each installed plugin: loaded, skipped and why, or disabled."""
+    return _catalog.plugins()
+
+
+def default_catalog() -> Catalog:
+    """The catalog that the functions of this module use."""
+    return _catalog

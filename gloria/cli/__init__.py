@@ -1,0 +1,89 @@
+"""The command line: ``gloria <command>``, also ``python -m gloria <command>``.
+
+A command is a file of this folder with ``add_arguments(parser)`` and ``run(args) -> int``; its
+docstring is what ``gloria <command> --help`` says. It is imported only when it is chosen, so
+``gloria --help`` imports nothing heavy.
+
+Exit codes: 0 success, 1 an error (one line on stderr; the traceback with ``--debug``), 2 wrong
+usage, 130 interrupted by Ctrl-C, 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import gloria
+from gloria.errors import GloriaError
+
+# command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
+COMMANDS = {
+    "info": "Show versions, devices, backends, registered names and plugins.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments after ``gloria``; None = those of this process.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    # options before the command take no value, so the first word is the command
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    parser = _parser(command)
+    try:
+        args = parser.parse_args(arguments)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return 2
+        code = _run(args)
+        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        return code
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print("gloria: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whatever is still buffered goes nowhere, so that the shutdown does not fail on it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands; only the chosen one is imported and knows its arguments."""
+    parser = argparse.ArgumentParser("gloria", description=gloria.__doc__)
+    parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(dest="command", metavar="<command>")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name == chosen:
+            module = importlib.import_module(f"gloria.cli.{name}")
+            command.description = module.__doc__
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+            module.add_arguments(command)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    command = importlib.import_module(f"gloria.cli.{args.command}")
+    try:
+        code: int = command.run(args)
+        return code
+    except GloriaError as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"gloria: error: {error}", file=sys.stderr)
+            for note in getattr(error, "__notes__", []):
+                print(f"  {note}", file=sys.stderr)
+        return 1

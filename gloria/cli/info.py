@@ -1,0 +1,167 @@
+"""Show what a bug report needs: versions, devices, matching backends, registered names, plugins."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterable
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import gloria
+from gloria.catalog import Catalog, default_catalog
+from gloria.errors import PluginWarning
+from gloria.plugins import DISABLE
+from gloria.registry import describe, describe_target
+
+# distribution: module
+PACKAGES = {
+    "torch": "torch",
+    "einops": "einops",
+    "numpy": "numpy",
+    "pluggy": "pluggy",
+    "safetensors": "safetensors",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "transformers": "transformers",
+    "open_clip_torch": "open_clip",
+    "huggingface_hub": "huggingface_hub",
+    "torchmetrics": "torchmetrics",
+    "pillow": "PIL",
+    "matplotlib": "matplotlib",
+    "triton": "triton",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``gloria info``."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="import every package to find installed but broken ones (takes half a minute)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    facts = collect(default_catalog(), check=args.check)
+    print(json.dumps(facts, indent=2) if args.json else render(facts))
+    return 0
+
+
+def collect(catalog: Catalog, check: bool = False) -> dict[str, Any]:
+    """Everything that ``gloria info`` shows, as JSON-serialisable data.
+
+    Args:
+        catalog: whose names and plugins to show.
+        check: import every package to see whether it works.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PluginWarning)  # they are part of the report
+        plugins = catalog.plugins()
+    return {
+        "versions": versions(check),
+        "devices": devices(),
+        "backends": backends(),
+        "registries": {
+            key: [
+                {
+                    "name": entry.listed_name,
+                    "origin": str(entry.origin),
+                    "target": describe_target(entry.target),
+                }
+                for entry in registry.entries()
+            ]
+            for key, registry in catalog.registries.items()
+        },
+        "plugins": [record._asdict() for record in plugins],
+        "environment": {DISABLE: os.environ.get(DISABLE, "")},
+    }
+
+
+def versions(check: bool = False) -> dict[str, str]:
+    """Versions of Python, gloria and the packages that it can use."""
+    found = {
+        "gloria": gloria.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+    }
+    for distribution, module in PACKAGES.items():
+        found[distribution] = _version(distribution, module, check)
+    return found
+
+
+def devices() -> dict[str, str]:
+    """What torch can compute on."""
+    try:
+        import torch
+    except Exception as cause:
+        return {"none": f"torch is installed but broken: {describe(cause)}"}
+    found = {"cpu": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        found[f"cuda:{index}"] = f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+    for index in range(torch.xpu.device_count()):
+        found[f"xpu:{index}"] = torch.xpu.get_device_name(index)
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    return found
+
+
+def backends() -> dict[str, list[str]]:
+    """Each matching backend's reasons not to run here; empty = it can."""
+    try:
+        from gloria.matching.dispatch import explain_backends
+    except Exception as cause:
+        return {"none": [describe(cause)]}
+    return explain_backends()
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The report as text."""
+    lines = _section("versions", facts["versions"].items())
+    lines += _section("devices", facts["devices"].items())
+    reasons = ((name, " ".join(why) or "can run") for name, why in facts["backends"].items())
+    lines += _section("matching backends", reasons)
+    for key, entries in facts["registries"].items():
+        rows = ((entry["name"], f"{entry['origin']}, {entry['target']}") for entry in entries)
+        lines += _section(key.replace("_", " "), rows)
+    lines += _section("plugins", (_plugin_row(plugin) for plugin in facts["plugins"]))
+    if disabled := facts["environment"][DISABLE]:
+        lines.append(f"{DISABLE}={disabled}")
+    return "\n".join(lines).rstrip()
+
+
+def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[str]:
+    rows = list(rows) or [("none", "")]
+    width = max(len(name) for name, _ in rows)
+    return [title, *(f"  {name:{width}}  {value}".rstrip() for name, value in rows), ""]
+
+
+def _plugin_row(plugin: dict[str, Any]) -> tuple[str, str]:
+    package = f"{plugin['distribution']} {plugin['version']}".rstrip()
+    if plugin["status"] == "loaded":
+        brought = [name for names in plugin["registered"].values() for name in names]
+        return plugin["name"], f"{package}, loaded: {', '.join(brought) or 'no names'}"
+    where = f" {plugin['place']}" if plugin["place"] else ""
+    return plugin["name"], f"{package}, {plugin['status']}{where}: {plugin['cause']}"
+
+
+def _version(distribution: str, module: str, check: bool) -> str:
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    try:
+        if check:
+            importlib.import_module(module)
+        elif find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}")
+    except Exception as cause:
+        return f"{version}, installed but broken: {describe(cause)}"
+    return version

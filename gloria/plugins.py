@@ -1,0 +1,190 @@
+"""Finding the installed plugins and letting them register, each one isolated from the others.
+
+The environment variable ``GLORIA_DISABLE_PLUGINS`` leaves plugins out: names of entry points or
+distributions, separated by commas, or ``all``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pluggy
+
+from gloria import hookspecs
+from gloria.errors import ContractError
+from gloria.registry import Origin, Registry, Target, describe, registering_as
+
+GROUP = "gloria.plugins"
+DISABLE = "GLORIA_DISABLE_PLUGINS"
+
+
+class PluginRecord(NamedTuple):
+    """What became of one plugin.
+
+    Attributes:
+        name: name of its entry point.
+        distribution: what ``pip`` calls the package that it is in.
+        version: the version of that package.
+        status: ``"loaded"``, ``"skipped"`` (it is faulty) or ``"disabled"`` (by the user).
+        place: what was being done when it failed, and the plugin's line.
+        cause: why it is not loaded.
+        registered: the names that it registered, by hook (``"losses": [...]``).
+    """
+
+    name: str
+    distribution: str
+    version: str
+    status: Literal["loaded", "skipped", "disabled"]
+    place: str = ""
+    cause: str = ""
+    registered: Mapping[str, list[str]] = {}
+
+    def __str__(self) -> str:
+        plugin = Origin("plugin", self.name, self.distribution, self.version)
+        where = f" {self.place}" if self.place else ""
+        why = f": {self.cause}" if self.cause else ""
+        return f"{plugin} {self.status}{where}{why}"
+
+
+def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:
+    """Let every installed plugin register, in the order of their names.
+
+    Args:
+        registries: by the last word of the hook that fills them: ``gloria_register_<key>``.
+
+    Returns:
+        One record per plugin; a faulty one leaves nothing in the registries.
+    """
+    origins: list[Origin] = []
+    records = []
+    try:
+        for origin, point in _installed():
+            origins.append(origin)
+            records.append(_load(point, origin, registries))
+    except BaseException:  # Ctrl-C in a slow import: the next attempt starts afresh
+        for origin in origins:
+            _unregister(registries, origin)
+        raise
+    return records
+
+
+def _installed() -> list[tuple[Origin, EntryPoint]]:
+    """Entry points of the group, sorted by distribution and name."""
+    found: dict[str, list[tuple[Origin, EntryPoint]]] = {}
+    for distribution in distributions():
+        try:
+            points = [
+                (_origin(point, distribution), point)
+                for point in distribution.entry_points
+                if point.group == GROUP
+            ]
+        except Exception:  # a damaged installation of who knows what
+            continue
+        if points:  # the first on sys.path wins, as its modules do
+            found.setdefault(_normalized(points[0][0].distribution), points)
+    return [
+        pair
+        for name in sorted(found)
+        for pair in sorted(found[name], key=lambda pair: (pair[1].name, pair[1].value))
+    ]
+
+
+def _origin(point: EntryPoint, distribution: Distribution) -> Origin:
+    fields: Any = distribution.metadata  # an email message: any field can be missing
+    name = fields.get("Name", point.name)
+    return Origin("plugin", point.name, name, fields.get("Version", ""))
+
+
+def _load(
+    point: EntryPoint, origin: Origin, registries: Mapping[str, Registry[Any]]
+) -> PluginRecord:
+    """Import one plugin and call its hooks: all of it, or nothing."""
+    identity = (origin.plugin, origin.distribution, origin.version)
+    if _is_disabled(origin):
+        return PluginRecord(*identity, "disabled", cause=f"{DISABLE}={os.environ[DISABLE]}")
+    place = f"importing {point.value}"
+    try:
+        with registering_as(origin):
+            plugin = point.load()
+            place = f"reading the hooks of {point.value}"
+            manager = _read_hooks(plugin, point.name)
+            for key, registry in registries.items():
+                place = f"calling {hookspecs.PREFIX}{key}"
+                _call(manager, key, registry)
+    except (Exception, SystemExit) as cause:
+        _unregister(registries, origin)
+        return PluginRecord(*identity, "skipped", place + _line(cause), describe(cause))
+    registered = {
+        key: [entry.listed_name for entry in registry.entries() if entry.origin is origin]
+        for key, registry in registries.items()
+    }
+    return PluginRecord(*identity, "loaded", registered=registered)
+
+
+class _Manager(pluggy.PluginManager):
+    """Takes every function that is named as a hook for one, decorated or not."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is None and name.startswith(hookspecs.PREFIX):
+            return {} if inspect.isroutine(getattr(plugin, name)) else None
+        return options
+
+
+def _read_hooks(plugin: object, name: str) -> _Manager:
+    """Verify the hooks; one manager per plugin, so that a faulty one leaves no trace."""
+    manager = _Manager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin, name)
+    manager.check_pending()
+    callers = manager.get_hookcallers(plugin) or []
+    hooks = [hook for caller in callers for hook in caller.get_hookimpls()]
+    if not hooks:
+        known = [each for each in vars(hookspecs) if each.startswith(hookspecs.PREFIX)]
+        raise ContractError(f"it defines none of the hooks {', '.join(known)}.")
+    for hook in hooks:
+        if "register" not in hook.argnames:
+            raise ContractError(f"{hook.function.__qualname__} must take one argument, 'register'.")
+    return manager
+
+
+def _call(manager: _Manager, key: str, registry: Registry[Any]) -> None:
+    def register(name: str, target: Target, *, list_names: Target | None = None) -> None:
+        registry.register(name, target, list_names=list_names)
+
+    hook = getattr(manager.hook, hookspecs.PREFIX + key)
+    if results := hook(register=register):
+        raise ContractError(
+            f"a hook registers by calling register(name, target) and returns nothing; "
+            f"got {describe(results[0])}."
+        )
+
+
+def _unregister(registries: Mapping[str, Registry[Any]], origin: Origin) -> None:
+    for registry in registries.values():
+        registry.unregister(origin)
+
+
+def _is_disabled(origin: Origin) -> bool:
+    disabled = {_normalized(name.strip()) for name in os.environ.get(DISABLE, "").split(",")}
+    return bool(disabled & {"all", _normalized(origin.plugin), _normalized(origin.distribution)})
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _line(error: BaseException) -> str:
+    """The innermost line of the plugin's own code that an error passed through."""
+    ours = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent), "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(ours) and "importlib" not in frame.filename:
+            return f" ({frame.filename}:{frame.lineno})"
+    return ""

@@ -1,0 +1,356 @@
+"""A registry: names, what they stand for, and who registered them.
+
+Nothing is imported by registering or listing: a target may be a ``"module:attribute"`` string,
+which is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from threading import RLock
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+from warnings import warn
+
+from gloria.errors import (
+    ContractError,
+    DtypeError,
+    DuplicateNameError,
+    GloriaError,
+    MissingDependencyError,
+    OptionError,
+    PluginWarning,
+    UnknownNameError,
+)
+
+T = TypeVar("T")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Target = str | Callable[..., Any]
+
+_NAME = re.compile(r"[\w.-]+:?")
+_TARGET = re.compile(r"[\w.]+:[\w.]+")
+_NOT_GIVEN: Any = object()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who registered a name.
+
+    Attributes:
+        kind: whether gloria itself, an installed plugin or code of this process did it.
+        plugin: the plugin's entry-point name.
+        distribution: what ``pip`` calls the package that the plugin is in.
+        version: the version of that package.
+    """
+
+    kind: Literal["built-in", "plugin", "in-process"]
+    plugin: str = ""
+    distribution: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        if self.kind != "plugin":
+            return self.kind
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version}".rstrip()
+
+
+BUILT_IN = Origin("built-in")
+IN_PROCESS = Origin("in-process")
+
+_registering: ContextVar[Origin] = ContextVar("gloria_registering", default=IN_PROCESS)
+
+
+@contextmanager
+def registering_as(origin: Origin) -> Iterator[None]:
+    """Everything registered inside the block, by whatever route, has this origin."""
+    token = _registering.set(origin)
+    try:
+        yield
+    finally:
+        _registering.reset(token)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Attributes:
+        name: ``"name"``, or ``"source:"`` for a source of names.
+        target: the factory, or where to import it from.
+        origin: who registered it.
+        list_names: for a source: a callable that returns the names it can serve, or where to
+            import it from; None = the source can't tell.
+    """
+
+    name: str
+    target: Target
+    origin: Origin
+    list_names: Target | None = None
+
+    @property
+    def listed_name(self) -> str:
+        """The name as a list shows it; a source reads ``"source:*"``."""
+        return f"{self.name}*" if self.name.endswith(":") else self.name
+
+    def __str__(self) -> str:
+        return f"{self.listed_name!r} ({self.origin}, {describe_target(self.target)})"
+
+
+class Registry(Generic[T]):
+    """Names of one kind of thing, each standing for a factory.
+
+    A **name** stands for a factory called with the user's options. A **source**, registered with
+    a trailing colon, stands for many: ``"timm:resnet50"`` calls the factory of ``"timm:"`` with
+    ``("resnet50", **options)``.
+
+    Args:
+        kind: what the things are, in the singular, for messages.
+        check: says what is wrong with a thing that a factory made; empty = nothing.
+
+    Example:
+        >>> colors = Registry("color")
+        >>> colors.register("mix", "fractions:Fraction")
+        >>> @colors.register("plain")
+        ... def plain(shade=1):
+        ...     return shade
+        >>> colors.list("*i*")
+        ['mix', 'plain']
+        >>> colors.create("plain", shade=3)
+        3
+    """
+
+    def __init__(self, kind: str, check: Callable[[object], str] = lambda thing: "") -> None:
+        self.kind = kind
+        self._check = check
+        self._entries: dict[str, Entry] = {}
+        self._lock = RLock()
+
+    @overload
+    def register(
+        self, name: str, *, list_names: Target | None = None
+    ) -> Callable[[Decorated], Decorated]: ...
+
+    @overload
+    def register(self, name: str, target: Target, *, list_names: Target | None = None) -> None: ...
+
+    def register(
+        self, name: str, target: Target = _NOT_GIVEN, *, list_names: Target | None = None
+    ) -> Callable[[Decorated], Decorated] | None:
+        """Register a factory under a name; without ``target``, as a decorator.
+
+        Args:
+            name: letters, digits, ``_``, ``.`` and ``-``; with a colon at the end for a source.
+            target: a class or function that makes the thing, or ``"module:attribute"``, which is
+                imported when it is first used.
+            list_names: for a source, a callable without arguments (or ``"module:attribute"``)
+                that returns the names which it can serve.
+
+        Raises:
+            DuplicateNameError: the name is taken; nothing is overwritten.
+            OptionError, DtypeError: the name or the target is malformed.
+        """
+        self._check_name(name)
+        if target is _NOT_GIVEN:
+
+            def decorate(decorated: Decorated) -> Decorated:
+                self.register(name, decorated, list_names=list_names)
+                return decorated
+
+            return decorate
+
+        self._check_target(name, target)
+        if list_names is not None:
+            self._check_target(name, list_names)
+        entry = Entry(name, target, _registering.get(), list_names)
+        with self._lock:
+            if name in self._entries:
+                raise DuplicateNameError(
+                    f"{self.kind} {self._entries[name]} is already registered; {entry.origin}, "
+                    f"{describe_target(target)} cannot take its name. Choose another one."
+                )
+            self._entries[name] = entry
+        return None
+
+    def unregister(self, origin: Origin) -> None:
+        """Take back everything that was registered with exactly this ``origin`` object."""
+        with self._lock:
+            for entry in self.entries():
+                if entry.origin is origin:
+                    del self._entries[entry.name]
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Everything registered, sorted by name."""
+        with self._lock:
+            return tuple(self._entries[name] for name in sorted(self._entries))
+
+    def list(self, pattern: str | None = None) -> Names:
+        """The names that can be created, sorted.
+
+        Args:
+            pattern: None lists what is registered and imports nothing; a source reads
+                ``"timm:*"``. A pattern with the wildcards of :mod:`fnmatch` (case matters) is
+                matched against complete names, and for that asks each source that could serve a
+                match for its names: ``"timm:*resnet*"`` asks timm only, ``"*resnet*"`` all.
+                A source that can't tell its names stays ``"hf:*"``.
+
+        Raises:
+            MissingDependencyError: a source that the pattern names can't be imported.
+
+        Warns:
+            PluginWarning: a source that the pattern does not name can't be asked.
+        """
+        names: set[str] = set()
+        for entry in self.entries():
+            names.update([entry.listed_name] if pattern is None else self._match(entry, pattern))
+        return sorted(names)
+
+    def get(self, name: str) -> Callable[..., T]:
+        """The factory behind a name, imported; for ``"source:rest"``, bound to ``rest``.
+
+        Raises:
+            UnknownNameError: gives the nearest names and the list.
+            MissingDependencyError: the target cannot be imported; the cause is chained.
+        """
+        entry, rest = self._find(name)
+        factory = self._load(entry, entry.target)
+        return partial(factory, rest) if rest else factory
+
+    def create(self, name: str, /, *, preset: str | None = None, **options: Any) -> T:
+        """Make the thing behind a name.
+
+        Args:
+            name: a registered name, or ``"source:rest"``.
+            preset: make it with the factory's ``from_preset(preset, **options)``.
+            options: keyword arguments for the factory.
+
+        Raises:
+            UnknownNameError: gives the nearest names and the list.
+            MissingDependencyError: a package is missing or broken; the cause is chained.
+            ContractError: the factory made something that is of no use here.
+            OptionError: a preset was asked for, and there are none.
+        """
+        entry, _ = self._find(name)
+        factory = self.get(name)
+        if preset is not None:
+            if not hasattr(factory, "from_preset"):
+                raise OptionError(f"{self.kind} {entry} has no presets; got preset={preset!r}.")
+            factory = partial(factory.from_preset, preset)
+        try:
+            thing = factory(**options)
+        except GloriaError:
+            raise
+        except ImportError as cause:
+            raise MissingDependencyError(
+                f"{self.kind} {entry} needs something that cannot be imported: {describe(cause)}."
+            ) from cause
+        except Exception as error:
+            error.add_note(f"while creating {self.kind} {name!r}: {entry}")
+            raise
+        if complaint := self._check(thing):
+            raise ContractError(f"{self.kind} {entry} made no {self.kind}: {complaint}.")
+        return thing
+
+    def _find(self, name: str) -> tuple[Entry, str]:
+        """The entry of a name, and what follows the colon of a source."""
+        if not isinstance(name, str):
+            raise DtypeError(f"the name of a {self.kind} must be a string; got {describe(name)}.")
+        source, colon, rest = name.partition(":")
+        entry = self._entries.get(source + colon)
+        if entry is None:
+            raise UnknownNameError(self._unknown(name))
+        if colon and not rest:
+            raise UnknownNameError(
+                f"{name!r} is a source of {self.kind}s; say which one: '{name}<name>'."
+            )
+        return entry, rest
+
+    def _unknown(self, name: str) -> str:
+        known = self.list()
+        source, colon, rest = name.partition(":")
+        nearest = difflib.get_close_matches(source + colon, list(self._entries), n=3)
+        message = f"no {self.kind} is named {name!r}."
+        if nearest:
+            guesses = [f"{each}{rest}" if each.endswith(":") else each for each in nearest]
+            message += f" Did you mean {' or '.join(map(repr, guesses))}?"
+        return f"{message} Registered: {', '.join(known) or 'none'}."
+
+    def _load(self, entry: Entry, target: Target) -> Callable[..., Any]:
+        """Import a target."""
+        if not isinstance(target, str):
+            return target
+        module, _, attribute = target.partition(":")
+        try:
+            loaded = operator.attrgetter(attribute)(importlib.import_module(module))
+        except (Exception, SystemExit) as cause:
+            raise MissingDependencyError(
+                f"{self.kind} {entry} cannot be imported: {describe(cause)}."
+            ) from cause
+        if not callable(loaded):
+            raise ContractError(f"{self.kind} {entry} is not callable; got {describe(loaded)}.")
+        return cast(Callable[..., Any], loaded)
+
+    def _match(self, entry: Entry, pattern: str) -> Iterable[str]:
+        fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]  # what every match begins with
+        if entry.list_names is None or not entry.name.endswith(":"):
+            return [entry.listed_name] if fnmatchcase(entry.listed_name, pattern) else []
+        if not (fixed.startswith(entry.name) or entry.name.startswith(fixed)):
+            return []
+        try:
+            names = [entry.name + name for name in self._load(entry, entry.list_names)()]
+        except Exception as cause:
+            if fixed.startswith(entry.name):
+                raise
+            message = f"{self.kind}s {entry} are not listed: {describe(cause)}"
+            warn(PluginWarning(message), stacklevel=4)
+            return []
+        return [name for name in names if fnmatchcase(name, pattern)]
+
+    def _check_name(self, name: object) -> None:
+        if not isinstance(name, str):
+            raise DtypeError(
+                f"the name of a {self.kind} must be a string, as in register('name', target) or "
+                f"@register('name'); got {describe(name)}."
+            )
+        if not _NAME.fullmatch(name):
+            raise OptionError(
+                f"the name of a {self.kind} must be letters, digits, '_', '.' and '-', with ':' "
+                f"at the end for a source; got {name!r}."
+            )
+
+    def _check_target(self, name: str, target: object) -> None:
+        if isinstance(target, str):
+            if not _TARGET.fullmatch(target):
+                raise OptionError(
+                    f"the target of {self.kind} {name!r} must be 'module:attribute'; "
+                    f"got {target!r}."
+                )
+        elif not callable(target):
+            raise DtypeError(
+                f"the target of {self.kind} {name!r} must be a class, a function or "
+                f"'module:attribute'; got {describe(target)}."
+            )
+
+
+Names = list[str]  # inside Registry, `list` is the method
+
+
+def describe_target(target: Target) -> str:
+    """Where a target is: ``"module:attribute"``."""
+    if isinstance(target, str):
+        return target
+    module = getattr(target, "__module__", None) or type(target).__module__
+    return f"{module}:{getattr(target, '__qualname__', type(target).__qualname__)}"
+
+
+def describe(value: object) -> str:
+    """A value or an exception in a message: its type, and what it says."""
+    text = str(value) if isinstance(value, BaseException) else repr(value)
+    return f"{type(value).__name__}: {text[:500]}" if text else type(value).__name__
