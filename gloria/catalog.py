@@ -194,7 +194,7 @@ def create_aggregator(name: str, /, **options: Any) -> Aggregator:
 
     Example:
         >>> create_aggregator("last_n_sum", n=2)
-        LastNSum()
+        LastNSum(n=2)
     """
     aggregator: Aggregator = _catalog.create("aggregators", name, options)
     return aggregator

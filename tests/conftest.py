@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import NamedTuple
 
+import hypothesis
 import pytest
+import torch
+from torch import Tensor
 
 Install = Callable[..., None]
+
+# The same examples every time. More of them: pytest --hypothesis-profile=thorough
+hypothesis.settings.register_profile("gloria", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
+hypothesis.settings.load_profile("gloria")
+
+
+class Tolerance(NamedTuple):
+    """What two computations of one thing may differ by."""
+
+    rtol: float
+    atol: float
+
+
+VALUES = {
+    # a few hundred roundings of 1.1e-16, of numbers of order one
+    torch.float64: Tolerance(0.0, 1e-12),
+    # rtol is 11 roundings of 1.2e-7; atol is for logits that temperature 1/50 scales up
+    torch.float32: Tolerance(1.3e-6, 1e-5),
+    # one rounding to 11 bits, by inputs or result; everything between is float32
+    torch.float16: Tolerance(1e-3, 1e-3),
+    # one rounding to 8 bits
+    torch.bfloat16: Tolerance(8e-3, 8e-3),
+}
+GRADIENTS = {
+    torch.float64: Tolerance(0.0, 1e-12),
+    # the softmaxes' backward subtracts numbers that are nearly equal
+    torch.float32: Tolerance(5e-4, 1e-5),
+    # the gradient of a half-precision leaf is rounded to its dtype at the end
+    torch.float16: Tolerance(2e-3, 1e-4),
+    torch.bfloat16: Tolerance(1.6e-2, 1e-4),
+}
 
 
 @pytest.fixture
@@ -46,3 +84,199 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for name in set(sys.modules) - modules:
         if str(site) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Compare to a float64 reference within the table's tolerance for the dtype of ``actual``.
+
+    ``assert_close(actual, expected)``, ``assert_close(actual, expected, GRADIENTS-like table)``
+    is ``assert_close.gradients(actual, expected)``; a NaN equals nothing.
+    """
+
+    def compare(table: Mapping[torch.dtype, Tolerance], actual: Tensor, expected: object) -> None:
+        assert isinstance(actual, Tensor), f"expected a tensor, got {actual!r}"
+        reference = torch.as_tensor(expected, dtype=torch.float64)
+        rtol, atol = table[actual.dtype]
+        torch.testing.assert_close(actual.double(), reference, rtol=rtol, atol=atol)
+
+    def assert_close(actual: Tensor, expected: object) -> None:
+        compare(VALUES, actual, expected)
+
+    assert_close.gradients = lambda actual, expected: compare(GRADIENTS, actual, expected)
+    return assert_close
+
+
+class Pairs(NamedTuple):
+    """Inputs of local matching, with ragged texts."""
+
+    regions: Tensor
+    words: Tensor
+    word_mask: Tensor
+    region_mask: Tensor | None
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., Pairs]:
+    """``make_pairs(images, texts, regions, words, dim)``: random, the longest text first."""
+
+    def make_pairs(
+        images: int,
+        texts: int,
+        regions: int,
+        words: int,
+        dim: int,
+        *,
+        masked_regions: bool = False,
+        dtype: torch.dtype = torch.float64,
+        scale: float = 1.0,
+        seed: int = 0,
+    ) -> Pairs:
+        generator = torch.Generator().manual_seed(seed)
+
+        def some_real(rows: int, columns: int) -> Tensor:
+            lengths = torch.randint(1, columns + 1, (rows, 1), generator=generator)
+            lengths[:1] = columns
+            return torch.arange(columns) < lengths
+
+        def normal(*shape: int) -> Tensor:
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return (scale * values).to(dtype)
+
+        mask = some_real(texts, words)
+        return Pairs(
+            normal(images, regions, dim),
+            normal(texts, words, dim),
+            mask,
+            # real regions are scattered, unlike real words
+            some_real(images, regions)[:, torch.randperm(regions, generator=generator)]
+            if masked_regions
+            else None,
+        )
+
+    return make_pairs
+
+
+@pytest.fixture(scope="session")
+def naive() -> SimpleNamespace:
+    """The definitions in plain Python: nested loops over floats, nothing of gloria, no torch.
+
+    ``naive.local_similarity``, ``naive.local_attention``, ``naive.global_similarity`` and
+    ``naive.contrastive_terms``; tensors in, float64 tensors out.
+    """
+    eps = 1e-8
+
+    def dot(a: list[float], b: list[float]) -> float:
+        return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+    def norm(a: list[float]) -> float:
+        return math.sqrt(dot(a, a))
+
+    def unit(a: list[float]) -> list[float]:
+        length = max(norm(a), eps)
+        return [x / length for x in a]
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return dot(a, b) / max(norm(a) * norm(b), eps)
+
+    def softmax(scores: list[float]) -> list[float]:
+        highest = max(scores)
+        powers = [math.exp(score - highest) for score in scores]
+        total = math.fsum(powers)
+        return [power / total for power in powers]
+
+    def attend(v, t, attention, product, temperature):
+        """Attention ``[word][region]`` of the words t over the regions v."""
+        scale = math.sqrt(len(t[0])) if product == "scaled_dot" else 1.0
+        scores = [[dot(word, region) / scale for region in v] for word in t]
+        if attention == "words_then_regions":
+            columns = [softmax([row[j] for row in scores]) for j in range(len(v))]
+            scores = [[columns[j][i] for j in range(len(v))] for i in range(len(t))]
+        return [softmax([score / temperature for score in row]) for row in scores]
+
+    def aggregate(cosines, aggregation, temperature):
+        if aggregation == "max":
+            return max(cosines)
+        if aggregation == "mean":
+            return math.fsum(cosines) / len(cosines)
+        total = math.fsum(math.exp(r / temperature) for r in cosines)
+        if aggregation == "logmeanexp":
+            total /= len(cosines)
+        return temperature * math.log(total)
+
+    def real(rows, mask, product):
+        kept = [row for row, keep in zip(rows, mask, strict=True) if keep]
+        return [unit(row) for row in kept] if product == "cosine" else kept
+
+    def all_real(regions, region_mask):
+        shape = regions.shape[:2]
+        return (torch.ones(shape) if region_mask is None else region_mask).tolist()
+
+    def local_similarity(
+        regions,
+        words,
+        word_mask,
+        region_mask=None,
+        *,
+        attention="regions",
+        product="dot",
+        attention_temperature=0.25,
+        aggregation="logsumexp",
+        match_temperature=0.2,
+    ):
+        rows = []
+        for image, image_mask in zip(regions.tolist(), all_real(regions, region_mask), strict=True):
+            v = real(image, image_mask, product)
+            row = []
+            for text, text_mask in zip(words.tolist(), word_mask.tolist(), strict=True):
+                t = real(text, text_mask, product)
+                weights = attend(v, t, attention, product, attention_temperature)
+                cosines = []
+                for word, weight in zip(t, weights, strict=True):
+                    c = [dot(weight, [region[d] for region in v]) for d in range(len(word))]
+                    cosines.append(cosine(c, word))
+                row.append(aggregate(cosines, aggregation, match_temperature))
+            rows.append(row)
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(regions), len(words))
+
+    def local_attention(
+        regions,
+        words,
+        word_mask,
+        region_mask=None,
+        *,
+        attention="regions",
+        product="dot",
+        attention_temperature=0.25,
+    ):
+        maps = torch.zeros(*words.shape[:2], regions.shape[1], dtype=torch.float64)
+        masks = all_real(regions, region_mask)
+        for k in range(len(words)):
+            v = real(regions[k].tolist(), masks[k], product)
+            t = real(words[k].tolist(), word_mask[k].tolist(), product)
+            weights = attend(v, t, attention, product, attention_temperature)
+            real_words = [i for i, keep in enumerate(word_mask[k].tolist()) if keep]
+            real_regions = [j for j, keep in enumerate(masks[k]) if keep]
+            for i, row in zip(real_words, weights, strict=True):
+                for j, weight in zip(real_regions, row, strict=True):
+                    maps[k, i, j] = weight
+        return maps
+
+    def global_similarity(images, texts):
+        rows = [[cosine(v, t) for t in texts.tolist()] for v in images.tolist()]
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(images), len(texts))
+
+    def contrastive_terms(similarity, temperature):
+        logits = [[value / temperature for value in row] for row in similarity.tolist()]
+
+        def direction(rows):
+            return -math.fsum(math.log(softmax(row)[k]) for k, row in enumerate(rows)) / len(rows)
+
+        return direction(logits), direction([list(column) for column in zip(*logits, strict=True)])
+
+    return SimpleNamespace(
+        local_similarity=local_similarity,
+        local_attention=local_attention,
+        global_similarity=global_similarity,
+        contrastive_terms=contrastive_terms,
+    )

@@ -1,0 +1,196 @@
+"""The entry: which command, which exit code, what is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import gloria
+from gloria import cli
+from gloria.errors import DataError, UnknownNameError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A command ``act`` whose ``run`` is set by the test."""
+
+    def command(run):
+        module = SimpleNamespace(
+            __doc__="Act at length.",
+            add_arguments=lambda parser: parser.add_argument("--steps", type=int, default=3),
+            run=run,
+        )
+        monkeypatch.setitem(sys.modules, "gloria.cli.act", module)
+        monkeypatch.setitem(cli.COMMANDS, "act", "Act in short.")
+
+    return command
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+# --- help and version -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_are_quick_and_import_nothing_heavy(option):
+    code = (
+        "import sys; from gloria.cli import main; "
+        f"code = main([{option!r}]); "
+        "heavy = {'torch', 'numpy', 'einops', 'pluggy', 'gloria.catalog'} & set(sys.modules); "
+        "print(heavy, file=sys.stderr); sys.exit(code or len(heavy))"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        start = time.perf_counter()
+        done = python("-c", code)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+    assert min(seconds) < 0.5
+
+
+def test_help_shows_every_command_and_what_it_does(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, summary in cli.COMMANDS.items():
+        assert f"{name} {summary}" in shown
+
+
+def test_every_command_has_its_file_and_its_help(capsys):
+    for name in cli.COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert f"usage: gloria {name}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gloria {gloria.__version__}\n"
+
+
+def test_python_m_gloria_is_the_command_line():
+    done = python("-m", "gloria", "--version")
+    assert (done.returncode, done.stdout) == (0, f"gloria {gloria.__version__}\n")
+
+
+def test_the_help_of_a_command_is_its_docstring_and_arguments(command, capsys):
+    command(lambda args: 0)
+    assert cli.main(["act", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Act at length." in shown
+    assert "--steps" in shown
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_a_command_is_given_its_arguments_and_gives_the_exit_code(command):
+    command(lambda args: args.steps)
+    assert cli.main(["act", "--steps", "7"]) == 7
+    assert cli.main(["act"]) == 3
+    assert cli.main(["--debug", "act"]) == 3
+
+
+def test_only_the_chosen_command_is_imported(command, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "broken", "There is no such file.")
+    command(lambda args: 0)
+    assert cli.main(["act"]) == 0
+    assert cli.main(["--help"]) == 0
+    with pytest.raises(ModuleNotFoundError, match=r"gloria\.cli\.broken"):
+        cli.main(["broken"])
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+
+def test_an_error_of_gloria_is_one_line_on_stderr(command, capsys):
+    def run(args):
+        raise DataError("row 3, column 'report': empty")
+
+    command(run)
+    assert cli.main(["act"]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "gloria: error: row 3, column 'report': empty\n")
+
+
+def test_notes_of_an_error_are_shown(command, capsys):
+    def run(args):
+        error = UnknownNameError("no loss is named 'x'.")
+        error.add_note("Not loaded: plugin 'y'")
+        raise error
+
+    command(run)
+    assert cli.main(["act"]) == 1
+    expected = "gloria: error: no loss is named 'x'.\n  Not loaded: plugin 'y'\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "act"], ["act", "--debug"]])
+def test_debug_shows_the_traceback(command, capsys, arguments):
+    def run(args):
+        raise DataError("row 3")
+
+    command(run)
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "DataError: row 3" in shown
+
+
+def test_a_bug_is_not_dressed_up_as_an_error(command):
+    def run(args):
+        raise ZeroDivisionError
+
+    command(run)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["act"])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["act", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["act", "--steps", "many"], "invalid int value: 'many'"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        ([], "usage: gloria"),
+    ],
+)
+def test_wrong_usage_is_2(command, capsys, arguments, said):
+    command(lambda args: 0)
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+
+
+def test_ctrl_c_is_130(command, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    command(run)
+    assert cli.main(["act"]) == 130
+    assert capsys.readouterr().err == "gloria: interrupted\n"
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gloria", "info"],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,220 @@
+"""The four registries and their public functions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from textwrap import dedent
+
+import pytest
+import torch
+from torch import nn
+
+from gloria import catalog
+from gloria.errors import OptionError, UnknownNameError
+from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
+from gloria.registry import IN_PROCESS, Origin, registering_as
+
+
+def run_fresh(code: str) -> None:
+    subprocess.run([sys.executable, "-c", dedent(code)], check=True)
+
+
+def built_ins():
+    registries = catalog.Catalog().registries
+    return [
+        pytest.param(key, entry.name.replace(":", ":x"), id=f"{key}-{entry.listed_name}")
+        for key, registry in registries.items()
+        for entry in registry.entries()
+    ]
+
+
+@pytest.fixture
+def take_back():
+    """Register in the process's own catalog, and leave no trace of it."""
+    origin = Origin("in-process")
+    with registering_as(origin):
+        yield
+    for registry in catalog.default_catalog().registries.values():
+        registry.unregister(origin)
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def test_the_built_in_names():
+    assert {"timm:*", "open_clip:*"} <= set(catalog.list_image_encoders())
+    assert {"hf:*", "open_clip:*"} <= set(catalog.list_text_encoders())
+    assert {
+        "attention",
+        "first",
+        "gem",
+        "last_n_mean",
+        "last_n_sum",
+        "logmeanexp",
+        "logsumexp",
+        "max",
+        "mean",
+        "sum",
+        "weldon",
+    } <= set(catalog.list_aggregators())
+    assert {"global_contrastive", "local_contrastive", "global_local_contrastive"} <= set(
+        catalog.list_losses()
+    )
+
+
+@pytest.mark.parametrize("key, name", built_ins())
+def test_every_built_in_leads_somewhere(key, name):
+    assert callable(catalog.Catalog().registries[key].get(name))
+
+
+def test_listing_and_registering_import_nothing_heavy():
+    run_fresh(
+        """
+        import sys
+        from gloria import catalog
+        catalog.list_image_encoders(); catalog.list_text_encoders("hf*")
+        catalog.list_aggregators("*"); catalog.list_losses("*local*")
+        catalog.register_loss("mine", "my_module:Mine")
+        assert "mine" in catalog.list_losses()
+        heavy = {"torch", "numpy", "timm", "transformers", "open_clip", "my_module"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+        """
+    )
+
+
+def test_a_pattern_that_names_timm_asks_timm_alone():
+    run_fresh(
+        """
+        import sys
+        from gloria.catalog import list_image_encoders
+        names = list_image_encoders("timm:*resnet*")
+        import timm
+        assert names == sorted(f"timm:{name}" for name in timm.list_models("*resnet*"))
+        assert "timm:resnet50" in names
+        assert "open_clip" not in sys.modules
+        """
+    )
+
+
+def test_open_clip_tells_its_names():
+    assert catalog.list_text_encoders("open_clip:ViT-B-32") == ["open_clip:ViT-B-32"]
+
+
+# --- create ---------------------------------------------------------------------------------------
+
+
+def test_create_loss_passes_the_options():
+    loss = catalog.create_loss("local_contrastive", attention_temperature=0.5)
+    assert isinstance(loss, LocalContrastiveLoss)
+    regions, words = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    same = LocalContrastiveLoss(attention_temperature=0.5)
+    assert torch.equal(loss(regions, words, mask), same(regions, words, mask))
+    assert not torch.equal(loss(regions, words, mask), LocalContrastiveLoss()(regions, words, mask))
+
+
+def test_create_loss_with_a_preset_and_an_override():
+    regions, words = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+
+    def value(loss: nn.Module) -> torch.Tensor:
+        return loss(regions, words, mask)
+
+    made = value(catalog.create_loss("local_contrastive", preset="official", temperature=0.3))
+    assert torch.equal(made, value(LocalContrastiveLoss.from_preset("official", temperature=0.3)))
+    for other in (
+        LocalContrastiveLoss(temperature=0.3),
+        LocalContrastiveLoss.from_preset("official"),
+    ):
+        assert not torch.equal(made, value(other))
+
+
+def test_create_loss_of_the_objective():
+    assert isinstance(
+        catalog.create_loss("global_local_contrastive", preset="official"),
+        GlobalLocalContrastiveLoss,
+    )
+
+
+def test_create_loss_with_an_unknown_preset():
+    with pytest.raises(OptionError, match="oficial"):
+        catalog.create_loss("local_contrastive", preset="oficial")
+
+
+def test_a_misspelt_option_says_which_loss():
+    with pytest.raises(TypeError, match="temprature") as caught:
+        catalog.create_loss("local_contrastive", temprature=0.1)
+    assert "loss 'local_contrastive'" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("name", ["max", "logsumexp", "mean", "sum"])
+def test_create_aggregator_reduces_the_masked_axis(name):
+    values = torch.tensor([[1.0, 2.0, 9.0]])
+    mask = torch.tensor([[True, True, False]])
+    kept = values[:, :2]
+    expected = {
+        "max": kept.amax(1),
+        "mean": kept.mean(1),
+        "sum": kept.sum(1),
+        "logsumexp": kept.logsumexp(1),
+    }
+    torch.testing.assert_close(catalog.create_aggregator(name)(values, mask, 1), expected[name])
+
+
+@pytest.mark.parametrize(
+    "create, name, nearest",
+    [
+        (catalog.create_image_encoder, "tim:resnet50", "timm:resnet50"),
+        (catalog.create_text_encoder, "openclip:RN50", "open_clip:RN50"),
+        (catalog.create_aggregator, "logsumxp", "logsumexp"),
+        (catalog.create_loss, "local_contrast", "local_contrastive"),
+    ],
+)
+def test_an_unknown_name_gives_the_nearest(create, name, nearest):
+    with pytest.raises(UnknownNameError, match=f"Did you mean '{nearest}'"):
+        create(name)
+
+
+# --- register in this process ---------------------------------------------------------------------
+
+
+def test_register_as_a_decorator_and_as_a_call(take_back):
+    @catalog.register_loss("test-loss")
+    class Mine(nn.Module):
+        def __init__(self, margin):
+            super().__init__()
+            self.margin = margin
+
+    catalog.register_aggregator("test-aggregator", lambda: torch.amax)
+    assert isinstance(catalog.create_loss("test-loss", margin=2), Mine)
+    assert catalog.create_loss("test-loss", margin=2).margin == 2
+    assert catalog.create_aggregator("test-aggregator") is torch.amax
+    assert catalog.list_losses("test*") == ["test-loss"]
+
+
+def test_register_encoders(take_back):
+    class Encoder(nn.Module):
+        pooled_dim, region_dim, word_dim = 4, 5, 6
+        image_input = None
+
+        def tokenize(self, texts):
+            return texts
+
+    catalog.register_image_encoder("test-encoder")(Encoder)
+    catalog.register_text_encoder("test-encoder", Encoder)
+    assert catalog.create_image_encoder("test-encoder").region_dim == 5
+    assert catalog.create_text_encoder("test-encoder").word_dim == 6
+
+
+def test_another_catalog_sees_nothing_of_it(take_back):
+    catalog.register_loss("test-loss", nn.Identity)
+    assert "test-loss" not in catalog.Catalog().list("losses")
+
+
+def test_what_this_process_registers_is_said_to_be_in_process():
+    own = catalog.Catalog()
+    own.losses.register("test-loss", nn.Identity)
+    entry = next(entry for entry in own.losses.entries() if entry.name == "test-loss")
+    assert entry.origin == IN_PROCESS
+    assert str(entry) == "'test-loss' (in-process, torch.nn.modules.linear:Identity)"
