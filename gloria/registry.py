@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from threading import RLock
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 from warnings import warn
 
@@ -131,7 +130,6 @@ class Registry(Generic[T]):
         self.kind = kind
         self._check = check
         self._entries: dict[str, Entry] = {}
-        self._lock = RLock()
 
     @overload
     def register(
@@ -170,26 +168,24 @@ class Registry(Generic[T]):
         if list_names is not None:
             self._check_target(name, list_names)
         entry = Entry(name, target, _registering.get(), list_names)
-        with self._lock:
-            if name in self._entries:
-                raise DuplicateNameError(
-                    f"{self.kind} {self._entries[name]} is already registered; {entry.origin}, "
-                    f"{describe_target(target)} cannot take its name. Choose another one."
-                )
-            self._entries[name] = entry
+        holder = self._entries.setdefault(name, entry)  # one step, so of two threads one wins
+        if holder is not entry:
+            raise DuplicateNameError(
+                f"{self.kind} {holder} is already registered; {entry.origin}, "
+                f"{describe_target(target)} cannot take its name. Choose another one."
+            )
         return None
 
     def unregister(self, origin: Origin) -> None:
         """Take back everything that was registered with exactly this ``origin`` object."""
-        with self._lock:
-            for entry in self.entries():
-                if entry.origin is origin:
-                    del self._entries[entry.name]
+        for entry in self.entries():
+            if entry.origin is origin:
+                del self._entries[entry.name]
 
     def entries(self) -> tuple[Entry, ...]:
         """Everything registered, sorted by name."""
-        with self._lock:
-            return tuple(self._entries[name] for name in sorted(self._entries))
+        entries = self._entries.copy().values()  # a copy: other threads may be registering
+        return tuple(sorted(entries, key=operator.attrgetter("name")))
 
     def list(self, pattern: str | None = None) -> Names:
         """The names that can be created, sorted.

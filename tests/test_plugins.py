@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,8 +71,6 @@ def test_a_healthy_plugin_is_listed_and_created(install, healthy):
 
 
 def test_finding_plugins_imports_no_target(install, healthy):
-    import sys
-
     discover(Catalog())
     assert "zz_healthy" in sys.modules
     assert "zz_healthy_losses" not in sys.modules
@@ -145,21 +144,21 @@ def test_plugins_are_looked_for_once(install, tmp_path):
         "counting",
         {
             "counting.py": f"""
+                import time
                 def gloria_register_losses(register):
+                    time.sleep(0.05)  # long enough for every thread to arrive
                     with open({str(count)!r}, "a") as file:
                         file.write("x")
+                    register("counting", "torch.nn:Identity")
             """
         },
         {"counting": "counting"},
     )
     catalog = Catalog()
     assert not count.exists()
-    threads = [threading.Thread(target=catalog.list, args=["losses"]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    catalog.list("aggregators")
+    with ThreadPoolExecutor(8) as pool:
+        lists = list(pool.map(catalog.list, ["losses"] * 8))
+    assert all("counting" in names for names in lists)
     assert count.read_text() == "x"
 
 

@@ -180,12 +180,14 @@ def test_ctrl_c_is_130(command, capsys):
     assert capsys.readouterr().err == "gloria: interrupted\n"
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly():
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(buffering):
     read, write = os.pipe()
     os.close(read)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "gloria", "info"],
+            env={**os.environ, "PYTHONUNBUFFERED": buffering},
             stdout=write,
             stderr=subprocess.PIPE,
             text=True,
