@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -86,25 +87,24 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             del sys.modules[name]
 
 
+def compare(table: Mapping[torch.dtype, Tolerance], actual: Tensor, expected: object) -> None:
+    """Hold ``actual`` to a float64 reference, in the tolerance of its own dtype."""
+    assert isinstance(actual, Tensor), f"expected a tensor, got {actual!r}"
+    rtol, atol = table[actual.dtype]
+    reference = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(actual.double(), reference, rtol=rtol, atol=atol)
+
+
 @pytest.fixture(scope="session")
-def assert_close() -> Callable[..., None]:
-    """Compare to a float64 reference within the table's tolerance for the dtype of ``actual``.
+def assert_values() -> Callable[[Tensor, object], None]:
+    """``assert_values(actual, expected)`` raises where values differ, or one of them is NaN."""
+    return partial(compare, VALUES)
 
-    ``assert_close(actual, expected)``, ``assert_close(actual, expected, GRADIENTS-like table)``
-    is ``assert_close.gradients(actual, expected)``; a NaN equals nothing.
-    """
 
-    def compare(table: Mapping[torch.dtype, Tolerance], actual: Tensor, expected: object) -> None:
-        assert isinstance(actual, Tensor), f"expected a tensor, got {actual!r}"
-        reference = torch.as_tensor(expected, dtype=torch.float64)
-        rtol, atol = table[actual.dtype]
-        torch.testing.assert_close(actual.double(), reference, rtol=rtol, atol=atol)
-
-    def assert_close(actual: Tensor, expected: object) -> None:
-        compare(VALUES, actual, expected)
-
-    assert_close.gradients = lambda actual, expected: compare(GRADIENTS, actual, expected)
-    return assert_close
+@pytest.fixture(scope="session")
+def assert_gradients() -> Callable[[Tensor, object], None]:
+    """As ``assert_values``, with the tolerances of gradients."""
+    return partial(compare, GRADIENTS)
 
 
 class Pairs(NamedTuple):
@@ -269,8 +269,12 @@ def naive() -> SimpleNamespace:
     def contrastive_terms(similarity, temperature):
         logits = [[value / temperature for value in row] for row in similarity.tolist()]
 
+        def surprise(row, k):
+            highest = max(row)
+            return highest + math.log(math.fsum(math.exp(x - highest) for x in row)) - row[k]
+
         def direction(rows):
-            return -math.fsum(math.log(softmax(row)[k]) for k, row in enumerate(rows)) / len(rows)
+            return math.fsum(surprise(row, k) for k, row in enumerate(rows)) / len(rows)
 
         return direction(logits), direction([list(column) for column in zip(*logits, strict=True)])
 

@@ -52,9 +52,11 @@ def gem(values: Tensor, mask: Tensor | None, dim: int, p: Tensor, eps: float = 1
     Fine-tuning CNN image retrieval (TPAMI 2018), eq. 3.
     """
     mask = check_reduction(values, mask, dim)
-    wide = keep(widen(values), mask, 1.0).clamp_min(eps)
+    if values.shape[dim] == 0:
+        return values.sum(dim)
+    wide = keep(widen(values), mask, eps).clamp_min(eps)
     # divided by its maximum first, so that x^p cannot overflow
-    top = keep(wide, mask, eps).amax(dim, keepdim=True).detach()
+    top = wide.amax(dim, keepdim=True).detach()
     mean = masked_mean((wide / top).pow(p), mask, dim).clamp_min(torch.finfo(wide.dtype).tiny)
     pooled = mean.pow(1 / p) * top.squeeze(dim)
     if mask is not None:
@@ -129,6 +131,6 @@ class AttentionPooling(nn.Module):
 def _mean_of_top(values: Tensor, mask: Tensor | None, dim: int, k: int) -> Tensor:
     k = min(k, values.shape[dim])
     top = widen(keep(values, mask, -math.inf)).topk(k, dim).values
-    kept = top > -math.inf
+    kept = top != -math.inf  # and not ">", which would drop NaN
     mean = keep(top, kept, 0.0).sum(dim) / count(top, kept, dim).clamp_min(1)
     return mean.to(values.dtype)

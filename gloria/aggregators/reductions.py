@@ -65,10 +65,10 @@ def masked_logmeanexp(
     values: Tensor, mask: Tensor | None, dim: int, temperature: float = 1.0
 ) -> Tensor:
     """``temperature · log mean exp(values / temperature)``: log-sum-exp without the length bias."""
-    total = masked_logsumexp(values, mask, dim, temperature)
     wide = widen(values)
+    total = masked_logsumexp(wide, mask, dim, temperature)
     kept = count(wide, mask, dim).clamp_min(1)
-    return (widen(total) - temperature * kept.log()).to(values.dtype)
+    return (total - temperature * kept.log()).to(values.dtype)
 
 
 def masked_first(values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
