@@ -1,0 +1,47 @@
+"""What a training loop reads: an image and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gloria.data.phantom import PhantomItem
+
+
+class ImageReport(NamedTuple):
+    """One pair.
+
+    Attributes:
+        image: ``(channel, height, width)``, float32 in [0, 1].
+        report: the text.
+    """
+
+    image: Tensor
+    report: str
+
+
+class PhantomPairs(Dataset[ImageReport]):
+    """Phantoms as pairs for training.
+
+    Args:
+        items: a :class:`~gloria.data.phantom.PhantomDataset`, best drawn beforehand, or a list.
+    """
+
+    def __init__(self, items: Sequence[PhantomItem]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> ImageReport:
+        item = self.items[index]
+        return ImageReport(torch.from_numpy(item.image)[None].float() / 255, item.report)
+
+    @property
+    def reports(self) -> list[str]:
+        """All reports, without the images."""
+        return [self.items[index].report for index in range(len(self.items))]
