@@ -7,6 +7,7 @@ Plugins (see :mod:`gloria.hookspecs`) are looked for once, at the first ``create
 
 from __future__ import annotations
 
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -93,19 +94,17 @@ Names = list[str]  # inside Catalog, `list` is the method
 
 def _register_built_ins(catalog: Catalog) -> None:
     register = catalog.image_encoders.register
-    register("timm:", "gloria.encoders.timm_image:TimmImageEncoder", list_names="timm:list_models")
+    timm_names = partial(_models_of, "timm")
+    open_clip_names = partial(_models_of, "open_clip")
+    register("timm:", "gloria.encoders.timm_image:TimmImageEncoder", list_names=timm_names)
     register(
-        "open_clip:",
-        "gloria.encoders.open_clip:OpenClipImageEncoder",
-        list_names="open_clip:list_models",
+        "open_clip:", "gloria.encoders.open_clip:OpenClipImageEncoder", list_names=open_clip_names
     )
 
     register = catalog.text_encoders.register
     register("hf:", "gloria.encoders.hf_text:HFTextEncoder")
     register(
-        "open_clip:",
-        "gloria.encoders.open_clip:OpenClipTextEncoder",
-        list_names="open_clip:list_models",
+        "open_clip:", "gloria.encoders.open_clip:OpenClipTextEncoder", list_names=open_clip_names
     )
 
     register = catalog.aggregators.register
@@ -125,6 +124,14 @@ def _register_built_ins(catalog: Catalog) -> None:
     register("global_contrastive", "gloria.losses:GlobalContrastiveLoss")
     register("local_contrastive", "gloria.losses:LocalContrastiveLoss")
     register("global_local_contrastive", "gloria.losses:GlobalLocalContrastiveLoss")
+
+
+def _models_of(package: str) -> list[str]:
+    """The model names that timm or open_clip knows."""
+    from gloria.checks import require  # imports torch
+
+    names: list[str] = require(package, "encoders").list_models()
+    return names
 
 
 def _image_encoder(thing: object) -> str:

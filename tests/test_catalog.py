@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gloria import catalog
-from gloria.errors import OptionError, UnknownNameError
+from gloria.errors import MissingDependencyError, OptionError, PluginWarning, UnknownNameError
 from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
 from gloria.registry import IN_PROCESS, Origin, registering_as
 
@@ -99,6 +99,15 @@ def test_a_pattern_that_names_timm_asks_timm_alone():
 
 def test_open_clip_tells_its_names():
     assert catalog.list_text_encoders("open_clip:ViT-B-32") == ["open_clip:ViT-B-32"]
+
+
+@pytest.mark.parametrize("source, package", [("timm:", "timm"), ("open_clip:", "open_clip")])
+def test_names_of_a_missing_package_say_how_to_install_it(monkeypatch, source, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gloria-torch\[encoders\]'"):
+        catalog.list_image_encoders(source + "*resnet*")
+    with pytest.warns(PluginWarning, match=rf"'{source}\*' .* are not listed: .*{package}"):
+        catalog.list_image_encoders(f"*{source}nothing")
 
 
 # --- create ---------------------------------------------------------------------------------------
