@@ -1,0 +1,1 @@
+def upsample_attention(*a): raise NotImplementedError

@@ -1,0 +1,322 @@
+"""GLoRIA: two encoders, their projections and a loss, composed.
+
+Nothing here is hidden from someone composing by hand: the encoders return
+:class:`~gloria.types.ImageFeatures` and :class:`~gloria.types.TextFeatures`, the heads project
+them, and the loss takes the tensors it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from gloria import catalog
+from gloria.checks import check_choice, check_same_size
+from gloria.errors import OptionError, ShapeError
+from gloria.functional import global_similarity
+from gloria.geometry import upsample_attention
+from gloria.heads import Projection
+from gloria.losses import (
+    GlobalLocalContrastiveLoss,
+    LocalContrastiveLoss,
+    PairLoss,
+    inputs_of,
+)
+from gloria.types import ImageEncoder, ImageFeatures, TextEncoder, TextFeatures, TokenizedText
+
+Texts = Sequence[str] | TokenizedText
+
+
+class GLoRIAOutput(NamedTuple):
+    """What a training step returns; ``loss`` first, as training frameworks expect."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    images: ImageFeatures
+    texts: TextFeatures
+
+
+class AttentionMaps(NamedTuple):
+    """Where each word of one text looks in one image.
+
+    Attributes:
+        words: the words, as strings.
+        grid_maps: attention on the region grid, ``(word, grid height, grid width)``; each map
+            sums to 1 over the real regions.
+        maps: the same laid over the image, ``(word, height, width)``, in the unit of
+            ``grid_maps`` (weight per region).
+    """
+
+    words: list[str]
+    grid_maps: Tensor
+    maps: Tensor
+
+
+class GLoRIA(nn.Module):
+    """Two encoders, four projections and a loss.
+
+    Args:
+        image_encoder: an ``nn.Module`` with the contract of :class:`~gloria.types.ImageEncoder`.
+        text_encoder: one with the contract of :class:`~gloria.types.TextEncoder`.
+        loss: any module whose ``forward`` names its inputs as in
+            :data:`gloria.losses.LOSS_INPUTS`; default: the paper's objective.
+        image_head: projects ``pooled`` of the image, ``(image, pooled_dim)``; None = identity.
+        region_head: projects ``regions``, ``(image, region, region_dim)``; None = identity.
+        text_head: projects ``pooled`` of the text; None = identity.
+        word_head: projects ``words``; None = identity.
+
+    :func:`create_model` builds the same from names, heads included.
+
+    Source: GLoRIA (Huang et al., ICCV 2021), section 3. The published code projects the image
+    only; text projections are the paper's.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        *,
+        loss: nn.Module | None = None,
+        image_head: nn.Module | None = None,
+        region_head: nn.Module | None = None,
+        text_head: nn.Module | None = None,
+        word_head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_head = image_head or nn.Identity()
+        self.region_head = region_head or nn.Identity()
+        self.text_head = text_head or nn.Identity()
+        self.word_head = word_head or nn.Identity()
+        self.loss = loss or GlobalLocalContrastiveLoss()
+        self._loss_inputs = inputs_of(self.loss)
+        self.composition: dict[str, Any] | None = None
+        """How :func:`create_model` put this together, for saving; None if composed by hand."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.parameters()).device
+
+    def forward(self, images: Tensor, texts: Texts) -> GLoRIAOutput:
+        """Features and loss of a batch of pairs; text k belongs to image k.
+
+        Args:
+            images: ``(image, channel, height, width)``, normalised as
+                ``image_encoder.image_input`` says.
+            texts: as many texts, as strings or tokenized.
+        """
+        image_features = self.encode_image(images)
+        text_features = self.encode_text(texts)
+        loss, terms = self.compute_loss(image_features, text_features)
+        return GLoRIAOutput(loss, terms, image_features, text_features)
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``."""
+        features = self.image_encoder(images)
+        return features._replace(
+            pooled=self.image_head(features.pooled), regions=self.region_head(features.regions)
+        )
+
+    def encode_text(self, texts: Texts) -> TextFeatures:
+        """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``."""
+        if not isinstance(texts, TokenizedText):
+            texts = self.text_encoder.tokenize(texts)
+        features = self.text_encoder(texts.to(self.device))
+        return features._replace(
+            pooled=self.text_head(features.pooled), words=self.word_head(features.words)
+        )
+
+    def compute_loss(
+        self, images: ImageFeatures, texts: TextFeatures
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its named terms, from projected features."""
+        available = {
+            "image_embeddings": images.pooled,
+            "text_embeddings": texts.pooled,
+            "regions": images.regions,
+            "words": texts.words,
+            "word_mask": texts.word_mask,
+            "region_mask": images.region_mask,
+        }
+        inputs = {name: available[name] for name in self._loss_inputs}
+        if not isinstance(self.loss, PairLoss):
+            loss: Tensor = self.loss(**inputs)
+            return loss, {"loss": loss}
+        # what forward does, without computing the terms twice
+        terms = self.loss.terms(**inputs)
+        return self.loss.total(terms), terms
+
+    def similarity(
+        self,
+        images: Tensor | ImageFeatures,
+        texts: Texts | TextFeatures,
+        kind: Literal["global", "local", "both"] = "both",
+    ) -> Tensor:
+        """Similarity of every image with every text, ``(image, text)``; their numbers may differ.
+
+        Args:
+            images: normalised images, or what :meth:`encode_image` returned.
+            texts: texts, or what :meth:`encode_text` returned.
+            kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the local similarity
+                of the model's own local loss; ``"both"``: their mean. (Add the two yourself with
+                other weights.)
+
+        Raises:
+            OptionError: the model's loss has no local part and ``kind`` needs one.
+        """
+        check_choice("kind", kind, ("global", "local", "both"))
+        if not isinstance(images, ImageFeatures):
+            images = self.encode_image(images)
+        if not isinstance(texts, TextFeatures):
+            texts = self.encode_text(texts)
+        parts = []
+        if kind != "local":
+            parts.append(global_similarity(images.pooled, texts.pooled))
+        if kind != "global":
+            local = self.local_loss.similarity(
+                images.regions, texts.words, texts.word_mask, images.region_mask
+            )
+            parts.append(local)
+        return torch.stack(parts).mean(0)
+
+    def attention(self, image: Tensor, text: str) -> AttentionMaps:
+        """One map per word of a text: where it looks in an image.
+
+        Args:
+            image: ``(channel, height, width)``, normalised as ``image_encoder.image_input`` says.
+            text: one text.
+
+        Raises:
+            ShapeError: not one image.
+            OptionError: the model's loss has no local part.
+        """
+        if image.dim() != 3:
+            raise ShapeError(
+                f"image must be one image (channel, height, width); got {tuple(image.shape)}."
+            )
+        images, texts = self.encode_image(image[None]), self.encode_text([text])
+        weights = self.local_loss.attention_maps(
+            images.regions, texts.words, texts.word_mask, images.region_mask
+        )
+        words = texts.tokens[0]
+        grid_maps = weights[0, : len(words)].unflatten(-1, images.grid)
+        size = (int(image.shape[1]), int(image.shape[2]))
+        return AttentionMaps(words, grid_maps, upsample_attention(grid_maps, size))
+
+    @property
+    def local_loss(self) -> LocalContrastiveLoss:
+        """The local part of the model's loss: the matcher of training is the one of inference."""
+        local = getattr(self.loss, "local_loss", self.loss)
+        if not isinstance(local, LocalContrastiveLoss):
+            raise OptionError(
+                f"the model's loss {type(self.loss).__name__} has no local matching; use "
+                f"kind='global', or a loss that is or has (as `local_loss`) a LocalContrastiveLoss."
+            )
+        return local
+
+
+def create_model(
+    image_encoder: str | ImageEncoder,
+    text_encoder: str | TextEncoder,
+    *,
+    embedding_dim: int | None = None,
+    projection: str = "linear",
+    loss: str | nn.Module = "global_local_contrastive",
+    image_options: Mapping[str, Any] | None = None,
+    text_options: Mapping[str, Any] | None = None,
+    loss_options: Mapping[str, Any] | None = None,
+) -> GLoRIA:
+    """A :class:`GLoRIA` from names or objects, with the projections that make them fit.
+
+    Args:
+        image_encoder: ``"timm:resnet50"``, another registered name, or a module.
+        text_encoder: ``"hf:emilyalsentzer/Bio_ClinicalBERT"``, another name, or a module.
+        embedding_dim: width of the shared space; all four features are projected to it. None: the
+            text encoder's own width, and only the image is projected, as in the published code.
+        projection: ``"linear"`` or ``"mlp"`` (ConVIRT's).
+        loss: a registered name or a module.
+        image_options: keyword arguments for the image encoder, when it is a name.
+        text_options: for the text encoder, when it is a name.
+        loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say.
+
+    Example:
+        The model of the published code::
+
+            gloria.create_model(
+                "timm:resnet50",
+                "hf:emilyalsentzer/Bio_ClinicalBERT",
+                image_options={"pretrained": True},
+                loss_options={"preset": "official"},
+            )
+    """
+    image_encoder = cast(
+        ImageEncoder,
+        _resolve(
+            image_encoder, catalog.create_image_encoder, "image_encoder", "image", image_options
+        ),
+    )
+    text_encoder = cast(
+        TextEncoder,
+        _resolve(text_encoder, catalog.create_text_encoder, "text_encoder", "text", text_options),
+    )
+    named_loss = loss if isinstance(loss, str) else None
+    loss_module = cast(nn.Module, _resolve(loss, catalog.create_loss, "loss", "loss", loss_options))
+    text_head = word_head = None
+    width = embedding_dim
+    if width is None:
+        width = text_encoder.word_dim
+        check_same_size(
+            "width",
+            "text_encoder.pooled_dim",
+            text_encoder.pooled_dim,
+            "text_encoder.word_dim",
+            width,
+            "Give embedding_dim to project both to one width.",
+        )
+    else:
+        text_head = Projection(text_encoder.pooled_dim, width, kind=projection)
+        word_head = Projection(text_encoder.word_dim, width, kind=projection)
+    model = GLoRIA(
+        image_encoder,
+        text_encoder,
+        loss=loss_module,
+        image_head=Projection(image_encoder.pooled_dim, width, kind=projection),
+        region_head=Projection(image_encoder.region_dim, width, kind=projection, bias=False),
+        text_head=text_head,
+        word_head=word_head,
+    )
+    model.composition = {
+        "embedding_dim": embedding_dim,
+        "projection": projection,
+        "loss": named_loss if _is_json(loss_options) else None,
+        "loss_options": dict(loss_options or {}) if _is_json(loss_options) else None,
+    }
+    return model
+
+
+def _resolve(
+    given: Any, create: Any, argument: str, prefix: str, options: Mapping[str, Any] | None
+) -> Any:
+    """The object itself, or the one its name stands for."""
+    if isinstance(given, str):
+        return create(given, **(options or {}))
+    if options:
+        raise OptionError(
+            f"{prefix}_options go with a name for {argument}; got them with a "
+            f"{type(given).__name__} object. Set them on the object instead."
+        )
+    return given
+
+
+def _is_json(options: Mapping[str, Any] | None) -> bool:
+    try:
+        json.dumps(dict(options or {}))
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""Training checkpoints: whole or not there, so that a killed run resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gloria.errors import CheckpointError
+from gloria.model import GLoRIA
+from gloria.weights import load_weights, save_model, write_folder
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, what was logged, the best validation so far."""
+
+    step: int
+    history: list[dict[str, float]]
+    best: float = float("inf")
+
+
+def save_checkpoint(
+    folder: Path,
+    model: GLoRIA,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    settings: dict[str, Any],
+) -> None:
+    """Write ``folder/step-N`` and then remove the ones before it."""
+
+    def write(target: Path) -> None:
+        save_model(model, target / "model")
+        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        record = {
+            "step": progress.step,
+            "best": progress.best,
+            "history": progress.history,
+            "settings": settings,
+        }
+        (target / "progress.json").write_text(json.dumps(record))
+
+    write_folder(folder / f"step-{progress.step:06d}", write)
+    for older in _checkpoints(folder)[:-1]:
+        shutil.rmtree(older)
+
+
+def resume(
+    folder: Path,
+    model: GLoRIA,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+) -> Progress:
+    """Put the newest checkpoint into model and optimizer; step 0 if there is none.
+
+    Raises:
+        CheckpointError: it is damaged, or the run it belongs to had other settings.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        return Progress(0, [])
+    newest = found[-1]
+    try:
+        record = json.loads((newest / "progress.json").read_text())
+        state = torch.load(newest / "optimizer.pt", map_location=model.device, weights_only=True)
+    except Exception as cause:
+        # torch.load raises whatever a damaged file leads it into
+        raise CheckpointError(
+            f"{newest} is damaged ({cause}). Remove it to start this run again."
+        ) from cause
+    before = record["settings"]
+    changed = [
+        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{newest} belongs to a run with other settings: {'; '.join(changed)}. Resume with the "
+            f"same ones, or choose another folder for a new run."
+        )
+    load_weights(model, newest / "model")
+    optimizer.load_state_dict(state)
+    return Progress(record["step"], record["history"], record["best"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

@@ -1,0 +1,194 @@
+"""Saving and loading models: weights in safetensors, everything else in JSON; never pickled code.
+
+A saved model is a folder::
+
+    config.json          how to build the model again, without its weights
+    model.safetensors    the weights
+    image_encoder/       files an encoder needs beside its weights, if any
+    text_encoder/        (a tokenizer, a transformer's config)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save_model as save_safetensors
+from torch import nn
+
+import gloria
+from gloria.errors import CheckpointError
+from gloria.model import GLoRIA, create_model
+from gloria.types import Recipe, SavesRecipe
+
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses one it does not know."""
+
+
+def save_model(model: GLoRIA, folder: str | Path) -> Path:
+    """Save a model as a folder, all or nothing; an existing one is replaced.
+
+    A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
+    with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
+    them into a model you compose the same way.
+
+    Returns:
+        The folder.
+    """
+    return write_folder(folder, lambda target: _write(model, target))
+
+
+def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLoRIA:
+    """Load a saved model, in eval mode.
+
+    Args:
+        folder: what :func:`save_model` wrote.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: the folder or a file is missing, damaged, of another format, does not fit
+            the model it describes, or does not describe one.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    recipe = config["model"]
+    if recipe is None:
+        raise CheckpointError(
+            f"{folder} holds the weights of a model composed by hand, not how to build it. "
+            f"Compose it again and call gloria.load_weights(model, folder)."
+        )
+    try:
+        image_name, image_options = _find_files(recipe["image_encoder"], folder / "image_encoder")
+        text_name, text_options = _find_files(recipe["text_encoder"], folder / "text_encoder")
+        model = create_model(
+            image_name,
+            text_name,
+            embedding_dim=recipe["embedding_dim"],
+            projection=recipe["projection"],
+            loss=recipe["loss"],
+            image_options=image_options,
+            text_options=text_options,
+            loss_options=recipe["loss_options"],
+        )
+    except KeyError as cause:
+        if type(cause) is not KeyError:  # one of gloria's own, with a message of its own
+            raise
+        raise CheckpointError(f"{folder / 'config.json'} lacks the entry {cause}.") from cause
+    load_weights(model, folder)
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Load the weights of a saved model into a model of the same architecture.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a weight is missing, unexpected or of
+            another shape; nothing is loaded then.
+    """
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist. A saved model is a folder with that file.")
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as cause:
+        raise CheckpointError(f"{file} is damaged or not a safetensors file: {cause}.") from cause
+    state = model.state_dict()
+    # a tensor that two names share is stored once
+    shared = {
+        name: twin
+        for name, tensor in state.items()
+        if name not in weights
+        for twin in weights
+        if twin in state and state[twin].data_ptr() == tensor.data_ptr() and tensor.numel()
+    }
+    weights |= {name: weights[twin] for name, twin in shared.items()}
+    problems = [f"missing {name}" for name in state if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in state]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise CheckpointError(
+            f"{file} does not fit the model: {len(problems)} differences: {shown}."
+        )
+    model.load_state_dict(weights)
+
+
+def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a new folder and put it in place when it is whole."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid4().hex[:8]
+    fresh = folder.with_name(f".{folder.name}.{mark}.new")
+    fresh.mkdir()
+    try:
+        write(fresh)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{mark}.old")
+            os.replace(folder, old)
+            os.replace(fresh, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _write(model: GLoRIA, folder: Path) -> None:
+    config = {"format": FORMAT, "gloria": gloria.__version__, "model": _describe(model, folder)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_safetensors(model, str(folder / "model.safetensors"))
+
+
+def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | None:
+    """How to build the model again, or None if that can't be said in JSON."""
+    composition = model.composition
+    if composition is None or composition["loss"] is None:
+        return None
+    encoders = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder}
+    recipes: dict[str, Any] = {}
+    for name, encoder in encoders.items():
+        if not isinstance(encoder, SavesRecipe):
+            return None
+        (folder / name).mkdir()
+        recipes[name] = encoder.recipe(folder / name)._asdict()
+        if not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+    return {**composition, **recipes}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as cause:
+        raise CheckpointError(f"{file} does not exist: {folder} is no saved model.") from cause
+    except (ValueError, OSError) as cause:
+        raise CheckpointError(f"{file} can't be read as JSON: {cause}.") from cause
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
+        found = config.get("format") if isinstance(config, dict) else None
+        raise CheckpointError(
+            f"{file} must have format {FORMAT}; it has {found!r}. "
+            f"This is gloria {gloria.__version__}; a newer one may be needed."
+        )
+    return config
+
+
+def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:
+    """Name and options of a recipe, with ``"source:."`` pointing at the files beside it."""
+    name, options = Recipe(**recipe)
+    if name.endswith(":."):
+        name = f"{name[:-1]}{files}"
+    return name, options

@@ -1,0 +1,84 @@
+"""Image files become tensors in [0, 1], whatever their bit depth, and keep their shape."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gloria.data.images import fit, load_image, normalize
+from gloria.errors import DataError, GloriaError
+from gloria.types import ImageInput
+
+
+@pytest.fixture
+def ramp():
+    return np.linspace(0, 255, 6 * 5).reshape(6, 5).astype(np.uint8)
+
+
+def test_eight_bits(ramp, tmp_path):
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png")
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image.numpy(), ramp[None] / 255, atol=1e-7)
+    assert load_image(tmp_path / "a.png", channels=3).shape == (3, 6, 5)
+
+
+def test_sixteen_bits_are_not_clipped(tmp_path):
+    deep = np.linspace(0, 65535, 30).reshape(6, 5).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        image = load_image(tmp_path / "a.png", channels)
+        assert image.shape == (channels, 6, 5)
+        np.testing.assert_allclose(image[-1].numpy(), deep / 65535, atol=1e-6)
+
+
+def test_colours_and_palettes(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (4, 7, 3), np.uint8)
+    Image.fromarray(colour).save(tmp_path / "rgb.png")
+    np.testing.assert_allclose(
+        load_image(tmp_path / "rgb.png", 3).numpy(), colour.transpose(2, 0, 1) / 255, atol=1e-7
+    )
+    assert load_image(tmp_path / "rgb.png", 1).shape == (1, 4, 7)
+    Image.fromarray(colour).convert("P").save(tmp_path / "p.png")
+    Image.fromarray(colour).convert("RGBA").save(tmp_path / "rgba.png")
+    assert load_image(tmp_path / "p.png", 3).shape == (3, 4, 7)
+    assert load_image(tmp_path / "rgba.png", 3).shape == (3, 4, 7)
+
+
+def test_files_that_are_no_images(tmp_path, ramp):
+    Image.fromarray(ramp).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    for name in ("cut.png", "empty.png", "text.png"):
+        with pytest.raises(DataError, match=name):
+            load_image(tmp_path / name)
+    with pytest.raises(GloriaError, match=r"none\.png does not exist"):
+        load_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 20), (13, 57), (8, 8), (1, 9)])
+def test_fit_keeps_the_aspect_and_centres(shape):
+    image = torch.ones(1, *shape)
+    fitted = fit(image, (16, 16))
+    assert fitted.shape == (1, 16, 16)
+    rows, columns = fitted[0].any(1).sum(), fitted[0].any(0).sum()
+    assert max(rows, columns) == 16
+    assert abs(rows / columns - shape[0] / shape[1]) < 0.1 or min(rows, columns) <= 2
+    top, bottom = fitted[0].any(1).int().argmax(), fitted[0].flip(0).any(1).int().argmax()
+    assert abs(top - bottom) <= 1
+
+
+def test_fit_leaves_an_image_of_that_size_alone():
+    image = torch.rand(3, 16, 12)
+    assert torch.equal(fit(image, (16, 12)), image)
+
+
+def test_normalize():
+    images = torch.rand(2, 3, 4, 5)
+    image_input = ImageInput(3, None, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    expected = (images.numpy() - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array(
+        [0.5, 0.6, 0.7]
+    )[:, None, None]
+    np.testing.assert_allclose(normalize(images, image_input).numpy(), expected, rtol=1e-5)

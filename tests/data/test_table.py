@@ -1,0 +1,107 @@
+"""A CSV of images and reports; every fault is named with its row and column."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gloria.data import ImageReportTable, read_splits
+from gloria.errors import DataError
+
+ROWS = [
+    {"image": "a.png", "report": "Small effusion.", "split": "train"},
+    {"image": "b.png", "report": 'Quotes "and",\ncommas and lines.', "split": "train"},
+    {"image": "c.png", "report": "Clear.", "split": "val"},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        pixels = rng.integers(0, 256, (20, 10), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+
+    def write_csv(rows, header=("image", "report", "split")):
+        path = tmp_path / "my.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, header, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write_csv
+
+
+def test_reads_a_split(write):
+    table = ImageReportTable(write(ROWS), "train", size=(16, 16))
+    assert len(table) == 2
+    assert table.reports == ["Small effusion.", 'Quotes "and",\ncommas and lines.']
+    assert table[0].image.shape == (1, 16, 16)
+    assert table[1].report == table.reports[1]
+    assert ImageReportTable(write(ROWS), size=(8, 8), channels=3)[2].image.shape == (3, 8, 8)
+
+
+def test_other_column_names(write):
+    rows = [{"path": row["image"], "text": row["report"]} for row in ROWS]
+    table = ImageReportTable(
+        write(rows, ("path", "text")), size=(8, 8), image_column="path", report_column="text"
+    )
+    assert len(table) == 3
+
+
+def test_splits(write):
+    assert read_splits(write(ROWS)) == ["train", "val"]
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):
+    path = write(ROWS)
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert len(ImageReportTable(path, size=(8, 8))) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (1, "report", "  ", "row 3, column 'report': empty report"),
+        (0, "image", "", "row 2, column 'image': no image path"),
+        (1, "image", "z.png", r"row 3, column 'image': .*z\.png does not exist"),
+    ],
+)
+def test_a_faulty_row_is_named(write, row, column, value, message):
+    rows = [dict(each) for each in ROWS]
+    rows[row][column] = value
+    with pytest.raises(DataError, match=message):
+        ImageReportTable(write(rows), "train", size=(8, 8))
+
+
+def test_a_missing_column_is_named(write):
+    with pytest.raises(DataError, match="no column 'report'; it has image, split"):
+        ImageReportTable(write(ROWS, ("image", "split")), size=(8, 8))
+
+
+def test_a_short_row_is_named(write):
+    path = write(ROWS[:1])
+    path.write_text(path.read_text() + "b.png\n")
+    with pytest.raises(DataError, match="row 3, column 'report': the row is too short"):
+        ImageReportTable(path, size=(8, 8))
+
+
+def test_a_split_that_is_not_there(write):
+    with pytest.raises(DataError, match="no row with split 'test'; its splits are train, val"):
+        ImageReportTable(write(ROWS), "test", size=(8, 8))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv does not exist"):
+        ImageReportTable(tmp_path / "none.csv", size=(8, 8))
+
+
+def test_an_unreadable_image_is_named_with_its_row(write, tmp_path):
+    path = write(ROWS)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG broken")
+    table = ImageReportTable(path, size=(8, 8))
+    assert table[0].report == "Small effusion."
+    with pytest.raises(DataError, match=r"row 3: image .*b\.png can't be read"):
+        table[1]

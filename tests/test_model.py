@@ -1,0 +1,220 @@
+"""The composed model, on two tiny encoders that implement the contract by hand."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from gloria.errors import EmptyTextError, OptionError, ShapeError
+from gloria.functional import global_similarity, local_attention, local_similarity
+from gloria.heads import Projection
+from gloria.losses import (
+    GlobalContrastiveLoss,
+    GlobalLocalContrastiveLoss,
+    LocalContrastiveLoss,
+)
+from gloria.model import GLoRIA, create_model
+from gloria.types import (
+    ImageEncoder,
+    ImageFeatures,
+    ImageInput,
+    TextEncoder,
+    TextFeatures,
+    TokenizedText,
+)
+
+TEXTS = ["small left effusion", "no effusion", "edema"]
+
+
+class Patches(nn.Module):
+    """Regions are linear projections of 4 x 4 patches."""
+
+    pooled_dim = region_dim = 6
+    image_input = ImageInput(1, None, (0.5,), (0.5,))
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 6, 4, stride=4)
+
+    def forward(self, images):
+        maps = self.convolution(images)
+        return ImageFeatures(maps.mean((2, 3)), maps.flatten(2).mT, tuple(maps.shape[2:]))
+
+
+class Bag(nn.Module):
+    """Words are entries of an embedding table; no transformer, a vocabulary of its own."""
+
+    pooled_dim = word_dim = 6
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.vocabulary = sorted({word for text in TEXTS for word in text.split()})
+        self.pooled_dim = self.word_dim = width
+        self.embedding = nn.Embedding(len(self.vocabulary) + 1, width)
+
+    def tokenize(self, texts):
+        tokens = [text.split() for text in texts]
+        longest = max(map(len, tokens))
+        ids = torch.full((len(texts), longest), len(self.vocabulary))
+        word_ids = torch.full((len(texts), longest), -1)
+        for n, words in enumerate(tokens):
+            for i, word in enumerate(words):
+                ids[n, i], word_ids[n, i] = self.vocabulary.index(word), i
+        return TokenizedText({"input_ids": ids}, word_ids, tokens)
+
+    def forward(self, texts):
+        if not isinstance(texts, TokenizedText):
+            texts = self.tokenize(texts)
+        words, mask = self.embedding(texts.inputs["input_ids"]), texts.word_ids >= 0
+        pooled = (words * mask[..., None]).sum(1)
+        return TextFeatures(pooled, words, mask, texts.tokens)
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GLoRIA(Patches(), Bag())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 1, 12, 20, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_tiny_encoders_follow_the_contract():
+    assert isinstance(Patches(), ImageEncoder)
+    assert isinstance(Bag(), TextEncoder)
+
+
+def test_forward_gives_the_loss_of_its_features(model, images):
+    output = model(images, TEXTS)
+    expected = model.loss(
+        output.images.pooled,
+        output.texts.pooled,
+        output.images.regions,
+        output.texts.words,
+        output.texts.word_mask,
+    )
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.loss, sum(output.terms.values()))
+    assert len(output.terms) == 4
+    assert output[0] is output.loss  # frameworks that take a tuple take its first entry as loss
+
+
+def test_every_parameter_gets_a_gradient(model, images):
+    model(images, TEXTS).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_strings_and_tokenized_texts_are_the_same(model, images):
+    tokenized = model.text_encoder.tokenize(TEXTS)
+    torch.testing.assert_close(
+        model(images, TEXTS).loss, model(images, tokenized).loss, rtol=0, atol=0
+    )
+
+
+def test_a_batch_of_one_has_loss_zero(model, images):
+    output = model(images[:1], TEXTS[:1])
+    output.loss.backward()
+    assert output.loss == 0
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_similarity_is_what_the_functions_say(model, images):
+    images, texts = model.encode_image(images[:2]), model.encode_text(TEXTS)
+    whole = global_similarity(images.pooled, texts.pooled)
+    parts = local_similarity(images.regions, texts.words, texts.word_mask)
+    torch.testing.assert_close(model.similarity(images, texts, "global"), whole)
+    torch.testing.assert_close(model.similarity(images, texts, "local"), parts)
+    torch.testing.assert_close(model.similarity(images, texts), (whole + parts) / 2)
+    assert whole.shape == (2, 3)
+
+
+def test_similarity_takes_raw_inputs_too(model, images):
+    encoded = model.similarity(model.encode_image(images), model.encode_text(TEXTS))
+    torch.testing.assert_close(model.similarity(images, TEXTS), encoded)
+
+
+def test_similarity_uses_the_matcher_that_was_trained(images):
+    loss = GlobalLocalContrastiveLoss.from_preset("official")
+    model = GLoRIA(Patches(), Bag(), loss=loss)
+    features = model.encode_image(images), model.encode_text(TEXTS)
+    expected = local_similarity(
+        features[0].regions,
+        features[1].words,
+        features[1].word_mask,
+        attention="words_then_regions",
+    )
+    torch.testing.assert_close(model.similarity(*features, "local"), expected)
+
+
+def test_attention_gives_one_map_per_word(model, images):
+    attention = model.attention(images[0], "small left effusion")
+    assert attention.words == ["small", "left", "effusion"]
+    assert attention.grid_maps.shape == (3, 3, 5)
+    assert attention.maps.shape == (3, 12, 20)
+    features, texts = model.encode_image(images[:1]), model.encode_text(["small left effusion"])
+    expected = local_attention(features.regions, texts.words, texts.word_mask)
+    torch.testing.assert_close(attention.grid_maps.flatten(1), expected[0])
+    torch.testing.assert_close(attention.grid_maps.sum((1, 2)), torch.ones(3))
+
+
+def test_a_loss_that_takes_only_what_it_names(images):
+    for loss, terms in ((GlobalContrastiveLoss(), 2), (LocalContrastiveLoss(), 2)):
+        output = GLoRIA(Patches(), Bag(), loss=loss)(images, TEXTS)
+        assert len(output.terms) == terms
+        assert 0 < output.loss < 20 * math.log(3)
+
+
+def test_a_loss_without_terms(images):
+    class Spread(nn.Module):
+        def forward(self, words, image_embeddings):
+            return words.var() + image_embeddings.var()
+
+    output = GLoRIA(Patches(), Bag(), loss=Spread())(images, TEXTS)
+    assert output.terms == {"loss": output.loss}
+
+
+def test_a_model_without_local_matching_says_so(images):
+    model = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())
+    assert model.similarity(images, TEXTS, "global").shape == (3, 3)
+    with pytest.raises(OptionError, match="GlobalContrastiveLoss has no local matching"):
+        model.similarity(images, TEXTS, "local")
+    with pytest.raises(OptionError, match="no local matching"):
+        model.attention(images[0], "edema")
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_create_model_projects_everything_to_one_width(images, projection):
+    model = create_model(Patches(), Bag(10), embedding_dim=7, projection=projection)
+    output = model(images, TEXTS)
+    assert output.images.pooled.shape == (3, 7)
+    assert output.images.regions.shape == (3, 15, 7)
+    assert output.texts.pooled.shape == (3, 7)
+    assert output.texts.words.shape == (3, 3, 7)
+
+
+def test_create_model_without_a_width_projects_the_image_only(images):
+    model = create_model(Patches(), Bag(10))
+    assert isinstance(model.text_head, nn.Identity)
+    assert isinstance(model.word_head, nn.Identity)
+    assert isinstance(model.region_head, Projection)
+    assert model(images, TEXTS).images.regions.shape == (3, 15, 10)
+
+
+def test_bad_input_is_named(model, images):
+    with pytest.raises(OptionError, match="kind must be one of 'global', 'local', 'both'"):
+        model.similarity(images, TEXTS, "fused")
+    with pytest.raises(ShapeError, match=re.escape("image must be one image")):
+        model.attention(images, "edema")
+    with pytest.raises(ShapeError, match="3 images and 2 texts"):
+        model(images, TEXTS[:2])
+    with pytest.raises(EmptyTextError, match="text 1 has none"):
+        model(images, ["edema", "", "effusion"])
+    with pytest.raises(OptionError, match="image_options go with a name for image_encoder"):
+        create_model(Patches(), Bag(), image_options={"pretrained": True})
+    with pytest.raises(ShapeError, match="features must be 6 wide"):
+        create_model(Patches(), Bag()).region_head(torch.zeros(1, 5))

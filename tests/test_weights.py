@@ -1,0 +1,156 @@
+"""A saved model comes back to the bit, and a damaged one does not come back at all."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from gloria.errors import CheckpointError
+from gloria.losses import GlobalLocalContrastiveLoss
+from gloria.model import GLoRIA
+from gloria.training.small import small_model
+from gloria.weights import load_model, load_weights, save_model
+
+REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
+
+
+def build(seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return small_model(REPORTS, embedding_dim=16, **options).eval()
+
+
+@pytest.fixture
+def model():
+    return build()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_save_and_load_to_the_bit(model, images, tmp_path):
+    folder = save_model(model, tmp_path / "deep" / "model")
+    again = load_model(folder)
+    assert not again.training
+    before, after = model(images, REPORTS), again(images, REPORTS)
+    assert torch.equal(before.loss, after.loss)
+    assert torch.equal(before.images.regions, after.images.regions)
+    assert torch.equal(before.texts.words, after.texts.words)
+    assert before.texts.tokens == after.texts.tokens
+    assert again.local_loss.product == "cosine"  # the preset came along
+
+
+def test_a_moved_folder_still_loads(model, images, tmp_path):
+    save_model(model, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert torch.equal(
+        load_model(tmp_path / "there").encode_image(images).pooled,
+        model.encode_image(images).pooled,
+    )
+
+
+def test_saving_again_replaces(model, images, tmp_path):
+    save_model(build(seed=5), tmp_path / "model")
+    save_model(model, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_save_leaves_the_old_one(model, images, tmp_path, monkeypatch):
+    save_model(model, tmp_path / "model")
+    broken = build(seed=5)
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(broken.text_encoder, "recipe", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(broken, tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_channels_last_weights_are_saved(model, images, tmp_path):
+    save_model(model.to(memory_format=torch.channels_last), tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    torch.testing.assert_close(
+        loaded.encode_image(images).pooled, model.encode_image(images).pooled
+    )
+
+
+def test_a_model_composed_by_hand_keeps_its_weights(images, tmp_path):
+    def compose(seed):
+        parts = build(seed)
+        return GLoRIA(
+            parts.image_encoder,
+            parts.text_encoder,
+            image_head=parts.image_head,
+            region_head=parts.region_head,
+            text_head=parts.text_head,
+            word_head=parts.word_head,
+            loss=GlobalLocalContrastiveLoss(),
+        ).eval()
+
+    source, target = compose(1), compose(2)
+    save_model(source, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="composed by hand"):
+        load_model(tmp_path / "model")
+    load_weights(target, tmp_path / "model")
+    assert torch.equal(target.encode_image(images).pooled, source.encode_image(images).pooled)
+
+
+def test_weights_that_do_not_fit_are_all_named_and_none_is_loaded(model, tmp_path):
+    save_model(model, tmp_path / "model")
+    other = build(seed=3)
+    other.image_head = nn.Linear(7, 16)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"missing image_head\.weight.*unexpected image_head"):
+        load_weights(other, tmp_path / "model")
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+def test_a_shape_that_differs_is_named(model, tmp_path):
+    save_model(model, tmp_path / "model")
+    other = build()
+    other.region_head.layers = nn.Linear(96, 17, bias=False)
+    with pytest.raises(CheckpointError, match=r"region_head\.layers\.weight is \(16, 96\)"):
+        load_weights(other, tmp_path / "model")
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match="is no saved model"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99, "model": null}', "{broken"])
+def test_a_config_that_is_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_config_that_lacks_an_entry(model, tmp_path):
+    folder = save_model(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["model"]["projection"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="lacks the entry 'projection'"):
+        load_model(folder)
+
+
+def test_missing_and_damaged_weights(model, tmp_path):
+    folder = save_model(model, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:1000], b"\x00" * 64, whole[:-1]):
+        weights.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load_model(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_model(folder)

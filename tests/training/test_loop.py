@@ -1,0 +1,222 @@
+"""The training loop: it learns, repeats itself, resumes to the bit and stops at nonsense."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from gloria.data import ImageReport
+from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
+from gloria.training import TrainingRecipe, train
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
+from gloria.weights import load_model
+
+# a bright square at one of four corners, and a report that says where
+CORNERS = {
+    "upper left": (2, 2),
+    "upper right": (2, 20),
+    "lower left": (20, 2),
+    "lower right": (20, 20),
+}
+
+
+class Corners:
+    """32 px images; the finding's place is the only thing to learn."""
+
+    def __init__(self, count):
+        self.items = []
+        generator = torch.Generator().manual_seed(0)
+        for index in range(count):
+            where = list(CORNERS)[index % 4]
+            y, x = CORNERS[where]
+            image = 0.1 * torch.rand(1, 32, 32, generator=generator)
+            image[:, y : y + 10, x : x + 10] += 0.8
+            self.items.append(ImageReport(image, f"There is an opacity in the {where} corner."))
+        self.reports = [item.report for item in self.items]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+PAIRS = Corners(16)
+QUICK = TrainingRecipe(steps=6, batch_size=4, validate_every=3, checkpoint_every=2)
+
+
+def build(seed=0):
+    with isolated(seed):
+        return small_model(PAIRS.reports, embedding_dim=16)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_learns_four_corners():
+    model = build()
+    history = train(model, PAIRS, TrainingRecipe(steps=40, batch_size=4, augmentation=None))
+    assert history[0]["loss"] == pytest.approx(4 * math.log(4), rel=0.6)
+    texts = [f"There is an opacity in the {where} corner." for where in CORNERS]
+    images = torch.stack([PAIRS[i].image for i in range(4)])
+    mean, std = model.image_encoder.image_input.mean[0], model.image_encoder.image_input.std[0]
+    similarity = model.similarity((images - mean) / std, texts)
+    assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
+    assert not model.training
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit():
+    first, second, other = build(), build(), build()
+    histories = [train(model, PAIRS, QUICK) for model in (first, second)]
+    assert histories[0] == histories[1]
+    assert torch.equal(weights(first), weights(second))
+    train(other, PAIRS, TrainingRecipe(steps=6, batch_size=4, seed=1))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_loading_processes_and_the_global_generator_change_nothing():
+    first, second = build(), build()
+    train(first, PAIRS, QUICK)
+    before = torch.get_rng_state()
+    train(second, PAIRS, QUICK, workers=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_history_has_every_step_and_term():
+    records = []
+    history = train(build(), PAIRS, QUICK, validation=PAIRS, on_step=records.append)
+    assert records == history
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "learning_rate", "gradient_norm", "global_image_to_text"} <= history[0].keys()
+    assert [record["step"] for record in history if "validation_loss" in record] == [3, 6]
+
+
+def test_a_stopped_run_resumes_to_the_bit(tmp_path):
+    whole, stopped, resumed = build(), build(), build()
+    expected = train(whole, PAIRS, QUICK, validation=PAIRS)
+
+    class StopHereError(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 5:  # one step after the checkpoint of step 4
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        train(stopped, PAIRS, QUICK, validation=PAIRS, folder=tmp_path, on_step=stop)
+    history = train(resumed, PAIRS, QUICK, validation=PAIRS, folder=tmp_path)
+    assert history == expected
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_a_killed_process_resumes_to_the_bit(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import test_loop
+        def hang(record):
+            if record["step"] == 3:
+                print("at step 3", flush=True)
+                sys.stdin.read()
+        test_loop.train(
+            test_loop.build(), test_loop.PAIRS, test_loop.QUICK,
+            folder={str(tmp_path)!r}, on_step=hang,
+        )
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "at step 3\n"
+        process.send_signal(signal.SIGKILL)
+    resumed, whole = build(), build()
+    history = train(resumed, PAIRS, QUICK, folder=tmp_path)
+    assert history == train(whole, PAIRS, QUICK)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first, second = build(), build()
+    expected = train(first, PAIRS, QUICK, folder=tmp_path)
+    assert train(second, PAIRS, QUICK, folder=tmp_path) == expected
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_the_best_model_is_kept(tmp_path):
+    history = train(build(), PAIRS, QUICK, validation=PAIRS, folder=tmp_path)
+    assert min(r["validation_loss"] for r in history if "validation_loss" in r) > 0
+    assert load_model(tmp_path / "best").similarity(torch.rand(2, 1, 32, 32), ["a"]).shape == (2, 1)
+
+
+def test_another_recipe_does_not_resume_silently(tmp_path):
+    train(build(), PAIRS, QUICK, folder=tmp_path)
+    other = TrainingRecipe(steps=9, batch_size=4, validate_every=3, checkpoint_every=2)
+    with pytest.raises(CheckpointError, match="steps was 6, is 9"):
+        train(build(), PAIRS, other, folder=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    train(build(), PAIRS, QUICK, folder=tmp_path)
+    (tmp_path / "checkpoints" / "step-000006" / "optimizer.pt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="step-000006 is damaged"):
+        train(build(), PAIRS, QUICK, folder=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    model = build()
+    before = weights(model)
+    pairs = Corners(4)
+    pairs.items[2] = ImageReport(torch.full((1, 32, 32), math.nan), pairs.items[2].report)
+    with pytest.raises(NonFiniteLossError, match=r"step 1: .*loss.*nothing was updated"):
+        train(model, pairs, TrainingRecipe(steps=2, batch_size=4))
+    assert torch.equal(weights(model), before)
+
+
+def test_frozen_parameters_stay():
+    model = build()
+    model.text_encoder.freeze()
+    before = {name: p.clone() for name, p in model.text_encoder.named_parameters()}
+    train(model, PAIRS, TrainingRecipe(steps=2, batch_size=4))
+    for name, parameter in model.text_encoder.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_the_schedule():
+    recipe = TrainingRecipe(steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [recipe.learning_rate_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+    assert TrainingRecipe(steps=1).learning_rate_at(0) > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch_size": 1.5}, {"learning_rate": -1.0}, {"clip_norm": 0.0}]
+)
+def test_a_recipe_that_makes_no_sense(wrong):
+    with pytest.raises((OptionError, TypeError), match=next(iter(wrong))):
+        TrainingRecipe(**wrong)
+
+
+def test_too_few_pairs():
+    with pytest.raises(DataError, match="pairs must hold at least one batch of 32 pairs; got 16"):
+        train(build(), PAIRS, TrainingRecipe())
+
+
+def test_images_of_different_sizes():
+    pairs = Corners(4)
+    pairs.items[1] = ImageReport(torch.zeros(1, 16, 16), "x")
+    with pytest.raises(DataError, match="must have one shape"):
+        train(build(), pairs, TrainingRecipe(steps=1, batch_size=4))
