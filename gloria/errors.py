@@ -56,6 +56,10 @@ class PluginWarning(UserWarning):
     """A plugin was skipped; the message names the plugin, the place and the cause."""
 
 
+class TruncatedTextWarning(UserWarning):
+    """A text is longer than its encoder takes; the message says how much of it was kept."""
+
+
 class TokenizerError(GloriaError, ValueError):
     """A tokenizer cannot serve: it is not a fast one, or its vocabulary does not fit."""
 

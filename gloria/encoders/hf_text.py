@@ -1,0 +1,440 @@
+"""Text encoders on transformers: any encoder model with a fast tokenizer."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gloria.aggregators.reductions import masked_first, masked_max, masked_mean
+from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
+from gloria.checks import check_choice, require
+from gloria.encoders.freezing import Freezable
+from gloria.errors import (
+    CheckpointError,
+    DtypeError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+    TokenizerError,
+    TruncatedTextWarning,
+)
+from gloria.types import Recipe, TextFeatures, TokenizedText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
+    "mean": masked_mean,
+    "max": masked_max,
+    "cls": masked_first,
+}
+
+
+class HFTextEncoder(Freezable):
+    """Words and a pooled vector from a transformers encoder (BERT, RoBERTa, MPNet, XLM-R, ...).
+
+    ``states = Σ`` (or mean) of the last n hidden layers; ``words`` = the states merged over the
+    pieces of each word; ``pooled`` = the states pooled over all tokens of the text.
+
+    Args:
+        model: a name on the Hugging Face hub, a local folder, or a model object. The object is
+            used as it is, except that a pooler is dropped: nothing here would train it.
+        tokenizer: a name, a folder or a *fast* tokenizer object; None = the one that lies beside
+            ``model``. Required when ``model`` is an object.
+        pretrained: load the weights; False = random weights from the config alone. No effect on a
+            model object.
+        last_n_layers: how many of the last hidden layers are aggregated.
+        layer_reduction: ``"sum"`` or ``"mean"`` over those layers.
+        word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
+        pooling: the pooled vector, over all tokens of the text, special tokens included:
+            ``"mean"``, ``"max"`` (ConVIRT) or ``"cls"`` (the first token).
+        max_length: highest number of tokens, special tokens included. A longer text is cut at the
+            end and keeps its special tokens; the first time, a
+            :class:`~gloria.errors.TruncatedTextWarning` tells, and ``tokens`` always shows what
+            was kept.
+        cls_as_word: also give the leading [CLS] as word 0, as the published code does in training.
+        frozen: no gradient and always eval mode, for the whole encoder.
+        frozen_layers: the same for the embeddings and the first k layers; 0 = nothing.
+
+    Attributes:
+        pooled_dim: width of ``pooled``, the hidden size of the model.
+        word_dim: width of ``words``, the same.
+
+    Raises:
+        CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
+        TokenizerError: the tokenizer is not a fast one, or its vocabulary is not the model's.
+        OptionError: an option is outside what the model allows.
+
+    **Words.** Two tokens belong to one word if the tokenizer's own ``word_ids`` say so and no white
+    space or edge of punctuation lies between them. For WordPiece and byte-level BPE the word ids
+    alone decide (``left-sided`` gives ``left``, ``-``, ``sided``); SentencePiece knows white space
+    at best, so the second condition takes the stop off ``effusion.``, and leaves ``left-sided``
+    and ``1.5`` whole. Tokens of white space alone are no words. The strings are cut from the text.
+
+    **The published code** sums the last four layers and the word pieces, and gives the mean over
+    all positions, [CLS] and [SEP] included, as the vector of the text; it divides by the padded
+    length, which drops out of the cosine. These are the defaults here. It counts [CLS] as a word in
+    training (``cls_as_word=True``), never [SEP].
+
+    Source: Huang et al., GLoRIA (ICCV 2021), section 3.2.
+
+    Example::
+
+        encoder = HFTextEncoder("emilyalsentzer/Bio_ClinicalBERT")
+        features = encoder(["Mild cardiomegaly.", "No pleural effusion."])
+        features.tokens  # [['Mild', 'cardiomegaly', '.'], ['No', 'pleural', 'effusion', '.']]
+    """
+
+    model: Any
+    tokenizer: Any
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        *,
+        tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
+        pretrained: bool = True,
+        last_n_layers: int = 4,
+        layer_reduction: str = "sum",
+        word_reduction: str = "sum",
+        pooling: str = "mean",
+        max_length: int = 97,
+        cls_as_word: bool = False,
+        frozen: bool = False,
+        frozen_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("layer_reduction", layer_reduction, ("sum", "mean"))
+        check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
+        check_choice("pooling", pooling, tuple(POOLINGS))
+        if tokenizer is None:
+            if not isinstance(model, str | Path):
+                raise OptionError("a model object needs its tokenizer: pass tokenizer=... too.")
+            tokenizer = model
+        self.model = _load_model(model, pretrained) if isinstance(model, str | Path) else model
+        self.tokenizer = (
+            _load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        )
+        if "add_pooling_layer" in inspect.signature(type(self.model).__init__).parameters:
+            self.model.pooler = None
+
+        _check_tokenizer(self.tokenizer, self.model)
+        layers = self.model.config.num_hidden_layers
+        _check_range("last_n_layers", last_n_layers, 1, layers)
+        _check_range("frozen_layers", frozen_layers, 0, layers)
+        shortest = self.tokenizer.num_special_tokens_to_add() + 1
+        _check_range("max_length", max_length, shortest, _longest_text(self.model, self.tokenizer))
+        if cls_as_word and self.tokenizer.cls_token_id is None:
+            raise OptionError("cls_as_word needs a tokenizer with a cls_token; this one has none.")
+
+        self.last_n_layers = last_n_layers
+        self.layer_reduction = layer_reduction
+        self.word_reduction = word_reduction
+        self.pooling = pooling
+        self.max_length = max_length
+        self.cls_as_word = cls_as_word
+        self.frozen = frozen
+        self.frozen_layers = frozen_layers
+        self.pooled_dim: int = self.model.config.hidden_size
+        self.word_dim: int = self.model.config.hidden_size
+        self._told_of_truncation = False
+        if frozen:
+            self.freeze()
+        elif frozen_layers:
+            self.freeze(*(f"model.{part}" for part in _lowest_parts(self.model, frozen_layers)))
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        """Turn strings into tensors, and tokens into words; on the CPU, fit for a data loader.
+
+        Raises:
+            DtypeError: ``texts`` is not a sequence of strings.
+            ShapeError: there is no text.
+            EmptyTextError: a text has no word.
+        """
+        _check_texts(texts)
+        encoded = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        self._tell_of_truncation(texts, encoded.encodings)
+        word_ids, tokens = [], []
+        for index, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
+            ids, words = _words(text, encoding)
+            if not words:
+                raise EmptyTextError(f"texts[{index}] has no word: {text!r}. Leave it out.")
+            if self.cls_as_word:
+                ids = [number + (number >= 0) for number in ids]
+                ids[encoding.ids.index(self.tokenizer.cls_token_id)] = 0
+                words = [self.tokenizer.cls_token, *words]
+            word_ids.append(ids)
+            tokens.append(words)
+        accepted = inspect.signature(self.model.forward).parameters
+        inputs = {name: value for name, value in encoded.items() if name in accepted}
+        return TokenizedText(inputs, torch.tensor(word_ids), tokens)
+
+    def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
+        """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""
+        if not isinstance(texts, TokenizedText):
+            texts = self.tokenize(texts)
+        texts = texts.to(self.model.device)
+        output = self.model(**texts.inputs, output_hidden_states=True, return_dict=True)
+        layers = torch.stack(output.hidden_states[-self.last_n_layers :])
+        states = layers.sum(0) if self.layer_reduction == "sum" else layers.mean(0)
+
+        word_count = max(len(words) for words in texts.tokens)
+        words, word_mask = merge_word_pieces(
+            states, texts.word_ids, self.word_reduction, word_count=word_count
+        )
+        token_mask = texts.inputs["attention_mask"].bool().unsqueeze(-1)
+        pooled = POOLINGS[self.pooling](states, token_mask, 1)
+        return TextFeatures(pooled, words, word_mask, texts.tokens)
+
+    def recipe(self, folder: Path) -> Recipe:
+        """Write the config and the tokenizer, not the weights, into ``folder``.
+
+        Raises:
+            OptionError: transformers cannot make this model again from its config alone (a class
+                of your own, or the encoder half of an encoder-decoder).
+        """
+        transformers = require("transformers", "encoders")
+        made_again = transformers.MODEL_MAPPING.get(type(self.model.config), None)
+        if made_again is not type(self.model):
+            raise OptionError(
+                f"a {type(self.model).__name__} cannot be saved by its config: AutoModel would "
+                f"make {getattr(made_again, '__name__', 'nothing')} of it."
+            )
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        names = (
+            "last_n_layers",
+            "layer_reduction",
+            "word_reduction",
+            "pooling",
+            "max_length",
+            "cls_as_word",
+            "frozen",
+            "frozen_layers",
+        )
+        options = {name: getattr(self, name) for name in names}
+        return Recipe("hf:.", {"pretrained": False, **options})
+
+    def _tell_of_truncation(self, texts: Sequence[str], encodings: Sequence[Any]) -> None:
+        if self._told_of_truncation:
+            return
+        for index, encoding in enumerate(encodings):
+            if encoding.overflowing:
+                kept = max(end for _, end in encoding.offsets)
+                self._told_of_truncation = True
+                warnings.warn(
+                    f"texts[{index}] is cut to {self.max_length} tokens, its first {kept} of "
+                    f"{len(texts[index])} characters. Longer texts will be cut without further "
+                    f"warning; raise max_length to keep more.",
+                    TruncatedTextWarning,
+                    stacklevel=3,
+                )
+                return
+
+
+# From tokens to words.
+
+
+def _words(text: str, encoding: Any) -> tuple[list[int], list[str]]:
+    """The index of the word that each token belongs to (-1 = none), and the words as strings."""
+    runs = _runs(text)
+    keys: list[tuple[int, int] | None] = []
+    following = None
+    for word_id, (start, end) in zip(
+        reversed(encoding.word_ids), reversed(encoding.offsets), strict=True
+    ):
+        run = next((run for run in runs[start:end] if run >= 0), None)
+        key = None
+        if word_id is not None and run is not None:
+            key = (word_id, run)
+        elif word_id is not None and following is not None and following[0] == word_id:
+            key = following  # white space alone ("▁") belongs to the word that it begins
+        keys.append(key)
+        following = key
+
+    numbers: dict[tuple[int, int], int] = {}
+    spans: list[tuple[int, int]] = []
+    ids = []
+    for key, (start, end) in zip(reversed(keys), encoding.offsets, strict=True):
+        if key is None:
+            ids.append(-1)
+            continue
+        number = numbers.setdefault(key, len(numbers))
+        if number == len(spans):
+            spans.append((start, end))
+        spans[number] = (min(spans[number][0], start), max(spans[number][1], end))
+        ids.append(number)
+    return ids, [text[start:end].strip() for start, end in spans]
+
+
+def _runs(text: str) -> list[int]:
+    """Number the runs of a text, per character; white space gets -1.
+
+    What stands between white space is up to three runs: leading punctuation, the rest, trailing
+    punctuation. ``"(1.5 cm),"`` is ``( | 1.5`` and ``cm | ),``.
+    """
+    runs = [-1] * len(text)
+    number = 0
+    for match in re.finditer(r"\S+", text):
+        chunk = match.group()
+        marks = "".join(c for c in set(chunk) if unicodedata.category(c)[0] in "PS")
+        head = len(chunk) - len(chunk.lstrip(marks))
+        tail = len(chunk.rstrip(marks))
+        for offset in range(len(chunk)):
+            runs[match.start() + offset] = number + (offset >= head) + (offset >= tail)
+        number += 3
+    return runs
+
+
+# Loading, without a minute of retries when there is no network.
+
+
+def _load_model(source: str | Path, pretrained: bool) -> Any:
+    transformers = require("transformers", "encoders")
+    where = _where(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(**where)
+        if config.is_encoder_decoder:
+            raise OptionError(
+                f"{str(source)!r} is an encoder-decoder; pass its encoder as an object, together "
+                f"with its tokenizer."
+            )
+        if not pretrained:
+            return transformers.AutoModel.from_config(config, dtype=torch.float32)
+        model, report = transformers.AutoModel.from_pretrained(
+            **where, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as cause:
+        if isinstance(cause, OptionError):
+            raise
+        raise CheckpointError(_not_found("model", source, "config.json and weights")) from cause
+    parameters = {name for name, _ in model.named_parameters() if not name.startswith("pooler.")}
+    missing = sorted(parameters & set(report["missing_keys"]))
+    if missing:
+        raise CheckpointError(
+            f"the weights of {str(source)!r} lack {len(missing)} parameters of "
+            f"{type(model).__name__}, such as {missing[0]!r}."
+        )
+    return model
+
+
+def _load_tokenizer(source: str | Path) -> Any:
+    transformers = require("transformers", "encoders")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**_where(source))
+    except (OSError, ValueError) as cause:
+        raise TokenizerError(_not_found("tokenizer", source, "tokenizer.json")) from cause
+
+
+def _where(source: str | Path) -> dict[str, Any]:
+    """Arguments that find a source: on the hub if one request gets through, else locally."""
+    name = str(source)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        name, local = str(folder), True
+    else:
+        try:
+            require("huggingface_hub", "encoders").HfApi().model_info(name, timeout=5)
+            local = False
+        except Exception:  # no network, offline mode, no such name: the cache may still have it
+            local = True
+    return {
+        "pretrained_model_name_or_path": name,
+        "local_files_only": local,
+        "trust_remote_code": False,
+    }
+
+
+def _not_found(what: str, source: str | Path, files: str) -> str:
+    return (
+        f"no {what} could be loaded from {str(source)!r}: it is neither a complete local folder, "
+        f"nor in the Hugging Face cache, nor in reach on the hub. Without network, pass the path "
+        f"of a folder that holds its {files}."
+    )
+
+
+# What fits together.
+
+
+def _check_tokenizer(tokenizer: Any, model: Any) -> None:
+    name = type(tokenizer).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise TokenizerError(
+            f"a fast tokenizer is needed, for its word ids and character offsets; got {name}. "
+            f"Load it with AutoTokenizer, or wrap a tokenizers.Tokenizer: "
+            f"PreTrainedTokenizerFast(tokenizer_object=...)."
+        )
+    if tokenizer.pad_token_id is None:
+        raise TokenizerError(f"the tokenizer ({name}) has no pad_token; set tokenizer.pad_token.")
+    vocabulary = tokenizer.get_vocab()
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(vocabulary.values(), default=-1)
+    # an empty vocabulary loads without a complaint and turns every word into [UNK]; a few spare
+    # embeddings are usual, half of them are somebody else's vocabulary
+    if set(vocabulary) <= set(tokenizer.all_special_tokens) or len(vocabulary) < rows / 2:
+        raise TokenizerError(
+            f"the tokenizer ({name}) knows {len(vocabulary)} tokens, the model {rows}: its "
+            f"vocabulary was not found, or it belongs to another model."
+        )
+    if highest >= rows:
+        raise TokenizerError(
+            f"the tokenizer ({name}) gives ids up to {highest}, the model has embeddings for "
+            f"{rows}. Use the model's own tokenizer, or model.resize_token_embeddings(...)."
+        )
+
+
+def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DtypeError(f"{name} must be an integer; got {value!r}.")
+    if not lowest <= value <= highest:
+        raise OptionError(f"{name} must be {lowest} to {highest} here; got {value}.")
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise DtypeError(
+            f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
+    if not texts:
+        raise ShapeError("texts must hold at least one text; got none.")
+
+
+def _longest_text(model: Any, tokenizer: Any) -> int:
+    """Number of tokens that the position embeddings and the tokenizer allow."""
+    longest: int = tokenizer.model_max_length
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its heirs count positions from behind the padding index
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            longest = min(longest, module.num_embeddings - skipped)
+    return longest
+
+
+def _lowest_parts(model: Any, count: int) -> list[str]:
+    """Names of what comes before the layers, and of the first ``count`` layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            children = [child for child, _ in model.named_children()]
+            before = children[: children.index(name.partition(".")[0])]
+            return [*before, *(f"{name}.{index}" for index in range(count))]
+    raise OptionError(
+        f"frozen_layers cannot tell the layers of a {type(model).__name__} apart; use frozen=True."
+    )

@@ -1,0 +1,122 @@
+"""A small text encoder from scratch: a vocabulary built from your own reports, and a small BERT.
+
+Nothing is downloaded. Together they are the text encoder of the phantom demo::
+
+    tokenizer = build_word_tokenizer(reports)
+    encoder = HFTextEncoder(small_bert(tokenizer), tokenizer=tokenizer, last_n_layers=2)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gloria.checks import require
+from gloria.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from transformers import BertModel, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def build_word_tokenizer(
+    texts: Iterable[str], *, vocab_size: int = 4096
+) -> PreTrainedTokenizerFast:
+    """Build a lower-casing WordPiece tokenizer whose vocabulary is the words of ``texts``.
+
+    The vocabulary is the special tokens, then every character seen (to begin a word, and as
+    ``##`` piece to go on with it), then the words by descending count, equal counts
+    alphabetically. So a frequent word is one token, and a rare or new one is spelled out; only a
+    character that was never seen is unknown. The same texts give the same vocabulary in any order
+    (the trainers of the ``tokenizers`` library break ties at random).
+
+    Args:
+        texts: the training reports.
+        vocab_size: highest number of tokens; the rarest words are left out.
+
+    Returns:
+        A BERT-like tokenizer: punctuation apart, accents stripped, ``[CLS] text [SEP]``.
+
+    Raises:
+        DataError: the texts hold no word.
+        OptionError: ``vocab_size`` has no room for the characters.
+    """
+    tokenizers = require("tokenizers", "encoders")
+    transformers = require("transformers", "encoders")
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
+
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    if not counts:
+        raise DataError("texts must hold at least one word to build a vocabulary from; got none.")
+
+    characters = sorted(set("".join(counts)))
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    needed = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    if vocab_size < len(needed):
+        raise OptionError(
+            f"vocab_size must be at least {len(needed)}, for the special tokens and the characters "
+            f"of these texts; got {vocab_size}."
+        )
+    vocabulary = list(dict.fromkeys([*needed, *words]))[:vocab_size]
+    ids = {token: index for index, token in enumerate(vocabulary)}
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = splitter
+    backend.decoder = tokenizers.decoders.WordPiece()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def small_bert(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    layers: int = 2,
+    width: int = 128,
+    heads: int = 4,
+    dropout: float = 0.1,
+    max_length: int = 128,
+) -> BertModel:
+    """Make a small, randomly initialised BERT for a tokenizer.
+
+    Args:
+        tokenizer: gives the vocabulary size and the padding id.
+        layers: number of transformer layers.
+        width: width of the hidden states; the feed-forward layers are four times as wide.
+        heads: attention heads; must divide ``width``.
+        dropout: probability, for the hidden states and the attention alike.
+        max_length: number of position embeddings = tokens of the longest text.
+
+    Raises:
+        OptionError: ``heads`` does not divide ``width``.
+    """
+    transformers = require("transformers", "encoders")
+    if width % heads:
+        raise OptionError(f"heads must divide width; got width {width} and heads {heads}.")
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return transformers.BertModel(config, add_pooling_layer=False)
