@@ -121,7 +121,7 @@ _POSITIVE: dict[str, tuple[str, ...]] = {
         "(likely|probably|compatible with) {severity} [(edema|pulmonary edema)].",
         "[Perihilar haze] with Kerley lines, (suggesting|consistent with) {severity} edema.",
         "Findings (suggest|are consistent with) {severity} "
-        "[(pulmonary edema|vascular congestion|fluid overload)].",
+        "[(pulmonary edema|vascular congestion|interstitial congestion)].",
     ),
     "pleural effusion": (
         "{severity} {side} [(pleural effusion{s}|effusion{s}|pleural fluid)].",
