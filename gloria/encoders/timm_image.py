@@ -1,0 +1,352 @@
+"""Any timm backbone with feature maps or tokens, as an image encoder."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from gloria.checks import check_tensor, require
+from gloria.encoders.freezing import Freezable
+from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
+from gloria.types import ImageFeatures, ImageInput, Recipe
+
+
+class TimmImageEncoder(Freezable):
+    """An image encoder from timm: pooled vector and regions in one pass.
+
+    ``pooled`` is what timm's own classifier would be given; ``regions`` are the feature map of
+    stage ``region_stage``, row by row. The model has no classifier, so every parameter can receive
+    a gradient; with regions from an early stage, the later stages learn from ``pooled`` only.
+
+    The published code takes the regions of a ResNet-50 after its third of four stages and the
+    pooled vector after the fourth, as ``region_stage=-2`` does. In a plain transformer a stage is a
+    block, all at one resolution: ``-1`` is the usual choice there.
+
+    Args:
+        model_name: name in timm, such as ``"resnet50"`` or ``"convnext_tiny.fb_in1k"``;
+            also timm's ``"hf-hub:..."`` and ``"local-dir:..."``.
+        pretrained: False = random weights; True = timm's published ones; a path = a local
+            ``.safetensors`` or ``.pth`` file with this model's weights under timm's names, with or
+            without classifier, adapted by timm to ``in_chans`` and ``image_size``.
+        in_chans: number of image channels.
+        region_stage: which feature map gives the regions, counted as in a list: 0 is the first,
+            -1 the last.
+        image_size: pixels, one number or ``(height, width)``. Needed only by models made for one
+            size (ViT, Swin ...), to make them for another. None = timm's own.
+        frozen: no gradients, and eval mode that ``train()`` does not undo.
+        **options: for ``timm.create_model``, such as ``drop_path_rate=0.1``, ``output_stride=8``
+            or ``channels=(24, 48, 96, 192)`` where the model has them.
+
+    Attributes:
+        pooled_dim: width of the pooled vector.
+        region_dim: width of a region; differs from ``pooled_dim`` in most models.
+        image_input: what the model wants to be fed; mean and standard deviation are averaged over
+            the channels where ``in_chans`` is not what the weights were trained on.
+
+    Raises:
+        UnknownNameError: timm has no such model; the message suggests the nearest.
+        OptionError: the model has no such stage, no feature maps, or refuses an option or a size.
+        CheckpointError: the weights file is missing, unreadable, or not this model's.
+        MissingDependencyError: timm is not installed.
+
+    Convolutional models take any size; transformers whose positions timm interpolates, and Swin,
+    take other sizes than their own; the remaining ones refuse them.
+
+    Example::
+
+        encoder = TimmImageEncoder("resnet50", pretrained=True, in_chans=1)
+        features = encoder(radiographs)  # (image, 1, 224, 224)
+        features.pooled  # (image, 2048)
+        features.regions  # (image, 196, 1024), from a grid of (14, 14)
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: bool | str | Path = False,
+        in_chans: int = 3,
+        region_stage: int = -2,
+        image_size: int | Sequence[int] | None = None,
+        frozen: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        timm = require("timm", "encoders")
+        _check_name(timm, model_name)
+        _check_whole_number("in_chans", in_chans, minimum=1)
+        _check_whole_number("region_stage", region_stage)
+        for name in ("num_classes", "features_only"):
+            if name in options:
+                raise OptionError(f"{name} is not an option: the encoder gives features only.")
+        self.model_name = model_name
+        self.region_stage = region_stage
+        self.image_size = _height_width(image_size)
+        self.options = options
+
+        arguments = {"in_chans": in_chans, "num_classes": 0, **options}
+        sketch, arguments = _sketch(timm, model_name, self.image_size, arguments)
+        if not hasattr(sketch, "forward_intermediates"):
+            raise OptionError(
+                f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
+                f"{timm.__version__}. Choose another model."
+            )
+        wanted = timm.models.get_model_input_config(sketch)
+        size = self.image_size or tuple(wanted["input_size"][1:])
+        try:
+            layout = _measure(sketch, in_chans, size)
+            layout.check_stage(model_name, region_stage)  # before weights are read or downloaded
+            self.model = _create(timm, model_name, pretrained, arguments)
+        except _CannotRunError:  # a rare model reads values, which a sketch does not have
+            self.model = _create(timm, model_name, pretrained, arguments)
+            layout = _measure(self.model.eval(), in_chans, size)
+            layout.check_stage(model_name, region_stage)
+            self.model.train()
+
+        self.pooled_dim = layout.pooled_dim
+        self.region_dim = layout.stages[region_stage][0]
+        self._norm = layout.norm
+        self._takes_one_size = wanted["fixed_input_size"]
+        config = sketch.pretrained_cfg
+        has_own_size = self.image_size is not None or config.get("fixed_input_size", False)
+        self.image_input = ImageInput(
+            channels=in_chans,
+            size=size if has_own_size else None,
+            mean=_per_channel(config["mean"], in_chans),
+            std=_per_channel(config["std"], in_chans),
+        )
+        if frozen:
+            self.freeze()
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Encode images.
+
+        Args:
+            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
+
+        Returns:
+            Pooled vectors ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and
+            their grid; every region is real, so there is no mask.
+
+        Raises:
+            ShapeError: wrong rank or number of channels, no image, or a size that the model cannot
+                take.
+            DtypeError: the images are not floating-point.
+        """
+        self._check(images)
+        try:
+            last, (feature_map,) = self.model.forward_intermediates(
+                images,
+                indices=[self.region_stage],
+                norm=self._norm,
+                stop_early=False,  # some models would stop at the stage and leave nothing to pool
+                output_fmt="NCHW",
+            )
+        except AssertionError as cause:
+            raise ShapeError(
+                f"{self.model_name} cannot take images of {tuple(images.shape[2:])} pixels. {cause}"
+            ) from cause
+        pooled = self.model.forward_head(last, pre_logits=True)
+        height, width = feature_map.shape[2:]
+        return ImageFeatures(
+            pooled=pooled,
+            regions=rearrange(feature_map, "b d h w -> b (h w) d"),
+            grid=(height, width),
+        )
+
+    def recipe(self, folder: Path) -> Recipe:
+        """How to make this architecture again; nothing is written to ``folder``.
+
+        Raises:
+            OptionError: an option is no JSON value, such as a layer class.
+        """
+        for name, value in self.options.items():
+            try:
+                json.dumps(value)
+            except TypeError as cause:
+                raise OptionError(
+                    f"option {name!r} cannot be written to a recipe; got {value!r}. "
+                    f"Give timm a name, number, string or list instead."
+                ) from cause
+        options = {
+            "pretrained": False,
+            "in_chans": self.image_input.channels,
+            "region_stage": self.region_stage,
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "frozen": "" in self._frozen_parts,
+            **self.options,
+        }
+        return Recipe(f"timm:{self.model_name}", options)
+
+    def _check(self, images: Tensor) -> None:
+        check_tensor("images", images, ("image", "channel", "height", "width"))
+        expected = self.image_input.channels
+        if images.shape[1] != expected:
+            raise ShapeError(
+                f"images must have {expected} channels; got {tuple(images.shape)}. "
+                f"Make the encoder with in_chans={images.shape[1]}, or convert the images."
+            )
+        if images.shape[0] == 0:
+            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
+        size = tuple(images.shape[2:])
+        if self._takes_one_size and size != self.image_input.size:
+            raise ShapeError(
+                f"{self.model_name} takes images of {self.image_input.size} pixels only; got "
+                f"{size}. Resize them, or make the encoder with image_size={size}."
+            )
+
+
+class _CannotRunError(OptionError):
+    """The model cannot encode an image of the wanted size."""
+
+
+class _Layout(NamedTuple):
+    """Widths and stages, as seen in one pass."""
+
+    pooled_dim: int
+    stages: list[tuple[int, int, int]]  # (dim, height, width) each
+    norm: bool
+
+    def check_stage(self, model_name: str, region_stage: int) -> None:
+        count = len(self.stages)
+        if not -count <= region_stage < count:
+            listed = ", ".join(f"{dim} x {h} x {w}" for dim, h, w in self.stages)
+            raise OptionError(
+                f"region_stage must be from {-count} to {count - 1}; got {region_stage}. "
+                f"The stages of {model_name} are (dim x height x width): {listed}."
+            )
+
+
+def _check_name(timm: ModuleType, model_name: str) -> None:
+    if not isinstance(model_name, str):
+        raise DtypeError(f"model_name must be a string; got {type(model_name).__name__}.")
+    if ":" in model_name or timm.is_model(model_name):  # "hf-hub:..." and the like are timm's
+        return
+    near = difflib.get_close_matches(model_name.partition(".")[0], timm.list_models(), n=3)
+    raise UnknownNameError(
+        f"timm has no model {model_name!r}. "
+        + (f"Did you mean {', '.join(near)}? " if near else "")
+        + "timm.list_models('*part*') lists what there is."
+    )
+
+
+def _check_whole_number(name: str, value: Any, minimum: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DtypeError(f"{name} must be a whole number; got {value!r}.")
+    if minimum is not None and value < minimum:
+        raise OptionError(f"{name} must be at least {minimum}; got {value}.")
+
+
+def _height_width(size: int | Sequence[int] | None) -> Any:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise OptionError(
+            f"image_size must be a number of pixels or (height, width), above 0; got {size!r}."
+        )
+    return pair
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
+
+
+def _sketch(
+    timm: ModuleType, name: str, image_size: tuple[int, int] | None, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The model without weights, in eval mode, and the arguments that it understands."""
+    sized = arguments if image_size is None else {**arguments, "img_size": image_size}
+    # convolutional models know neither argument, some transformers only the first
+    for attempt in ({"dynamic_img_size": True, **sized}, sized, arguments):
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, **attempt).eval(), attempt
+        except TypeError as cause:
+            refusal: Exception = cause
+        except AssertionError as cause:
+            refusal = cause
+            break
+    raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
+
+
+def _measure(model: Any, channels: int, size: tuple[int, int]) -> _Layout:
+    """Run one blank image through a model in eval mode."""
+    images = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
+    for norm in (True, False):  # the few models that cannot normalise a feature map assert so
+        try:
+            with torch.no_grad():
+                last, maps = model.forward_intermediates(
+                    images, norm=norm, stop_early=False, output_fmt="NCHW"
+                )
+                pooled = model.forward_head(last, pre_logits=True)
+        except Exception as cause:  # whatever a model raises at a size it cannot take
+            failure = cause
+            continue
+        if pooled.dim() != 2:
+            raise OptionError(
+                f"the pooled output must be (image, dim); got {tuple(pooled.shape)}. "
+                f"Leave out the option global_pool, or name a pooling."
+            )
+        return _Layout(pooled.shape[1], [tuple(map_.shape[1:]) for map_ in maps], norm)
+    raise _CannotRunError(
+        f"the model cannot encode images of {size[0]} x {size[1]} pixels "
+        f"({type(failure).__name__}: {failure}). Give another image_size or other options."
+    ) from failure
+
+
+def _create(
+    timm: ModuleType, name: str, pretrained: bool | str | Path, arguments: dict[str, Any]
+) -> Any:
+    if isinstance(pretrained, bool):
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    if not Path(pretrained).is_file():
+        raise CheckpointError(
+            f"pretrained must be True, False or a file of weights; there is no file {pretrained}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        untrained = timm.create_model(name, **arguments)
+    overlay = arguments.get("pretrained_cfg_overlay", {})
+    overlay = {**overlay, "source": "", "file": str(pretrained)}
+    try:
+        model = timm.create_model(
+            name, pretrained=True, **{**arguments, "pretrained_cfg_overlay": overlay}
+        )
+    except Exception as cause:  # timm, torch and safetensors raise as they please
+        raise CheckpointError(
+            f"{pretrained} cannot be loaded into {name} ({type(cause).__name__}: {cause})."
+        ) from cause
+    _check_loaded(untrained, model, name, pretrained)
+    return model
+
+
+def _check_loaded(untrained: nn.Module, model: nn.Module, name: str, path: str | Path) -> None:
+    """Require that no random weight is left: without a classifier, timm does not load strictly.
+
+    Both models were drawn from the same random state, so what loading did not touch is equal.
+    """
+    random = dict(untrained.named_parameters())
+    left = [
+        key
+        for key, loaded in model.named_parameters()
+        if loaded.requires_grad
+        and bool((random[key] != random[key].flatten()[0]).any())
+        and torch.equal(loaded, random[key])
+    ]
+    if left:
+        raise CheckpointError(
+            f"{path} has no weights for {len(left)} of the {len(random)} parameters of {name}, "
+            f"such as {', '.join(left[:3])}. Is it another model's file, or a wrapped one?"
+        )
