@@ -1,0 +1,92 @@
+"""Which backend runs, and what is said when a named one cannot."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gloria.errors import BackendError, GloriaError, OptionError
+from gloria.functional import local_similarity
+from gloria.matching import BACKENDS, Problem, choose_backend, einops, explain_backends
+from gloria.matching.dispatch import PAPER_PROBLEM
+
+PICKY = SimpleNamespace(
+    local_similarity=lambda inputs, options: inputs.regions.new_full(
+        (len(inputs.regions), len(inputs.words)), 42.0
+    ),
+    reasons_not_supported=lambda problem: (
+        [f"It wants 7 words; got {problem.words}.", f"It wants cuda; got {problem.device}."]
+        if problem.words != 7
+        else []
+    ),
+)
+
+
+@pytest.fixture
+def picky(monkeypatch):
+    """A faster backend, first in line, that takes texts of 7 words only."""
+    monkeypatch.setattr("gloria.matching.dispatch.BACKENDS", {"picky": PICKY, **BACKENDS})
+
+
+def test_the_definition_is_always_there():
+    assert BACKENDS["einops"] is einops
+    assert choose_backend(PAPER_PROBLEM, "einops") is einops
+    assert choose_backend(PAPER_PROBLEM) in BACKENDS.values()
+    assert explain_backends()["einops"] == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_named_backend_gives_what_auto_gives(backend, make_pairs):
+    pairs = make_pairs(3, 2, 5, 4, 6)
+    torch.testing.assert_close(
+        local_similarity(*pairs, backend=backend), local_similarity(*pairs, backend="auto")
+    )
+
+
+def test_auto_takes_the_first_that_can_run(picky, make_pairs):
+    assert choose_backend(PAPER_PROBLEM) is not PICKY
+    assert choose_backend(PAPER_PROBLEM._replace(words=7)) is PICKY
+    assert local_similarity(*make_pairs(2, 2, 5, 7, 3)).eq(42).all()
+    assert local_similarity(*make_pairs(2, 2, 5, 6, 3)).ne(42).all()
+
+
+def test_a_named_backend_that_cannot_run_gives_all_its_reasons(picky, make_pairs):
+    with pytest.raises(
+        BackendError,
+        match=r"backend 'picky' cannot run this: It wants 7 words; got 4. It wants cuda; got cpu.",
+    ) as error:
+        local_similarity(*make_pairs(2, 2, 5, 4, 3), backend="picky")
+    assert isinstance(error.value, GloriaError)
+    assert isinstance(error.value, RuntimeError)
+
+
+def test_explaining_asks_every_backend(picky):
+    answers = explain_backends()
+    assert next(iter(answers)) == "picky"
+    assert answers["picky"] == ["It wants 7 words; got 97.", "It wants cuda; got cpu."]
+    assert explain_backends(PAPER_PROBLEM._replace(words=7))["picky"] == []
+
+
+def test_an_unknown_backend_is_named(make_pairs):
+    with pytest.raises(
+        OptionError, match=r"backend must be one of 'auto', .*'einops'.*; got 'fast'"
+    ):
+        local_similarity(*make_pairs(2, 2, 3, 3, 3), backend="fast")
+
+
+@pytest.mark.parametrize("masked_regions", [False, True])
+def test_a_problem_is_read_off_the_tensors(picky, make_pairs, monkeypatch, masked_regions):
+    problems = []
+    monkeypatch.setattr(
+        PICKY, "reasons_not_supported", lambda problem: problems.append(problem) or ["No."]
+    )
+    pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions, dtype=torch.float16)
+    local_similarity(*pairs, attention_temperature=0.5, aggregation="max")
+    (problem,) = problems
+    assert isinstance(problem, Problem)
+    assert problem[:5] == (2, 5, 3, 4, 6)
+    assert problem.dtype == torch.float32  # half precision is widened before any backend sees it
+    assert problem.device == "cpu"
+    assert problem.has_region_mask is masked_regions
+    assert problem.options.attention_temperature == 0.5
+    assert problem.options.aggregation == "max"

@@ -1,0 +1,129 @@
+"""The definition itself, step by step: attention, cosine, aggregation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from gloria.matching import (
+    ATTENTION_VARIANTS,
+    WORD_AGGREGATIONS,
+    MatchingInputs,
+    MatchingOptions,
+    einops,
+)
+from gloria.matching.dispatch import PAPER_PROBLEM
+
+
+def options(
+    attention="regions", attention_temperature=0.25, match_temperature=0.2, aggregation="max"
+):
+    return MatchingOptions(attention, attention_temperature, match_temperature, aggregation)
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("masked_regions", [False, True])
+@pytest.mark.parametrize("aggregation", WORD_AGGREGATIONS)
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1, 1), (2, 3, 5, 4, 3), (3, 2, 1, 7, 2), (2, 2, 7, 1, 5)]
+)
+def test_equals_the_nested_loop(
+    sizes, attention, aggregation, masked_regions, make_pairs, naive, assert_values
+):
+    regions, words, word_mask, region_mask = make_pairs(*sizes, masked_regions=masked_regions)
+    # the contract of a backend: zeros under the masks
+    words = words.masked_fill(~word_mask[..., None], 0)
+    if masked_regions:
+        regions = regions.masked_fill(~region_mask[..., None], 0)
+    actual = einops.local_similarity(
+        MatchingInputs(regions, words, word_mask, region_mask),
+        options(attention, 0.3, 0.7, aggregation),
+    )
+    expected = naive.local_similarity(
+        regions,
+        words,
+        word_mask,
+        region_mask,
+        attention=attention,
+        attention_temperature=0.3,
+        aggregation=aggregation,
+        match_temperature=0.7,
+    )
+    assert_values(actual, expected)
+
+
+def test_regions_attention_ignores_the_other_words():
+    scores = random(4, 6)
+    both = einops.attend(scores, torch.ones(4, dtype=torch.bool), None, options())
+    alone = einops.attend(scores[:1], torch.ones(1, dtype=torch.bool), None, options())
+    torch.testing.assert_close(both[:1], alone)
+
+
+def test_words_then_regions_is_two_softmaxes_the_second_at_four():
+    """Word softmax per region: 1/4 and 3/4; then exp(4·p) over the regions."""
+    scores = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]], dtype=torch.float64)
+    attention = einops.attend(
+        scores, torch.ones(2, dtype=torch.bool), None, options("words_then_regions")
+    )
+    near, far = math.exp(3), math.exp(1)
+    expected = torch.tensor([[far, near], [near, far]], dtype=torch.float64) / (near + far)
+    torch.testing.assert_close(attention, expected)
+
+
+def test_one_word_under_words_then_regions_attends_everywhere_alike():
+    """Its word softmax is 1 at every region, whatever the scores."""
+    attention = einops.attend(
+        100 * random(1, 7), torch.ones(1, dtype=torch.bool), None, options("words_then_regions")
+    )
+    torch.testing.assert_close(attention, torch.full_like(attention, 1 / 7))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_masks_broadcast_over_leading_axes(attention):
+    scores = random(2, 3, 4, 5)
+    word_mask = torch.tensor([[True] * 4, [True, False, True, False], [True] + 3 * [False]])
+    region_mask = torch.tensor([[True] * 5, [False, True, True, False, True]])
+    weights = einops.attend(scores, word_mask, region_mask[:, None], options(attention))
+    for image, text in itertools.product(range(2), range(3)):
+        real = scores[image, text][word_mask[text]][:, region_mask[image]]
+        alone = einops.attend(
+            real, torch.ones(len(real), dtype=torch.bool), None, options(attention)
+        )
+        ours = weights[image, text][word_mask[text]]
+        torch.testing.assert_close(ours[:, region_mask[image]], alone)
+        assert ours[:, ~region_mask[image]].eq(0).all()
+
+
+def test_cosine_is_clamped_as_in_the_published_code():
+    """The product of the norms is clamped, not each norm: 1e-6 · 1e-6 / 1e-8."""
+    attended = torch.full((1, 1, 1, 1), 1e-6, dtype=torch.float64)
+    words = torch.full((1, 1, 1), 1e-6, dtype=torch.float64)
+    assert einops.word_cosine(attended, words).item() == pytest.approx(1e-4)
+    assert einops.word_cosine(attended, 1e9 * words).item() == pytest.approx(1.0)
+    assert einops.word_cosine(0 * attended, words).item() == 0
+
+
+def test_any_callable_can_aggregate_and_sees_the_mask():
+    cosine, mask = (
+        random(2, 3, 4),
+        torch.tensor([[True] * 4, [True, False] * 2, [True] + 3 * [False]]),
+    )
+    calls = []
+
+    def second_moment(values, mask, dim):
+        calls.append((values.shape, mask.shape, dim))
+        return values.square().masked_fill(~mask, 0).sum(dim)
+
+    actual = einops.aggregate_words(cosine, mask, options(aggregation=second_moment))
+    expected = (cosine.square() * mask).sum(-1)
+    torch.testing.assert_close(actual, expected)
+    assert calls == [((2, 3, 4), (1, 3, 4), -1)]
+
+
+def test_runs_everything():
+    assert einops.reasons_not_supported(PAPER_PROBLEM) == []
