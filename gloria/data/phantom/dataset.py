@@ -135,7 +135,7 @@ def phantom_item(
 class PhantomDataset:
     """A split of phantom items: a map-style data set, as ``torch.utils.data.DataLoader`` takes it.
 
-    An item is drawn when it is asked for (about 5 ms at 64 px), or all at once by :meth:`draw`.
+    An item is drawn when it is asked for (2 or 3 ms at 64 px), or all at once by :meth:`draw`.
 
     Args:
         split: as in :func:`phantom_item`.
@@ -191,8 +191,9 @@ class PhantomDataset:
         """Draw every item now and keep it in memory (30 kB each at 64 px).
 
         Args:
-            workers: number of processes; 1 = this one. More need what Python's ``spawn`` needs:
-                a script's own code under ``if __name__ == "__main__":``.
+            workers: number of processes; 1 = this one. More take seconds to start, so they pay off
+                for large films only, and need what Python's ``spawn`` needs: a script's own code
+                under ``if __name__ == "__main__":``.
             progress: called with the number of items drawn since the last call, as
                 ``tqdm.update`` is.
 

@@ -544,45 +544,52 @@ def _edge(depth: Array, softness: float, pixel: float) -> Array:
     return ramp.clip(0, 1)
 
 
-def _band(distance: Array, half_width: float, width: float) -> Array:
+def _band(distance: Array, half_width: float | Array, width: float) -> Array:
     """Coverage of a line by the distance from its axis: a box blurred by a box of ``width``.
 
     A line thinner than a pixel gets fainter instead of wider, so every size shows the same film.
     """
     ramp: Array = (half_width - distance) / width + 0.5
-    return ramp.clip(0, min(1, 2 * half_width / width))
+    return ramp.clip(0, np.minimum(1, 2 * half_width / width))
 
 
 def _strokes(
-    layers: Layers,
-    segments: Sequence[Sequence[float]],
-    half_widths: Sequence[float],
+    layers: Layers, segments: Sequence[Sequence[float]], half_widths: Sequence[float]
 ) -> Array:
     """Coverage of straight strokes ``(x0, y0, x1, y1)``, each drawn only where it can reach."""
-    canvas = np.zeros_like(layers.x)
-    for segment, half_width in zip(segments, half_widths, strict=True):
-        x0, y0, x1, y1 = segment
-        window = _window(layers, segment, half_width + layers.pixel)
-        dx, dy = layers.x[window] - x0, layers.y[window] - y0
-        along = (dx * (x1 - x0) + dy * (y1 - y0)) / ((x1 - x0) ** 2 + (y1 - y0) ** 2)
-        along = np.minimum(np.maximum(along, 0), 1)
-        dx -= along * (x1 - x0)
-        dy -= along * (y1 - y0)
-        stroke = _band(np.sqrt(dx * dx + dy * dy), half_width, layers.pixel)
-        np.maximum(canvas[window], stroke, out=canvas[window])
-    return canvas
+    x0, y0, x1, y1 = np.array(segments, np.float32).T[:, :, None, None]
+    half_width = np.array(half_widths, np.float32)[:, None, None]
+    pixels = _windows(layers, (x0, y0, x1, y1), float(half_width.max()) + layers.pixel)
+
+    dx, dy = layers.x.take(pixels) - x0, layers.y.take(pixels) - y0
+    along_x, along_y = x1 - x0, y1 - y0
+    nearest = (dx * along_x + dy * along_y) / (along_x * along_x + along_y * along_y)
+    nearest = nearest.clip(0, 1)
+    dx, dy = dx - nearest * along_x, dy - nearest * along_y
+    coverage = _band(np.sqrt(dx * dx + dy * dy), half_width, layers.pixel)
+
+    canvas = np.zeros(layers.x.size, np.float32)
+    np.maximum.at(canvas, pixels.ravel(), coverage.ravel())
+    return canvas.reshape(layers.x.shape)
 
 
-def _window(layers: Layers, segment: Sequence[float], reach: float) -> tuple[slice, slice]:
-    """Rows and columns that hold every pixel within reach of a segment."""
-    x0, y0, x1, y1 = segment
+def _windows(layers: Layers, ends: tuple[Array, ...], reach: float) -> NDArray[np.intp]:
+    """Flat indices ``(segment, row, column)`` of one square window around each segment.
+
+    The windows are as large as the longest segment needs, and hold every pixel within reach.
+    """
+    size = len(layers.x)
+    x0, y0, x1, y1 = ends
     (along, across), (left, top) = layers.turn, layers.origin
-    columns = (left + along * x0 - across * y0, left + along * x1 - across * y1)
-    rows = (top + across * x0 + along * y0, top + across * x1 + along * y1)
+    columns = np.stack([left + along * x - across * y for x, y in ((x0, y0), (x1, y1))])
+    rows = np.stack([top + across * x + along * y for x, y in ((x0, y0), (x1, y1))])
     margin = reach / layers.pixel
-    return (
-        slice(max(math.floor(min(rows) - margin), 0), max(math.ceil(max(rows) + margin) + 1, 0)),
-        slice(
-            max(math.floor(min(columns) - margin), 0), max(math.ceil(max(columns) + margin) + 1, 0)
-        ),
+    longest = max(float(np.ptp(rows, axis=0).max()), float(np.ptp(columns, axis=0).max()))
+    width = min(math.ceil(longest + 2 * margin) + 1, size)
+    first_row, first_column = (
+        np.floor(ends.min(axis=0) - margin).astype(np.intp).clip(0, size - width)
+        for ends in (rows, columns)
     )
+    steps = np.arange(width)
+    pixels: NDArray[np.intp] = (first_row + steps[:, None]) * size + first_column + steps
+    return pixels

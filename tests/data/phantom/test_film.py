@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gloria.data.phantom import FINDINGS, Finding
 from gloria.data.phantom.case import sample_case
-from gloria.data.phantom.film import draw_film
+from gloria.data.phantom.film import Anatomy, _lay_out, _strokes, draw_film
 
 SIDES: dict[str, tuple[str | None, ...]] = {
     "atelectasis": ("left", "right", "bilateral"),
@@ -208,3 +208,20 @@ def test_findings_in_company_keep_their_masks() -> None:
         _, masks = draw(case, seed)
         shown = {finding.name for finding in case}
         assert [bool(mask.any()) for mask in masks] == [name in shown for name in FINDINGS]
+
+
+@pytest.mark.parametrize("size", [32, 61])
+def test_strokes_are_drawn_wherever_they_reach_and_nowhere_else(size: int) -> None:
+    """Against the distance from every pixel to a finely sampled segment, in and off the picture."""
+    layers = _lay_out(Anatomy(0.1, 1.05, (0.05, -0.03), 0.8, (0.4, 0.5), 0.45, 0.3), size)
+    segments = [(-0.5, -0.2, 0.3, 0.6), (0.9, 0.0, 1.4, 0.1), (2.0, 2.0, 2.5, 2.0)]
+    half_widths = [0.05, 0.02, 0.3]
+    expected = np.zeros((size, size))
+    for (x0, y0, x1, y1), half_width in zip(segments, half_widths, strict=True):
+        t = np.linspace(0, 1, 400)[:, None, None]
+        dx, dy = layers.x - (x0 + t * (x1 - x0)), layers.y - (y0 + t * (y1 - y0))
+        distance = np.sqrt(dx**2 + dy**2).min(0)
+        ramp = (half_width - distance) / layers.pixel + 0.5
+        expected = np.maximum(expected, ramp.clip(0, min(1, 2 * half_width / layers.pixel)))
+    np.testing.assert_allclose(_strokes(layers, segments, half_widths), expected, atol=2e-3)
+    assert 0.01 < (expected > 0).mean() < 0.3
