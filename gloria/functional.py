@@ -82,7 +82,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
         ShapeError: wrong rank, or dims that differ.
         DtypeError: not floating-point tensors.
 
-    Source: GLoRIA, section 3.3 (the similarity inside eq. 1-2).
+    Source: GLoRIA, section 3, the similarity inside the global contrastive loss.
 
     Example:
         >>> import torch
@@ -163,8 +163,8 @@ def local_similarity(
     :class:`~gloria.losses.LocalContrastiveLoss` covers by the temperature of its ``"official"``
     preset.
 
-    Source: GLoRIA, section 3.3, eq. 3-6; the double softmax is AttnGAN's (Xu et al., CVPR 2018,
-    eq. 7-10).
+    Source: GLoRIA, section 3, the attention-weighted image representation and the matching
+    function Z; the double softmax is AttnGAN's (Xu et al., CVPR 2018, eq. 7-10).
 
     Example:
         >>> import torch
@@ -215,7 +215,7 @@ def local_attention(
         ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
             :func:`local_similarity`; also when the number of images and texts differ.
 
-    Source: GLoRIA, eq. 4.
+    Source: GLoRIA, section 3, the attention weights.
 
     Example:
         >>> import torch
@@ -256,7 +256,7 @@ def contrastive_cross_entropy(
         ShapeError: not square, or empty.
         OptionError: the temperature is not above 0.
 
-    Source: GLoRIA, eq. 1-2 and 7-8; van den Oord et al., CPC (2018), eq. 4.
+    Source: GLoRIA, section 3, both losses; van den Oord et al., CPC (2018), eq. 4.
 
     Example:
         >>> import torch
@@ -340,7 +340,7 @@ def global_local_contrastive_loss(
     local_weight: float = 1.0,
     **matching: Unpack[LocalMatching],
 ) -> Tensor:
-    """The paper's objective: global plus local contrastive loss, four cross-entropies (eq. 9).
+    """The paper's objective: global plus local contrastive loss, four cross-entropies.
 
     See :class:`~gloria.losses.GlobalLocalContrastiveLoss`.
 

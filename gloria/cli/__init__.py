@@ -22,6 +22,9 @@ from gloria.errors import GloriaError
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
+    "demo": "Train on the built-in phantom radiographs and see what was learned.",
+    "train": "Train on your own images and reports, from a CSV file.",
+    "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
     "info": "Show versions, devices, backends, registered names and plugins.",
 }
 

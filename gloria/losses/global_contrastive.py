@@ -29,7 +29,8 @@ class GlobalContrastiveLoss(PairLoss):
 
     At random initialisation the loss is about ``2 ln(batch)``.
 
-    Source: GLoRIA (Huang et al., ICCV 2021), eq. 1-2; weights as in ConVIRT.
+    Source: GLoRIA (Huang et al., ICCV 2021), section 3, the global contrastive loss; weights as in
+    ConVIRT.
 
     Example:
         >>> import torch

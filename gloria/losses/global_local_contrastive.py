@@ -24,7 +24,7 @@ class GlobalLocalContrastiveLoss(PairLoss):
 
     At random initialisation the loss is about ``4 ln(batch)``: a good smoke check.
 
-    Source: GLoRIA (Huang et al., ICCV 2021), eq. 9.
+    Source: GLoRIA (Huang et al., ICCV 2021), section 3, the total loss.
 
     Example:
         >>> import torch

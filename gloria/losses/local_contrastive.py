@@ -58,7 +58,7 @@ class LocalContrastiveLoss(PairLoss):
 
     At random initialisation the loss is about ``2 ln(batch)``.
 
-    Source: GLoRIA (Huang et al., ICCV 2021), eq. 3-8.
+    Source: GLoRIA (Huang et al., ICCV 2021), section 3, the local contrastive loss.
 
     Example:
         >>> import torch
