@@ -190,7 +190,9 @@ class HFTextEncoder(Freezable):
             texts = self.tokenize(texts)
         texts = texts.to(self.model.device)
         output = self.model(**texts.inputs, output_hidden_states=True, return_dict=True)
-        layers = torch.stack(output.hidden_states[-self.last_n_layers :])
+        # the last state as the model gives it: some apply their final norm after collecting states
+        hidden = [*output.hidden_states[:-1], output.last_hidden_state]
+        layers = torch.stack(hidden[-self.last_n_layers :])
         states = layers.sum(0) if self.layer_reduction == "sum" else layers.mean(0)
 
         word_count = max(len(words) for words in texts.tokens)
@@ -309,20 +311,21 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
     where = _where(source)
     try:
         config = transformers.AutoConfig.from_pretrained(**where)
-        if config.is_encoder_decoder:
-            raise OptionError(
-                f"{str(source)!r} is an encoder-decoder; pass its encoder as an object, together "
-                f"with its tokenizer."
-            )
-        if not pretrained:
-            return transformers.AutoModel.from_config(config, dtype=torch.float32)
+    except Exception as cause:
+        raise CheckpointError(_not_found("model", source, "config.json", cause)) from cause
+    if config.is_encoder_decoder:
+        raise OptionError(
+            f"{str(source)!r} is an encoder-decoder; pass its encoder as an object, together with "
+            f"its tokenizer."
+        )
+    if not pretrained:
+        return transformers.AutoModel.from_config(config, dtype=torch.float32)
+    try:
         model, report = transformers.AutoModel.from_pretrained(
             **where, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as cause:
-        if isinstance(cause, OptionError):
-            raise
-        raise CheckpointError(_not_found("model", source, "config.json and weights")) from cause
+    except Exception as cause:
+        raise CheckpointError(_not_found("weights", source, "model.safetensors", cause)) from cause
     parameters = {name for name, _ in model.named_parameters() if not name.startswith("pooler.")}
     missing = sorted(parameters & set(report["missing_keys"]))
     if missing:
@@ -335,10 +338,15 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
 
 def _load_tokenizer(source: str | Path) -> Any:
     transformers = require("transformers", "encoders")
+    where = _where(source)
     try:
-        return transformers.AutoTokenizer.from_pretrained(**_where(source))
-    except (OSError, ValueError) as cause:
-        raise TokenizerError(_not_found("tokenizer", source, "tokenizer.json")) from cause
+        return transformers.AutoTokenizer.from_pretrained(**where)
+    except Exception as cause:
+        folder = Path(where["pretrained_model_name_or_path"])
+        if (folder / "tokenizer.json").is_file():
+            # another major version of transformers wrote a class name that this one lacks
+            return transformers.PreTrainedTokenizerFast.from_pretrained(**where)
+        raise TokenizerError(_not_found("tokenizer", source, "tokenizer.json", cause)) from cause
 
 
 def _where(source: str | Path) -> dict[str, Any]:
@@ -360,11 +368,12 @@ def _where(source: str | Path) -> dict[str, Any]:
     }
 
 
-def _not_found(what: str, source: str | Path, files: str) -> str:
+def _not_found(what: str, source: str | Path, file: str, cause: Exception) -> str:
+    reason = str(cause).strip().partition("\n")[0]
     return (
-        f"no {what} could be loaded from {str(source)!r}: it is neither a complete local folder, "
-        f"nor in the Hugging Face cache, nor in reach on the hub. Without network, pass the path "
-        f"of a folder that holds its {files}."
+        f"no {what} could be loaded from {str(source)!r}, as a local folder, from the Hugging Face "
+        f"cache or the hub ({type(cause).__name__}: {reason}). "
+        f"Without network, pass the path of a folder that holds {file} and what belongs to it."
     )
 
 

@@ -1,6 +1,7 @@
 """Text encoders on transformers: tiny random models, tokenizers made here, nothing downloaded."""
 
 import copy
+import json
 import pickle
 import time
 from dataclasses import dataclass
@@ -174,7 +175,10 @@ def mpnet_tokenizer():
 
 
 DISTIL = {
-    "dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24,
+    "dim": 16,
+    "n_layers": 3,
+    "n_heads": 2,
+    "hidden_dim": 24,
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads")),
 }
 DEBERTA = {
@@ -254,9 +258,8 @@ def by_hand(encoder, text, words, last_n):
     if "token_type_ids" in encoded:
         del encoded["token_type_ids"]
     output = encoder.model(**encoded, output_hidden_states=True)
-    states = [
-        sum(layer[0, t] for layer in output.hidden_states[-last_n:]) for t in range(len(offsets))
-    ]
+    layers = [*output.hidden_states[:-1], output.last_hidden_state][-last_n:]
+    states = [sum(layer[0, t] for layer in layers) for t in range(len(offsets))]
     specials = {encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id}
     vectors = [torch.zeros_like(states[0]) for _ in words]
     for state, (start, end), token_id in zip(
@@ -719,6 +722,21 @@ def test_tokenizer_out_of_reach(bert, monkeypatch):
         HFTextEncoder(bert.model, tokenizer="some/name")
 
 
+def test_a_tokenizer_class_of_another_version_of_transformers(bert, tmp_path):
+    bert.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "tokenizer_class": "TokenizerOfTransformersSeven"}))
+    encoder = HFTextEncoder(bert.model, tokenizer=tmp_path, last_n_layers=1)
+    assert encoder.tokenize(TEXTS).tokens == WORDPIECE_WORDS
+
+
+def test_a_folder_without_vocabulary(bert, tmp_path):
+    bert.model.config.save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match=r"was not found|no tokenizer could be loaded"):
+        HFTextEncoder(tmp_path, pretrained=False)
+
+
 def test_the_hub_is_asked_when_it_answers(monkeypatch):
     asked = {}
 
@@ -761,7 +779,7 @@ def test_incomplete_weights_are_refused(bert, tmp_path):
 
 def test_a_folder_without_weights(bert, tmp_path):
     bert.recipe(tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds its config\.json and weights"):
+    with pytest.raises(CheckpointError, match=r"no weights could be .* holds model\.safetensors"):
         HFTextEncoder(tmp_path)
 
 

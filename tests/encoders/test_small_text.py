@@ -1,0 +1,112 @@
+"""The from-scratch text encoder: vocabulary and small BERT."""
+
+import random
+
+import pytest
+import torch
+
+from gloria.encoders.hf_text import HFTextEncoder
+from gloria.encoders.small_text import build_word_tokenizer, small_bert
+from gloria.errors import DataError, OptionError
+
+REPORTS = [
+    "Mild cardiomegaly. No pleural effusion.",
+    "Moderate left-sided pleural effusion, 1.5 cm; mild edema.",
+    "No pneumothorax. No effusion or edema.",
+]
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_word_tokenizer(REPORTS)
+
+
+def in_order(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    return sorted(vocabulary, key=vocabulary.get)
+
+
+def test_every_word_of_the_reports_is_one_token(tokenizer):
+    for report in REPORTS:
+        for word in report.lower().replace("-", " ").replace(";", " ").split():
+            word = word.strip(".,")
+            if "." not in word:
+                assert tokenizer.tokenize(word) == [word]
+
+
+def test_words_stand_by_count_then_by_alphabet(tokenizer):
+    order = in_order(tokenizer)
+    assert order[:5] == SPECIALS
+    words = [token for token in order[5:] if len(token.removeprefix("##")) > 1]
+    # 3 effusion, no; 2 edema, mild, pleural; then once each
+    expected = ["effusion", "no", "edema", "mild", "pleural"]
+    assert words == [
+        *expected,
+        *["cardiomegaly", "cm", "left", "moderate", "or", "pneumothorax", "sided"],
+    ]
+
+
+def test_a_new_word_is_spelled_out_and_a_new_character_unknown(tokenizer):
+    assert tokenizer.tokenize("effusions") == ["effusion", "##s"]
+    assert tokenizer.tokenize("MILDÉR") == ["mild", "##e", "##r"]
+    assert tokenizer.tokenize("mild жмild") == ["mild", "[UNK]"]
+
+
+def test_same_texts_in_any_order_give_the_same_vocabulary(tokenizer):
+    texts = REPORTS * 3
+    random.Random(0).shuffle(texts)
+    assert in_order(build_word_tokenizer(iter(texts))) == in_order(tokenizer)
+
+
+def test_the_rarest_words_make_room(tokenizer):
+    size = len(tokenizer) - 4
+    smaller = build_word_tokenizer(REPORTS, vocab_size=size)
+    assert in_order(smaller) == in_order(tokenizer)[:size]
+    assert smaller.tokenize("effusion sided")[0] == "effusion"
+    assert smaller.tokenize("sided") == ["s", "##i", "##d", "##e", "##d"]
+
+
+def test_sentences_carry_the_special_tokens(tokenizer):
+    ids = tokenizer("mild edema")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "mild", "edema", "[SEP]"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "mild edema"
+
+
+def test_small_bert_follows_its_arguments(tokenizer):
+    model = small_bert(tokenizer, layers=3, width=24, heads=2, dropout=0.0, max_length=50)
+    assert model.config.num_hidden_layers == 3
+    assert model.embeddings.word_embeddings.weight.shape == (len(tokenizer), 24)
+    assert model.embeddings.position_embeddings.weight.shape == (50, 24)
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert model.pooler is None
+
+
+def test_together_they_are_a_text_encoder_that_comes_back(tokenizer, tmp_path):
+    encoder = HFTextEncoder(small_bert(tokenizer), tokenizer=tokenizer, last_n_layers=2).eval()
+    assert encoder.pooled_dim == encoder.word_dim == 128
+    features = encoder(REPORTS)
+    assert features.tokens[1][:5] == ["Moderate", "left", "-", "sided", "pleural"]
+    recipe = encoder.recipe(tmp_path)
+    again = HFTextEncoder(tmp_path, **recipe.options).eval()
+    again.load_state_dict(encoder.state_dict())
+    repeated = again(REPORTS)
+    assert torch.equal(repeated.words, features.words)
+    assert repeated.tokens == features.tokens
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_no_words(texts):
+    with pytest.raises(DataError, match="texts must hold at least one word"):
+        build_word_tokenizer(texts)
+
+
+def test_no_room(tokenizer):
+    with pytest.raises(OptionError, match=r"vocab_size must be at least \d+, for the special"):
+        build_word_tokenizer(REPORTS, vocab_size=20)
+
+
+def test_heads_that_do_not_divide_the_width(tokenizer):
+    with pytest.raises(OptionError, match="heads must divide width; got width 10 and heads 4"):
+        small_bert(tokenizer, width=10)
