@@ -51,7 +51,8 @@ class Projection(nn.Module):
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(in_dim, out_dim, bias=bias)
         else:
-            width = hidden_dim or out_dim
+            width = out_dim if hidden_dim is None else hidden_dim
+            check_count("hidden_dim", width)
             self.layers = nn.Sequential(
                 nn.Linear(in_dim, width, bias=bias),
                 nn.ReLU(),

@@ -1,0 +1,66 @@
+"""What every loss shares: terms, weights, presets, and which inputs it asks for."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from gloria.errors import OptionError
+from gloria.losses import (
+    LOSS_INPUTS,
+    GlobalContrastiveLoss,
+    GlobalLocalContrastiveLoss,
+    LocalContrastiveLoss,
+    PairLoss,
+    inputs_of,
+)
+
+
+class Three(PairLoss):
+    presets: ClassVar = {"double": {"factor": 2.0}}
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
+    def terms(self, regions):
+        return {"a": regions.sum(), "b": regions.mean(), "c": regions.max()}
+
+    def weights(self):
+        return {"b": self.factor}
+
+
+def test_the_total_weighs_the_terms_and_one_is_the_default():
+    regions = torch.tensor([1.0, 2.0, 6.0])
+    loss = Three.from_preset("double")
+    assert loss.total(loss.terms(regions)).item() == 9 + 2 * 3 + 6
+    assert Three.from_preset("double", factor=0.0).total(loss.terms(regions)).item() == 15
+    with pytest.raises(OptionError, match="preset must be one of 'double'; got 'paper'"):
+        Three.from_preset("paper")
+
+
+def test_a_loss_names_its_inputs_by_its_arguments():
+    assert inputs_of(GlobalContrastiveLoss()) == ("image_embeddings", "text_embeddings")
+    assert inputs_of(LocalContrastiveLoss()) == ("regions", "words", "word_mask", "region_mask")
+    assert inputs_of(GlobalLocalContrastiveLoss()) == LOSS_INPUTS
+
+
+def test_optional_and_variable_arguments_are_not_asked_for():
+    class Other(nn.Module):
+        def forward(self, words, *rest, margin=0.2, region_mask=None, **more):
+            return words.sum()
+
+    assert inputs_of(Other()) == ("words", "region_mask")
+
+
+def test_an_argument_that_nobody_can_give_is_named():
+    class Labelled(nn.Module):
+        def forward(self, image_embeddings, labels):
+            return image_embeddings.sum()
+
+    with pytest.raises(
+        OptionError,
+        match="loss Labelled asks for 'labels'; what a loss can ask for is image_embeddings, text_",
+    ):
+        inputs_of(Labelled())

@@ -1,0 +1,137 @@
+"""The global loss: against the published code, nested loops and closed forms."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from gloria.errors import OptionError, ShapeError
+from gloria.functional import global_contrastive_loss, global_similarity
+from gloria.losses import GlobalContrastiveLoss
+
+PRESETS = tuple(GlobalContrastiveLoss.presets)
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pairs, dim", [(1, 1), (2, 3), (7, 64), (48, 100)])
+def test_official_preset_is_the_published_code(
+    pairs, dim, dtype, published, assert_values, assert_gradients
+):
+    leaves = [random(pairs, dim, seed=seed, dtype=dtype).requires_grad_() for seed in (0, 1)]
+    loss = GlobalContrastiveLoss.from_preset("official")
+    terms, value = loss.terms(*leaves), loss(*leaves)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    rows, columns = published.global_terms(*wide)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_values(terms["image_to_text"], rows)
+    assert_values(terms["text_to_image"], columns)
+    assert_values(value, rows + columns)
+    expected = torch.autograd.grad(rows + columns, wide)
+    for gradient, reference in zip(torch.autograd.grad(value, leaves), expected, strict=True):
+        assert_gradients(gradient, reference)
+
+
+@pytest.mark.parametrize(
+    "preset, weights", [("paper", (1, 1)), ("stable", (1, 1)), ("convirt", (0.75, 0.25))]
+)
+def test_presets_equal_the_nested_loop(preset, weights, naive, assert_values):
+    v, t = random(4, 5), random(4, 5, seed=1)
+    rows, columns = naive.contrastive_terms(naive.global_similarity(v, t), 0.1)
+    value = GlobalContrastiveLoss.from_preset(preset)(v, t)
+    assert_values(value, weights[0] * rows + weights[1] * columns)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 9])
+def test_zero_embeddings_cost_two_logs_of_the_batch(pairs):
+    zeros = torch.zeros(pairs, 4, requires_grad=True)
+    value = GlobalContrastiveLoss()(zeros, zeros)
+    value.backward()
+    assert value.item() == pytest.approx(2 * math.log(pairs))
+    assert zeros.grad.eq(0).all()
+
+
+def test_orthogonal_pairs_in_closed_form():
+    """Cosine 1 on the diagonal, 0 elsewhere: -log(e^10 / (e^10 + 3)), twice."""
+    value = GlobalContrastiveLoss().double()(7 * torch.eye(4).double(), torch.eye(4).double())
+    assert value.item() == pytest.approx(2 * math.log1p(3 * math.exp(-10)), rel=1e-12)
+
+
+def test_lengths_of_the_embeddings_do_not_matter():
+    v, t = random(4, 5), random(4, 5, seed=1)
+    loss = GlobalContrastiveLoss()
+    torch.testing.assert_close(loss(1000 * v, 0.001 * t), loss(v, t))
+
+
+def test_a_batch_of_one_costs_nothing_and_teaches_nothing():
+    v, t = random(1, 5).requires_grad_(), random(1, 5, seed=1).requires_grad_()
+    loss = GlobalContrastiveLoss(learnable=True)
+    value = loss(v, t)
+    value.backward()
+    assert value.item() == 0
+    assert all(x.grad.eq(0).all() for x in (v, t, *loss.parameters()))
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_gradcheck(learnable):
+    loss = GlobalContrastiveLoss(learnable=learnable, image_to_text_weight=0.75).double()
+    leaves = (random(3, 2).requires_grad_(), random(3, 2, seed=1).requires_grad_())
+    assert gradcheck(lambda v, t, *_: loss(v, t), (*leaves, *loss.parameters()))
+    assert gradgradcheck(lambda v, t, *_: loss(v, t), (*leaves, *loss.parameters()))
+
+
+def test_is_its_functional_twin():
+    v, t = random(4, 5), random(4, 5, seed=1)
+    for preset in PRESETS:
+        options = GlobalContrastiveLoss.presets[preset]
+        loss = GlobalContrastiveLoss.from_preset(preset)
+        assert torch.equal(loss(v, t), global_contrastive_loss(v, t, **options))
+        assert torch.equal(loss.similarity(v, t), global_similarity(v, t))
+
+
+def test_similarity_may_be_rectangular_and_the_loss_may_not():
+    loss = GlobalContrastiveLoss()
+    assert loss.similarity(random(2, 4), random(3, 4)).shape == (2, 3)
+    with pytest.raises(ShapeError, match=r"must be square.*got 2 images and 3 texts"):
+        loss(random(2, 4), random(3, 4))
+    with pytest.raises(ShapeError, match="at least one pair"):
+        loss(torch.zeros(0, 4), torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_compiles_in_one_graph(learnable):
+    loss = GlobalContrastiveLoss(learnable=learnable)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        leaves = [random(3, 4, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1)]
+        value = function(*leaves)
+        results.append((value, *torch.autograd.grad(value, leaves)))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_copies_compute_the_same(copied):
+    loss = GlobalContrastiveLoss.from_preset("convirt", learnable=True)
+    v, t = random(3, 4), random(3, 4, seed=1)
+    assert torch.equal(copied(loss)(v, t), loss(v, t))
+    assert repr(copied(loss)) == repr(loss)
+
+
+def test_repr_shows_the_hyper_parameters():
+    text = repr(GlobalContrastiveLoss.from_preset("convirt"))
+    for part in ("Temperature(0.1)", "image_to_text_weight=0.75", "text_to_image_weight=0.25"):
+        assert part in text
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(OptionError, match=r"preset must be one of 'paper', .*; got 'clip'"):
+        GlobalContrastiveLoss.from_preset("clip")

@@ -1,0 +1,393 @@
+"""The local loss: its presets against the published code, nested loops and closed forms."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from gloria.aggregators import GeM, LogSumExp
+from gloria.errors import DtypeError, GloriaError, OptionError, ShapeError
+from gloria.functional import local_attention, local_contrastive_loss, local_similarity
+from gloria.losses import LocalContrastiveLoss
+
+PRESETS = tuple(LocalContrastiveLoss.presets)
+presets = pytest.mark.parametrize("preset", PRESETS)
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def ones(*shape):
+    return torch.ones(shape, dtype=torch.bool)
+
+
+# The published code.
+
+PUBLISHED_SIZES = [
+    # pairs, grid, tokens, dim, lengths
+    (1, (1, 1), 4, 1, [1]),
+    (2, (3, 2), 6, 8, [2, 4]),
+    (4, (4, 5), 9, 16, [7, 2, 5, 3]),
+    (3, (19, 19), 25, 24, [23, 1, 12]),
+]
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request):
+    return request.param
+
+
+def as_ours(feature_map, tokens, lengths):
+    regions, words = feature_map.flatten(2).transpose(1, 2), tokens.transpose(1, 2)
+    return regions, words, torch.arange(words.shape[1]) < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("pairs, grid, tokens, dim, lengths", PUBLISHED_SIZES)
+def test_official_preset_is_the_published_code(
+    pairs, grid, tokens, dim, lengths, dtype, published, assert_values, assert_gradients
+):
+    """Values of each term, and the gradients of their sum, [SEP] and padding included."""
+    feature_map = random(pairs, dim, *grid, dtype=dtype).requires_grad_()
+    captions = random(pairs, dim, tokens, seed=1, dtype=dtype).requires_grad_()
+    loss = LocalContrastiveLoss.from_preset("official")
+    terms = loss.terms(*as_ours(feature_map, captions, lengths))
+    total = loss(*as_ours(feature_map, captions, lengths))
+    gradients = torch.autograd.grad(total, (feature_map, captions))
+
+    wide = [x.detach().double().requires_grad_() for x in (feature_map, captions)]
+    expected = published.local_terms(*wide, lengths)
+    expected_gradients = torch.autograd.grad(sum(expected), wide)
+    assert_values(terms["image_to_text"], expected[0])
+    assert_values(terms["text_to_image"], expected[1])
+    assert_values(total, sum(expected))
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        assert_gradients(gradient, reference)
+
+
+def test_official_preset_with_logmeanexp_is_the_published_mean(published, assert_values):
+    feature_map, captions, lengths = random(3, 5, 2, 3), random(3, 5, 7, seed=1), [6, 2, 4]
+    loss = LocalContrastiveLoss.from_preset("official", aggregation="logmeanexp")
+    expected = published.local_terms(feature_map, captions, lengths, mean=True)
+    assert_values(loss(*as_ours(feature_map, captions, lengths)), sum(expected))
+
+
+def test_official_attention_maps_are_the_published_ones(published, assert_values):
+    feature_map, captions, lengths = random(3, 5, 4, 3), random(3, 5, 7, seed=1), [6, 1, 4]
+    loss = LocalContrastiveLoss.from_preset("official")
+    maps = loss.attention_maps(*as_ours(feature_map, captions, lengths)).unflatten(-1, (4, 3))
+    expected = published.attention_maps(feature_map, captions, lengths)
+    for ours, theirs, length in zip(maps, expected, lengths, strict=True):
+        assert_values(ours[:length], theirs)
+        assert ours[length:].eq(0).all()
+
+
+# The printed formulas, and the closed forms.
+
+
+@pytest.mark.parametrize("masked_regions", [False, True])
+@pytest.mark.parametrize(
+    "preset, options, temperature",
+    [
+        ("paper", {}, 1 / 10),
+        ("official", {"attention": "words_then_regions"}, 1 / 50),
+        (
+            "stable",
+            {
+                "product": "cosine",
+                "attention_temperature": 1 / 12,
+                "aggregation": "logmeanexp",
+            },
+            1 / 50,
+        ),
+    ],
+)
+def test_presets_equal_the_nested_loop(
+    preset, options, temperature, masked_regions, make_pairs, naive, assert_values
+):
+    pairs = make_pairs(3, 3, 7, 5, 4, masked_regions=masked_regions)
+    loss = LocalContrastiveLoss.from_preset(preset)
+    z = naive.local_similarity(*pairs, **options)
+    rows, columns = naive.contrastive_terms(z, temperature)
+    assert_values(loss.similarity(*pairs), z)
+    terms = loss.terms(*pairs)
+    assert list(terms) == ["image_to_text", "text_to_image"]
+    assert_values(terms["image_to_text"], rows)
+    assert_values(terms["text_to_image"], columns)
+    assert_values(loss(*pairs), rows + columns)
+
+
+def test_paper_is_the_default(make_pairs):
+    pairs = make_pairs(3, 3, 5, 4, 6)
+    assert torch.equal(
+        LocalContrastiveLoss()(*pairs), LocalContrastiveLoss.from_preset("paper")(*pairs)
+    )
+    assert torch.equal(LocalContrastiveLoss()(*pairs), local_contrastive_loss(*pairs))
+
+
+@presets
+@pytest.mark.parametrize("pairs", [1, 2, 5, 33])
+def test_zero_features_cost_two_logs_of_the_batch(preset, pairs):
+    loss = LocalContrastiveLoss.from_preset(preset)
+    value = loss(torch.zeros(pairs, 3, 4), torch.zeros(pairs, 6, 4), ones(pairs, 6))
+    assert value.item() == pytest.approx(2 * math.log(pairs), abs=1e-5)
+
+
+@presets
+def test_identical_pairs_cannot_be_told_apart(preset):
+    loss = LocalContrastiveLoss.from_preset(preset)
+    regions, words = random(1, 5, 4).expand(6, 5, 4), random(1, 3, 4, seed=1).expand(6, 3, 4)
+    terms = loss.terms(regions, words, ones(6, 3))
+    assert [term.item() for term in terms.values()] == pytest.approx([math.log(6)] * 2)
+
+
+@presets
+def test_a_batch_of_one_costs_nothing_and_teaches_nothing(preset):
+    regions, words = random(1, 5, 4).requires_grad_(), random(1, 3, 4).requires_grad_()
+    loss = LocalContrastiveLoss.from_preset(preset, learnable=True).double()
+    value = loss(regions, words, torch.tensor([[True, True, False]]))
+    value.backward()
+    assert value.item() == 0
+    assert all(x.grad.eq(0).all() for x in (regions, words, *loss.parameters()))
+
+
+@presets
+def test_perfect_pairs_cost_nearly_nothing(preset):
+    """Image k is one vector of an orthogonal basis everywhere, and so is every word of text k."""
+    basis = 5 * torch.eye(4)[:, None]
+    loss = LocalContrastiveLoss.from_preset(preset)
+    value = loss(basis.expand(4, 6, 4), basis.expand(4, 3, 4), ones(4, 3))
+    assert value.item() < 2.1 * 3 * math.exp(-10)  # cosines 1 and 0, temperature at most 1/10
+
+
+@presets
+def test_random_features_cost_about_two_logs_of_the_batch(preset):
+    """The smoke check of the docstring."""
+    loss = LocalContrastiveLoss.from_preset(preset)
+    value = loss(0.05 * random(32, 49, 256), 0.05 * random(32, 12, 256, seed=1), ones(32, 12))
+    assert value.item() == pytest.approx(2 * math.log(32), rel=0.3)
+
+
+# What a loss in a training loop must survive.
+
+
+@given(
+    preset=st.sampled_from(PRESETS),
+    sizes=st.tuples(*(st.integers(1, n) for n in (4, 7, 6, 5))),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_order_of_pairs_and_content_of_padding_do_not_matter(make_pairs, preset, sizes, seed, data):
+    pairs, regions, words, dim = sizes
+    batch = make_pairs(pairs, pairs, regions, words, dim, masked_regions=True, seed=seed)
+    loss = LocalContrastiveLoss.from_preset(preset)
+    value = loss(*batch)
+    order = torch.tensor(data.draw(st.permutations(range(pairs))))
+    torch.testing.assert_close(loss(*(x[order] for x in batch)), value, rtol=1e-12, atol=1e-11)
+    content = data.draw(st.sampled_from([math.nan, math.inf, 1e30]))
+    spoiled = batch._replace(
+        regions=batch.regions.masked_fill(~batch.region_mask[..., None], content),
+        words=batch.words.masked_fill(~batch.word_mask[..., None], content),
+    )
+    assert torch.equal(loss(*spoiled), value)
+
+
+@presets
+@pytest.mark.parametrize("masked_regions", [False, True])
+def test_gradcheck_with_a_learned_temperature(preset, masked_regions, make_pairs):
+    regions, words, word_mask, region_mask = make_pairs(
+        2, 2, 3, 2, 2, masked_regions=masked_regions, seed=4
+    )
+    loss = LocalContrastiveLoss.from_preset(
+        preset, learnable=True, image_to_text_weight=0.75, text_to_image_weight=0.25
+    ).double()
+
+    def value(regions, words, _):
+        return loss(regions, words, word_mask, region_mask)
+
+    assert gradcheck(value, (regions.requires_grad_(), words.requires_grad_(), *loss.parameters()))
+
+
+def test_a_learnable_aggregator_is_part_of_the_loss(make_pairs):
+    pooling = GeM(2.0)
+    loss = LocalContrastiveLoss(aggregation=pooling)
+    assert list(loss.state_dict()) == ["aggregation.p"]
+    loss(*make_pairs(3, 3, 4, 5, 6, dtype=torch.float32)).backward()
+    assert pooling.p.grad.ne(0)
+
+
+def test_an_aggregator_object_equals_its_name(make_pairs):
+    pairs = make_pairs(3, 3, 4, 5, 6)
+    named = LocalContrastiveLoss(aggregation="logsumexp", match_temperature=0.3)
+    assert torch.equal(LocalContrastiveLoss(aggregation=LogSumExp(0.3))(*pairs), named(*pairs))
+
+
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
+@presets
+def test_autocast_changes_no_bit(preset, autocast_dtype, make_pairs):
+    pairs = make_pairs(3, 3, 7, 5, 16, dtype=torch.float32)
+    loss = LocalContrastiveLoss.from_preset(preset, learnable=True)
+    expected = loss(*pairs)
+    with torch.autocast("cpu", autocast_dtype):
+        value = loss(*pairs)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+
+
+@presets
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_give_a_float32_loss(preset, dtype, make_pairs, assert_values):
+    pairs = make_pairs(3, 3, 7, 5, 16, dtype=dtype, scale=0.5)
+    wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
+    loss = LocalContrastiveLoss.from_preset(preset)
+    value = loss(*pairs)
+    assert value.dtype == torch.float32
+    assert_values(value, loss(*wide))
+
+
+@presets
+def test_compiles_in_one_graph(preset, make_pairs):
+    pairs = make_pairs(3, 3, 7, 5, 8, masked_regions=True, dtype=torch.float32)
+    loss = LocalContrastiveLoss.from_preset(preset, learnable=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        leaves = [x.clone().requires_grad_() for x in (pairs.regions, pairs.words)]
+        value = function(*leaves, pairs.word_mask, pairs.region_mask)
+        results.append((value, *torch.autograd.grad(value, (*leaves, *loss.parameters()))))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
+
+
+def test_exports_for_any_batch(make_pairs):
+    loss = LocalContrastiveLoss.from_preset("official")
+    sample = make_pairs(3, 3, 7, 5, 8, dtype=torch.float32)[:3]
+    pair, word = torch.export.Dim("pair", min=2, max=512), torch.export.Dim("word", min=2, max=97)
+    shapes = {
+        "regions": {0: pair},
+        "words": {0: pair, 1: word},
+        "word_mask": {0: pair, 1: word},
+    }
+    exported = torch.export.export(loss, sample, dynamic_shapes=shapes).module()
+    for pairs, words in ((3, 5), (6, 4)):
+        batch = make_pairs(pairs, pairs, 7, words, 8, dtype=torch.float32, seed=1)[:3]
+        torch.testing.assert_close(exported(*batch), loss(*batch))
+
+
+# A module like any other.
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_copies_compute_the_same(copied, learnable, make_pairs):
+    pairs = make_pairs(3, 3, 5, 4, 6)
+    loss = LocalContrastiveLoss(temperature=0.3, learnable=learnable, attention_temperature=0.5)
+    twin = copied(loss)
+    assert torch.equal(twin(*pairs), loss(*pairs))
+    assert repr(twin) == repr(loss)
+    for one, other in zip(twin.parameters(), loss.parameters(), strict=True):
+        assert one is not other
+
+
+def test_only_a_learned_temperature_is_state():
+    assert LocalContrastiveLoss().state_dict() == {}
+    source = LocalContrastiveLoss(temperature=0.3, learnable=True)
+    target = LocalContrastiveLoss(learnable=True)
+    target.load_state_dict(source.state_dict())
+    assert target.temperature().item() == pytest.approx(0.3)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        LocalContrastiveLoss().load_state_dict(source.state_dict())
+
+
+def test_moves_between_dtypes(make_pairs):
+    pairs = make_pairs(3, 3, 5, 4, 6)
+    loss = LocalContrastiveLoss(learnable=True)
+    expected = loss(*pairs)
+    moved = loss.to(dtype=torch.float64, device="cpu")
+    assert moved(*pairs).dtype == torch.float64
+    torch.testing.assert_close(moved(*pairs), expected, check_dtype=False)
+
+
+def test_repr_shows_every_hyper_parameter():
+    text = repr(LocalContrastiveLoss.from_preset("official", image_to_text_weight=0.75))
+    for part in (
+        "attention='words_then_regions'",
+        "product='dot'",
+        "attention_temperature=0.25",
+        "aggregation='logsumexp'",
+        "match_temperature=0.2",
+        "Temperature(0.02)",
+        "image_to_text_weight=0.75",
+        "text_to_image_weight=1.0",
+        "backend='auto'",
+    ):
+        assert part in text
+
+
+def test_weights_scale_their_direction(make_pairs):
+    pairs = make_pairs(3, 3, 5, 4, 6)
+    loss = LocalContrastiveLoss(image_to_text_weight=0.75, text_to_image_weight=0.25)
+    terms = loss.terms(*pairs)
+    expected = 0.75 * terms["image_to_text"] + 0.25 * terms["text_to_image"]
+    torch.testing.assert_close(loss(*pairs), expected)
+
+
+@presets
+def test_is_its_functional_twin(preset, make_pairs):
+    pairs = make_pairs(3, 3, 5, 4, 6, masked_regions=True)
+    options = dict(LocalContrastiveLoss.presets[preset])
+    loss = LocalContrastiveLoss(**options)
+    assert torch.equal(loss(*pairs), local_contrastive_loss(*pairs, **options))
+    options.pop("temperature", None)
+    assert torch.equal(loss.similarity(*pairs), local_similarity(*pairs, **options))
+    options.pop("aggregation", None)
+    assert torch.equal(loss.attention_maps(*pairs), local_attention(*pairs, **options))
+
+
+def test_similarity_may_be_rectangular_and_the_loss_may_not(make_pairs):
+    pairs = make_pairs(2, 3, 5, 4, 6)
+    loss = LocalContrastiveLoss()
+    assert loss.similarity(*pairs).shape == (2, 3)
+    with pytest.raises(ShapeError, match=r"must be square.*got 2 images and 3 texts"):
+        loss(*pairs)
+    with pytest.raises(ShapeError, match=r"at least one pair.*got 0 images and 0 texts"):
+        loss(torch.zeros(0, 5, 4), torch.zeros(0, 3, 4), ones(0, 3))
+
+
+# Bad options.
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"attention": "word"}, OptionError, "attention must be one of .*; got 'word'"),
+        ({"product": "l2"}, OptionError, "product must be one of .*; got 'l2'"),
+        ({"aggregation": "sum"}, OptionError, "aggregation must be one of .*; got 'sum'"),
+        ({"backend": "cuda"}, OptionError, "backend must be one of 'auto', .*; got 'cuda'"),
+        ({"attention_temperature": 0}, OptionError, "attention_temperature must be .*; got 0"),
+        ({"match_temperature": -1.0}, OptionError, "match_temperature must be .*; got -1.0"),
+        ({"temperature": math.inf}, OptionError, "temperature must be a finite .*; got inf"),
+        ({"temperature": True}, DtypeError, "temperature must be a number above 0; got True"),
+        ({"temperature": "0.1"}, DtypeError, "temperature must be a number above 0; got '0.1'"),
+        ({"minimum_temperature": 0}, OptionError, "minimum_temperature must be .*; got 0"),
+    ],
+)
+def test_bad_options_fail_when_the_loss_is_made(options, error, message):
+    with pytest.raises(error, match=message) as raised:
+        LocalContrastiveLoss(**options)
+    assert isinstance(raised.value, GloriaError)
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones():
+    with pytest.raises(
+        OptionError, match="preset must be one of 'paper', 'official', 'stable'; got 'published'"
+    ):
+        LocalContrastiveLoss.from_preset("published")
+    with pytest.raises(TypeError, match="tau"):
+        LocalContrastiveLoss.from_preset("paper", tau=1.0)

@@ -1,0 +1,62 @@
+"""Temperatures, fixed and learned."""
+
+import math
+
+import pytest
+import torch
+
+from gloria.errors import OptionError
+from gloria.losses.temperature import Temperature
+
+
+def test_a_fixed_temperature_is_a_number_without_state():
+    temperature = Temperature(0.1)
+    assert temperature() == 0.1
+    assert isinstance(temperature(), float)
+    assert not list(temperature.parameters())
+    assert repr(temperature) == "Temperature(0.1)"
+
+
+@pytest.mark.parametrize("initial", [0.0101, 0.02, 0.1, 1.0, 50.0])
+def test_a_learned_temperature_starts_where_asked(initial):
+    temperature = Temperature(initial, learnable=True)
+    assert temperature().item() == pytest.approx(initial, rel=1e-5)
+    assert temperature().requires_grad
+    assert repr(temperature) == "Temperature(learnable, minimum=0.01)"
+
+
+def test_a_learned_temperature_has_the_gradient_of_softplus():
+    temperature = Temperature(0.1, learnable=True).double()
+    assert torch.autograd.gradcheck(lambda _: temperature(), (temperature.raw,))
+
+
+def test_pushed_down_it_stays_above_its_minimum_and_comes_back():
+    """A clamp would have lost its gradient at the bound."""
+    temperature = Temperature(0.1, learnable=True, minimum=0.05)
+    optimizer = torch.optim.Adam(temperature.parameters(), lr=0.1)
+
+    def push(sign, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (sign * temperature()).backward()
+            optimizer.step()
+
+    push(+1, 200)
+    assert 0.05 < temperature().item() < 0.051
+    (gradient,) = torch.autograd.grad(temperature(), temperature.raw)
+    assert gradient > 0
+    push(-1, 600)
+    assert temperature().item() > 0.2
+
+
+def test_bad_values_are_named():
+    with pytest.raises(
+        OptionError,
+        match=r"temperature must start above its minimum 0\.01 to be learnable; got 0\.01",
+    ):
+        Temperature(0.01, learnable=True)
+    with pytest.raises(OptionError, match=r"minimum_temperature must be .* above 0; got -1"):
+        Temperature(0.1, learnable=True, minimum=-1)
+    with pytest.raises(OptionError, match="temperature must be a finite number above 0; got nan"):
+        Temperature(math.nan)
+    assert Temperature(0.001)() == 0.001  # a fixed one has no bound

@@ -1,0 +1,136 @@
+"""Argument checks: each message says what was expected and what was given."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gloria import errors
+from gloria.checks import (
+    check_choice,
+    check_mask,
+    check_positive,
+    check_same_size,
+    check_tensor,
+    require,
+)
+from gloria.errors import (
+    DtypeError,
+    GloriaError,
+    MissingDependencyError,
+    OptionError,
+    ShapeError,
+)
+
+ROWS = ("row", "column")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_floating_tensors_pass(dtype, device):
+    check_tensor("x", torch.zeros(2, 3, dtype=dtype, device=device), ROWS)
+    check_tensor("x", torch.zeros(0, 3, dtype=dtype, device=device), ROWS)
+
+
+def test_tensors_that_are_none():
+    with pytest.raises(DtypeError, match=r"^x must be a tensor \(row, column\); got ndarray\.$"):
+        check_tensor("x", np.zeros((2, 3)), ROWS)
+    with pytest.raises(
+        ShapeError, match=r"^x must be \(row, column\); got \(2,\)\. Add an axis\.$"
+    ):
+        check_tensor("x", torch.zeros(2), ROWS, "Add an axis.")
+    with pytest.raises(ShapeError, match=r"^x must be \(row, column\); got \(\)\.$"):
+        check_tensor("x", torch.tensor(1.0), ROWS)
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(
+            DtypeError, match=f"^x must be a floating-point tensor; got dtype {dtype}"
+        ):
+            check_tensor("x", torch.zeros(2, 3, dtype=dtype), ROWS)
+
+
+def test_masks():
+    check_mask("m", torch.ones(2, 3, dtype=torch.bool), (2, 3), ROWS)
+    with pytest.raises(ShapeError, match=r"^m must be \(2, 3\) = \(row, column\); got \(3, 2\)\.$"):
+        check_mask("m", torch.ones(3, 2, dtype=torch.bool), (2, 3), ROWS)
+    with pytest.raises(ShapeError, match=r"^m must be \(row, column\); got \(3,\)\.$"):
+        check_mask("m", torch.ones(3, dtype=torch.bool), (2, 3), ROWS)
+    with pytest.raises(
+        DtypeError, match=r"^m must be boolean.*got dtype torch.uint8.*mask\.bool\(\)"
+    ):
+        check_mask("m", torch.ones(2, 3, dtype=torch.uint8), (2, 3), ROWS)
+    with pytest.raises(DtypeError, match=r"^m must be a tensor \(row, column\); got NoneType\.$"):
+        check_mask("m", None, (2, 3), ROWS)
+
+
+def test_sizes():
+    check_same_size("dim", "a", 3, "b", 3)
+    with pytest.raises(
+        ShapeError, match=r"^a and b must agree in dim; got 3 and 4\. Project both\.$"
+    ):
+        check_same_size("dim", "a", 3, "b", 4, "Project both.")
+    with pytest.raises(ShapeError, match=r"got 3 and 4\.$"):
+        check_same_size("dim", "a", 3, "b", 4)
+
+
+@pytest.mark.parametrize("value", [1, 0.1, 1e-300, np.float64(0.1), torch.tensor(0.1)])
+def test_positive_numbers_pass(value):
+    check_positive("x", value)
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.0, math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_positive(value):
+    with pytest.raises(OptionError, match=f"^x must be a finite number above 0; got {value}"):
+        check_positive("x", value)
+
+
+@pytest.mark.parametrize("value", [True, False, "1", None, [1.0], 1j])
+def test_positive_values_that_are_no_numbers(value):
+    with pytest.raises(DtypeError, match=r"^x must be a number above 0; got "):
+        check_positive("x", value)
+
+
+def test_choices():
+    check_choice("x", "a", ("a", "b"))
+    for bad in ("c", None, 1, ""):
+        with pytest.raises(OptionError) as raised:
+            check_choice("x", bad, ("a", "b"))
+        assert str(raised.value) == f"x must be one of 'a', 'b'; got {bad!r}."
+
+
+def test_a_dependency_that_is_there_is_returned():
+    assert require("math", "all") is math
+
+
+def test_a_missing_dependency_says_how_to_install_it():
+    with pytest.raises(MissingDependencyError) as raised:
+        require("a_package_nobody_has.part", "encoders")
+    assert str(raised.value).startswith(
+        "a_package_nobody_has is needed here and could not be imported (ModuleNotFoundError: "
+    )
+    assert str(raised.value).endswith("Install it with: pip install 'gloria-torch[encoders]'")
+    assert isinstance(raised.value, ImportError)
+    assert isinstance(raised.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_broken_dependency_is_chained_whatever_it_raises(tmp_path, monkeypatch):
+    (tmp_path / "a_broken_package.py").write_text("raise RuntimeError('operator does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        MissingDependencyError, match="RuntimeError: operator does not exist"
+    ) as raised:
+        require("a_broken_package", "viz")
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_every_error_is_a_gloria_error_and_a_builtin():
+    classes = [
+        each
+        for each in vars(errors).values()
+        if isinstance(each, type) and issubclass(each, Exception) and not issubclass(each, Warning)
+    ]
+    assert len(classes) > 5
+    builtins = (ValueError, TypeError, KeyError, RuntimeError, ImportError, ArithmeticError)
+    for each in classes:
+        assert issubclass(each, GloriaError)
+        assert each is GloriaError or issubclass(each, builtins)

@@ -1,0 +1,67 @@
+"""What importing gloria brings in, each asked in a fresh process."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "PIL",
+    "matplotlib",
+    "open_clip",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "timm",
+    "torchmetrics",
+    "torchvision",
+    "tqdm",
+    "transformers",
+    "triton",
+}
+
+
+@functools.cache
+def modules_after(statement):
+    """Names of the modules that a new interpreter has loaded after the statement."""
+    program = f"{statement}\nimport json, sys\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return frozenset(json.loads(done.stdout))
+
+
+def packages_after(statement):
+    return {name.partition(".")[0] for name in modules_after(statement)}
+
+
+USES = {
+    "the package": "import gloria",
+    "a loss": "from gloria.losses import LocalContrastiveLoss",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_torch_and_einops_are_all_it_takes(use):
+    """Beyond what those two bring in by themselves, which is none of our doing."""
+    ours = packages_after(USES[use]) - packages_after("import torch, einops")
+    assert "gloria" in ours
+    assert ours & HEAVY == set()
+
+
+def test_the_losses_know_no_registry_no_plugin_and_no_data():
+    ours = {name for name in modules_after(USES["a loss"]) if name.startswith("gloria.")}
+    assert {"gloria.losses", "gloria.functional", "gloria.matching"} <= ours
+    rooms = {name.split(".")[1] for name in ours}
+    assert rooms <= {
+        "aggregators",
+        "checks",
+        "errors",
+        "functional",
+        "losses",
+        "matching",
+        "types",
+    }
