@@ -141,7 +141,6 @@ class HFTextEncoder(Freezable):
         self.pooling = pooling
         self.max_length = max_length
         self.cls_as_word = cls_as_word
-        self.frozen = frozen
         self.frozen_layers = frozen_layers
         self.pooled_dim: int = self.model.config.hidden_size
         self.word_dim: int = self.model.config.hidden_size
@@ -226,11 +225,11 @@ class HFTextEncoder(Freezable):
             "pooling",
             "max_length",
             "cls_as_word",
-            "frozen",
             "frozen_layers",
         )
         options = {name: getattr(self, name) for name in names}
-        return Recipe("hf:.", {"pretrained": False, **options})
+        frozen = "" in self._frozen_parts
+        return Recipe("hf:.", {"pretrained": False, "frozen": frozen, **options})
 
     def _tell_of_truncation(self, texts: Sequence[str], encodings: Sequence[Any]) -> None:
         if self._told_of_truncation:
@@ -294,13 +293,19 @@ def _runs(text: str) -> list[int]:
     number = 0
     for match in re.finditer(r"\S+", text):
         chunk = match.group()
-        marks = "".join(c for c in set(chunk) if unicodedata.category(c)[0] in "PS")
+        marks = "".join(filter(_is_punctuation, set(chunk)))
         head = len(chunk) - len(chunk.lstrip(marks))
         tail = len(chunk.rstrip(marks))
         for offset in range(len(chunk)):
             runs[match.start() + offset] = number + (offset >= head) + (offset >= tail)
         number += 3
     return runs
+
+
+def _is_punctuation(character: str) -> bool:
+    """As BERT has it: Unicode's punctuation, and the symbols of ASCII; so it cuts no BERT word."""
+    kind = unicodedata.category(character)[0]
+    return kind == "P" or (kind == "S" and character.isascii())
 
 
 # Loading, without a minute of retries when there is no network.
@@ -422,7 +427,7 @@ def _check_texts(texts: Sequence[str]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
-    if not texts:
+    if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
 
 

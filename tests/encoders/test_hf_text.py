@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -416,6 +417,21 @@ def test_a_piece_across_white_space_makes_one_word_of_both():
     assert tokenized.word_ids.tolist() == [[-1, 0, 1, 1, -1]]
 
 
+def test_wordpiece_words_are_the_published_ones_whatever_the_text(bert):
+    choice = random.Random(0).choice
+    alphabet = "mildeffusion15é°≥µ.,-()'+%$_/ \t\n\u00a0中"
+    for length in range(1, 60):
+        text = "5" + "".join(choice(alphabet) for _ in range(length))
+        tokenized = bert.tokenize([text])
+        ids = tokenized.inputs["input_ids"][0].tolist()[1:-1]
+        pieces = bert.tokenizer.convert_ids_to_tokens(ids)
+        starts = [not piece.startswith("##") for piece in pieces]
+        expected = [sum(starts[: index + 1]) - 1 for index in range(len(starts))]
+        assert tokenized.word_ids[0].tolist()[1:-1] == expected
+        assert len(tokenized.tokens[0]) == sum(starts)
+        assert "".join(tokenized.tokens[0]) == "".join(text.split())
+
+
 def test_unknown_words_are_words(bert):
     assert bert.tokenize(["zzz effusion qqq"]).tokens == [["zzz", "effusion", "qqq"]]
 
@@ -509,6 +525,12 @@ def test_frozen_stays_in_eval_mode_without_gradient():
     first, second = encoder(TEXTS), encoder(TEXTS)
     assert torch.equal(first.words, second.words)
     assert not first.words.requires_grad
+
+
+def test_frozen_later_is_frozen_in_the_recipe(tmp_path):
+    recipe = CASES["bert"].make().freeze().recipe(tmp_path)
+    assert recipe.options["frozen"] is True
+    assert not HFTextEncoder(tmp_path, **recipe.options).model.embeddings.training
 
 
 def test_dropout_is_off_in_the_frozen_layers_and_on_above_them():
