@@ -1,0 +1,556 @@
+"""The two towers of an open_clip model, each as an encoder of its own."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
+from gloria.checks import check_choice, check_tensor, require
+from gloria.encoders.freezing import Freezable
+from gloria.encoders.hf_text import _check_texts, _words
+from gloria.errors import (
+    CheckpointError,
+    DtypeError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+    TokenizerError,
+    TruncatedTextWarning,
+    UnknownNameError,
+)
+from gloria.types import ImageFeatures, ImageInput, Recipe, TextFeatures, TokenizedText
+
+CONFIG_FILE = "open_clip_config.json"
+
+# The tower that is not kept, when no weights are loaded that need it.
+SMALLEST = {
+    "vision_cfg": {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 8},
+    "text_cfg": {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8},
+    "multimodal_cfg": {"layers": 1, "width": 8, "heads": 1, "vocab_size": 8, "context_length": 8},
+}
+
+
+class OpenClipImageEncoder(Freezable):
+    """The image tower of an open_clip model: its embedding and its patch tokens or feature map.
+
+    ``pooled`` is the projected embedding, not normalised. ``regions`` are not projected; where the
+    tower's own forward normalises its tokens (most transformers), so do they, at any stage. No
+    patch is dropped in training, whatever the model's config says.
+
+    Args:
+        model_name: name in open_clip, such as ``"ViT-B-16"`` or ``"RN50"``; ``"hf-hub:..."``;
+            or a folder with an ``open_clip_config.json``, with or without ``"local-dir:"``.
+        pretrained: None = random weights; a tag such as ``"laion2b_s34b_b88k"``, or the file of a
+            whole model (both towers), for a name; True = the weights that come with a folder or a
+            hub repository.
+        region_stage: which feature map gives the regions, counted as in a list: a block of a
+            transformer, or a stage of a convolutional model (of RN50: stem, then four).
+        image_size: pixels, one number or ``(height, width)``; None = the model's own. Positions
+            are resized with the weights.
+        frozen: no gradients, and eval mode that ``train()`` does not undo.
+
+    Attributes:
+        pooled_dim: width of the embedding that the two towers share.
+        region_dim: width of a region.
+        image_input: what the model wants to be fed: always three channels, and one size.
+
+    Raises:
+        UnknownNameError: open_clip has no such model; the message suggests the nearest.
+        OptionError: no such stage or tag, or ``pretrained`` does not go with the name.
+        CheckpointError: the weights cannot be had, or are another model's.
+        MissingDependencyError: open_clip is not installed.
+
+    The text tower is built too when weights are loaded, and dropped.
+
+    Example::
+
+        encoder = OpenClipImageEncoder("ViT-B-16", pretrained="laion2b_s34b_b88k")
+        features = encoder(radiographs)  # (image, 3, 224, 224)
+        features.pooled  # (image, 512)
+        features.regions  # (image, 196, 768), from a grid of (14, 14)
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: str | Path | bool | None = None,
+        region_stage: int = -1,
+        image_size: int | Sequence[int] | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(image_size, Sequence):
+            image_size = tuple(image_size)
+        whole, self._config = _create(
+            model_name, pretrained, "vision_cfg", force_image_size=image_size
+        )
+        self.model = whole.visual
+        self.region_stage = region_stage
+        self._image_size = image_size
+        preparation = self.model.preprocess_cfg
+        size = preparation["size"]
+        self.image_input = ImageInput(
+            channels=3,
+            size=(size, size) if isinstance(size, int) else tuple(size),
+            mean=tuple(preparation["mean"]),
+            std=tuple(preparation["std"]),
+        )
+        # a norm that belongs to the pooled vector alone may not even have the width of a token
+        self._normalise_regions = (
+            getattr(self.model, "attn_pool", None) is None
+            and not getattr(self.model, "final_ln_after_pool", False)
+        )  # fmt: skip
+        self.pooled_dim, stages = self._measure()
+        if not isinstance(region_stage, int) or not -len(stages) <= region_stage < len(stages):
+            raise OptionError(
+                f"region_stage must be from {-len(stages)} to {len(stages) - 1} for {model_name}; "
+                f"got {region_stage!r}."
+            )
+        self.region_dim = stages[region_stage]
+        if frozen:
+            self.freeze()
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        """Encode images.
+
+        Args:
+            images: ``(image, 3, height, width)``, already normalised as ``image_input`` says.
+
+        Returns:
+            Embeddings ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and their
+            grid; every region is real, so there is no mask.
+
+        Raises:
+            ShapeError: wrong rank, number of channels or size, or no image.
+            DtypeError: the images are not floating-point.
+        """
+        self._check(images)
+        output = self.model.forward_intermediates(
+            images,
+            indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
+            normalize_intermediates=self._normalise_regions,
+            output_fmt="NCHW",
+        )
+        feature_map = output["image_intermediates"][0]
+        height, width = feature_map.shape[2:]
+        return ImageFeatures(
+            pooled=output["image_features"],
+            regions=rearrange(feature_map, "b d h w -> b (h w) d"),
+            grid=(height, width),
+        )
+
+    def recipe(self, folder: Path) -> Recipe:
+        """Write the config of this tower into ``folder``, and return how to make it again."""
+        _write_config(folder, self._config, "vision_cfg", self.model.preprocess_cfg)
+        options = {
+            "pretrained": None,
+            "region_stage": self.region_stage,
+            "image_size": self._image_size,
+            "frozen": "" in self._frozen_parts,
+        }
+        return Recipe("open_clip:.", options)
+
+    def _measure(self) -> tuple[int, list[int]]:
+        """Widths of the embedding and of every stage, from a pass without values."""
+        tower = _AllStages(self.model, self._normalise_regions)
+        sketch = {
+            name: value.detach().to("meta")
+            for name, value in [*tower.named_parameters(), *tower.named_buffers()]
+        }
+        assert self.image_input.size is not None
+        images = torch.empty(1, 3, *self.image_input.size, device="meta")
+        try:
+            with torch.no_grad():
+                pooled, maps = torch.func.functional_call(tower.eval(), sketch, images)
+        except Exception as cause:  # towers and their trunks raise as they please
+            raise OptionError(
+                f"the model cannot encode images of {self.image_input.size} pixels "
+                f"({type(cause).__name__}: {cause}). Is its config consistent?"
+            ) from cause
+        self.train()
+        return pooled.shape[1], [map_.shape[1] for map_ in maps]
+
+    def _check(self, images: Tensor) -> None:
+        check_tensor("images", images, ("image", "channel", "height", "width"))
+        if images.shape[1] != 3:
+            raise ShapeError(
+                f"images must have 3 channels; got {tuple(images.shape)}. "
+                f"Repeat a single channel: images.expand(-1, 3, -1, -1)."
+            )
+        if images.shape[0] == 0:
+            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
+        size = tuple(images.shape[2:])
+        if size != self.image_input.size:
+            raise ShapeError(
+                f"images must be of {self.image_input.size} pixels; got {size}. Resize them, or "
+                f"make the encoder with image_size={size}."
+            )
+
+
+class _AllStages(nn.Module):
+    """An image tower whose forward gives the map of every stage."""
+
+    def __init__(self, tower: Any, normalise: bool) -> None:
+        super().__init__()
+        self.tower: Any = tower
+        self.normalise = normalise
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        output = self.tower.forward_intermediates(
+            images, normalize_intermediates=self.normalise, output_fmt="NCHW"
+        )
+        return output["image_features"], output["image_intermediates"]
+
+
+class OpenClipTextEncoder(Freezable):
+    """The text tower of an open_clip model: its embedding and its token outputs merged to words.
+
+    ``pooled`` is the projected embedding, not normalised. ``words`` are the last hidden states, as
+    the tower's own forward would hand them out, merged over the pieces of each word; they are not
+    projected. Most of these towers are causal: a word has seen only what stands before it.
+
+    Words are what the tokenizer splits a text into before it looks for pieces: the native one
+    lower-cases, and takes runs of letters, single digits and runs of other marks; for a tokenizer
+    of transformers see :class:`~gloria.encoders.HFTextEncoder`. The strings are cut from the text
+    as the model cleans it.
+
+    Args:
+        model_name: name in open_clip, such as ``"ViT-B-16"``; ``"hf-hub:..."``; or a folder with
+            an ``open_clip_config.json``, with or without ``"local-dir:"``.
+        pretrained: None = random weights; a tag such as ``"laion2b_s34b_b88k"``, or the file of a
+            whole model (both towers), for a name; True = the weights that come with a folder or a
+            hub repository.
+        word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
+        context_length: number of tokens, special tokens included; None = the model's own.
+            Positions are resized with the weights. A longer text is cut at the end; the first
+            time, a :class:`~gloria.errors.TruncatedTextWarning` tells.
+        frozen: no gradients, and eval mode that ``train()`` does not undo.
+
+    Attributes:
+        pooled_dim: width of the embedding that the two towers share.
+        word_dim: width of a word.
+
+    Raises:
+        UnknownNameError: open_clip has no such model; the message suggests the nearest.
+        OptionError: no such tag, or an option outside what is allowed.
+        CheckpointError: the weights cannot be had, or are another model's.
+        TokenizerError: the tokenizer cannot tell words.
+        MissingDependencyError: open_clip is not installed.
+
+    The image tower is built too when weights are loaded, and dropped.
+
+    Example::
+
+        encoder = OpenClipTextEncoder("ViT-B-16", pretrained="laion2b_s34b_b88k")
+        features = encoder(["Mild cardiomegaly."])
+        features.tokens  # [['mild', 'cardiomegaly', '.']]
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        pretrained: str | Path | bool | None = None,
+        word_reduction: str = "sum",
+        context_length: int | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
+        if context_length is not None and (
+            not isinstance(context_length, int) or context_length < 3
+        ):
+            raise OptionError(
+                f"context_length must be a whole number of at least 3 tokens; got {context_length}."
+            )
+        whole, self._config = _create(
+            model_name, pretrained, "text_cfg", force_context_length=context_length
+        )
+        self.model = whole.text
+        self.word_reduction = word_reduction
+        self.tokenizer = _tokenizer(model_name, context_length)
+        self._told_of_truncation = False
+        with torch.no_grad():
+            ids = torch.ones(1, self.tokenizer.context_length, dtype=torch.long)
+            pooled, states = self.eval()._encode(ids)
+        self.train()
+        self.pooled_dim = pooled.shape[1]
+        self.word_dim = states.shape[2]
+        if frozen:
+            self.freeze()
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        """Turn strings into tensors, and tokens into words; on the CPU, fit for a data loader.
+
+        Raises:
+            DtypeError: ``texts`` is not a sequence of strings.
+            ShapeError: there is no text.
+            EmptyTextError: a text has no word, or none that the tokenizer knows.
+            TokenizerError: a token is outside the model's vocabulary.
+        """
+        _check_texts(texts)
+        ids = self.tokenizer(list(texts))
+        if int(ids.max()) >= self.model.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer gives ids up to {int(ids.max())}, the model has embeddings for "
+                f"{self.model.vocab_size}: it is another model's tokenizer."
+            )
+        if hasattr(self.tokenizer, "tokenizer"):
+            word_ids, tokens = self._hf_words(texts, ids)
+        else:
+            word_ids, tokens = self._native_words(texts, ids)
+        return TokenizedText({"text": ids}, word_ids, tokens)
+
+    def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
+        """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""
+        if not isinstance(texts, TokenizedText):
+            texts = self.tokenize(texts)
+        texts = texts.to(next(self.model.parameters()).device)
+        pooled, states = self._encode(texts.inputs["text"])
+        words, word_mask = merge_word_pieces(
+            states,
+            texts.word_ids,
+            self.word_reduction,
+            word_count=max(len(words) for words in texts.tokens),
+        )
+        return TextFeatures(pooled, words, word_mask, texts.tokens)
+
+    def recipe(self, folder: Path) -> Recipe:
+        """Write the config and tokenizer of this tower into ``folder``; return how to rebuild."""
+        config = self._config
+        text_config = dict(config["text_cfg"])
+        if hasattr(self.tokenizer, "tokenizer"):
+            self.tokenizer.save_pretrained(folder)
+            text_config["hf_tokenizer_name"] = "."
+        if hasattr(self.model, "config"):
+            self.model.config.save_pretrained(folder)
+            text_config["hf_model_name"] = "."
+        _write_config(folder, {**config, "text_cfg": text_config}, "text_cfg", {})
+        options = {
+            "pretrained": None,
+            "word_reduction": self.word_reduction,
+            "context_length": self.tokenizer.context_length,
+            "frozen": "" in self._frozen_parts,
+        }
+        return Recipe("open_clip:.", options)
+
+    def _encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedding of each text and the hidden state of each token."""
+        if hasattr(self.model, "forward_intermediates"):
+            output = self.model.forward_intermediates(
+                ids,
+                indices=1,
+                # a class token at the end (CoCa) is normalised alone, after pooling
+                normalize_intermediates=self.model.cls_emb is None,
+                output_fmt="NLC",
+            )
+            return output["text_features"], output["text_intermediates"][0]
+        # a tower of transformers; its own token output may lack the first token
+        mask = (ids != self.model.config.pad_token_id).long()
+        output = self.model.transformer(input_ids=ids, attention_mask=mask)
+        return self.model.proj(self.model.pooler(output, mask)), output.last_hidden_state
+
+    def _native_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+        """Words from the end-of-word marks of the native tokenizer."""
+        tokenizer = self.tokenizer
+        word_ids = torch.full_like(ids, -1)
+        tokens: list[list[str]] = []
+        for index, (text, row) in enumerate(zip(texts, ids.tolist(), strict=True)):
+            pieces: list[list[int]] = [[]]
+            for position in range(1, row.index(tokenizer.eot_token_id)):
+                if row[position] in tokenizer.all_special_ids:
+                    continue
+                word_ids[index, position] = len(pieces) - 1
+                pieces[-1].append(row[position])
+                if tokenizer.decoder[row[position]].endswith("</w>"):
+                    pieces.append([])
+            words = [tokenizer.decode(word).strip() for word in pieces if word]
+            _require_words(words, index, text)
+            tokens.append(words)
+            if row[-1] == tokenizer.eot_token_id and len(tokenizer.encode(text)) > len(row) - 2:
+                self._tell_of_truncation(index)
+        return word_ids, tokens
+
+    def _hf_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+        """Words from the word ids of a tokenizer of transformers."""
+        cleaned = [self.tokenizer.clean_fn(text) for text in texts]
+        fast = self.tokenizer.tokenizer
+        encodings = fast(
+            cleaned,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.context_length,
+        ).encodings
+        word_ids, tokens = [], []
+        for index, (text, encoding) in enumerate(zip(cleaned, encodings, strict=True)):
+            numbers, words = _words(text, encoding)
+            known = any(
+                number >= 0 and piece != fast.unk_token_id and token.strip("▁")
+                for number, piece, token in zip(numbers, encoding.ids, encoding.tokens, strict=True)
+            )
+            _require_words(words if known else [], index, texts[index])
+            if encoding.overflowing:
+                self._tell_of_truncation(index)
+            word_ids.append(numbers)
+            tokens.append(words)
+        aligned = torch.tensor(word_ids)
+        expected = torch.tensor([encoding.ids for encoding in encodings])
+        if expected.shape != ids.shape or (aligned.ge(0) & expected.ne(ids)).any():
+            raise TokenizerError(
+                f"the tokens of {type(self.tokenizer).__name__} cannot be told apart into words "
+                f"(tokenizer_mode {self.tokenizer.tokenizer_mode!r})."
+            )
+        return aligned, tokens
+
+    def _tell_of_truncation(self, index: int) -> None:
+        if self._told_of_truncation:
+            return
+        self._told_of_truncation = True
+        warnings.warn(
+            f"texts[{index}] is cut to {self.tokenizer.context_length} tokens. Longer texts will "
+            f"be cut without further warning; raise context_length to keep more.",
+            TruncatedTextWarning,
+            stacklevel=4,
+        )
+
+
+def _require_words(words: list[str], index: int, text: str) -> None:
+    if not words:
+        raise EmptyTextError(
+            f"texts[{index}] has no word that the tokenizer knows: {text!r}. Leave it out."
+        )
+
+
+def _tokenizer(model_name: str, context_length: int | None) -> Any:
+    open_clip = require("open_clip", "encoders")
+    try:
+        tokenizer = open_clip.get_tokenizer(_source(model_name), context_length=context_length)
+    except Exception as cause:  # transformers raises as it pleases
+        raise TokenizerError(
+            f"the tokenizer of {model_name} cannot be loaded ({type(cause).__name__}: {cause})."
+        ) from cause
+    native = isinstance(tokenizer, open_clip.SimpleTokenizer)
+    inner: Any = getattr(tokenizer, "tokenizer", None)
+    if not native and not (getattr(inner, "is_fast", False) and hasattr(tokenizer, "clean_fn")):
+        raise TokenizerError(
+            f"{model_name} has a {type(inner or tokenizer).__name__}, which cannot tell words; a "
+            f"native or a fast tokenizer is needed."
+        )
+    if not native and set(inner.get_vocab()) <= set(inner.all_special_tokens):
+        raise TokenizerError(
+            f"the tokenizer of {model_name} knows no token but its special ones: its vocabulary "
+            f"was not found."
+        )
+    return tokenizer
+
+
+def _create(
+    model_name: str, pretrained: str | Path | bool | None, tower: str, **forced: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model of which the named tower is complete, and its config."""
+    open_clip = require("open_clip", "encoders")
+    if not isinstance(model_name, str | Path):
+        raise DtypeError(f"model_name must be a string; got {type(model_name).__name__}.")
+    source = _source(model_name)
+    config = _read_config(open_clip, source)
+    weights = _check_pretrained(open_clip, source, pretrained)
+    replaced: dict[str, Any] = {}
+    if config["text_cfg"].get("hf_model_name") == ".":
+        here = {"hf_model_name": source.partition(":")[2], "hf_model_pretrained": False}
+        replaced["text_cfg"] = {**config["text_cfg"], **here}
+    if not pretrained:
+        others = SMALLEST.keys() & config.keys() - {tower}
+        replaced.update((name, SMALLEST[name]) for name in others)
+    try:
+        model = open_clip.create_model(
+            source,
+            pretrained=weights,
+            load_weights=bool(pretrained),
+            require_pretrained=bool(pretrained),
+            pretrained_text=False,
+            force_custom_text=True,  # text in a module of its own
+            force_patch_dropout=0.0,
+            **forced,
+            **replaced,
+        )
+    except Exception as cause:
+        problem = f"({type(cause).__name__}: {cause})"
+        if pretrained:
+            raise CheckpointError(
+                f"{model_name} cannot be made with the weights {pretrained} {problem}."
+            ) from cause
+        raise OptionError(f"open_clip cannot make {model_name} {problem}.") from cause
+    return model, config
+
+
+def _source(model_name: str | Path) -> str:
+    """The name as open_clip reads it: a folder is marked as one."""
+    return f"local-dir:{model_name}" if Path(model_name).is_dir() else str(model_name)
+
+
+def _read_config(open_clip: ModuleType, source: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] | None = open_clip.get_model_config(
+            source if ":" in source else source.replace("/", "-")
+        )
+    except (OSError, ValueError) as cause:
+        raise OptionError(
+            f"{source} has no config that can be read: {cause}. A folder must hold {CONFIG_FILE}."
+        ) from cause
+    if config is not None:
+        return config
+    near = difflib.get_close_matches(source, open_clip.list_models(), n=3)
+    raise UnknownNameError(
+        f"open_clip has no model {source!r}, and there is no such folder. "
+        + (f"Did you mean {', '.join(near)}? " if near else "")
+        + "open_clip.list_models() lists what there is."
+    )
+
+
+def _check_pretrained(
+    open_clip: ModuleType, source: str, pretrained: str | Path | bool | None
+) -> str | None:
+    """The tag or file that open_clip is to load; None = none, or what comes with the source."""
+    if not pretrained:
+        return None
+    if ":" in source:
+        if pretrained is not True:
+            raise OptionError(
+                f"{source} comes with its own weights: pretrained must be True or None; got "
+                f"{str(pretrained)!r}."
+            )
+        return None
+    tags = open_clip.list_pretrained_tags_by_model(source.replace("/", "-"))
+    if pretrained is True or not (str(pretrained) in tags or Path(pretrained).is_file()):
+        listed = ", ".join(tags) or "none"
+        raise OptionError(
+            f"pretrained must be a file or one of the tags of {source} ({listed}); got "
+            f"{str(pretrained)!r}."
+        )
+    return str(pretrained)
+
+
+def _write_config(
+    folder: Path, config: dict[str, Any], tower: str, preparation: dict[str, Any]
+) -> None:
+    """Write a config that open_clip reads, with nothing of the towers that are not here."""
+    kept = {name: value for name, value in config.items() if name not in SMALLEST}
+    other = "text_cfg" if tower == "vision_cfg" else "vision_cfg"
+    kept |= {tower: config[tower], other: SMALLEST[other]}
+    text = json.dumps({"model_cfg": kept, "preprocess_cfg": preparation}, indent=2)
+    (Path(folder) / CONFIG_FILE).write_text(text + "\n")
