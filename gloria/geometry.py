@@ -1,1 +1,101 @@
-def upsample_attention(*a): raise NotImplementedError
+"""Where the regions of an image are, in pixels.
+
+Pixel k has its centre at coordinate k, so an image of n pixels runs from -0.5 to n - 0.5.
+Region i of a grid has its centre at ``offset + stride * i``, in either direction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gloria.checks import check_positive
+from gloria.errors import DtypeError, OptionError, ShapeError
+
+
+def upsample_attention(
+    maps: Tensor,
+    size: tuple[int, int],
+    *,
+    stride: float | tuple[float, float] | None = None,
+    offset: float | tuple[float, float] | None = None,
+) -> Tensor:
+    """Lay maps on a region grid over the image, by linear interpolation between region centres.
+
+    Pixel y lies at ``(y - offset) / stride`` on the grid; beyond the outermost centres a map stays
+    constant.
+
+    Args:
+        maps: ``(..., grid height, grid width)``; a feature map's regions, unflattened.
+        size: ``(height, width)`` of the image in pixels.
+        stride: pixels between the centres of neighbouring regions, one number or
+            ``(vertical, horizontal)``. None = ``size / grid``.
+        offset: pixel coordinate of the first region's centre, one number or
+            ``(vertical, horizontal)``. None = ``(stride - 1) / 2``.
+
+    By default the regions tile the image like the patches of a ViT, and the result is that of
+    ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``. Convolutional
+    networks look elsewhere: with symmetric padding and odd kernels, region i is centred at
+    ``stride * i`` exactly, so their offset is 0, and the default shows their maps
+    ``(stride - 1) / 2`` pixels too low and too far right.
+
+    Returns:
+        ``(..., height, width)``, in the unit of ``maps``.
+
+    Raises:
+        ShapeError: ``maps`` has no grid, or an empty one.
+        OptionError: ``size`` or ``stride`` is not positive, or ``offset`` not finite.
+
+    Example:
+        >>> upsample_attention(torch.tensor([[0.0, 1.0]]), (1, 4))
+        tensor([[0.0000, 0.2500, 0.7500, 1.0000]])
+        >>> upsample_attention(torch.tensor([[0.0, 1.0]]), (1, 4), offset=0.0)
+        tensor([[0.0000, 0.5000, 1.0000, 1.0000]])
+    """
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        given = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
+        raise DtypeError(f"maps must be a floating-point tensor; got {given}.")
+    if maps.dim() < 2 or 0 in maps.shape[-2:]:
+        raise ShapeError(
+            f"maps must be (..., grid height, grid width); got {tuple(maps.shape)}. "
+            f"Unflatten regions first: maps.unflatten(-1, grid)."
+        )
+    strides, offsets = _pair("stride", stride), _pair("offset", offset)
+    weights = [
+        _linear_weights(maps, cells, pixels, step, start)
+        for cells, pixels, step, start in zip(
+            maps.shape[-2:], _check_size(size), strides, offsets, strict=True
+        )
+    ]
+    return weights[0] @ maps @ weights[1].mT
+
+
+def _linear_weights(
+    like: Tensor, cells: int, pixels: int, stride: float | None, offset: float | None
+) -> Tensor:
+    """How much each cell counts at each pixel of one axis, ``(pixel, cell)``."""
+    stride = pixels / cells if stride is None else stride
+    check_positive("stride", stride)
+    offset = (stride - 1) / 2 if offset is None else offset
+    if not -float("inf") < offset < float("inf"):
+        raise OptionError(f"offset must be finite; got {offset}.")
+    pixel = torch.arange(pixels, device=like.device, dtype=torch.float64)
+    cell = torch.arange(cells, device=like.device, dtype=torch.float64)
+    position = ((pixel - offset) / stride).clamp(0, cells - 1)
+    return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise OptionError(f"size must be (height, width) in pixels, above 0; got {size!r}.")
+    return size
+
+
+def _pair(
+    name: str, value: float | tuple[float, float] | None
+) -> tuple[float | None, float | None]:
+    if value is None or isinstance(value, int | float):
+        return value, value
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise OptionError(f"{name} must be a number or (vertical, horizontal); got {value!r}.")
+    return value[0], value[1]

@@ -1,0 +1,198 @@
+"""Grounding: whether a word looks at what it names. Attention maps against masks.
+
+Maps and masks are ``(..., height, width)`` on the image's pixels
+(:func:`~gloria.geometry.upsample_attention` brings a map there), and each function returns one
+figure per map, ``(...)``. Much of a high figure can be the usual place of a finding: score the map
+of another image with the same finding against the mask too, and show both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+
+
+def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Whether a map's peak lies in the mask, or within ``tolerance`` pixels of it.
+
+    The peak is the pixel with the highest value. Where several pixels share it (to 1e-5 of the
+    map's range), the figure is the share of them that hit: what a peak drawn among them at random
+    would reach. So a flat map gets the share of the image that the mask covers, and no figure
+    depends on the order of pixels.
+
+    Args:
+        maps: ``(..., height, width)``.
+        mask: boolean, same shape, True = the finding.
+        tolerance: pixels, between the centres of the peak and the nearest pixel of the mask.
+
+    Returns:
+        ``(...)``, 0 to 1.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
+        OptionError: the tolerance is negative.
+        DataError: a map holds NaN, or a mask is empty.
+
+    Example:
+        >>> attention = torch.tensor([[0.1, 0.2, 0.7]])
+        >>> mask = torch.tensor([[True, False, False]])
+        >>> pointing_hit(attention, mask).item(), pointing_hit(attention, mask, 2).item()
+        (0.0, 1.0)
+    """
+    _check(maps, mask)
+    if not tolerance >= 0:
+        raise OptionError(f"tolerance must be a number of pixels, at least 0; got {tolerance}.")
+    shape = maps.shape
+    lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    peaks = (maps >= highest - 1e-5 * (highest - lowest)).reshape(-1, *shape[-2:])
+    hits = [
+        _near(peak.nonzero(), finding.nonzero(), tolerance)
+        for peak, finding in zip(peaks, mask.reshape(-1, *shape[-2:]), strict=True)
+    ]
+    return torch.stack(hits).reshape(shape[:-2]) if hits else maps.new_zeros(shape[:-2])
+
+
+def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
+    """How well a map tells the mask's pixels from the others: area under the ROC curve.
+
+    The chance that a pixel of the mask has a higher value than one outside, equal values counting
+    half. It comes from ranks, exactly, and does not change under any increasing transform of a
+    map: ``AUROC = (sum of the mask's ranks - p (p + 1) / 2) / (p n)``, with equal values at their
+    mean rank, p pixels in the mask and n outside.
+
+    Args:
+        maps: ``(..., height, width)``.
+        mask: boolean, same shape, True = the finding.
+
+    Returns:
+        ``(...)`` in float64; 0.5 is chance.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
+        DataError: a map holds NaN, or a mask is empty or covers the image.
+
+    Example:
+        >>> attention = torch.tensor([[0.1, 0.2, 0.2, 0.7]])
+        >>> attention_auroc(attention, torch.tensor([[False, False, True, True]])).item()
+        0.875
+    """
+    _check(maps, mask)
+    values, positive = maps.flatten(-2).contiguous(), mask.flatten(-2)
+    if positive.all(-1).any():
+        raise DataError("mask must leave pixels outside the finding; one covers the whole image.")
+    ordered = values.sort(-1).values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    rank = (below + up_to + 1).double() / 2
+    inside = positive.sum(-1)
+    outside = positive.shape[-1] - inside
+    return ((rank * positive).sum(-1) - inside * (inside + 1) / 2) / (inside * outside)
+
+
+def correct_side(maps: Tensor, mask: Tensor) -> Tensor:
+    """Whether most of a map's weight is on that half of the picture which holds the finding.
+
+    The halves are left and right; the finding's is the one with more of its mask. Made for
+    findings of one side: what it says of one in the middle is chance.
+
+    Args:
+        maps: ``(..., height, width)``, not negative.
+        mask: boolean, same shape, True = the finding.
+
+    Returns:
+        ``(...)``: 1 on the finding's side, 0 on the other, 0.5 exactly balanced.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
+        DataError: a map is negative, NaN or all zero; or a mask is empty, or the same in both
+            halves.
+
+    Example:
+        >>> attention = torch.tensor([[0.6, 0.1, 0.1, 0.2]])
+        >>> correct_side(attention, torch.tensor([[True, False, False, False]])).item()
+        1.0
+    """
+    _check(maps, mask)
+    finding = left_share(mask.double())
+    if (finding == 0.5).any():
+        raise DataError("mask must have a side; one covers the same in both halves.")
+    towards = (left_share(maps) - 0.5) * (finding - 0.5).sign()
+    return (towards.sign() + 1) / 2
+
+
+def left_share(maps: Tensor) -> Tensor:
+    """The share of a map's weight in the left half of the picture.
+
+    That is the *patient's right* in a frontal radiograph as it is usually shown. In a map of odd
+    width, half of the middle column counts.
+
+    Args:
+        maps: ``(..., height, width)``, not negative.
+
+    Returns:
+        ``(...)`` in float64, 0 to 1.
+
+    Raises:
+        ShapeError: ``maps`` has no height and width.
+        DtypeError: ``maps`` is not floating-point.
+        DataError: a map is negative, NaN or all zero.
+
+    Example:
+        >>> left_share(torch.tensor([[3.0, 0.0, 0.0, 1.0]])).item()
+        0.75
+    """
+    _check_maps(maps)
+    columns = maps.double().sum(-2)
+    total = columns.sum(-1)
+    if (maps < 0).any() or (total <= 0).any() or total.isinf().any():
+        raise DataError("maps must be weights: finite, not negative, and not all 0.")
+    width = maps.shape[-1]
+    half = width // 2
+    left = columns[..., :half].sum(-1)
+    if width % 2:
+        left = left + columns[..., half] / 2
+    return left / total
+
+
+def _near(points: Tensor, others: Tensor, tolerance: float) -> Tensor:
+    """The share of points within ``tolerance`` of any other."""
+    if tolerance == 0:
+        tolerance = 0.5  # the same pixel
+    near = [
+        # exact distances: the default takes a shortcut through matrix products, which rounds
+        torch.cdist(
+            block.double(), others.double(), compute_mode="donot_use_mm_for_euclid_dist"
+        ).amin(1)
+        <= tolerance
+        for block in points.split(1024)  # a flat map has every pixel as its peak
+    ]
+    return torch.cat(near).double().mean()
+
+
+def _check(maps: Tensor, mask: Tensor) -> None:
+    _check_maps(maps)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise DtypeError(f"mask must be a boolean tensor, True = the finding; got {given}.")
+    if mask.shape != maps.shape:
+        raise ShapeError(
+            f"mask must be of the shape of maps, {tuple(maps.shape)}; got {tuple(mask.shape)}. "
+            f"Lay maps on the image first with upsample_attention."
+        )
+    if not mask.flatten(-2).any(-1).all():
+        raise DataError("mask must hold a finding; one is empty.")
+
+
+def _check_maps(maps: Tensor) -> None:
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        given = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
+        raise DtypeError(f"maps must be a floating-point tensor; got {given}.")
+    if maps.dim() < 2 or 0 in maps.shape[-2:]:
+        raise ShapeError(f"maps must be (..., height, width); got {tuple(maps.shape)}.")
+    if maps.isnan().any():
+        raise DataError("maps holds NaN.")
