@@ -89,6 +89,8 @@ class TimmImageEncoder(Freezable):
         for name in ("num_classes", "features_only"):
             if name in options:
                 raise OptionError(f"{name} is not an option: the encoder gives features only.")
+        if image_size is not None and "img_size" in options:
+            raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
         self.region_stage = region_stage
         self.image_size = _height_width(image_size)

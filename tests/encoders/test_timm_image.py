@@ -262,6 +262,8 @@ def test_image_size_may_be_a_pair():
     encoder = TimmImageEncoder("vit_tiny_patch16_224", image_size=(64, 32), depth=2, in_chans=1)
     assert encoder.image_input.size == (64, 32)
     assert encoder(torch.randn(1, 1, 64, 32)).grid == (4, 2)
+    by_timms_name = TimmImageEncoder("vit_tiny_patch16_224", img_size=(64, 32), depth=2)
+    assert by_timms_name.image_input.size == (64, 32)
 
 
 def test_image_input_is_read_off_the_model():
@@ -473,6 +475,7 @@ def test_region_stage_out_of_range(stage):
         ({"image_size": (1, 2, 3)}, OptionError, r"got \(1, 2, 3\)"),
         ({"no_such_option": 1}, OptionError, "cannot make resnet18.*no_such_option"),
         ({"num_classes": 5}, OptionError, "num_classes is not an option"),
+        ({"image_size": 64, "img_size": 32}, OptionError, "image_size and timm's img_size are the"),
         ({"features_only": True}, OptionError, "features_only is not an option"),
         ({"global_pool": ""}, OptionError, r"pooled output must be \(image, dim\)"),
         ({"output_stride": 7}, OptionError, "cannot make resnet18"),
