@@ -155,7 +155,8 @@ def local_similarity(
     Raises:
         ShapeError, DtypeError, OptionError: an argument does not fit; the message says which.
         EmptyTextError: a text has no real word. (Inside ``torch.compile``, where values cannot be
-            read, such a text scores 0 with zero gradient; an image without a region likewise.)
+            read, such a text scores 0, and an image without a region has cosines of 0; both with
+            zero gradient.)
         EmptyImageError: an image has no real region.
         BackendError: the backend named cannot run this; the message has its reasons.
 
