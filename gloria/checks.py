@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -51,10 +52,16 @@ def check_positive(name: str, value: float | Tensor) -> None:
     """Require a finite number above zero."""
     if isinstance(value, Tensor):
         return  # a learnable value is bounded by its module; reading it here would synchronise
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DtypeError(f"{name} must be a number above 0; got {value!r}.")
+    _check_real(name, value, "a number above 0")
     if not 0 < value < float("inf"):
         raise OptionError(f"{name} must be a finite number above 0; got {value}.")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Require a finite number of at least zero."""
+    _check_real(name, value, "a number of at least 0")
+    if not 0 <= value < float("inf"):
+        raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -78,6 +85,12 @@ def require(module: str, extra: str) -> ModuleType:
             f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
+
+
+def _check_real(name: str, value: Any, expected: str) -> None:
+    # numpy's scalars are Real too
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DtypeError(f"{name} must be {expected}; got {value!r}.")
 
 
 def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None:

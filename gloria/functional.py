@@ -4,7 +4,8 @@ Axes are always ``image, text, region, word, dim``, in this order; a pair matrix
 ``(image, text)``; a **temperature divides**. Half-precision inputs are widened: everything here is
 computed and returned in float32 (float64 for float64 inputs), under autocast too. NaN or infinity
 in an image or text makes that row or column non-finite and no other; in a padded position it
-changes nothing.
+changes nothing. (Under autocast call ``backward`` outside the block, as torch advises, or it runs
+in half precision.)
 
 The defaults are the printed formulas of Huang et al., *GLoRIA: A Multimodal Global-Local
 Representation Learning Framework for Label-efficient Medical Image Recognition*, ICCV 2021. The
@@ -21,7 +22,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from gloria.aggregators.reductions import widen
 from gloria.checks import (
@@ -413,11 +414,18 @@ def _matching_inputs(
     if region_mask is not None:
         regions = regions.masked_fill(~region_mask[..., None], 0.0)
     if product == "cosine":
-        regions, words = normalize(regions, dim=-1, eps=EPS), normalize(words, dim=-1, eps=EPS)
+        regions, words = _unit(regions), _unit(words)
     elif product == "scaled_dot":
         # the cosine r does not see the length of a word vector, only the attention does
         words = words / words.shape[-1] ** 0.5
     return MatchingInputs(regions, words, word_mask, region_mask)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; a zero vector (a region that a ReLU silenced) keeps a zero gradient."""
+    length = vector_norm(vectors, dim=-1, keepdim=True)
+    unit: Tensor = (vectors / length.clamp_min(EPS)).masked_fill(length <= EPS, 0.0)
+    return unit
 
 
 def _widen_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from safetensors.torch import save_model as save_safetensors
 from torch import nn
 
 import gloria
-from gloria.errors import CheckpointError
+from gloria.errors import CheckpointError, OptionError
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -60,9 +60,9 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
     folder = Path(folder)
     config = _read_config(folder)
     recipe = config["model"]
-    if recipe is None:
+    if isinstance(recipe, str):
         raise CheckpointError(
-            f"{folder} holds the weights of a model composed by hand, not how to build it. "
+            f"{folder} holds weights, not how to build their model: {recipe} "
             f"Compose it again and call gloria.load_weights(model, folder)."
         )
     try:
@@ -152,18 +152,24 @@ def _write(model: GLoRIA, folder: Path) -> None:
     save_safetensors(model, str(folder / "model.safetensors"))
 
 
-def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | None:
-    """How to build the model again, or None if that can't be said in JSON."""
+def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
+    """How to build the model again, or a sentence that says why that can't be written down."""
     composition = model.composition
-    if composition is None or composition["loss"] is None:
-        return None
+    if composition is None:
+        return "it was composed by hand."
+    if composition["loss"] is None:
+        return "its loss was given as an object, or with options that are no JSON."
     encoders = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder}
     recipes: dict[str, Any] = {}
     for name, encoder in encoders.items():
         if not isinstance(encoder, SavesRecipe):
-            return None
+            return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
-        recipes[name] = encoder.recipe(folder / name)._asdict()
+        try:
+            recipes[name] = encoder.recipe(folder / name)._asdict()
+        except OptionError as cause:
+            # the weights are worth saving all the same
+            return f"its {name} can't be described: {cause}"
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return {**composition, **recipes}

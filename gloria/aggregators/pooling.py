@@ -19,7 +19,7 @@ from gloria.aggregators.reductions import (
     widen,
 )
 from gloria.checks import check_positive
-from gloria.errors import ShapeError
+from gloria.errors import OptionError, ShapeError
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None, dim: int) -> Tensor:
@@ -84,16 +84,20 @@ class Weldon(nn.Module):
 
 
 class GeM(nn.Module):
-    """Module twin of :func:`gem` with a learnable exponent ``p`` (kept at 1 or above)."""
+    """Module twin of :func:`gem` with a learnable exponent ``p``, used at 1 or above."""
 
     def __init__(self, p: float = 3.0) -> None:
         super().__init__()
         check_positive("p", p)
+        if p < 1:
+            raise OptionError(f"p must be at least 1; got {p}.")
         self.p = nn.Parameter(torch.tensor(float(p)))
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         """Reduce ``dim``."""
-        return gem(values, mask, dim, self.p.clamp_min(1.0))
+        # the bound lets the gradient through, so that a p pushed below it can come back
+        p = self.p + (self.p.clamp_min(1.0) - self.p).detach()
+        return gem(values, mask, dim, p)
 
 
 class AttentionPooling(nn.Module):

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     settings = PRESETS[args.preset]
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
+    settings.recipe(args.seed)  # checks the steps before anything is drawn
     device = pick_device(args.device)
     with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)

@@ -10,6 +10,8 @@ from typing import Self
 
 from torch import nn
 
+from gloria.errors import OptionError
+
 
 class Freezable(nn.Module):
     """A module that can hold parts of itself frozen."""
@@ -21,7 +23,10 @@ class Freezable(nn.Module):
     def freeze(self, *names: str) -> Self:
         """Freeze the submodules with these dotted names; without names, the whole module."""
         for name in names or ("",):
-            self.get_submodule(name).requires_grad_(False)
+            try:
+                self.get_submodule(name).requires_grad_(False)
+            except AttributeError as cause:
+                raise OptionError(f"there is no submodule {name!r} to freeze: {cause}.") from cause
             self._frozen_parts.append(name)
         return self.train(self.training)
 

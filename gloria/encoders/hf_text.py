@@ -158,7 +158,7 @@ class HFTextEncoder(Freezable):
             ShapeError: there is no text.
             EmptyTextError: a text has no word.
         """
-        _check_texts(texts)
+        check_texts(texts)
         encoded = self.tokenizer(
             list(texts),
             padding=True,
@@ -170,7 +170,7 @@ class HFTextEncoder(Freezable):
         self._tell_of_truncation(texts, encoded.encodings)
         word_ids, tokens = [], []
         for index, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
-            ids, words = _words(text, encoding)
+            ids, words = words_of(text, encoding)
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {text!r}. Leave it out.")
             if self.cls_as_word:
@@ -251,7 +251,7 @@ class HFTextEncoder(Freezable):
 # From tokens to words.
 
 
-def _words(text: str, encoding: Any) -> tuple[list[int], list[str]]:
+def words_of(text: str, encoding: Any) -> tuple[list[int], list[str]]:
     """The index of the word that each token belongs to (-1 = none), and the words as strings."""
     runs = _runs(text)
     keys: list[tuple[int, int] | None] = []
@@ -419,7 +419,7 @@ def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
         raise OptionError(f"{name} must be {lowest} to {highest} here; got {value}.")
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise DtypeError(
             f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"

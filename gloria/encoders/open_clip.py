@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
 from gloria.checks import check_choice, check_tensor, require
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import _check_texts, _words
+from gloria.encoders.hf_text import check_texts, words_of
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -303,7 +303,7 @@ class OpenClipTextEncoder(Freezable):
             EmptyTextError: a text has no word, or none that the tokenizer knows.
             TokenizerError: a token is outside the model's vocabulary.
         """
-        _check_texts(texts)
+        check_texts(texts)
         ids = self.tokenizer(list(texts))
         if int(ids.max()) >= self.model.vocab_size:
             raise TokenizerError(
@@ -398,7 +398,7 @@ class OpenClipTextEncoder(Freezable):
         ).encodings
         word_ids, tokens = [], []
         for index, (text, encoding) in enumerate(zip(cleaned, encodings, strict=True)):
-            numbers, words = _words(text, encoding)
+            numbers, words = words_of(text, encoding)
             known = any(
                 number >= 0 and piece != fast.unk_token_id and token.strip("▁")
                 for number, piece, token in zip(numbers, encoding.ids, encoding.tokens, strict=True)

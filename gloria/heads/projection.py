@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gloria.aggregators.reductions import check_count
 from gloria.checks import check_choice
-from gloria.errors import ShapeError
+from gloria.errors import OptionError, ShapeError
 
 
 class Projection(nn.Module):
@@ -49,6 +49,8 @@ class Projection(nn.Module):
         self.in_dim = in_dim
         self.out_dim = out_dim
         if kind == "linear":
+            if hidden_dim is not None:
+                raise OptionError(f"hidden_dim goes with kind='mlp'; got {hidden_dim}.")
             self.layers: nn.Module = nn.Linear(in_dim, out_dim, bias=bias)
         else:
             width = out_dim if hidden_dim is None else hidden_dim

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gloria.checks import check_weight
 from gloria.functional import contrastive_cross_entropy, global_similarity
 from gloria.losses.base import PairLoss
 from gloria.losses.temperature import Temperature
@@ -62,6 +63,8 @@ class GlobalContrastiveLoss(PairLoss):
         self.temperature = Temperature(
             temperature, learnable=learnable, minimum=minimum_temperature
         )
+        check_weight("image_to_text_weight", image_to_text_weight)
+        check_weight("text_to_image_weight", text_to_image_weight)
         self.image_to_text_weight = image_to_text_weight
         self.text_to_image_weight = text_to_image_weight
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from gloria.checks import check_weight
 from gloria.losses.base import PairLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
@@ -52,6 +53,8 @@ class GlobalLocalContrastiveLoss(PairLoss):
         super().__init__()
         self.global_loss = global_loss or GlobalContrastiveLoss()
         self.local_loss = local_loss or LocalContrastiveLoss()
+        check_weight("global_weight", global_weight)
+        check_weight("local_weight", local_weight)
         self.global_weight = global_weight
         self.local_weight = local_weight
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.checks import check_choice
+from gloria.checks import check_choice, check_weight
 from gloria.functional import (
     PRODUCTS,
     Product,
@@ -108,6 +108,8 @@ class LocalContrastiveLoss(PairLoss):
         self.temperature = Temperature(
             temperature, learnable=learnable, minimum=minimum_temperature
         )
+        check_weight("image_to_text_weight", image_to_text_weight)
+        check_weight("text_to_image_weight", text_to_image_weight)
         self.image_to_text_weight = image_to_text_weight
         self.text_to_image_weight = text_to_image_weight
         self.backend = backend

@@ -51,4 +51,4 @@ class Temperature(nn.Module):
         """Show the value."""
         if self.fixed is not None:
             return f"{self.fixed}"
-        return f"learnable, minimum={self.minimum}"
+        return f"{float(self()):.4g}, learnable, minimum={self.minimum}"

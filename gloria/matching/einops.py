@@ -17,6 +17,7 @@ from gloria.aggregators import (
     masked_mean,
     masked_softmax,
 )
+from gloria.errors import ShapeError
 from gloria.matching.problem import EPS, MatchingInputs, MatchingOptions, Problem
 
 
@@ -74,4 +75,10 @@ def aggregate_words(cosine: Tensor, word_mask: Tensor, options: MatchingOptions)
         case "mean":
             return masked_mean(cosine, mask, -1)
         case aggregator:
-            return aggregator(cosine, mask, -1)
+            similarity = aggregator(cosine, mask, -1)
+            if similarity.shape != cosine.shape[:-1]:
+                raise ShapeError(
+                    f"aggregation must reduce (image, text, word) to (image, text), "
+                    f"{tuple(cosine.shape[:-1])}; it gave {tuple(similarity.shape)}."
+                )
+            return similarity

@@ -81,4 +81,6 @@ def test_normalize():
     expected = (images.numpy() - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array(
         [0.5, 0.6, 0.7]
     )[:, None, None]
-    np.testing.assert_allclose(normalize(images, image_input).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        normalize(images, image_input).numpy(), expected, rtol=1e-5, atol=1e-6
+    )

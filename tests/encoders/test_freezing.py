@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gloria.encoders.freezing import Freezable
+from gloria.errors import OptionError
 
 
 class Encoder(Freezable):
@@ -130,6 +131,6 @@ def test_freezing_adds_nothing_to_the_state():
 
 def test_an_unknown_part_is_named():
     encoder = Encoder()
-    with pytest.raises(AttributeError, match="trunk"):
+    with pytest.raises(OptionError, match="trunk"):
         encoder.freeze("trunk")
     assert encoder.train().stem.training

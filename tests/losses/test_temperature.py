@@ -22,7 +22,7 @@ def test_a_learned_temperature_starts_where_asked(initial):
     temperature = Temperature(initial, learnable=True)
     assert temperature().item() == pytest.approx(initial, rel=1e-5)
     assert temperature().requires_grad
-    assert repr(temperature) == "Temperature(learnable, minimum=0.01)"
+    assert repr(temperature) == f"Temperature({initial:.4g}, learnable, minimum=0.01)"
 
 
 def test_a_learned_temperature_has_the_gradient_of_softplus():

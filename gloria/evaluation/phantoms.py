@@ -1,0 +1,222 @@
+"""What a model has learned, measured on the phantoms: retrieval, zero-shot, where words attend.
+
+It shows that training works and where words attend. It is no evidence about real radiographs, nor
+for or against any paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gloria.data.phantom import (
+    FINDINGS,
+    RETRIEVAL_CLASSES,
+    Mention,
+    PhantomItem,
+    phantom_prompts,
+    split_words,
+)
+from gloria.errors import DataError
+from gloria.evaluation.features import (
+    encode_images,
+    encode_texts,
+    pair_similarity,
+    select_images,
+    select_texts,
+)
+from gloria.evaluation.grounding import attention_auroc, correct_side, pointing_hit
+from gloria.evaluation.retrieval import class_relevance, precision_at_k
+from gloria.evaluation.zero_shot import accuracy, class_scores
+from gloria.geometry import upsample_attention
+from gloria.model import GLoRIA
+from gloria.types import ImageFeatures, TextFeatures
+
+TOLERANCE = 4
+"""Pixels, at 64: a peak this near a mask counts as in it (half a region)."""
+
+
+class Example(NamedTuple):
+    """A positive mention of a finding that the film shows.
+
+    Attributes:
+        item: index of the image and its report.
+        other: index of the image of another item whose report mentions the same finding.
+        mention: where in the report.
+    """
+
+    item: int
+    other: int
+    mention: Mention
+
+
+def evaluate_gallery(
+    model: GLoRIA, items: Sequence[PhantomItem], ks: Sequence[int] = (5, 10, 100)
+) -> dict[str, Any]:
+    """Retrieval and zero-shot classification on a 5xN set; chance is 0.2 for all of them.
+
+    Args:
+        model: in eval mode.
+        items: a 5xN split, each item with exactly one finding.
+        ks: the K of precision@K.
+
+    Returns:
+        ``image_to_text`` and ``text_to_image`` precision@K, and ``zero_shot_accuracy``: the mean
+        over each class's prompts, an image at a time.
+    """
+    labels = torch.tensor([RETRIEVAL_CLASSES.index(item.case[0].name) for item in items])
+    images = encode_images(model, pictures(items))
+    texts = encode_texts(model, [item.report for item in items])
+    similarity = pair_similarity(model, images, texts).cpu()
+    relevant = class_relevance(labels, labels)
+    ks = [k for k in ks if k <= len(items)]
+
+    prompts = phantom_prompts()
+    flat = [prompt for name in RETRIEVAL_CLASSES for prompt in prompts[name]]
+    prompt_class = torch.tensor(
+        [c for c, name in enumerate(RETRIEVAL_CLASSES) for _ in prompts[name]]
+    )
+    scores = class_scores(
+        pair_similarity(model, images, encode_texts(model, flat)).cpu(), prompt_class
+    )
+    return {
+        "image_to_text": precision_at_k(similarity, relevant, ks),
+        "text_to_image": precision_at_k(similarity.T, relevant, ks),
+        "zero_shot_accuracy": accuracy(scores, labels),
+    }
+
+
+def grounding_examples(items: Sequence[PhantomItem]) -> list[Example]:
+    """Every positive mention, each with another image of the same finding as control."""
+    examples = []
+    for name in FINDINGS:
+        found = [
+            (index, mention)
+            for index, item in enumerate(items)
+            for mention in item.mentions
+            if mention.finding == name and mention.polarity == "positive"
+        ]
+        for position, (index, mention) in enumerate(found):
+            others = [other for other, _ in found[position + 1 :] + found[:position]]
+            other = next((other for other in others if other != index), None)
+            if other is not None:
+                examples.append(Example(index, other, mention))
+    return examples
+
+
+def evaluate_grounding(model: GLoRIA, items: Sequence[PhantomItem]) -> dict[str, Any]:
+    """Where the words that name a finding attend, against the finding's mask.
+
+    Each figure stands beside its control: the same words on another image of the same finding,
+    scored against the first image's mask. What the control reaches is what knowing the finding's
+    usual place is worth.
+
+    Args:
+        model: in eval mode.
+        items: any split.
+
+    Returns:
+        ``matched`` and ``other_image``, each with ``peak_in_mask`` (within :data:`TOLERANCE`
+        pixels at 64), ``auroc`` (mean over mentions of the pixel AUROC), ``correct_side`` (of
+        one-sided findings), their numbers, and the same ``per_finding``.
+    """
+    examples = grounding_examples(items)
+    images = encode_images(model, pictures(items))
+    texts = encode_texts(model, [item.report for item in items])
+    matched = mention_maps(model, images, texts, items, examples)
+    control = mention_maps(model, images, texts, items, examples, other_image=True)
+    return {
+        "mentions": len(examples),
+        "matched": _score(matched, items, examples),
+        "other_image": _score(control, items, examples),
+    }
+
+
+def mention_maps(
+    model: GLoRIA,
+    images: ImageFeatures,
+    texts: TextFeatures,
+    items: Sequence[PhantomItem],
+    examples: Sequence[Example],
+    *,
+    other_image: bool = False,
+    block: int = 64,
+) -> Tensor:
+    """The attention of each mention's words, averaged, laid over the image.
+
+    Returns:
+        ``(example, height, width)``.
+    """
+    size = items[0].image.shape
+    maps = []
+    for start in range(0, len(examples), block):
+        part = examples[start : start + block]
+        index = torch.tensor([each.other if other_image else each.item for each in part])
+        chosen = select_texts(texts, [each.item for each in part])
+        weights = model.local_loss.attention_maps(
+            select_images(images, index.to(images.pooled.device)).regions,
+            chosen.words,
+            chosen.word_mask,
+        )
+        for row, tokens, each in zip(weights, chosen.tokens, part, strict=True):
+            _check_words(tokens, items[each.item].report)
+            mean = row[each.mention.start : each.mention.stop].mean(0)
+            maps.append(mean.unflatten(-1, images.grid).cpu())
+    return upsample_attention(torch.stack(maps), (int(size[0]), int(size[1])))
+
+
+def _score(
+    maps: Tensor, items: Sequence[PhantomItem], examples: Sequence[Example]
+) -> dict[str, Any]:
+    findings = [each.mention.finding for each in examples]
+    masks = torch.stack(
+        [
+            torch.from_numpy(items[each.item].masks[FINDINGS.index(finding)])
+            for each, finding in zip(examples, findings, strict=True)
+        ]
+    )
+    one_sided = torch.tensor(
+        [
+            items[each.item].sides[finding] in ("left", "right")
+            for each, finding in zip(examples, findings, strict=True)
+        ]
+    )
+    side = torch.full((len(examples),), torch.nan, dtype=torch.float64)
+    side[one_sided] = correct_side(maps[one_sided], masks[one_sided]).double()
+    figures = {
+        "peak_in_mask": pointing_hit(maps, masks, TOLERANCE * maps.shape[-1] / 64).double(),
+        "auroc": attention_auroc(maps, masks),
+        "correct_side": side,
+    }
+    per_finding = {
+        name: _means(figures, torch.tensor([finding == name for finding in findings]))
+        for name in sorted(set(findings))
+    }
+    return {**_means(figures, torch.ones_like(one_sided)), "per_finding": per_finding}
+
+
+def _means(figures: dict[str, Tensor], chosen: Tensor) -> dict[str, float]:
+    """Mean of each figure over the chosen examples that have one, and how many these are."""
+    means: dict[str, float] = {}
+    for name, values in figures.items():
+        known = values[chosen & ~values.isnan()]
+        if len(known):
+            means |= {name: float(known.mean()), f"{name}_count": len(known)}
+    return means
+
+
+def pictures(items: Sequence[PhantomItem]) -> list[Tensor]:
+    """The images as encoders take them, each ``(1, height, width)`` in [0, 1]."""
+    return [torch.from_numpy(item.image)[None].float() / 255 for item in items]
+
+
+def _check_words(tokens: list[str], report: str) -> None:
+    expected = split_words(report)
+    if [token.lower() for token in tokens] != expected:
+        raise DataError(
+            f"the text encoder's words {tokens} are not those of the report, {expected}: its "
+            f"attention can't be scored by word."
+        )
