@@ -6,11 +6,14 @@ Region i of a grid has its centre at ``offset + stride * i``, in either directio
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gloria.checks import check_positive
 from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.types import ImageFeatures
 
 
 def upsample_attention(
@@ -34,10 +37,8 @@ def upsample_attention(
             ``(vertical, horizontal)``. None = ``(stride - 1) / 2``.
 
     By default the regions tile the image like the patches of a ViT, and the result is that of
-    ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``. Convolutional
-    networks look elsewhere: with symmetric padding and odd kernels, region i is centred at
-    ``stride * i`` exactly, so their offset is 0, and the default shows their maps
-    ``(stride - 1) / 2`` pixels too low and too far right.
+    ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)``. Many convolutional
+    networks look elsewhere, up to half a region away: see :func:`measure_region_offset`.
 
     Returns:
         ``(..., height, width)``, in the unit of ``maps``.
@@ -68,6 +69,77 @@ def upsample_attention(
         )
     ]
     return weights[0] @ maps @ weights[1].mT
+
+
+def measure_region_offset(
+    encoder: Callable[[Tensor], ImageFeatures], images: Tensor, *, probes: int = 8
+) -> tuple[float, float]:
+    """Where an encoder's regions look: the pixel coordinate of the first region's centre.
+
+    A layer with kernel k, stride s and padding p takes its output i from around input
+    ``s * i + (k - 1) / 2 - p``. Patches (``k = s``, ``p = 0``) are centred at
+    ``s * i + (s - 1) / 2``: their offset is half a region. Odd kernels with symmetric padding
+    (``p = (k - 1) / 2``), as in most ResNets, at ``s * i`` exactly: their offset is 0, and shown
+    as tiles their maps sit ``(s - 1) / 2`` pixels too low and too far right. Where paths of
+    different geometry meet, as with timm's ``avg_down`` shortcuts of even kernels, the centre
+    depends on the weights.
+
+    So it is measured: the centroid over pixels of the squared gradient of a central region along
+    random directions, averaged over four regions. It costs a few backward passes.
+
+    Args:
+        encoder: returns :class:`~gloria.types.ImageFeatures`; in eval mode.
+        images: ``(image, channel, height, width)``, normalised as the encoder wants them; noise
+            serves too. Larger than what a region sees, or the image's border pulls the centroid.
+        probes: random directions per region.
+
+    Returns:
+        ``(vertical, horizontal)`` in pixels, for ``offset`` of :func:`upsample_attention`; good to
+        about half a pixel, and less where regions see the whole image, as in a trained ViT.
+
+    Raises:
+        ShapeError: ``images`` is not a batch, or the grid is smaller than 2 x 2.
+    """
+    if images.dim() != 4 or not len(images):
+        raise ShapeError(
+            f"images must be (image, channel, height, width); got {tuple(images.shape)}."
+        )
+    images = images.detach().requires_grad_()
+    features = encoder(images)
+    if min(features.grid) < 2:
+        raise ShapeError(f"images must be larger: they have a grid of {features.grid} regions.")
+    maps = features.regions.unflatten(1, features.grid)
+    generator = torch.Generator().manual_seed(0)  # its own: the global one stays as it is
+    directions = torch.randn(probes, maps.shape[-1], generator=generator).to(maps)
+    offsets = []
+    for row in _middle(features.grid[0]):
+        for column in _middle(features.grid[1]):
+            seen = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
+            for direction in directions:
+                answer = (maps[:, row, column] @ direction).sum()
+                (gradient,) = torch.autograd.grad(answer, images, retain_graph=True)
+                seen += gradient.double().square().sum((0, 1))
+            centre = _centroid(seen)
+            offsets.append(
+                [
+                    centre[axis] - cell * images.shape[2 + axis] / features.grid[axis]
+                    for axis, cell in enumerate((row, column))
+                ]
+            )
+    vertical, horizontal = torch.tensor(offsets, dtype=torch.float64).mean(0).tolist()
+    return vertical, horizontal
+
+
+def _middle(cells: int) -> tuple[int, int]:
+    return cells // 2 - 1, cells // 2
+
+
+def _centroid(weights: Tensor) -> tuple[float, float]:
+    weights = weights / weights.sum()
+    rows, columns = (
+        torch.arange(side, dtype=weights.dtype, device=weights.device) for side in weights.shape
+    )
+    return float((weights.sum(1) * rows).sum()), float((weights.sum(0) * columns).sum())
 
 
 def _linear_weights(

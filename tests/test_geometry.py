@@ -5,7 +5,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from gloria.errors import DtypeError, OptionError, ShapeError
-from gloria.geometry import upsample_attention
+from gloria.geometry import measure_region_offset, upsample_attention
+from gloria.types import ImageFeatures
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (8, 8), (7, 5), (19, 3)])
@@ -66,3 +67,89 @@ def test_the_dtype_stays():
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         upsample_attention(**{"maps": torch.ones(3, 3), "size": (6, 6), **arguments})
+
+
+def patches(size):
+    """An encoder of patches: a region sees its own tile and nothing else."""
+    layer = torch.nn.Conv2d(1, 6, size, stride=size)
+    return lambda images: features(layer(images))
+
+
+def odd_kernels(strides):
+    """An encoder of 3 x 3 convolutions with symmetric padding."""
+    widths = [1, *[6] * len(strides)]
+    layers = [
+        torch.nn.Conv2d(widths[i], 6, 3, stride=stride, padding=1)
+        for i, stride in enumerate(strides)
+    ]
+    return lambda images: features(torch.nn.Sequential(*layers)(images))
+
+
+def features(maps):
+    return ImageFeatures(maps.mean((2, 3)), maps.flatten(2).mT, tuple(maps.shape[2:]))
+
+
+@pytest.fixture
+def noise():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield torch.randn(4, 1, 48, 32)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_patches_are_centred_in_their_tiles(noise, size):
+    offset = measure_region_offset(patches(size), noise)
+    assert offset == pytest.approx(((size - 1) / 2,) * 2, abs=0.5)
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (2, 2, 2), (1, 2, 1)])
+def test_odd_kernels_with_symmetric_padding_look_at_multiples_of_the_stride(noise, strides):
+    assert measure_region_offset(odd_kernels(strides), noise) == pytest.approx((0, 0), abs=0.5)
+
+
+def test_a_spot_lands_where_the_measured_offset_says(noise):
+    """A network that shows where the image is bright, laid back on the image."""
+    average = torch.nn.Conv2d(1, 1, 7, stride=8, padding=3, bias=False)
+    torch.nn.init.ones_(average.weight)
+    image = torch.zeros(1, 1, 48, 32)
+    image[0, 0, 24, 16] = 1
+
+    def encoder(images):
+        return features(average(images))
+
+    with torch.no_grad():
+        maps = encoder(image).regions.squeeze(-1).unflatten(1, (6, 4))[0]
+    offset = measure_region_offset(encoder, noise)
+    peak = upsample_attention(maps, (48, 32), offset=offset).flatten().argmax().item()
+    assert divmod(peak, 32) == (24, 16)
+    usual = upsample_attention(maps, (48, 32)).flatten().argmax().item()
+    assert divmod(usual, 32) != (24, 16)
+
+
+def test_measuring_leaves_gradients_and_random_numbers_alone(noise):
+    encoder = torch.nn.Conv2d(1, 6, 3, stride=2, padding=1)
+    state = torch.get_rng_state()
+    measure_region_offset(lambda images: features(encoder(images)), noise)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert encoder.weight.grad is None
+    assert not noise.requires_grad
+
+
+def test_timm_networks_look_where_their_layers_say():
+    timm = pytest.importorskip("gloria.encoders.timm_image")
+    small = {"in_chans": 1, "channels": (8, 8, 16, 16), "output_stride": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = torch.randn(4, 1, 64, 64)
+        even_shortcuts = timm.TimmImageEncoder("resnet10t", **small).eval()
+        odd = timm.TimmImageEncoder("resnet10t", **small, avg_down=False).eval()
+    assert measure_region_offset(odd, images) == pytest.approx((0, 0), abs=0.8)
+    # 2 from the average over 2 x 2 at stride 4, 4 from that at stride 8
+    assert measure_region_offset(even_shortcuts, images) == pytest.approx((6, 6), abs=0.8)
+
+
+def test_an_image_too_small_to_measure_on_is_an_error(noise):
+    with pytest.raises(ShapeError, match=r"images must be larger: .*grid of \(1, 1\)"):
+        measure_region_offset(patches(32), noise[..., :32, :])
+    with pytest.raises(ShapeError, match=r"images must be \(image, channel, height, width\)"):
+        measure_region_offset(patches(4), noise[0])

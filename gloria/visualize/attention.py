@@ -1,0 +1,382 @@
+"""Where words look: attention maps over images."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from gloria.checks import check_positive, check_same_size, require
+from gloria.errors import DataError, OptionError, ShapeError
+from gloria.visualize.figure import FAINT, INK, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+Picture = Tensor | ArrayLike
+
+_OUTLINE = "#35E0FF"  # cyan: seen on grey and on every colour of the maps
+_COLORMAP = "inferno"
+_ALPHA = 0.65
+_NAMED = "#B33C00"
+
+# Sentences are set in a fixed-width font of 8 points: how wide a character, how high a line is.
+_CHARACTER, _LINE = 4.82, 11.5
+_TEXT_CHARACTERS = 32
+
+
+@dataclass(frozen=True)
+class GroundingExample:
+    """One row of :func:`plot_grounding_examples`: a sentence, and where one of its words looks.
+
+    Attributes:
+        image: ``(height, width)`` or ``(3, height, width)``, in [0, 1].
+        words: the sentence, or the whole report, word by word.
+        start: index of the first word that the maps are of.
+        stop: index after the last of them.
+        maps: title to map ``(height, width)``: the trained model's and its controls, in the order
+            of the columns.
+        mask: ``(height, width)`` boolean, where the finding truly is; None = not known.
+        title: what the row shows, such as the finding's name.
+    """
+
+    image: Picture
+    words: Sequence[str]
+    start: int
+    stop: int
+    maps: Mapping[str, Picture]
+    mask: Picture | None = None
+    title: str = ""
+
+
+def overlay_attention(
+    image: Picture,
+    attention: Picture,
+    *,
+    alpha: float = _ALPHA,
+    highest: float | None = None,
+    colormap: str = _COLORMAP,
+) -> Array:
+    """Lay an attention map over an image.
+
+    The more attention, the more colour and the less of the image: a pixel is
+    ``(1 - a) * image + a * colour`` with ``a = alpha * attention / highest``, so an image shows
+    unchanged where nothing is attended.
+
+    Args:
+        image: ``(height, width)`` or ``(3, height, width)``, in [0, 1].
+        attention: ``(height, width)``, not negative;
+            :func:`~gloria.geometry.upsample_attention` brings a grid's map there.
+        alpha: how much the strongest attention hides of the image, 0 to 1.
+        highest: the attention that gets the strongest colour. None = the map's own maximum: fine
+            for one map, but a flat one then looks strong. Give maps that are compared the same.
+        colormap: any of matplotlib's, by name.
+
+    Returns:
+        ``(height, width, 3)`` in [0, 1].
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DataError: values are out of range or NaN.
+        OptionError: ``alpha`` is not from 0 to 1, or ``highest`` not positive.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    picture = _picture(image)
+    weights = _map("attention", attention, picture.shape[:2])
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha must be from 0 to 1; got {alpha}.")
+    if highest is None:
+        highest = float(weights.max()) or 1.0
+    check_positive("highest", highest)
+    return _blend(picture, weights, highest, alpha, colormap)
+
+
+def plot_attention(
+    image: Picture,
+    words: Sequence[str],
+    maps: Picture,
+    *,
+    mask: Picture | None = None,
+    title: str = "",
+    columns: int = 6,
+) -> Figure:
+    """Where each word of a text looks: the image first, then one panel per word.
+
+    All panels share one colour scale, so that a word that looks nowhere in particular also looks
+    faint.
+
+    Args:
+        image: ``(height, width)`` or ``(3, height, width)``, in [0, 1].
+        words: as many as maps.
+        maps: ``(word, height, width)``.
+        mask: ``(height, width)`` boolean, outlined in every panel.
+        title: over the figure, for example the report.
+        columns: panels in a row.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DataError: values are out of range or NaN; no word.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example::
+
+        maps = model.attention(image, "Small left pleural effusion.")
+        save_figure(plot_attention(picture, maps.words, maps.maps), "attention.png")
+    """
+    picture = _picture(image)
+    layers = _maps(maps, words, picture.shape[:2])
+    outline = None if mask is None else _mask(mask, picture.shape[:2])
+    check_positive("columns", columns)
+    columns = min(columns, len(words) + 1)
+    rows = math.ceil((len(words) + 1) / columns)
+    side = 1.6
+    height = rows * (side * _height_to_width(image) + 0.2)
+    lines = textwrap.wrap(title, int(columns * side * 11.5))
+    figure = new_figure(columns * side + 0.75, height + 0.25 * len(lines) + 0.1)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    highest = float(layers.max()) or 1.0
+    for index, axes in enumerate(panels.flat):
+        axes.set_axis_off()
+        if index == 0:
+            _show(axes, picture, outline)
+            axes.set_title("image", fontsize=9, color=FAINT, style="italic")
+        elif index <= len(words):
+            _show(axes, _blend(picture, layers[index - 1], highest), outline)
+            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK)
+    _add_colourbar(figure, panels, highest)
+    if lines:
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK)
+    return figure
+
+
+def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str = "") -> Figure:
+    """Words that name a finding and where they look, beside controls: one row per example.
+
+    A row shows the image, its sentence with the words in bold, and one column per map with the
+    true mask outlined. The maps of a row share one colour scale, so that a flat control looks
+    faint instead of noisy.
+
+    Args:
+        examples: rows, all with the same titles of maps, in the same order.
+        title: over the figure.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        DataError: no example, or rows with different maps; values out of range or NaN.
+        ShapeError: the shapes do not fit.
+        OptionError: ``start`` and ``stop`` are no words of the sentence.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    if not examples:
+        raise DataError("examples must hold at least one row; there is nothing to draw.")
+    columns = list(examples[0].maps)
+    for example in examples:
+        if list(example.maps) != columns:
+            raise DataError(
+                f"examples must have the same maps in every row; got {columns} and "
+                f"{list(example.maps)}."
+            )
+        if not 0 <= example.start < example.stop <= len(example.words):
+            raise OptionError(
+                f"start and stop must be words of the {len(example.words)} in the sentence; "
+                f"got {example.start} and {example.stop}."
+            )
+    side, text = 1.7, (_TEXT_CHARACTERS + 1) * _CHARACTER / 72
+    height = side * max(_height_to_width(example.image) for example in examples)
+    heading = 0.3 if title else 0.0
+    figure = new_figure(text + side * (1 + len(columns)), height * len(examples) + 0.25 + heading)
+    panels = figure.subplots(
+        len(examples),
+        2 + len(columns),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [text / side, *[1] * (1 + len(columns))]},
+    )
+    for row, example in zip(panels, examples, strict=True):
+        _draw_example(row, example)
+    for axes, name in zip(panels[0, 1:], ["image", *columns], strict=True):
+        axes.set_title(name, fontsize=10, color=INK)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+    return figure
+
+
+def _blend(
+    picture: Array, weights: Array, highest: float, alpha: float = _ALPHA, colormap: str = _COLORMAP
+) -> Array:
+    strength = np.clip(weights / highest, 0, 1)
+    colours = _colormap(colormap)(strength)[..., :3]
+    opacity = alpha * strength[..., None]
+    return np.asarray((1 - opacity) * picture + opacity * colours, dtype=np.float64)
+
+
+def _draw_example(row: Any, example: GroundingExample) -> None:
+    picture = _picture(example.image)
+    size = picture.shape[:2]
+    outline = None if example.mask is None else _mask(example.mask, size)
+    maps = [_map(f"maps[{name!r}]", each, size) for name, each in example.maps.items()]
+    highest = max((float(each.max()) for each in maps), default=0.0) or 1.0
+    for axes in row:
+        axes.set_axis_off()
+    _write_sentence(row[0], example)
+    _show(row[1], picture, outline)
+    for axes, each in zip(row[2:], maps, strict=True):
+        _show(axes, _blend(picture, each, highest), outline)
+
+
+def _write_sentence(axes: Any, example: GroundingExample) -> None:
+    """The sentence, wrapped; matplotlib has no bold inside a text, so it is set word by word."""
+    lines = _wrap(example.words, _TEXT_CHARACTERS)
+    heading = 1.5 if example.title else 0.0
+    top = (len(lines) + heading) / 2
+
+    def write(column: int, line: float, text: str, **font: Any) -> None:
+        place = (column * _CHARACTER, (top - line) * _LINE)
+        axes.annotate(
+            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **font
+        ).set_in_layout(False)
+
+    if example.title:
+        write(0, 0, example.title, fontsize=10, color=INK, fontweight="bold")
+    for number, line in enumerate(lines):
+        for column, index, word in line:
+            named = example.start <= index < example.stop
+            write(
+                column,
+                number + heading,
+                word,
+                family="DejaVu Sans Mono",  # comes with matplotlib
+                fontsize=8,
+                color=_NAMED if named else INK,
+                fontweight="bold" if named else "normal",
+            )
+
+
+def _wrap(
+    words: Sequence[str], width: int, most_lines: int = 7
+) -> list[list[tuple[int, int, str]]]:
+    """Lines of (column, index, word); punctuation clings to the word before it."""
+    lines: list[list[tuple[int, int, str]]] = [[]]
+    column = 0
+    for index, word in enumerate(words):
+        clings = index == 0 or not word[:1].isalnum() or words[index - 1] == "-"
+        start = column if clings or not lines[-1] else column + 1
+        hangs = clings and len(word) == 1  # a comma may stand in the margin
+        if start + len(word) > width + hangs and lines[-1]:
+            lines.append([])
+            start = 0
+        lines[-1].append((start, index, word))
+        column = start + len(word)
+    if len(lines) > most_lines:
+        lines = lines[:most_lines]
+        lines[-1].append((min(lines[-1][-1][0] + len(lines[-1][-1][2]), width), -1, " ..."))
+    return lines
+
+
+def _show(axes: Any, picture: Array, outline: NDArray[np.bool_] | None) -> None:
+    axes.imshow(picture, interpolation="bilinear", vmin=0, vmax=1)
+    if outline is not None and outline.any():
+        # a frame of background closes the outline of a mask that touches the border
+        framed = np.pad(outline.astype(float), 1)
+        rows, columns = (np.arange(-1, side + 1) for side in outline.shape)
+        for colour, width in (("black", 2.2), (_OUTLINE, 1.1)):
+            axes.contour(columns, rows, framed, levels=[0.5], colors=colour, linewidths=width)
+        axes.set_xlim(-0.5, outline.shape[1] - 0.5)
+        axes.set_ylim(outline.shape[0] - 0.5, -0.5)
+
+
+def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
+    cm = require("matplotlib.cm", "viz")
+    colors = require("matplotlib.colors", "viz")
+    scale = cm.ScalarMappable(colors.Normalize(0, highest), _colormap(_COLORMAP))
+    length = min(1.0, 2.5 / len(panels))
+    bar = figure.colorbar(
+        scale, ax=panels, fraction=0.02, pad=0.01, aspect=25, shrink=length, anchor=(0, 1)
+    )
+    bar.outline.set_visible(False)
+    bar.set_label("attention per region", fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=FAINT)
+
+
+def _colormap(name: str) -> Any:
+    maps = require("matplotlib", "viz").colormaps
+    if name not in maps:
+        raise OptionError(f"colormap must be a name in matplotlib.colormaps; got {name!r}.")
+    return maps[name]
+
+
+def _height_to_width(image: Picture) -> float:
+    height, width = _picture(image).shape[:2]
+    return float(height / width)
+
+
+def _shorten(word: str, most: int = 16) -> str:
+    return word if len(word) <= most else word[: most - 1] + "…"
+
+
+def _picture(image: Picture) -> Array:
+    """``(height, width, 3)`` in [0, 1]."""
+    values = _array(image)
+    if values.ndim == 3 and values.shape[0] in (1, 3):
+        values = np.broadcast_to(np.moveaxis(values, 0, -1), (*values.shape[1:], 3))
+    elif values.ndim == 2:
+        values = np.repeat(values[..., None], 3, axis=-1)
+    else:
+        raise ShapeError(
+            f"image must be (height, width) or (3, height, width); got {values.shape}."
+        )
+    if values.size == 0 or not (values.min() >= 0 and values.max() <= 1):
+        raise DataError(
+            "image must hold values in [0, 1]; undo the encoder's normalisation, or divide "
+            "8-bit values by 255."
+        )
+    return values
+
+
+def _maps(maps: Picture, words: Sequence[str], size: tuple[int, ...]) -> Array:
+    layers = _array(maps)
+    if layers.ndim != 3:
+        raise ShapeError(f"maps must be (word, height, width); got {layers.shape}.")
+    check_same_size("number", "words", len(words), "maps", len(layers))
+    if not len(words):
+        raise DataError("words must hold at least one word; there is nothing to draw.")
+    for layer in layers:
+        _map("maps", layer, size)
+    return layers
+
+
+def _map(name: str, values: Picture, size: tuple[int, ...]) -> Array:
+    weights = _array(values)
+    if weights.shape != tuple(size):
+        raise ShapeError(
+            f"{name} must be on the image's pixels, {tuple(size)}; got {weights.shape}. "
+            f"Lay a grid's map on the image with upsample_attention."
+        )
+    if not (weights.min() >= 0 and weights.max() < np.inf):
+        raise DataError(f"{name} must be finite and not negative.")
+    return weights
+
+
+def _mask(values: Picture, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = _array(values) > 0.5
+    if mask.shape != tuple(size):
+        raise ShapeError(f"mask must be of the image's size, {tuple(size)}; got {mask.shape}.")
+    return mask
+
+
+def _array(values: Picture) -> Array:
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,162 @@
+"""Figures over training steps, and final figures beside their controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gloria.errors import DataError
+from gloria.visualize.figure import COLOURS, FAINT, GRID, INK, new_figure, style_axes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, float]
+
+
+def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figure:
+    """What was logged in training, over the steps.
+
+    One panel each for the loss with its validation, the loss's terms, other validation figures,
+    and what the optimizer did; a panel without data is left out. Single steps are drawn faint, the
+    line is their running mean.
+
+    Args:
+        history: one record per step, in order: ``step``, and any of ``loss``,
+            ``validation_loss``, ``learning_rate``, ``gradient_norm``, ``validation_...``; every
+            other name counts as a term of the loss. A record need not hold all of them.
+        title: over the figure.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        DataError: there is no record, or one without ``step``.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example::
+
+        history = train(model, pairs, TrainingRecipe(steps=700))
+        save_figure(plot_training_curves(history), "curves.png")
+    """
+    if not history:
+        raise DataError("history must hold at least one record; there is nothing to draw.")
+    for number, record in enumerate(history):
+        if "step" not in record:
+            raise DataError(f"history[{number}] has no 'step'; it holds {sorted(record)}.")
+    names = list(dict.fromkeys(name for record in history for name in record))
+    optimizer = [name for name in names if name in ("learning_rate", "gradient_norm")]
+    loss = [name for name in names if name in ("loss", "validation_loss")]
+    validation = [name for name in names if name.startswith("validation_") and name not in loss]
+    terms = [name for name in names if name not in {"step", *optimizer, *loss, *validation}]
+    panels = [("Loss", loss), ("Terms of the loss", terms), ("Validation", validation)]
+    panels += [(_words(name).capitalize(), [name]) for name in optimizer]
+    panels = [(heading, shown) for heading, shown in panels if shown]
+    if not panels:
+        raise DataError("history must hold figures besides 'step'; there is nothing to draw.")
+
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(5.2 * columns, 2.9 * rows + (0.35 if title else 0))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, (heading, shown) in zip(axes, panels, strict=False):
+        style_axes(panel, heading, x_label="step")
+        for name, colour in zip(shown, _cycle(len(shown)), strict=True):
+            _draw_curve(panel, history, name, colour)
+        if len(shown) > 1:
+            panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+    return figure
+
+
+def plot_comparison(
+    figures: Mapping[str, Mapping[str, float]], *, title: str = "", x_label: str = ""
+) -> Figure:
+    """Figures beside their controls: one line per figure, one dot per model or control.
+
+    Args:
+        figures: name of a figure to ``{"trained": .9, "untrained": .2, "chance": .2}``, any names,
+            any number of them, all on one scale. Names need not be the same in every line.
+        title: over the figure.
+        x_label: what is measured.
+
+    Returns:
+        A matplotlib figure. ``"chance"`` is drawn as a tick and not as a dot.
+
+    Raises:
+        DataError: there is no figure, or one without values.
+        MissingDependencyError: matplotlib is not installed.
+
+    Example::
+
+        plot_comparison({"precision@5": {"trained": 0.84, "untrained": 0.21, "chance": 0.2}})
+    """
+    if not figures:
+        raise DataError("figures must hold at least one figure; there is nothing to draw.")
+    for name, values in figures.items():
+        if not values:
+            raise DataError(f"figures must hold a value in every line; {name!r} has none.")
+    series = list(dict.fromkeys(name for values in figures.values() for name in values))
+    result = new_figure(6.4, 0.9 + 0.36 * len(figures) + (0.35 if title else 0))
+    axes = result.subplots()
+    style_axes(axes, title, x_label=x_label)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    positions = range(len(figures))
+    for position, values in zip(positions, figures.values(), strict=True):
+        axes.plot([min(values.values()), max(values.values())], [position] * 2, color=GRID, lw=3)
+    coloured = iter(_cycle(len(series)))
+    for name in series:
+        points = [
+            (values[name], position)
+            for position, values in zip(positions, figures.values(), strict=True)
+            if name in values
+        ]
+        if name == "chance":
+            style: dict[str, Any] = {"marker": "|", "s": 170, "linewidths": 2, "color": FAINT}
+        else:
+            style = {"marker": "o", "s": 52, "color": next(coloured), "edgecolors": "white"}
+        axes.scatter(*zip(*points, strict=True), label=name, zorder=3, **style)
+    axes.set_yticks(list(positions), list(figures), fontsize=9, color=INK)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(figures) - 0.4, -0.6)
+    everything = [value for values in figures.values() for value in values.values()]
+    if min(everything) >= 0 and max(everything) <= 1:
+        axes.set_xlim(-0.02, 1.02)
+    result.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False, fontsize=9)
+    return result
+
+
+def _draw_curve(panel: Any, history: Sequence[Record], name: str, colour: str) -> None:
+    points = [(record["step"], record[name]) for record in history if name in record]
+    steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+    label = _words(name)
+    if name == "learning_rate" or len(steps) < 30:
+        markers = "o" if len(steps) < 30 else None
+        panel.plot(steps, values, color=colour, lw=1.8, marker=markers, markersize=4, label=label)
+        return
+    window = max(len(steps) // 50, 2)
+    panel.plot(steps, values, color=colour, lw=0.7, alpha=0.25)
+    panel.plot(steps, _running_mean(values, window), color=colour, lw=1.8, label=label)
+
+
+def _running_mean(values: Any, window: int) -> Any:
+    """The mean of up to ``window`` values on either side."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    first, last = np.maximum(index - window, 0), np.minimum(index + window + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
