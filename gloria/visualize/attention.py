@@ -194,7 +194,7 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
                 f"start and stop must be words of the {len(example.words)} in the sentence; "
                 f"got {example.start} and {example.stop}."
             )
-    side, text = 1.7, (_TEXT_CHARACTERS + 1) * _CHARACTER / 72
+    side, text = 1.7, (_TEXT_CHARACTERS + 2) * _CHARACTER / 72
     height = side * max(_height_to_width(example.image) for example in examples)
     heading = 0.3 if title else 0.0
     figure = new_figure(text + side * (1 + len(columns)), height * len(examples) + 0.25 + heading)
