@@ -26,7 +26,14 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
-from gloria.types import ImageEncoder, ImageFeatures, TextEncoder, TextFeatures, TokenizedText
+from gloria.types import (
+    ImageEncoder,
+    ImageFeatures,
+    RegionGeometry,
+    TextEncoder,
+    TextFeatures,
+    TokenizedText,
+)
 
 Texts = Sequence[str] | TokenizedText
 
@@ -206,8 +213,22 @@ class GLoRIA(nn.Module):
         )
         words = texts.tokens[0]
         grid_maps = weights[0, : len(words)].unflatten(-1, images.grid)
-        size = (int(image.shape[1]), int(image.shape[2]))
-        return AttentionMaps(words, grid_maps, upsample_attention(grid_maps, size))
+        height, width = image.shape[1:]
+        return AttentionMaps(words, grid_maps, self.lay_over(grid_maps, (height, width)))
+
+    def lay_over(self, grid_maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps on the image encoder's region grid, laid over an image of ``size``.
+
+        Args:
+            grid_maps: ``(..., grid height, grid width)``.
+            size: ``(height, width)`` in pixels.
+
+        Returns:
+            ``(..., height, width)``.
+        """
+        geometry: RegionGeometry | None = getattr(self.image_encoder, "region_geometry", None)
+        stride, offset = geometry or (None, None)
+        return upsample_attention(grid_maps, size, stride=stride, offset=offset)
 
     @property
     def local_loss(self) -> LocalContrastiveLoss:

@@ -84,6 +84,20 @@ class ImageInput(NamedTuple):
     std: tuple[float, ...]
 
 
+class RegionGeometry(NamedTuple):
+    """Where the regions of an image are, in pixels; pixel k has its centre at coordinate k.
+
+    Region i is centred at ``offset + stride * i``, down and across alike.
+
+    Attributes:
+        stride: pixels between the centres of neighbouring regions.
+        offset: pixel coordinate of the first region's centre.
+    """
+
+    stride: float
+    offset: float
+
+
 class Recipe(NamedTuple):
     """How to make an architecture again, without its weights.
 
@@ -102,9 +116,12 @@ class ImageEncoder(Protocol):
     """An ``nn.Module`` that turns images into :class:`ImageFeatures`.
 
     ``pooled_dim`` and ``region_dim`` are read off the model, never typed by hand.
-    ``image_input`` says what it wants to be fed. An encoder that also has
-    ``recipe(folder: Path) -> Recipe`` can be saved and loaded by name: it writes the files it
-    needs (if any) into ``folder`` and returns how to make it again.
+    ``image_input`` says what it wants to be fed. Two more are optional:
+
+    - ``recipe(folder: Path) -> Recipe``: the encoder can be saved and loaded by name; it writes the
+      files it needs (if any) into ``folder`` and returns how to make it again;
+    - ``region_geometry: RegionGeometry | None``: where its regions are; without it, or None, they
+      are taken to tile the image, as a ViT's patches do.
     """
 
     pooled_dim: int

@@ -20,6 +20,7 @@ from gloria.types import (
     ImageEncoder,
     ImageFeatures,
     ImageInput,
+    RegionGeometry,
     TextEncoder,
     TextFeatures,
     TokenizedText,
@@ -218,3 +219,13 @@ def test_bad_input_is_named(model, images):
         create_model(Patches(), Bag(), image_options={"pretrained": True})
     with pytest.raises(ShapeError, match="features must be 6 wide"):
         create_model(Patches(), Bag()).region_head(torch.zeros(1, 5))
+
+
+def test_attention_is_laid_where_the_encoder_says_its_regions_are(model, images):
+    tiles = model.attention(images[0], "edema")
+    model.image_encoder.region_geometry = RegionGeometry(4.0, 0.0)
+    odd = model.attention(images[0], "edema")
+    assert torch.equal(tiles.grid_maps, odd.grid_maps)
+    # a region's own value stands on its centre: pixel 4i of odd kernels
+    torch.testing.assert_close(odd.maps[0, ::4, ::4], odd.grid_maps[0])
+    assert not torch.allclose(tiles.maps, odd.maps)

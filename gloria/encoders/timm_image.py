@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gloria.checks import check_tensor, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
-from gloria.types import ImageFeatures, ImageInput, Recipe
+from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry
 
 
 class TimmImageEncoder(Freezable):
@@ -48,6 +48,9 @@ class TimmImageEncoder(Freezable):
     Attributes:
         pooled_dim: width of the pooled vector.
         region_dim: width of a region; differs from ``pooled_dim`` in most models.
+        region_geometry: where the regions are, for models of odd, symmetrically padded kernels
+            throughout (ResNet, RegNet, ...): region i is centred on pixel ``stride * i``. None for
+            all others: their regions are taken to tile the image, as patches do.
         image_input: what the model wants to be fed; mean and standard deviation are averaged over
             the channels where ``in_chans`` is not what the weights were trained on.
 
@@ -117,6 +120,11 @@ class TimmImageEncoder(Freezable):
 
         self.pooled_dim = layout.pooled_dim
         self.region_dim = layout.stages[region_stage][0]
+        stride = (
+            size[0] / layout.stages[region_stage][1],
+            size[1] / layout.stages[region_stage][2],
+        )
+        self.region_geometry = _region_geometry(self.model, stride)
         self._norm = layout.norm
         self._takes_one_size = wanted["fixed_input_size"]
         config = sketch.pretrained_cfg
@@ -307,6 +315,34 @@ def _measure(model: Any, channels: int, size: tuple[int, int]) -> _Layout:
         f"the model cannot encode images of {size[0]} x {size[1]} pixels "
         f"({type(failure).__name__}: {failure}). Give another image_size or other options."
     ) from failure
+
+
+def _region_geometry(model: nn.Module, stride: tuple[float, float]) -> RegionGeometry | None:
+    """The geometry that a model's layers leave no doubt about; None = as if regions tile the image.
+
+    A layer of odd kernel k, padded by (k - 1) / 2, is centred on every stride-th of its inputs, the
+    first included; so is a chain of nothing but such layers. An even kernel anywhere (a patch, the
+    ``avg_down`` pooling of some ResNets) moves the centre by half an input.
+    """
+    if stride[0] != stride[1] or not stride[0].is_integer():
+        return None
+    for layer in model.modules():
+        if any(layer.children()):
+            continue
+        for axis in (0, 1):
+            kernel = _of_axis(getattr(layer, "kernel_size", 1), axis)
+            padding = _of_axis(getattr(layer, "padding", 0), axis)
+            reach = _of_axis(getattr(layer, "dilation", 1), axis) * (kernel - 1)
+            if kernel % 2 == 0 or 2 * padding != reach:
+                return None
+        strided = _of_axis(getattr(layer, "stride", 1), 0) > 1
+        if strided and not hasattr(layer, "kernel_size"):
+            return None
+    return RegionGeometry(stride[0], 0.0)
+
+
+def _of_axis(value: Any, axis: int) -> Any:
+    return value[axis] if isinstance(value, tuple | list) else value
 
 
 def _create(

@@ -31,7 +31,6 @@ from gloria.evaluation.features import (
 from gloria.evaluation.grounding import attention_auroc, correct_side, pointing_hit
 from gloria.evaluation.retrieval import class_relevance, precision_at_k
 from gloria.evaluation.zero_shot import accuracy, class_scores
-from gloria.geometry import upsample_attention
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 
@@ -165,7 +164,7 @@ def mention_maps(
             _check_words(tokens, items[each.item].report)
             mean = row[each.mention.start : each.mention.stop].mean(0)
             maps.append(mean.unflatten(-1, images.grid).cpu())
-    return upsample_attention(torch.stack(maps), (int(size[0]), int(size[1])))
+    return model.lay_over(torch.stack(maps), (int(size[0]), int(size[1])))
 
 
 def _score(

@@ -21,6 +21,7 @@ from gloria.errors import (
     ShapeError,
     UnknownNameError,
 )
+from gloria.geometry import measure_region_offset
 from gloria.types import ImageEncoder, SavesRecipe
 
 timm = pytest.importorskip("timm")
@@ -554,3 +555,31 @@ def test_the_room_has_nothing_else():
         _ = gloria.encoders.NoSuchEncoder
     with pytest.raises(ImportError):
         from gloria.encoders import NoSuchEncoder  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [
+        ("resnet18", 0.0),
+        ("regnetx_002", 0.0),
+        ("convnext_atto", None),
+        ("vit_tiny_patch16_224", None),
+    ],
+)
+def test_regions_are_where_the_geometry_says(name, offset):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = TimmImageEncoder(name).eval()
+    geometry = encoder.region_geometry
+    if offset is None:
+        assert geometry is None
+        offset = (16 - 1) / 2  # tiles
+    else:
+        assert geometry == (16.0, offset)
+    noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    assert measure_region_offset(encoder, noise) == pytest.approx((offset, offset), abs=1.2)
+
+
+def test_even_kernels_leave_the_geometry_open():
+    assert make("resnet10t").region_geometry is None
+    assert make("resnet10t", avg_down=False).region_geometry == (8.0, 0.0)
