@@ -14,6 +14,8 @@ SMALL_IMAGE_OPTIONS: Mapping[str, Any] = {
     "in_chans": 1,
     "channels": (24, 48, 96, 192),
     "output_stride": 8,
+    # its pooling has even kernels, which would leave open where a region is
+    "avg_down": False,
 }
 DEFAULT_LOSS = "global_local_contrastive"
 
