@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection
-from numbers import Real
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +62,20 @@ def check_weight(name: str, value: float) -> None:
     _check_real(name, value, "a number of at least 0")
     if not 0 <= value < float("inf"):
         raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
+
+
+def check_integer(
+    name: str, value: int, lowest: int | None = None, highest: int | None = None
+) -> None:
+    """Require an integer, within the bounds that are given."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise DtypeError(f"{name} must be an integer; got {value!r}.")
+    if lowest is not None and highest is not None and not lowest <= value <= highest:
+        raise OptionError(f"{name} must be from {lowest} to {highest}; got {value}.")
+    if lowest is not None and value < lowest:
+        raise OptionError(f"{name} must be at least {lowest}; got {value}.")
+    if highest is not None and value > highest:
+        raise OptionError(f"{name} must be at most {highest}; got {value}.")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

@@ -146,6 +146,17 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def _write(model: GLoRIA, folder: Path) -> None:
     config = {"format": FORMAT, "gloria": gloria.__version__, "model": _describe(model, folder)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -69,7 +69,8 @@ def resume(
     newest = found[-1]
     try:
         record = json.loads((newest / "progress.json").read_text())
-        state = torch.load(newest / "optimizer.pt", map_location=model.device, weights_only=True)
+        # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
+        state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
     except Exception as cause:
         # torch.load raises whatever a damaged file leads it into
         raise CheckpointError(

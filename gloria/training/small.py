@@ -16,6 +16,8 @@ SMALL_IMAGE_OPTIONS: Mapping[str, Any] = {
     "output_stride": 8,
     # its pooling has even kernels, which would leave open where a region is
     "avg_down": False,
+    # after the second of four stages: what a region sees is near it
+    "region_stage": -3,
 }
 DEFAULT_LOSS = "global_local_contrastive"
 
@@ -32,23 +34,27 @@ def small_model(
     image_encoder: str | None = None,
     text_encoder: str | None = None,
     image_options: Mapping[str, Any] | None = None,
+    text_options: Mapping[str, Any] | None = None,
     embedding_dim: int = 128,
     loss: str = DEFAULT_LOSS,
     preset: str | None = None,
+    loss_options: Mapping[str, Any] | None = None,
 ) -> GLoRIA:
     """GLoRIA with small encoders, each of which a name can replace.
 
     The image encoder is timm's ``resnet10t``, 24 to 192 channels wide, with a region every 8
-    pixels; the text encoder a BERT of 2 layers, 128 wide, with a vocabulary of its own.
+    pixels after the second of its four stages; the text encoder a BERT of 2 layers, 128 wide, with a vocabulary of its own.
 
     Args:
         reports: the training reports; the small text encoder's vocabulary is built from them.
         image_encoder: a registered name instead of the small one.
         text_encoder: a registered name instead of the small one.
         image_options: keyword arguments for the image encoder.
+        text_options: keyword arguments for a text encoder given by name.
         embedding_dim: width of the shared space.
         loss: a registered name.
         preset: the loss's constants; default ``"stable"`` for our own objective, else none.
+        loss_options: more keyword arguments for the loss.
     """
     image_options = dict(image_options or {})
     if image_encoder is None:
@@ -62,5 +68,6 @@ def small_model(
         embedding_dim=embedding_dim,
         loss=loss,
         image_options=image_options,
-        loss_options={} if preset is None else {"preset": preset},
+        text_options=text_options,
+        loss_options={**({} if preset is None else {"preset": preset}), **(loss_options or {})},
     )
