@@ -29,6 +29,7 @@ class Workload(NamedTuple):
 
 
 WORKLOADS = {
+    "small": Workload(pairs=4, regions=9, dim=16, words=12),  # for CI, which times nothing
     "paper": Workload(pairs=48, regions=361),  # 19 x 19 regions of a ResNet-50 at 299 px
     "vit-b16": Workload(pairs=32, regions=196),  # 14 x 14 patches at 224 px
     "resnet-7x7": Workload(pairs=48, regions=49),

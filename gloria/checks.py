@@ -65,16 +65,17 @@ def check_weight(name: str, value: float) -> None:
 
 
 def check_integer(
-    name: str, value: int, lowest: int | None = None, highest: int | None = None
+    name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:
     """Require an integer, within the bounds that are given."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DtypeError(f"{name} must be an integer; got {value!r}.")
-    if lowest is not None and highest is not None and not lowest <= value <= highest:
+    number = int(value)
+    if lowest is not None and highest is not None and not lowest <= number <= highest:
         raise OptionError(f"{name} must be from {lowest} to {highest}; got {value}.")
-    if lowest is not None and value < lowest:
+    if lowest is not None and number < lowest:
         raise OptionError(f"{name} must be at least {lowest}; got {value}.")
-    if highest is not None and value > highest:
+    if highest is not None and number > highest:
         raise OptionError(f"{name} must be at most {highest}; got {value}.")
 
 

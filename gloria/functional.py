@@ -2,15 +2,16 @@
 
 Axes are always ``image, text, region, word, dim``, in this order; a pair matrix is
 ``(image, text)``; a **temperature divides**. Half-precision inputs are widened: everything here is
-computed and returned in float32 (float64 for float64 inputs), under autocast too. NaN or infinity
+computed and returned in float32 (float64 for float64 inputs), under autocast too; vectors may be up
+to 1e15 long. NaN or infinity
 in an image or text makes that row or column non-finite and no other; in a padded position it
 changes nothing. (Under autocast call ``backward`` outside the block, as torch advises, or it runs
 in half precision.)
 
 The defaults are the printed formulas of Huang et al., *GLoRIA: A Multimodal Global-Local
 Representation Learning Framework for Label-efficient Medical Image Recognition*, ICCV 2021. The
-constants of the published code, and the ones that learn best from scratch, are presets of the
-losses in :mod:`gloria.losses`.
+constants of the published code, and the ones that learned best from scratch on the phantoms, are
+presets of the losses in :mod:`gloria.losses`.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def contrastive_cross_entropy(
 
     Args:
         similarity: ``(image, text)``, square; text k belongs to image k.
-        temperature: divides the similarity.
+        temperature: divides the similarity; above 0 (a tensor is taken as it is).
 
     Returns:
         Two scalars. A batch of one gives two zeros (with zero gradient).

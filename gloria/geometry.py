@@ -45,6 +45,7 @@ def upsample_attention(
 
     Raises:
         ShapeError: ``maps`` has no grid, or an empty one.
+        DtypeError: ``maps`` is not floating-point.
         OptionError: ``size`` or ``stride`` is not positive, or ``offset`` not finite.
 
     Example:
@@ -82,7 +83,8 @@ def measure_region_offset(
     (``p = (k - 1) / 2``), as in most ResNets, at ``s * i`` exactly: their offset is 0, and shown
     as tiles their maps sit ``(s - 1) / 2`` pixels too low and too far right. Where paths of
     different geometry meet, as with timm's ``avg_down`` shortcuts of even kernels, the centre
-    depends on the weights.
+    depends on the weights: a trained ``resnet10t`` of stride 8 has its first region at 5.5, where
+    tiles would be at 3.5, so its maps drawn as tiles peak 2 pixels too high and too far left.
 
     So it is measured: the centroid over pixels of the squared gradient of a central region along
     random directions, averaged over four regions. It costs a few backward passes.

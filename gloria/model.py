@@ -26,6 +26,7 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
+from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
     ImageFeatures,
@@ -124,7 +125,10 @@ class GLoRIA(nn.Module):
         return GLoRIAOutput(loss, terms, image_features, text_features)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``."""
+        """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.
+
+        Raises what the image encoder raises for images it cannot take.
+        """
         features = self.image_encoder(images)
         return features._replace(
             pooled=self.image_head(features.pooled), regions=self.region_head(features.regions)
@@ -164,15 +168,22 @@ class GLoRIA(nn.Module):
         images: Tensor | ImageFeatures,
         texts: Texts | TextFeatures,
         kind: Literal["global", "local", "both"] = "both",
+        *,
+        aggregation: WordAggregation | AggregatorFunction | None = None,
+        weights: tuple[float, float] = (0.5, 0.5),
     ) -> Tensor:
         """Similarity of every image with every text, ``(image, text)``; their numbers may differ.
+
+        Put the model in eval mode first, or BatchNorm makes an image depend on its batch.
 
         Args:
             images: normalised images, or what :meth:`encode_image` returned.
             texts: texts, or what :meth:`encode_text` returned.
             kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the local similarity
-                of the model's own local loss; ``"both"``: their mean. (Add the two yourself with
-                other weights.)
+                of the model's own local loss; ``"both"``: their weighted sum.
+            aggregation: of words, instead of the local loss's own.
+            weights: of the global and the local part in ``"both"``. The published code's score is
+                ``aggregation="max", weights=(0.5, 2.5)``.
 
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one.
@@ -182,18 +193,23 @@ class GLoRIA(nn.Module):
             images = self.encode_image(images)
         if not isinstance(texts, TextFeatures):
             texts = self.encode_text(texts)
-        parts = []
-        if kind != "local":
-            parts.append(global_similarity(images.pooled, texts.pooled))
-        if kind != "global":
-            local = self.local_loss.similarity(
-                images.regions, texts.words, texts.word_mask, images.region_mask
-            )
-            parts.append(local)
-        return torch.stack(parts).mean(0)
+        if kind == "global":
+            return global_similarity(images.pooled, texts.pooled)
+        local = self.local_loss.similarity(
+            images.regions,
+            texts.words,
+            texts.word_mask,
+            images.region_mask,
+            aggregation=aggregation,
+        )
+        if kind == "local":
+            return local
+        return weights[0] * global_similarity(images.pooled, texts.pooled) + weights[1] * local
 
     def attention(self, image: Tensor, text: str) -> AttentionMaps:
         """One map per word of a text: where it looks in an image.
+
+        Put the model in eval mode first, or dropout and BatchNorm blur the answer.
 
         Args:
             image: ``(channel, height, width)``, normalised as ``image_encoder.image_input`` says.
@@ -267,14 +283,18 @@ def create_model(
         loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say.
 
     Example:
-        The model of the published code::
+        The architecture of the published code, with its loss::
 
             gloria.create_model(
                 "timm:resnet50",
                 "hf:emilyalsentzer/Bio_ClinicalBERT",
                 image_options={"pretrained": True},
+                text_options={"cls_as_word": True},
                 loss_options={"preset": "official"},
             )
+
+        It resizes its 224-pixel images to 299 and normalises them with 0.5 and 0.5; here that is
+        up to whoever prepares the images.
     """
     image_encoder = cast(
         ImageEncoder,

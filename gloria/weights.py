@@ -29,6 +29,9 @@ from gloria.errors import CheckpointError, OptionError
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
+COMPOSITION = ("embedding_dim", "projection", "loss", "loss_options")
+"""What the description of a model holds besides the recipes of its encoders."""
+
 FORMAT = 1
 """Version of the folder's layout; a reader refuses one it does not know."""
 
@@ -68,20 +71,14 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
     try:
         image_name, image_options = _find_files(recipe["image_encoder"], folder / "image_encoder")
         text_name, text_options = _find_files(recipe["text_encoder"], folder / "text_encoder")
-        model = create_model(
-            image_name,
-            text_name,
-            embedding_dim=recipe["embedding_dim"],
-            projection=recipe["projection"],
-            loss=recipe["loss"],
-            image_options=image_options,
-            text_options=text_options,
-            loss_options=recipe["loss_options"],
-        )
+        rest = {name: recipe[name] for name in COMPOSITION}
     except KeyError as cause:
-        if type(cause) is not KeyError:  # one of gloria's own, with a message of its own
-            raise
         raise CheckpointError(f"{folder / 'config.json'} lacks the entry {cause}.") from cause
+    except TypeError as cause:
+        raise CheckpointError(f"{folder / 'config.json'} describes no model: {cause}.") from cause
+    model = create_model(
+        image_name, text_name, image_options=image_options, text_options=text_options, **rest
+    )
     load_weights(model, folder)
     return model.to(device).eval()
 
@@ -126,7 +123,11 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a new folder and put it in place when it is whole."""
+    """Let ``write`` fill a new folder and put it in place when it is whole.
+
+    An old folder of that name is moved aside in the instant before; a kill in between leaves both
+    beside each other, under hidden names.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid4().hex[:8]

@@ -134,6 +134,14 @@ def test_similarity_is_what_the_functions_say(model, images):
     assert whole.shape == (2, 3)
 
 
+def test_the_published_score_is_reachable(model, images):
+    images, texts = model.encode_image(images[:2]), model.encode_text(TEXTS)
+    whole = global_similarity(images.pooled, texts.pooled)
+    highest = local_similarity(images.regions, texts.words, texts.word_mask, aggregation="max")
+    score = model.similarity(images, texts, aggregation="max", weights=(0.5, 2.5))
+    torch.testing.assert_close(score, (whole + 5 * highest) / 2)
+
+
 def test_similarity_takes_raw_inputs_too(model, images):
     encoded = model.similarity(model.encode_image(images), model.encode_text(TEXTS))
     torch.testing.assert_close(model.similarity(images, TEXTS), encoded)

@@ -117,8 +117,8 @@ def test_weights_that_do_not_fit_are_all_named_and_none_is_loaded(model, tmp_pat
 def test_a_shape_that_differs_is_named(model, tmp_path):
     save_model(model, tmp_path / "model")
     other = build()
-    other.region_head.layers = nn.Linear(96, 17, bias=False)
-    with pytest.raises(CheckpointError, match=r"region_head\.layers\.weight is \(16, 96\)"):
+    other.region_head.layers = nn.Linear(48, 17, bias=False)
+    with pytest.raises(CheckpointError, match=r"region_head\.layers\.weight is \(16, 48\)"):
         load_weights(other, tmp_path / "model")
 
 

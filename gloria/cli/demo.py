@@ -7,6 +7,7 @@ into the folder --out:
   model/           the trained model (gloria.load_model)
   metrics.json     every figure, with its controls
   curves.png       loss and its terms
+  comparison.png   the main figures beside their controls
   attention.png    where words look, trained and untrained
   history.json     what was logged at every step
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +34,18 @@ def run(args: argparse.Namespace) -> int:
     """Draw, train, evaluate, write."""
     from dataclasses import replace
 
+    from gloria.checks import require
     from gloria.cli.progress import Progress, StepProgress, say
-    from gloria.training.demo import PRESETS, DemoData, run_demo
+    from gloria.training.demo import PRESETS, DemoData, figures, run_demo
     from gloria.training.devices import pick_device
 
     settings = PRESETS[args.preset]
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
     settings.recipe(args.seed)  # checks the steps before anything is drawn
+    require("matplotlib", "viz")
     device = pick_device(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
     with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)
     with StepProgress(settings.steps, "train", args.quiet) as training:
@@ -55,57 +58,21 @@ def run(args: argparse.Namespace) -> int:
             on_step=training,
             say=lambda message: say(message, args.quiet),
         )
-    print(format_metrics(metrics))
+    print(format_figures(figures(metrics)))
     print(f"\n{metrics['note']}\nPictures, model and all figures: {args.out}")
     return 0
 
 
-def format_metrics(metrics: dict[str, Any]) -> str:
+def format_figures(figures: dict[str, dict[str, float]]) -> str:
     """The main figures as a table."""
-    trained, untrained = metrics["trained"], metrics["untrained"]
-
-    def attends(figures: dict[str, Any], which: str, name: str) -> str:
-        return f"{figures['grounding'][which][name]:.3f}"
-
-    rows = [("", "trained", "untrained", "chance", "other image")]
-    for direction in ("image_to_text", "text_to_image"):
-        for k, value in trained[direction].items():
-            rows.append(
-                (
-                    f"{direction.replace('_', ' ')} precision@{k}",
-                    f"{value:.3f}",
-                    f"{untrained[direction][k]:.3f}",
-                    f"{metrics['chance']['precision']:.3f}",
-                    "",
-                )
-            )
-    rows.append(
-        (
-            "zero-shot accuracy",
-            f"{trained['zero_shot_accuracy']:.3f}",
-            f"{untrained['zero_shot_accuracy']:.3f}",
-            f"{metrics['chance']['zero_shot_accuracy']:.3f}",
-            "",
-        )
-    )
-    for name, label, chance in (
-        ("peak_in_mask", "attention peak in mask", ""),
-        ("auroc", "attention AUROC", "0.500"),
-        ("correct_side", "attention on correct side", "0.500"),
-    ):
-        rows.append(
-            (
-                label,
-                attends(trained, "matched", name),
-                attends(untrained, "matched", name),
-                chance,
-                attends(trained, "other_image", name),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    columns = ("trained", "untrained", "chance", "other image")
+    rows: list[tuple[str, ...]] = [("", *columns)]
+    for name, values in figures.items():
+        rows.append((name, *(f"{values[c]:.3f}" if c in values else "" for c in columns)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns) + 1)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

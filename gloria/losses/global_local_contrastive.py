@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from gloria.checks import check_weight
+from gloria.checks import check_choice, check_weight
 from gloria.losses.base import PairLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
@@ -65,6 +65,7 @@ class GlobalLocalContrastiveLoss(PairLoss):
         Raises:
             OptionError: no such preset.
         """
+        check_choice("preset", preset, cls.presets)
         parts = {
             "global_loss": GlobalContrastiveLoss.from_preset(preset),
             "local_loss": LocalContrastiveLoss.from_preset(preset),

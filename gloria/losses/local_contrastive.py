@@ -148,8 +148,14 @@ class LocalContrastiveLoss(PairLoss):
         words: Tensor,
         word_mask: Tensor,
         region_mask: Tensor | None = None,
+        *,
+        aggregation: WordAggregation | AggregatorFunction | None = None,
     ) -> Tensor:
-        """``Z`` of every image with every text, ``(image, text)``; their numbers may differ."""
+        """``Z`` of every image with every text, ``(image, text)``; their numbers may differ.
+
+        ``aggregation`` replaces the one of training: the published code trains with
+        ``"logsumexp"`` and scores with ``"max"``.
+        """
         return local_similarity(
             regions,
             words,
@@ -158,7 +164,7 @@ class LocalContrastiveLoss(PairLoss):
             attention=self.attention,
             product=self.product,
             attention_temperature=self.attention_temperature,
-            aggregation=self.aggregation,
+            aggregation=self.aggregation if aggregation is None else aggregation,
             match_temperature=self.match_temperature,
             backend=self.backend,
         )

@@ -49,6 +49,7 @@ class Temperature(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the value."""
-        if self.fixed is not None:
+        if self.raw is None:
             return f"{self.fixed}"
-        return f"{float(self()):.4g}, learnable, minimum={self.minimum}"
+        value = self.minimum + nn.functional.softplus(self.raw.detach()).item()
+        return f"{value:.4g}, learnable, minimum={self.minimum}"

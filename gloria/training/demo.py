@@ -21,6 +21,7 @@ from gloria.data import PhantomPairs
 from gloria.data.phantom import FINDINGS, PhantomDataset, PhantomItem, split_words
 from gloria.evaluation.features import encode_images, encode_texts
 from gloria.evaluation.phantoms import (
+    TOLERANCE,
     Example,
     evaluate_gallery,
     evaluate_grounding,
@@ -34,11 +35,12 @@ from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.visualize import (
     GroundingExample,
+    plot_comparison,
     plot_grounding_examples,
     plot_training_curves,
     save_figure,
 )
-from gloria.weights import save_model
+from gloria.weights import save_model, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,10 +79,10 @@ PRESETS = {
 class DemoData:
     """The phantoms of a demo, drawn."""
 
-    train: PhantomDataset
-    validation: PhantomDataset
-    gallery: PhantomDataset
-    grounding: PhantomDataset
+    train: list[PhantomItem]
+    validation: list[PhantomItem]
+    gallery: list[PhantomItem]
+    grounding: list[PhantomItem]
 
     @classmethod
     def draw(
@@ -92,9 +94,9 @@ class DemoData:
     ) -> DemoData:
         """Draw them all: about 3 ms each, which starting processes would not make faster."""
 
-        def draw(split: str, count: int | None) -> PhantomDataset:
+        def draw(split: str, count: int | None) -> list[PhantomItem]:
             dataset = PhantomDataset(split, count=count, seed=seed)
-            return dataset.draw(progress=progress)
+            return list(dataset.draw(progress=progress))
 
         return cls(
             draw("train", settings.train_items),
@@ -117,7 +119,7 @@ class DemoData:
 def build_demo_model(data: DemoData, seed: int) -> GLoRIA:
     """The untrained model; the same for the same seed."""
     with isolated(seed):
-        return small_model(PhantomPairs(list(data.train)).reports)
+        return small_model(PhantomPairs(data.train).reports)
 
 
 def run_demo(
@@ -135,19 +137,19 @@ def run_demo(
     Returns:
         The metrics, as in ``metrics.json``.
     """
-    start = time.perf_counter()
     model = build_demo_model(data, seed).to(device).eval()
     say("evaluating the untrained model")
     untrained = evaluate(model, data)
-    untrained_maps = _maps(model, list(data.grounding))
+    untrained_maps = _maps(model, data.grounding)
+    start = time.perf_counter()
     history = train(
         model,
-        PhantomPairs(list(data.train)),
+        PhantomPairs(data.train),
         settings.recipe(seed),
-        validation=PhantomPairs(list(data.validation)),
+        validation=PhantomPairs(data.validation),
         on_step=on_step,
     )
-    trained_at = time.perf_counter()
+    seconds = time.perf_counter() - start
     say("evaluating the trained model")
     metrics = {
         "note": "Phantom radiographs: no evidence about real ones, nor for or against any paper.",
@@ -156,26 +158,62 @@ def run_demo(
         "device": str(device),
         "seed": seed,
         "settings": asdict(settings),
-        "chance": {"precision": 0.2, "zero_shot_accuracy": 0.2, "auroc": 0.5, "correct_side": 0.5},
         "untrained": untrained,
         "trained": evaluate(model, data),
-        "seconds": {"training": round(trained_at - start, 1)},
+        "training_seconds": round(seconds, 1),
     }
     say(f"writing {out}")
     save_model(model, out / "model")
-    (out / "history.json").write_text(json.dumps(history) + "\n")
+    write_text(out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), out / "curves.png")
-    save_figure(_plot_examples(model, list(data.grounding), untrained_maps), out / "attention.png")
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    save_figure(plot_metrics(metrics), out / "comparison.png")
+    save_figure(_plot_examples(model, data.grounding, untrained_maps), out / "attention.png")
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
 def evaluate(model: GLoRIA, data: DemoData) -> dict[str, Any]:
     """Retrieval, zero-shot and grounding figures of a model in eval mode."""
     return {
-        **evaluate_gallery(model, list(data.gallery)),
-        "grounding": evaluate_grounding(model, list(data.grounding)),
+        **evaluate_gallery(model, data.gallery),
+        "grounding": evaluate_grounding(model, data.grounding),
     }
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The main figures by name: of the trained and untrained model, chance, and another image."""
+    trained, untrained = metrics["trained"], metrics["untrained"]
+    rows: dict[str, dict[str, float]] = {}
+    for direction in ("image_to_text", "text_to_image"):
+        for k, value in trained[direction].items():
+            rows[f"{direction.replace('_', ' ')} precision@{k}"] = {
+                "trained": value,
+                "untrained": untrained[direction][k],
+                "chance": 0.2,
+            }
+    rows["zero-shot accuracy"] = {
+        "trained": trained["zero_shot_accuracy"],
+        "untrained": untrained["zero_shot_accuracy"],
+        "chance": 0.2,
+    }
+    chance = {"auroc": {"chance": 0.5}, "correct_side": {"chance": 0.5}}
+    for name, label in (
+        ("peak_near_mask", f"attention peak within {TOLERANCE} px of mask"),
+        ("auroc", "attention AUROC"),
+        ("correct_side", "attention on correct side"),
+    ):
+        rows[label] = {
+            "trained": trained["grounding"]["matched"][name],
+            "untrained": untrained["grounding"]["matched"][name],
+            **chance.get(name, {}),
+            "other image": trained["grounding"]["other_image"][name],
+        }
+    return rows
+
+
+def plot_metrics(metrics: dict[str, Any]) -> Figure:
+    """The main figures beside their controls, as a picture."""
+    return plot_comparison(figures(metrics))
 
 
 def _shown(items: Sequence[PhantomItem]) -> list[Example]:

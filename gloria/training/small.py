@@ -43,7 +43,8 @@ def small_model(
     """GLoRIA with small encoders, each of which a name can replace.
 
     The image encoder is timm's ``resnet10t``, 24 to 192 channels wide, with a region every 8
-    pixels after the second of its four stages; the text encoder a BERT of 2 layers, 128 wide, with a vocabulary of its own.
+    pixels after the second of its four stages; the text encoder a BERT of 2 layers, 128 wide, with
+    a vocabulary of its own.
 
     Args:
         reports: the training reports; the small text encoder's vocabulary is built from them.

@@ -28,7 +28,7 @@ def test_writes_what_it_promises(tiny, tmp_path, capsys):
         assert 0 <= figures["image_to_text"]["5"] <= 1
         for which in ("matched", "other_image"):
             assert 0 <= figures["grounding"][which]["auroc"] <= 1
-    for picture in ("curves.png", "attention.png"):
+    for picture in ("curves.png", "comparison.png", "attention.png"):
         assert (out / picture).stat().st_size > 10_000
     assert len(json.loads((out / "history.json").read_text())) == 3
     assert gloria.load_model(out / "model").encode_image(torch.zeros(1, 1, 64, 64)).grid == (8, 8)
@@ -51,4 +51,4 @@ def test_the_same_seed_gives_the_same_figures(tiny, tmp_path, capsys):
 def test_wrong_options(tmp_path, capsys):
     assert main(["demo", "--preset", "huge"]) == 2
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 1
-    assert "steps must be an integer of at least 1; got 0" in capsys.readouterr().err
+    assert "steps must be at least 1; got 0" in capsys.readouterr().err

@@ -166,6 +166,12 @@ def test_another_recipe_does_not_resume_silently(tmp_path):
         train(build(), PAIRS, other, folder=tmp_path)
 
 
+def test_another_model_or_data_does_not_resume_silently(tmp_path):
+    train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "12ab"})
+    with pytest.raises(CheckpointError, match="data was '12ab', is '34cd'"):
+        train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "34cd"})
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     train(build(), PAIRS, QUICK, folder=tmp_path)
     (tmp_path / "checkpoints" / "step-000006" / "optimizer.pt").write_bytes(b"nothing")
@@ -203,7 +209,17 @@ def test_the_schedule():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"batch_size": 1.5}, {"learning_rate": -1.0}, {"clip_norm": 0.0}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch_size": 1.5},
+        {"batch_size": 1},
+        {"learning_rate": -1.0},
+        {"clip_norm": 0.0},
+        {"seed": -1},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -0.1},
+    ],
 )
 def test_a_recipe_that_makes_no_sense(wrong):
     with pytest.raises((OptionError, TypeError), match=next(iter(wrong))):
