@@ -24,6 +24,7 @@ from gloria.errors import DataError
 from gloria.evaluation.features import (
     encode_images,
     encode_texts,
+    evaluating,
     pair_similarity,
     select_images,
     select_texts,
@@ -35,7 +36,7 @@ from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 
 TOLERANCE = 4
-"""Pixels, at 64: a peak this near a mask counts as in it (half a region)."""
+"""Pixels, at 64: how near a mask a peak must be to count (half a region of the small encoder)."""
 
 
 class Example(NamedTuple):
@@ -58,15 +59,18 @@ def evaluate_gallery(
     """Retrieval and zero-shot classification on a 5xN set; chance is 0.2 for all of them.
 
     Args:
-        model: in eval mode.
+        model: any; evaluated in eval mode, its modes are left as they were.
         items: a 5xN split, each item with exactly one finding.
-        ks: the K of precision@K.
+        ks: the K of precision@K; those above the number of items are left out.
 
     Returns:
-        ``image_to_text`` and ``text_to_image`` precision@K, and ``zero_shot_accuracy``: the mean
-        over each class's prompts, an image at a time.
+        ``image_to_text`` and ``text_to_image`` precision@K, each ``{K: figure}``, and
+        ``zero_shot_accuracy``: the mean over each class's prompts, an image at a time.
+
+    Raises:
+        DataError: there is no item, or one without exactly one of the five findings.
     """
-    labels = torch.tensor([RETRIEVAL_CLASSES.index(item.case[0].name) for item in items])
+    labels = torch.tensor([_label(number, item) for number, item in enumerate(items)])
     images = encode_images(model, pictures(items))
     texts = encode_texts(model, [item.report for item in items])
     similarity = pair_similarity(model, images, texts).cpu()
@@ -89,7 +93,17 @@ def evaluate_gallery(
 
 
 def grounding_examples(items: Sequence[PhantomItem]) -> list[Example]:
-    """Every positive mention, each with another image of the same finding as control."""
+    """Every positive mention, each with another image of the same finding as control.
+
+    The control is the next item whose report mentions the finding, the first after the last. A
+    finding that a single item mentions has no control and is left out.
+
+    Args:
+        items: any split.
+
+    Returns:
+        By finding, in the order of :data:`~gloria.data.phantom.FINDINGS`, then by item.
+    """
     examples = []
     for name in FINDINGS:
         found = [
@@ -114,15 +128,23 @@ def evaluate_grounding(model: GLoRIA, items: Sequence[PhantomItem]) -> dict[str,
     usual place is worth.
 
     Args:
-        model: in eval mode.
-        items: any split.
+        model: any; evaluated in eval mode, its modes are left as they were.
+        items: any split, all images of one size.
 
     Returns:
-        ``matched`` and ``other_image``, each with ``peak_in_mask`` (within :data:`TOLERANCE`
-        pixels at 64), ``auroc`` (mean over mentions of the pixel AUROC), ``correct_side`` (of
-        one-sided findings), their numbers, and the same ``per_finding``.
+        ``mentions``, how many there are; ``matched`` and ``other_image``, each with
+        ``peak_near_mask`` (within :data:`TOLERANCE` pixels at 64), ``auroc`` (mean over mentions
+        of the pixel AUROC), ``correct_side`` (of one-sided findings), their numbers
+        (``auroc_count``), and the same ``per_finding``. A figure that no mention has is left out.
+
+    Raises:
+        DataError: no finding is mentioned by two items, or the text encoder's words are not those
+            of :func:`~gloria.data.phantom.split_words`.
+        OptionError: the model's loss has no local part.
     """
     examples = grounding_examples(items)
+    if not examples:
+        raise DataError("items must hold two with the same finding in their reports; none do.")
     images = encode_images(model, pictures(items))
     texts = encode_texts(model, [item.report for item in items])
     matched = mention_maps(model, images, texts, items, examples)
@@ -146,20 +168,36 @@ def mention_maps(
 ) -> Tensor:
     """The attention of each mention's words, averaged, laid over the image.
 
+    Args:
+        model: any; evaluated in eval mode, its modes are left as they were.
+        images: the features of all ``items``, of :func:`encode_images`.
+        texts: the features of all their reports, of :func:`encode_texts`.
+        items: all images of one size.
+        examples: of :func:`grounding_examples`, at least one.
+        other_image: attend to the image of ``example.other`` in place of the report's own.
+        block: examples at a time; it does not change the result.
+
     Returns:
-        ``(example, height, width)``.
+        ``(example, height, width)`` on the CPU, in weight per region.
+
+    Raises:
+        DataError: there is no example, or the text encoder's words are not those of
+            :func:`~gloria.data.phantom.split_words`.
+        OptionError: the model's loss has no local part.
     """
+    if not examples:
+        raise DataError("examples must hold at least one; there is no map to make.")
     size = items[0].image.shape
     maps = []
     for start in range(0, len(examples), block):
         part = examples[start : start + block]
         index = torch.tensor([each.other if other_image else each.item for each in part])
         chosen = select_texts(texts, [each.item for each in part])
-        weights = model.local_loss.attention_maps(
-            select_images(images, index.to(images.pooled.device)).regions,
-            chosen.words,
-            chosen.word_mask,
-        )
+        shown = select_images(images, index.to(images.pooled.device))
+        with evaluating(model):
+            weights = model.local_loss.attention_maps(
+                shown.regions, chosen.words, chosen.word_mask, shown.region_mask
+            )
         for row, tokens, each in zip(weights, chosen.tokens, part, strict=True):
             _check_words(tokens, items[each.item].report)
             mean = row[each.mention.start : each.mention.stop].mean(0)
@@ -186,7 +224,7 @@ def _score(
     side = torch.full((len(examples),), torch.nan, dtype=torch.float64)
     side[one_sided] = correct_side(maps[one_sided], masks[one_sided]).double()
     figures = {
-        "peak_in_mask": pointing_hit(maps, masks, TOLERANCE * maps.shape[-1] / 64).double(),
+        "peak_near_mask": pointing_hit(maps, masks, TOLERANCE * maps.shape[-1] / 64).double(),
         "auroc": attention_auroc(maps, masks),
         "correct_side": side,
     }
@@ -210,6 +248,17 @@ def _means(figures: dict[str, Tensor], chosen: Tensor) -> dict[str, float]:
 def pictures(items: Sequence[PhantomItem]) -> list[Tensor]:
     """The images as encoders take them, each ``(1, height, width)`` in [0, 1]."""
     return [torch.from_numpy(item.image)[None].float() / 255 for item in items]
+
+
+def _label(number: int, item: PhantomItem) -> int:
+    """The class of an item that shows one finding."""
+    names = [finding.name for finding in item.case]
+    if len(names) != 1 or names[0] not in RETRIEVAL_CLASSES:
+        raise DataError(
+            f"items must each show exactly one of {', '.join(RETRIEVAL_CLASSES)}, as a 5xN split "
+            f"does; item {number} shows {names}."
+        )
+    return RETRIEVAL_CLASSES.index(names[0])
 
 
 def _check_words(tokens: list[str], report: str) -> None:

@@ -1,0 +1,199 @@
+"""Features of whole data sets: neither batch, nor block, nor the model's mode shows in them."""
+
+import pytest
+import torch
+from torch import nn
+
+from gloria.data.images import normalize
+from gloria.data.phantom import PhantomDataset
+from gloria.errors import DataError, OptionError
+from gloria.evaluation.features import (
+    encode_images,
+    encode_texts,
+    evaluating,
+    pair_similarity,
+    select_images,
+    select_texts,
+)
+from gloria.evaluation.phantoms import evaluate_gallery, evaluate_grounding
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
+from gloria.types import ImageFeatures, TextFeatures
+
+KINDS = ["global", "local", "both"]
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(PhantomDataset("val_5x1"))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model in training: dropout, batch statistics, and a part that is frozen in eval mode."""
+    reports = [item.report for item in PhantomDataset("test", count=60)]
+    with isolated(0):
+        model = small_model(reports)
+    model.train()
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    return model
+
+
+def draw_features(images, texts, *, masked=False, seed=0):
+    """Features as encoders return them, with texts of 1 to 9 words in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 10, (texts,), generator=generator)
+    longest = int(lengths.max())
+    region_mask = torch.rand(images, 12, generator=generator) < 0.7
+    region_mask[:, 5] = True
+    return (
+        ImageFeatures(
+            torch.randn(images, 6, generator=generator),
+            torch.randn(images, 12, 6, generator=generator),
+            (3, 4),
+            region_mask if masked else None,
+        ),
+        TextFeatures(
+            torch.randn(texts, 6, generator=generator),
+            torch.randn(texts, longest, 6, generator=generator),
+            torch.arange(longest) < lengths[:, None],
+            [[f"{text}.{word}" for word in range(n)] for text, n in enumerate(lengths.tolist())],
+        ),
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("images", "texts"), [(1, 1), (1, 7), (7, 1), (13, 11), (8, 4)])
+def test_blocks_give_the_similarity_of_the_whole(trained, images, texts, kind, masked):
+    features = draw_features(images, texts, masked=masked)
+    with evaluating(trained):
+        expected = trained.similarity(*features, kind)
+    assert expected.shape == (images, texts)
+    for block in (1, 4, 64):
+        actual = pair_similarity(trained, *features, kind, block)
+        torch.testing.assert_close(actual, expected)
+        assert not actual.requires_grad
+
+
+def test_images_do_not_depend_on_the_batch(trained, items):
+    images = list(torch.rand(5, 1, 40, 56, generator=torch.Generator().manual_seed(0)))
+    parts = [encode_images(trained, images, batch) for batch in (1, 3, 64)]
+    with evaluating(trained):
+        expected = trained.encode_image(
+            normalize(torch.stack(images), trained.image_encoder.image_input)
+        )
+    for part in parts:
+        torch.testing.assert_close(part.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part.regions, expected.regions, rtol=1e-4, atol=1e-5)
+        assert part.grid == expected.grid == (5, 7)
+        assert part.region_mask is None
+        assert not part.regions.requires_grad
+
+
+def test_texts_do_not_depend_on_the_batch(trained, items):
+    texts = ["edema.", *(item.report for item in items), "no pleural effusion."]
+    parts = [encode_texts(trained, texts, batch) for batch in (1, 3, 64)]
+    with evaluating(trained):
+        expected = trained.encode_text(texts)
+    for part in parts:
+        assert torch.equal(part.word_mask, expected.word_mask)
+        assert part.tokens == expected.tokens
+        torch.testing.assert_close(part.pooled, expected.pooled, rtol=1e-4, atol=1e-5)
+        real = expected.word_mask
+        torch.testing.assert_close(part.words[real], expected.words[real], rtol=1e-4, atol=1e-5)
+        assert not part.words.requires_grad
+
+
+def test_a_region_mask_goes_through_batches(trained, monkeypatch):
+    masks = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)) < 0.5
+    encode = trained.encode_image
+
+    def with_mask(images):
+        chosen = images[:, 0, 0, 0].mul(10).round().long()
+        return encode(images)._replace(region_mask=masks[chosen])
+
+    monkeypatch.setattr(trained, "encode_image", with_mask)
+    monkeypatch.setattr(
+        trained.image_encoder,
+        "image_input",
+        trained.image_encoder.image_input._replace(mean=(0.0,), std=(1.0,)),
+    )
+    images = [torch.full((1, 40, 32), number / 10) for number in range(5)]
+    assert torch.equal(encode_images(trained, images, 2).region_mask, masks)
+
+
+def test_every_way_in_restores_the_modes_of_the_model(trained, items):
+    modes = {name: module.training for name, module in trained.named_modules()}
+    assert len(set(modes.values())) == 2
+    images, texts = draw_features(2, 2)
+    evaluate_gallery(trained, items, ks=(1,))
+    evaluate_grounding(trained, list(PhantomDataset("test", count=12)))
+    pair_similarity(trained, images, texts)
+    assert modes == {name: module.training for name, module in trained.named_modules()}
+    with evaluating(trained):
+        assert not any(module.training for module in trained.modules())
+        assert not torch.is_grad_enabled()
+    with pytest.raises(OptionError):  # on the way out of an error as well
+        pair_similarity(trained, images, texts, "none")
+    assert modes == {name: module.training for name, module in trained.named_modules()}
+    assert torch.is_grad_enabled()
+
+
+def test_evaluation_leaves_the_batch_statistics_alone(trained, items):
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    evaluate_gallery(trained, items, ks=(1,))
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "index", [torch.tensor([3, 0, 0]), slice(1, 3), torch.tensor([1, 0, 0, 1]) > 0]
+)
+def test_selected_images_keep_what_belongs_together(index):
+    images, _ = draw_features(4, 1, masked=True)
+    chosen = select_images(images, index)
+    rows = torch.arange(4)[index].tolist()
+    for place, row in enumerate(rows):
+        assert torch.equal(chosen.pooled[place], images.pooled[row])
+        assert torch.equal(chosen.regions[place], images.regions[row])
+        assert torch.equal(chosen.region_mask[place], images.region_mask[row])
+    assert len(chosen.pooled) == len(chosen.regions) == len(chosen.region_mask) == len(rows)
+    assert chosen.grid == images.grid
+    assert select_images(images._replace(region_mask=None), index).region_mask is None
+
+
+@pytest.mark.parametrize("rows", [[2], [4, 0, 4, 1], range(5), []])
+def test_selected_texts_keep_what_belongs_together(rows):
+    _, texts = draw_features(1, 5)
+    chosen = select_texts(texts, iter(rows))
+    assert len(chosen.pooled) == len(chosen.words) == len(chosen.tokens) == len(rows)
+    for place, row in enumerate(rows):
+        assert torch.equal(chosen.pooled[place], texts.pooled[row])
+        assert torch.equal(chosen.words[place], texts.words[row])
+        assert torch.equal(chosen.word_mask[place], texts.word_mask[row])
+        assert chosen.tokens[place] == texts.tokens[row]
+        assert int(chosen.word_mask[place].sum()) == len(chosen.tokens[place])
+
+
+def test_nothing_to_encode_or_compare_is_an_error(trained):
+    images, texts = draw_features(2, 2)
+    with pytest.raises(DataError, match="images must hold at least one image"):
+        encode_images(trained, [])
+    with pytest.raises(DataError, match="texts must hold at least one text"):
+        encode_texts(trained, [])
+    with pytest.raises(DataError, match="images must hold at least one; there is nothing"):
+        pair_similarity(trained, select_images(images, slice(0)), texts)
+    with pytest.raises(DataError, match="texts must hold at least one; there is nothing"):
+        pair_similarity(trained, images, select_texts(texts, []))
+
+
+def test_batches_of_nothing_are_an_error(trained):
+    images, texts = draw_features(2, 2)
+    with pytest.raises(OptionError, match="batch_size must be at least 1; got 0"):
+        encode_images(trained, [torch.zeros(1, 64, 64)], 0)
+    with pytest.raises(OptionError, match="batch_size must be at least 1; got -1"):
+        encode_texts(trained, ["edema"], -1)
+    with pytest.raises(OptionError, match="block must be at least 1; got 0"):
+        pair_similarity(trained, images, texts, block=0)
+    with pytest.raises(OptionError, match="kind"):
+        pair_similarity(trained, images, texts, "none")
