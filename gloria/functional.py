@@ -49,6 +49,13 @@ from gloria.matching.problem import EPS
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
+# asked once, here: torch 2.10 cannot ask inside a compiled graph
+_AUTOCAST = frozenset(
+    name
+    for name in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+    if torch.amp.is_autocast_available(name)
+)
+
 
 class LocalMatching(TypedDict, total=False):
     """The keyword arguments of :func:`local_similarity`."""
@@ -438,9 +445,9 @@ def _widen_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     """Autocast off: reductions, exponentials and cosines stay in float32."""
     device = like.device.type
-    if not torch.amp.is_autocast_available(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device, enabled=False)
+    return (
+        torch.autocast(device, enabled=False) if device in _AUTOCAST else contextlib.nullcontext()
+    )
 
 
 __all__ = [
