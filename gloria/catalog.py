@@ -7,6 +7,7 @@ Plugins (see :mod:`gloria.hookspecs`) are looked for once, at the first ``create
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from warnings import warn
 
 from gloria.errors import PluginWarning, UnknownNameError
 from gloria.plugins import PluginRecord, load_plugins
-from gloria.registry import BUILT_IN, Registry, describe, registering_as
+from gloria.registry import BUILT_IN, PresetRegistry, Registry, describe, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
     from torch import nn
@@ -36,7 +37,7 @@ class Catalog:
         self.image_encoders: Registry[ImageEncoder] = Registry("image encoder", _image_encoder)
         self.text_encoders: Registry[TextEncoder] = Registry("text encoder", _text_encoder)
         self.aggregators: Registry[Aggregator] = Registry("aggregator", _aggregator)
-        self.losses: Registry[nn.Module] = Registry("loss", _loss)
+        self.losses: PresetRegistry[nn.Module] = PresetRegistry("loss", _loss)
         self._records: list[PluginRecord] | None = None
         self._lock = RLock()
         with registering_as(BUILT_IN):
@@ -188,8 +189,14 @@ def create_image_encoder(name: str, /, **options: Any) -> ImageEncoder:
 def create_text_encoder(name: str, /, **options: Any) -> TextEncoder:
     """Make a text encoder by its name, such as ``"hf:emilyalsentzer/Bio_ClinicalBERT"``.
 
-    Arguments and errors are those of :func:`create_image_encoder`.
+    Arguments and errors are those of :func:`create_image_encoder`. The ``pooling`` of an ``"hf:"``
+    encoder may also be the name of a registered aggregator that needs no options, such as
+    ``"gem"``.
     """
+    if str(name).startswith("hf:"):
+        from gloria.encoders.hf_text import POOLINGS
+
+        options = _with_aggregator(options, "pooling", POOLINGS)
     encoder: TextEncoder = _catalog.create("text_encoders", name, options)
     return encoder
 
@@ -213,14 +220,28 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
     Args:
         name: a registered name, such as ``"local_contrastive"``.
         preset: named constants to start from, such as ``"official"``; ``options`` override them.
-        options: keyword arguments of that loss, such as ``temperature=0.1``.
+        options: keyword arguments of that loss, such as ``temperature=0.1``. The ``aggregation`` of
+            ``"local_contrastive"`` may also be the name of a registered aggregator that needs no
+            options, such as ``"gem"``.
 
     Raises:
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
+    if name == "local_contrastive":
+        from gloria.matching import WORD_AGGREGATIONS
+
+        options = _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
     loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
     return loss
+
+
+def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:
+    """The options, with the aggregator for its name, where that is not one of the class's own."""
+    given = options.get(key)
+    if not isinstance(given, str) or given in own or given not in list_aggregators():
+        return options  # a class refuses a name that it does not know
+    return {**options, key: create_aggregator(given)}
 
 
 def list_image_encoders(pattern: str | None = None) -> list[str]:

@@ -219,26 +219,23 @@ class Registry(Generic[T]):
         factory = self._load(entry, entry.target)
         return partial(factory, rest) if rest else factory
 
-    def create(self, name: str, /, *, preset: str | None = None, **options: Any) -> T:
+    def create(self, name: str, /, **options: Any) -> T:
         """Make the thing behind a name.
 
         Args:
             name: a registered name, or ``"source:rest"``.
-            preset: make it with the factory's ``from_preset(preset, **options)``.
             options: keyword arguments for the factory.
 
         Raises:
             UnknownNameError: gives the nearest names and the list.
             MissingDependencyError: a package is missing or broken; the cause is chained.
             ContractError: the factory made something that is of no use here.
-            OptionError: a preset was asked for, and there are none.
         """
+        return self._make(name, self.get(name), options)
+
+    def _make(self, name: str, factory: Callable[..., T], options: dict[str, Any]) -> T:
+        """What the factory behind a name makes, checked."""
         entry, _ = self._find(name)
-        factory = self.get(name)
-        if preset is not None:
-            if not hasattr(factory, "from_preset"):
-                raise OptionError(f"{self.kind} {entry} has no presets; got preset={preset!r}.")
-            factory = partial(factory.from_preset, preset)
         try:
             thing = factory(**options)
         except GloriaError:
@@ -333,6 +330,30 @@ class Registry(Generic[T]):
                 f"the target of {self.kind} {name!r} must be a class, a function or "
                 f"'module:attribute'; got {describe(target)}."
             )
+
+
+class PresetRegistry(Registry[T]):
+    """A registry of things that may have presets, sets of named constants to start from."""
+
+    def create(self, name: str, /, *, preset: str | None = None, **options: Any) -> T:
+        """Make the thing behind a name.
+
+        Args:
+            name: a registered name, or ``"source:rest"``.
+            preset: make it with the factory's ``from_preset(preset, **options)``.
+            options: keyword arguments for the factory.
+
+        Raises:
+            OptionError: a preset was asked for, and there are none.
+            UnknownNameError, MissingDependencyError, ContractError: as :meth:`Registry.create`.
+        """
+        factory: Any = self.get(name)
+        if preset is not None:
+            if not hasattr(factory, "from_preset"):
+                entry, _ = self._find(name)
+                raise OptionError(f"{self.kind} {entry} has no presets; got preset={preset!r}.")
+            factory = partial(factory.from_preset, preset)
+        return self._make(name, factory, options)
 
 
 Names = list[str]  # inside Registry, `list` is the method

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gloria import catalog
+from gloria.aggregators import GeM
 from gloria.errors import MissingDependencyError, OptionError, PluginWarning, UnknownNameError
 from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
 from gloria.registry import IN_PROCESS, Origin, registering_as
@@ -144,6 +145,60 @@ def test_create_loss_of_the_objective():
         catalog.create_loss("global_local_contrastive", preset="official"),
         GlobalLocalContrastiveLoss,
     )
+
+
+@pytest.mark.parametrize("name", ["gem", "sum"])
+def test_the_aggregation_of_a_loss_may_be_a_registered_aggregator(name):
+    # the two are none of the loss's own aggregations
+    made = catalog.create_loss("local_contrastive", preset="stable", aggregation=name)
+    aggregator = catalog.create_aggregator(name)
+    same = LocalContrastiveLoss.from_preset("stable", aggregation=aggregator)
+    regions, words = torch.randn(2, 5, 4), torch.randn(2, 3, 4)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert type(made.aggregation) is type(aggregator)
+    assert torch.equal(made(regions, words, mask), same(regions, words, mask))
+
+
+def test_a_losss_own_aggregations_stay_names():
+    assert catalog.create_loss("local_contrastive", aggregation="max").aggregation == "max"
+    with pytest.raises(OptionError, match=r"aggregation must be .*'logsumexp'.*got 'lgsumexp'"):
+        catalog.create_loss("local_contrastive", aggregation="lgsumexp")
+
+
+def test_the_pooling_of_a_text_encoder_may_be_a_registered_aggregator(tmp_path, take_back):
+    pytest.importorskip("transformers")
+    from gloria.encoders import HFTextEncoder
+    from gloria.encoders.small_text import build_word_tokenizer, small_bert
+
+    class Halves(nn.Module):
+        def forward(self, values, mask, dim):
+            return (values * mask).sum(dim) / 2
+
+    catalog.register_aggregator("test-halves", Halves)
+    texts = ["no effusion", "mild cardiomegaly"]
+    tokenizer = build_word_tokenizer(texts)
+    bert = small_bert(tokenizer, width=8, heads=2)
+    HFTextEncoder(bert, tokenizer=tokenizer).recipe(tmp_path)
+    for pooling, kind in {"gem": GeM, "test-halves": Halves}.items():
+        encoder = catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling=pooling)
+        assert type(encoder.pooling) is kind
+        assert encoder(texts).pooled.shape == (2, 8)
+    own = catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling="mean")
+    assert own.pooling == "mean"
+    with pytest.raises(OptionError, match="pooling must be one of 'mean', 'max', 'cls'; got 'gm'"):
+        catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling="gm")
+
+
+def test_an_encoder_may_have_a_preset_of_its_own(take_back):
+    class Encoder(nn.Module):
+        pooled_dim, region_dim, image_input = 4, 5, None
+
+        def __init__(self, preset):
+            super().__init__()
+            self.preset = preset
+
+    catalog.register_image_encoder("test-preset", Encoder)
+    assert catalog.create_image_encoder("test-preset", preset="bone").preset == "bone"
 
 
 def test_create_loss_with_an_unknown_preset():

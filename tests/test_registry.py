@@ -19,7 +19,7 @@ from gloria.errors import (
     PluginWarning,
     UnknownNameError,
 )
-from gloria.registry import BUILT_IN, IN_PROCESS, Origin, Registry, registering_as
+from gloria.registry import BUILT_IN, IN_PROCESS, Origin, PresetRegistry, Registry, registering_as
 
 
 @pytest.fixture
@@ -278,7 +278,9 @@ def test_what_is_made_is_checked():
 # --- presets --------------------------------------------------------------------------------------
 
 
-def test_a_preset_is_made_by_from_preset_with_overrides(registry):
+def test_a_preset_is_made_by_from_preset_with_overrides():
+    registry = PresetRegistry("loss")
+
     class Loss:
         def __init__(self, preset, **options):
             self.made = (preset, options)
@@ -289,10 +291,16 @@ def test_a_preset_is_made_by_from_preset_with_overrides(registry):
     assert registry.create("loss", preset="paper", margin=1).made == ("paper", {"margin": 1})
 
 
-def test_a_preset_of_something_without_presets(registry):
+def test_a_preset_of_something_without_presets():
+    registry = PresetRegistry("loss")
     registry.register("x", int)
     with pytest.raises(OptionError, match=r"'x' .* has no presets; got preset='paper'"):
         registry.create("x", preset="paper")
+
+
+def test_elsewhere_preset_is_an_option_like_any_other(registry):
+    registry.register("x", lambda preset: preset)
+    assert registry.create("x", preset="bone") == "bone"
 
 
 # --- listing --------------------------------------------------------------------------------------

@@ -6,16 +6,16 @@ import inspect
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gloria.aggregators.reductions import masked_first, masked_max, masked_mean
+from gloria.aggregators.reductions import last_n, masked_first, masked_max, masked_mean
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, require
+from gloria.checks import check_choice, check_integer, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import (
     CheckpointError,
@@ -26,12 +26,12 @@ from gloria.errors import (
     TokenizerError,
     TruncatedTextWarning,
 )
-from gloria.types import Recipe, TextFeatures, TokenizedText
+from gloria.types import Aggregator, Recipe, TextFeatures, TokenizedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
+POOLINGS: dict[str, Aggregator] = {
     "mean": masked_mean,
     "max": masked_max,
     "cls": masked_first,
@@ -51,17 +51,21 @@ class HFTextEncoder(Freezable):
             ``model``. Required when ``model`` is an object.
         pretrained: load the weights; False = random weights from the config alone. No effect on a
             model object.
-        last_n_layers: how many of the last hidden layers are aggregated.
+        last_n_layers: how many of the last hidden layers are aggregated; None = 4 as published,
+            or all of a model that has fewer.
         layer_reduction: ``"sum"`` or ``"mean"`` over those layers.
         word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
         pooling: the pooled vector, over all tokens of the text, special tokens included:
-            ``"mean"``, ``"max"`` (ConVIRT) or ``"cls"`` (the first token).
-        max_length: highest number of tokens, special tokens included. A longer text is cut at the
-            end and keeps its special tokens; the first time, a
-            :class:`~gloria.errors.TruncatedTextWarning` tells, and ``tokens`` always shows what
-            was kept.
+            ``"mean"``, ``"max"`` (ConVIRT), ``"cls"`` (the first token), or an aggregator
+            ``(values, mask, dim)`` such as :class:`~gloria.aggregators.GeM`; a module's parameters
+            train along. :func:`gloria.create_text_encoder` takes the name of one, too.
+        max_length: highest number of tokens, special tokens included; None = 97 as published, or
+            as many as a shorter model allows. A longer text is cut at the end and keeps its special
+            tokens; the first time, a :class:`~gloria.errors.TruncatedTextWarning` tells, and
+            ``tokens`` always shows what was kept.
         cls_as_word: also give the leading [CLS] as word 0, as the published code does in training.
-        frozen: no gradient and always eval mode, for the whole encoder.
+        frozen: no gradient and always eval mode, for the whole encoder, or for the submodules of
+            the given names, such as ``["model.embeddings"]``.
         frozen_layers: the same for the embeddings and the first k layers; 0 = nothing.
 
     Attributes:
@@ -102,19 +106,20 @@ class HFTextEncoder(Freezable):
         *,
         tokenizer: str | Path | PreTrainedTokenizerFast | None = None,
         pretrained: bool = True,
-        last_n_layers: int = 4,
+        last_n_layers: int | None = None,
         layer_reduction: str = "sum",
         word_reduction: str = "sum",
-        pooling: str = "mean",
-        max_length: int = 97,
+        pooling: str | Aggregator = "mean",
+        max_length: int | None = None,
         cls_as_word: bool = False,
-        frozen: bool = False,
+        frozen: bool | Sequence[str] = False,
         frozen_layers: int = 0,
     ) -> None:
         super().__init__()
         check_choice("layer_reduction", layer_reduction, ("sum", "mean"))
         check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
-        check_choice("pooling", pooling, tuple(POOLINGS))
+        if not callable(pooling):
+            check_choice("pooling", pooling, tuple(POOLINGS))
         if tokenizer is None:
             if not isinstance(model, str | Path):
                 raise OptionError("a model object needs its tokenizer: pass tokenizer=... too.")
@@ -128,27 +133,28 @@ class HFTextEncoder(Freezable):
 
         _check_tokenizer(self.tokenizer, self.model)
         layers = self.model.config.num_hidden_layers
-        _check_range("last_n_layers", last_n_layers, 1, layers)
-        _check_range("frozen_layers", frozen_layers, 0, layers)
+        last_n_layers = min(4, layers) if last_n_layers is None else last_n_layers
+        check_integer("last_n_layers", last_n_layers, 1, layers)
+        check_integer("frozen_layers", frozen_layers, 0, layers)
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
-        _check_range("max_length", max_length, shortest, _longest_text(self.model, self.tokenizer))
+        longest = _longest_text(self.model, self.tokenizer)
+        max_length = min(97, longest) if max_length is None else max_length
+        check_integer("max_length", max_length, shortest, longest)
         if cls_as_word and self.tokenizer.cls_token_id is None:
             raise OptionError("cls_as_word needs a tokenizer with a cls_token; this one has none.")
 
-        self.last_n_layers = last_n_layers
+        self.last_n_layers = int(last_n_layers)
         self.layer_reduction = layer_reduction
         self.word_reduction = word_reduction
-        self.pooling = pooling
-        self.max_length = max_length
+        self.pooling: str | Aggregator = pooling
+        self.max_length = int(max_length)
         self.cls_as_word = cls_as_word
-        self.frozen_layers = frozen_layers
         self.pooled_dim: int = self.model.config.hidden_size
         self.word_dim: int = self.model.config.hidden_size
         self._told_of_truncation = False
-        if frozen:
-            self.freeze()
-        elif frozen_layers:
-            self.freeze(*(f"model.{part}" for part in _lowest_parts(self.model, frozen_layers)))
+        if frozen_layers:
+            self.freeze(*(f"model.{part}" for part in lowest_parts(self.model, frozen_layers)))
+        self.freeze_as(frozen)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
         """Turn strings into tensors, and tokens into words; on the CPU, fit for a data loader.
@@ -192,14 +198,15 @@ class HFTextEncoder(Freezable):
         # the last state as the model gives it: some apply their final norm after collecting states
         hidden = [*output.hidden_states[:-1], output.last_hidden_state]
         layers = torch.stack(hidden[-self.last_n_layers :])
-        states = layers.sum(0) if self.layer_reduction == "sum" else layers.mean(0)
+        states = last_n(layers, None, 0, self.last_n_layers, self.layer_reduction)
 
         word_count = max(len(words) for words in texts.tokens)
         words, word_mask = merge_word_pieces(
             states, texts.word_ids, self.word_reduction, word_count=word_count
         )
         token_mask = texts.inputs["attention_mask"].bool().unsqueeze(-1)
-        pooled = POOLINGS[self.pooling](states, token_mask, 1)
+        pool = POOLINGS[self.pooling] if isinstance(self.pooling, str) else self.pooling
+        pooled = pool(states, token_mask, 1)
         return TextFeatures(pooled, words, word_mask, texts.tokens)
 
     def recipe(self, folder: Path) -> Recipe:
@@ -207,8 +214,14 @@ class HFTextEncoder(Freezable):
 
         Raises:
             OptionError: transformers cannot make this model again from its config alone (a class
-                of your own, or the encoder half of an encoder-decoder).
+                of your own, or the encoder half of an encoder-decoder), or ``pooling`` is an
+                object.
         """
+        if not isinstance(self.pooling, str):
+            raise OptionError(
+                f"pooling is a {type(self.pooling).__name__} object, which a recipe cannot hold; "
+                f"it holds {', '.join(map(repr, POOLINGS))}."
+            )
         transformers = require("transformers", "encoders")
         made_again = transformers.MODEL_MAPPING.get(type(self.model.config), None)
         if made_again is not type(self.model):
@@ -225,11 +238,9 @@ class HFTextEncoder(Freezable):
             "pooling",
             "max_length",
             "cls_as_word",
-            "frozen_layers",
         )
         options = {name: getattr(self, name) for name in names}
-        frozen = "" in self._frozen_parts
-        return Recipe("hf:.", {"pretrained": False, "frozen": frozen, **options})
+        return Recipe("hf:.", {"pretrained": False, "frozen": self.frozen_as(), **options})
 
     def _tell_of_truncation(self, texts: Sequence[str], encodings: Sequence[Any]) -> None:
         if self._told_of_truncation:
@@ -412,13 +423,6 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-def _check_range(name: str, value: int, lowest: int, highest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DtypeError(f"{name} must be an integer; got {value!r}.")
-    if not lowest <= value <= highest:
-        raise OptionError(f"{name} must be {lowest} to {highest} here; got {value}.")
-
-
 def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise DtypeError(
@@ -442,7 +446,7 @@ def _longest_text(model: Any, tokenizer: Any) -> int:
     return longest
 
 
-def _lowest_parts(model: Any, count: int) -> list[str]:
+def lowest_parts(model: Any, count: int) -> list[str]:
     """Names of what comes before the layers, and of the first ``count`` layers."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:

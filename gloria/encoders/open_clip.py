@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_tensor, require
+from gloria.checks import check_choice, check_integer, check_tensor, require
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import check_texts, words_of
+from gloria.encoders.hf_text import check_texts, lowest_parts, words_of
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -57,7 +57,8 @@ class OpenClipImageEncoder(Freezable):
             transformer, or a stage of a convolutional model (of RN50: stem, then four).
         image_size: pixels, one number or ``(height, width)``; None = the model's own. Positions
             are resized with the weights.
-        frozen: no gradients, and eval mode that ``train()`` does not undo.
+        frozen: no gradients, and eval mode that ``train()`` does not undo; for everything, or for
+            the submodules of the given names, such as ``["model.conv1"]``.
 
     Attributes:
         pooled_dim: width of the embedding that the two towers share.
@@ -89,7 +90,7 @@ class OpenClipImageEncoder(Freezable):
         pretrained: str | Path | bool | None = None,
         region_stage: int = -1,
         image_size: int | Sequence[int] | None = None,
-        frozen: bool = False,
+        frozen: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
         if isinstance(image_size, Sequence):
@@ -98,7 +99,6 @@ class OpenClipImageEncoder(Freezable):
             model_name, pretrained, "vision_cfg", force_image_size=image_size
         )
         self.model = whole.visual
-        self.region_stage = region_stage
         self._image_size = image_size
         preparation = self.model.preprocess_cfg
         size = preparation["size"]
@@ -114,14 +114,10 @@ class OpenClipImageEncoder(Freezable):
             and not getattr(self.model, "final_ln_after_pool", False)
         )  # fmt: skip
         self.pooled_dim, stages = self._measure()
-        if not isinstance(region_stage, int) or not -len(stages) <= region_stage < len(stages):
-            raise OptionError(
-                f"region_stage must be from {-len(stages)} to {len(stages) - 1} for {model_name}; "
-                f"got {region_stage!r}."
-            )
+        check_integer("region_stage", region_stage, -len(stages), len(stages) - 1)
+        self.region_stage = int(region_stage)
         self.region_dim = stages[region_stage]
-        if frozen:
-            self.freeze()
+        self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encode images.
@@ -159,7 +155,7 @@ class OpenClipImageEncoder(Freezable):
             "pretrained": None,
             "region_stage": self.region_stage,
             "image_size": self._image_size,
-            "frozen": "" in self._frozen_parts,
+            "frozen": self.frozen_as(),
         }
         return Recipe("open_clip:.", options)
 
@@ -237,7 +233,9 @@ class OpenClipTextEncoder(Freezable):
         context_length: number of tokens, special tokens included; None = the model's own.
             Positions are resized with the weights. A longer text is cut at the end; the first
             time, a :class:`~gloria.errors.TruncatedTextWarning` tells.
-        frozen: no gradients, and eval mode that ``train()`` does not undo.
+        frozen: no gradients, and eval mode that ``train()`` does not undo; for everything, or for
+            the submodules of the given names, such as ``["model.transformer"]``.
+        frozen_layers: the same for the embeddings and the first k layers; 0 = nothing.
 
     Attributes:
         pooled_dim: width of the embedding that the two towers share.
@@ -268,16 +266,13 @@ class OpenClipTextEncoder(Freezable):
         pretrained: str | Path | bool | None = None,
         word_reduction: str = "sum",
         context_length: int | None = None,
-        frozen: bool = False,
+        frozen: bool | Sequence[str] = False,
+        frozen_layers: int = 0,
     ) -> None:
         super().__init__()
         check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
-        if context_length is not None and (
-            not isinstance(context_length, int) or context_length < 3
-        ):
-            raise OptionError(
-                f"context_length must be a whole number of at least 3 tokens; got {context_length}."
-            )
+        if context_length is not None:
+            check_integer("context_length", context_length, lowest=3)
         whole, self._config = _create(
             model_name, pretrained, "text_cfg", force_context_length=context_length
         )
@@ -291,8 +286,8 @@ class OpenClipTextEncoder(Freezable):
         self.train()
         self.pooled_dim = pooled.shape[1]
         self.word_dim = states.shape[2]
-        if frozen:
-            self.freeze()
+        self.freeze_as(self._lowest_parts(frozen_layers))
+        self.freeze_as(frozen)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
         """Turn strings into tensors, and tokens into words; on the CPU, fit for a data loader.
@@ -345,9 +340,25 @@ class OpenClipTextEncoder(Freezable):
             "pretrained": None,
             "word_reduction": self.word_reduction,
             "context_length": self.tokenizer.context_length,
-            "frozen": "" in self._frozen_parts,
+            "frozen": self.frozen_as(),
         }
         return Recipe("open_clip:.", options)
+
+    def _lowest_parts(self, count: int) -> list[str]:
+        """Names of the embeddings and of the first ``count`` layers."""
+        transformer = self.model.transformer
+        hf = hasattr(transformer, "config")  # a tower of transformers
+        layers = transformer.config.num_hidden_layers if hf else len(transformer.resblocks)
+        check_integer("frozen_layers", count, 0, layers)
+        if count == 0:
+            return []
+        if hf:
+            return [f"model.transformer.{name}" for name in lowest_parts(transformer, count)]
+        embeddings = ["token_embedding", "positional_embedding"]
+        if self.model.cls_emb is not None:
+            embeddings.append("cls_emb")
+        blocks = [f"transformer.resblocks.{index}" for index in range(count)]
+        return [f"model.{name}" for name in [*embeddings, *blocks]]
 
     def _encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of each text and the hidden state of each token."""

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from gloria.checks import check_tensor, require
+from gloria.checks import check_integer, check_tensor, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry
@@ -41,7 +41,8 @@ class TimmImageEncoder(Freezable):
             -1 the last.
         image_size: pixels, one number or ``(height, width)``. Needed only by models made for one
             size (ViT, Swin ...), to make them for another. None = timm's own.
-        frozen: no gradients, and eval mode that ``train()`` does not undo.
+        frozen: no gradients, and eval mode that ``train()`` does not undo; for everything, or for
+            the submodules of the given names, such as ``["model.layer1"]``.
         **options: for ``timm.create_model``, such as ``drop_path_rate=0.1``, ``output_stride=8``
             or ``channels=(24, 48, 96, 192)`` where the model has them.
 
@@ -57,7 +58,8 @@ class TimmImageEncoder(Freezable):
     Raises:
         UnknownNameError: timm has no such model; the message suggests the nearest.
         OptionError: the model has no such stage, no feature maps, or refuses an option or a size.
-        CheckpointError: the weights file is missing, unreadable, or not this model's.
+        CheckpointError: the weights are out of reach, or their file is missing, unreadable, or
+            not this model's.
         MissingDependencyError: timm is not installed.
 
     Convolutional models take any size; transformers whose positions timm interpolates, and Swin,
@@ -81,21 +83,21 @@ class TimmImageEncoder(Freezable):
         in_chans: int = 3,
         region_stage: int = -2,
         image_size: int | Sequence[int] | None = None,
-        frozen: bool = False,
+        frozen: bool | Sequence[str] = False,
         **options: Any,
     ) -> None:
         super().__init__()
         timm = require("timm", "encoders")
         _check_name(timm, model_name)
-        _check_whole_number("in_chans", in_chans, minimum=1)
-        _check_whole_number("region_stage", region_stage)
+        check_integer("in_chans", in_chans, lowest=1)
+        check_integer("region_stage", region_stage)
         for name in ("num_classes", "features_only"):
             if name in options:
                 raise OptionError(f"{name} is not an option: the encoder gives features only.")
         if image_size is not None and "img_size" in options:
             raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
-        self.region_stage = region_stage
+        self.region_stage = int(region_stage)
         self.image_size = _height_width(image_size)
         self.options = options
 
@@ -120,23 +122,18 @@ class TimmImageEncoder(Freezable):
 
         self.pooled_dim = layout.pooled_dim
         self.region_dim = layout.stages[region_stage][0]
-        stride = (
-            size[0] / layout.stages[region_stage][1],
-            size[1] / layout.stages[region_stage][2],
-        )
-        self.region_geometry = _region_geometry(self.model, stride)
+        self.region_geometry = _region_geometry(sketch, in_chans, region_stage)
         self._norm = layout.norm
         self._takes_one_size = wanted["fixed_input_size"]
         config = sketch.pretrained_cfg
         has_own_size = self.image_size is not None or config.get("fixed_input_size", False)
         self.image_input = ImageInput(
-            channels=in_chans,
+            channels=int(in_chans),
             size=size if has_own_size else None,
             mean=_per_channel(config["mean"], in_chans),
             std=_per_channel(config["std"], in_chans),
         )
-        if frozen:
-            self.freeze()
+        self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
         """Encode images.
@@ -193,7 +190,7 @@ class TimmImageEncoder(Freezable):
             "in_chans": self.image_input.channels,
             "region_stage": self.region_stage,
             "image_size": None if self.image_size is None else list(self.image_size),
-            "frozen": "" in self._frozen_parts,
+            "frozen": self.frozen_as(),
             **self.options,
         }
         return Recipe(f"timm:{self.model_name}", options)
@@ -214,6 +211,9 @@ class TimmImageEncoder(Freezable):
                 f"{self.model_name} takes images of {self.image_input.size} pixels only; got "
                 f"{size}. Resize them, or make the encoder with image_size={size}."
             )
+
+
+_PROBE = 512  # pixels
 
 
 class _CannotRunError(OptionError):
@@ -250,13 +250,6 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
     )
 
 
-def _check_whole_number(name: str, value: Any, minimum: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DtypeError(f"{name} must be a whole number; got {value!r}.")
-    if minimum is not None and value < minimum:
-        raise OptionError(f"{name} must be at least {minimum}; got {value}.")
-
-
 def _height_width(size: int | Sequence[int] | None) -> Any:
     if size is None:
         return None
@@ -289,6 +282,10 @@ def _sketch(
         except AssertionError as cause:
             refusal = cause
             break
+        except Exception as cause:  # the hub raises as it pleases
+            if ":" not in name:
+                raise
+            raise CheckpointError(_out_of_reach(f"the model {name}", cause)) from cause
     raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
 
 
@@ -317,28 +314,41 @@ def _measure(model: Any, channels: int, size: tuple[int, int]) -> _Layout:
     ) from failure
 
 
-def _region_geometry(model: nn.Module, stride: tuple[float, float]) -> RegionGeometry | None:
+def _region_geometry(sketch: Any, channels: int, region_stage: int) -> RegionGeometry | None:
     """The geometry that a model's layers leave no doubt about; None = as if regions tile the image.
 
     A layer of odd kernel k, padded by (k - 1) / 2, is centred on every stride-th of its inputs, the
     first included; so is a chain of nothing but such layers. An even kernel anywhere (a patch, the
-    ``avg_down`` pooling of some ResNets) moves the centre by half an input.
+    ``avg_down`` pooling of some ResNets) moves the centre by half an input, and so does upsampling.
     """
-    if stride[0] != stride[1] or not stride[0].is_integer():
+    if not _is_centred(sketch):
         return None
+    try:
+        # at a size that strides divide: grids are rounded up, so others would show too small ones
+        _, height, width = _measure(sketch, channels, (_PROBE, _PROBE)).stages[region_stage]
+    except _CannotRunError:
+        return None
+    stride = _PROBE / height
+    return RegionGeometry(stride, 0.0) if height == width and stride.is_integer() else None
+
+
+def _is_centred(model: nn.Module) -> bool:
+    """Whether every layer is of odd, symmetrically padded kernels."""
     for layer in model.modules():
         if any(layer.children()):
             continue
+        if isinstance(layer, nn.Upsample | nn.ConvTranspose2d | nn.PixelShuffle):
+            return False
         for axis in (0, 1):
             kernel = _of_axis(getattr(layer, "kernel_size", 1), axis)
             padding = _of_axis(getattr(layer, "padding", 0), axis)
             reach = _of_axis(getattr(layer, "dilation", 1), axis) * (kernel - 1)
             if kernel % 2 == 0 or 2 * padding != reach:
-                return None
+                return False
         strided = _of_axis(getattr(layer, "stride", 1), 0) > 1
         if strided and not hasattr(layer, "kernel_size"):
-            return None
-    return RegionGeometry(stride[0], 0.0)
+            return False
+    return True
 
 
 def _of_axis(value: Any, axis: int) -> Any:
@@ -348,8 +358,13 @@ def _of_axis(value: Any, axis: int) -> Any:
 def _create(
     timm: ModuleType, name: str, pretrained: bool | str | Path, arguments: dict[str, Any]
 ) -> Any:
-    if isinstance(pretrained, bool):
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+    if pretrained is False:
+        return timm.create_model(name, **arguments)
+    if pretrained is True:
+        try:
+            return timm.create_model(name, pretrained=True, **arguments)
+        except Exception as cause:  # timm, the hub and torch raise as they please
+            raise CheckpointError(_out_of_reach(f"the weights of {name}", cause)) from cause
     if not Path(pretrained).is_file():
         raise CheckpointError(
             f"pretrained must be True, False or a file of weights; there is no file {pretrained}."
@@ -368,6 +383,14 @@ def _create(
         ) from cause
     _check_loaded(untrained, model, name, pretrained)
     return model
+
+
+def _out_of_reach(what: str, cause: Exception) -> str:
+    reason = str(cause).strip().partition("\n")[0]
+    return (
+        f"{what} cannot be had ({type(cause).__name__}: {reason}). Without network, name the "
+        f"architecture as timm does and pass its weights: pretrained='path/to/model.safetensors'."
+    )
 
 
 def _check_loaded(untrained: nn.Module, model: nn.Module, name: str, path: str | Path) -> None:

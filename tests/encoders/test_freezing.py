@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gloria.encoders.freezing import Freezable
-from gloria.errors import OptionError
+from gloria.errors import DtypeError, OptionError
 
 
 class Encoder(Freezable):
@@ -123,6 +123,40 @@ def test_a_copy_stays_frozen(copied):
     twin = copied(Encoder().freeze("stem")).train()
     assert not twin.stem.training
     assert twin.head.training
+
+
+@pytest.mark.parametrize("frozen", [True, False, ["stem"], ["stem.0.weight", "head.1"]])
+def test_what_is_frozen_can_be_said_and_done_again(frozen):
+    encoder = Encoder().freeze_as(frozen).freeze_as(frozen)
+    assert encoder.frozen_as() == frozen
+    again = Encoder().freeze_as(encoder.frozen_as()).train()
+    for ours, theirs in zip(again.parameters(), encoder.parameters(), strict=True):
+        assert ours.requires_grad == theirs.requires_grad
+    assert [m.training for m in again.modules()] == [m.training for m in encoder.modules()]
+
+
+def test_the_whole_outdoes_its_parts():
+    assert Encoder().freeze("stem").freeze().frozen_as() is True
+
+
+def test_a_parameter_can_be_frozen_alone():
+    encoder = Encoder().freeze("stem.0.weight")
+    before = state(encoder)
+    train_a_step(encoder)
+    after = state(encoder)
+    assert changed(before, after, "stem.0") == {"stem.0.bias"}
+    assert encoder.stem.training
+
+
+@pytest.mark.parametrize("frozen", ["stem", 1, ["stem", 2], None])
+def test_frozen_is_a_bool_or_names(frozen):
+    with pytest.raises(DtypeError, match="frozen must be True, False or a list of names; got"):
+        Encoder().freeze_as(frozen)
+
+
+def test_only_modules_and_parameters_can_be_frozen():
+    with pytest.raises(OptionError, match=r"'stem\.forward' is no submodule or parameter"):
+        Encoder().freeze("stem.forward")
 
 
 def test_freezing_adds_nothing_to_the_state():

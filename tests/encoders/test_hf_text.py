@@ -21,6 +21,7 @@ from tokenizers import (
     trainers,
 )
 
+from gloria.aggregators import AttentionPooling, GeM, LogSumExp, masked_sum
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import (
     CheckpointError,
@@ -557,14 +558,54 @@ def test_a_second_encoder_of_the_recipe_keeps_its_options(tmp_path):
         "pooling": "cls",
         "max_length": 7,
         "cls_as_word": True,
-        "frozen": False,
-        "frozen_layers": 1,
     }
-    recipe = CASES["bert"].make(**options).recipe(tmp_path)
-    assert recipe.options == {"pretrained": False, **options}
+    recipe = CASES["bert"].make(**options, frozen_layers=1).recipe(tmp_path)
+    frozen = ["model.embeddings", "model.encoder.layer.0"]
+    assert recipe.options == {"pretrained": False, "frozen": frozen, **options}
     again = HFTextEncoder(tmp_path, **recipe.options)
     assert again.recipe(tmp_path) == recipe
+    again.train()
     assert not again.model.embeddings.training
+    assert not any(value.requires_grad for value in again.model.encoder.layer[0].parameters())
+    assert again.model.encoder.layer[1].training
+
+
+def test_defaults_are_the_published_values_where_the_model_allows():
+    bert = CASES["bert"].make(last_n_layers=None)
+    assert (bert.last_n_layers, bert.max_length) == (3, 97)
+    config = copy.deepcopy(bert.model.config)
+    config.num_hidden_layers, config.max_position_embeddings = 5, 20
+    other = HFTextEncoder(transformers.BertModel(config), tokenizer=bert.tokenizer)
+    assert (other.last_n_layers, other.max_length) == (4, 20)
+
+
+# Aggregators as poolings.
+
+
+@pytest.mark.parametrize("aggregator", [GeM(), AttentionPooling(16), LogSumExp(), masked_sum])
+def test_pooling_by_an_aggregator(aggregator):
+    if isinstance(aggregator, torch.nn.Module):
+        aggregator = aggregator.double()
+    encoder = CASES["bert"].make(pooling=aggregator)
+    features = encoder(TEXTS)
+    assert features.pooled.shape == (4, 16)
+    for index, text in enumerate(TEXTS):
+        layers, _ = states_of(encoder, text)
+        alone = aggregator(layers.sum(0), None, 1)[0]
+        torch.testing.assert_close(features.pooled[index], alone, rtol=0, atol=1e-9)
+
+
+def test_a_pooling_module_trains_with_the_encoder():
+    encoder = CASES["bert"].make(pooling=AttentionPooling(16).double())
+    assert "pooling.score.weight" in encoder.state_dict()
+    encoder(TEXTS).pooled.square().sum().backward()
+    assert encoder.get_parameter("pooling.score.weight").grad.any()
+
+
+def test_a_pooling_object_is_in_no_recipe(tmp_path):
+    with pytest.raises(OptionError, match="pooling is a GeM object, which a recipe cannot hold"):
+        CASES["bert"].make(pooling=GeM()).recipe(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Batches.
@@ -656,12 +697,12 @@ def test_bad_texts(bert, texts, error, message):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"last_n_layers": 4}, OptionError, "last_n_layers must be 1 to 3 here; got 4"),
-        ({"last_n_layers": 0}, OptionError, "last_n_layers must be 1 to 3"),
+        ({"last_n_layers": 4}, OptionError, "last_n_layers must be from 1 to 3; got 4"),
+        ({"last_n_layers": 0}, OptionError, "last_n_layers must be from 1 to 3"),
         ({"last_n_layers": 1.5}, DtypeError, "last_n_layers must be an integer; got 1.5"),
-        ({"frozen_layers": 4}, OptionError, "frozen_layers must be 0 to 3"),
-        ({"max_length": 2}, OptionError, "max_length must be 3 to 130"),
-        ({"max_length": 131}, OptionError, "max_length must be 3 to 130"),
+        ({"frozen_layers": 4}, OptionError, "frozen_layers must be from 0 to 3"),
+        ({"max_length": 2}, OptionError, "max_length must be from 3 to 130"),
+        ({"max_length": 131}, OptionError, "max_length must be from 3 to 130"),
         ({"layer_reduction": "max"}, OptionError, "layer_reduction must be one of 'sum', 'mean'"),
         ({"word_reduction": "last"}, OptionError, "word_reduction must be one of"),
         ({"pooling": "sum"}, OptionError, "pooling must be one of 'mean', 'max', 'cls'"),
@@ -676,7 +717,7 @@ def test_bad_options(options, error, message):
 def test_positions_counted_from_behind_the_padding_index_leave_fewer(name):
     case = CASES[name]
     skipped = case.tokenizer().pad_token_id + 1 if name == "roberta" else 2
-    with pytest.raises(OptionError, match=f"max_length must be 3 to {130 - skipped}"):
+    with pytest.raises(OptionError, match=f"max_length must be from 3 to {130 - skipped}"):
         case.make(max_length=131)
     longest = case.make(max_length=130 - skipped)
     with pytest.warns(TruncatedTextWarning):

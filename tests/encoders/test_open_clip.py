@@ -582,6 +582,47 @@ def test_frozen_text(saved, tmp_path):
     assert encoder.recipe(tmp_path).options["frozen"] is True
 
 
+@pytest.mark.parametrize(
+    "name, embeddings",
+    [
+        ("clip-vit", {"token_embedding.weight", "positional_embedding"}),
+        ("coca", {"token_embedding.weight", "positional_embedding", "cls_emb"}),
+        ("bert-mean", None),
+    ],
+)
+def test_first_text_layers_frozen(name, embeddings, saved, tmp_path):
+    folder, _ = saved(name)
+    encoder = OpenClipTextEncoder(folder, frozen_layers=1)
+    frozen = {key for key, value in encoder.model.named_parameters() if not value.requires_grad}
+    if embeddings is None:
+        names = (key for key, _ in encoder.model.named_parameters())
+        embeddings = {key for key in names if "embeddings" in key}
+        first = "transformer.encoder.layer.0"
+    else:
+        first = "transformer.resblocks.0"
+    assert embeddings
+    assert {key for key in frozen if not key.startswith(f"{first}.")} == embeddings
+    block = encoder.model.get_submodule(first)
+    assert not any(value.requires_grad for value in block.parameters())
+    assert not any(part.training for part in encoder.train().model.get_submodule(first).modules())
+
+    options = json.loads(json.dumps(encoder.recipe(tmp_path).options))
+    again = OpenClipTextEncoder(tmp_path, **options)
+    assert frozen == {
+        key for key, value in again.model.named_parameters() if not value.requires_grad
+    }
+    assert not again.model.get_submodule(first).training
+
+
+def test_an_image_recipe_remembers_which_parts_are_frozen(saved, tmp_path):
+    encoder = OpenClipImageEncoder(saved("clip-resnet")[0]).freeze("model.layer1")
+    options = json.loads(json.dumps(encoder.recipe(tmp_path).options))
+    again = OpenClipImageEncoder(tmp_path, **options).train()
+    assert not any(value.requires_grad for value in again.model.layer1.parameters())
+    assert not any(part.training for part in again.model.layer1.modules())
+    assert again.model.layer2.training
+
+
 def test_tokenizing_works_in_a_data_loader(saved):
     for name in ("clip-vit", "bert-mean"):
         encoder = OpenClipTextEncoder(saved(name)[0])
@@ -667,9 +708,16 @@ def test_a_folder_takes_its_own_weights_only(saved):
 # Bad input
 
 
-@pytest.mark.parametrize("stage", [3, -4, "last"])
-def test_region_stage_out_of_range(stage, saved):
-    with pytest.raises(OptionError, match=f"region_stage must be from -3 to 2.*got {stage!r}"):
+@pytest.mark.parametrize(
+    "stage, error, message",
+    [
+        (3, OptionError, "from -3 to 2; got 3"),
+        (-4, OptionError, "from -3 to 2; got -4"),
+        ("last", DtypeError, "an integer; got 'last'"),
+    ],
+)
+def test_region_stage_out_of_range(stage, error, message, saved):
+    with pytest.raises(error, match=f"region_stage must be {message}"):
         OpenClipImageEncoder(saved("clip-vit")[0], region_stage=stage)
 
 
@@ -716,8 +764,11 @@ def test_bad_text_options(saved):
     folder, _ = saved("clip-vit")
     with pytest.raises(OptionError, match="word_reduction must be one of 'sum'"):
         OpenClipTextEncoder(folder, word_reduction="median")
-    with pytest.raises(OptionError, match="context_length must be a whole number of at least 3"):
+    with pytest.raises(OptionError, match="context_length must be at least 3; got 2"):
         OpenClipTextEncoder(folder, context_length=2)
+    for layers in (-1, 3):
+        with pytest.raises(OptionError, match=f"frozen_layers must be from 0 to 2; got {layers}"):
+            OpenClipTextEncoder(folder, frozen_layers=layers)
 
 
 def test_a_tokenizer_of_another_model(saved, tmp_path):

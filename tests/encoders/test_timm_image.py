@@ -344,6 +344,17 @@ def test_a_recipe_remembers_frozen(tmp_path):
     assert encoder.freeze().recipe(tmp_path).options["frozen"] is True
 
 
+def test_a_recipe_remembers_which_parts_are_frozen(tmp_path):
+    encoder = TimmImageEncoder("resnet18").freeze("model.layer1", "model.bn1")
+    options = json.loads(json.dumps(encoder.recipe(tmp_path).options))
+    assert options["frozen"] == ["model.layer1", "model.bn1"]
+    again = TimmImageEncoder("resnet18", **options).train()
+    assert not any(value.requires_grad for value in again.model.layer1.parameters())
+    assert not any(part.training for part in again.model.layer1.modules())
+    assert again.model.layer2.training
+    assert again.model.conv1.weight.requires_grad
+
+
 # Weights from a file
 
 
@@ -402,6 +413,26 @@ def test_pretrained_true_is_left_to_timm(tmp_path):
     overlay = {"file": str(path)}
     encoder = TimmImageEncoder("resnet18", pretrained=True, pretrained_cfg_overlay=overlay)
     assert torch.equal(encoder.model.layer1[0].conv1.weight, model.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet18", r"the weights of resnet18 cannot be had \(ConnectionError: no route\)"),
+        ("hf-hub:timm/resnet18", r"the model hf-hub:timm/resnet18 cannot be had"),
+    ],
+)
+def test_weights_out_of_reach(name, message, monkeypatch):
+    def create_model(asked, pretrained=False, **arguments):
+        if pretrained or ":" in asked:
+            raise ConnectionError("no route\nto the hub")
+        return original(asked, **arguments)
+
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(CheckpointError, match=rf"{message}.*pretrained='path/to") as caught:
+        TimmImageEncoder(name, pretrained=True)
+    assert isinstance(caught.value.__cause__, ConnectionError)
 
 
 @pytest.mark.parametrize(
@@ -469,9 +500,9 @@ def test_region_stage_out_of_range(stage):
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"region_stage": 1.0}, DtypeError, "region_stage must be a whole number; got 1.0"),
+        ({"region_stage": 1.0}, DtypeError, "region_stage must be an integer; got 1.0"),
         ({"in_chans": 0}, OptionError, "in_chans must be at least 1; got 0"),
-        ({"in_chans": "1"}, DtypeError, "in_chans must be a whole number; got '1'"),
+        ({"in_chans": "1"}, DtypeError, "in_chans must be an integer; got '1'"),
         ({"image_size": 0}, OptionError, "image_size must be a number of pixels or"),
         ({"image_size": (1, 2, 3)}, OptionError, r"got \(1, 2, 3\)"),
         ({"no_such_option": 1}, OptionError, "cannot make resnet18.*no_such_option"),
@@ -583,3 +614,21 @@ def test_regions_are_where_the_geometry_says(name, offset):
 def test_even_kernels_leave_the_geometry_open():
     assert make("resnet10t").region_geometry is None
     assert make("resnet10t", avg_down=False).region_geometry == (8.0, 0.0)
+
+
+@pytest.mark.parametrize("stage", [-3, -2])
+def test_the_geometry_of_the_phantoms_encoder(stage):
+    encoder = make("resnet10t", avg_down=False, region_stage=stage)
+    assert encoder.region_geometry == (8.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "name, size", [("efficientnet_b1", None), ("resnet18", 300), ("resnet18", 48)]
+)
+def test_the_stride_is_the_stages_own_at_sizes_that_it_does_not_divide(name, size):
+    encoder = TimmImageEncoder(name, image_size=size, region_stage=-1)
+    assert encoder.region_geometry == (32.0, 0.0)
+
+
+def test_upsampling_leaves_the_geometry_open():
+    assert TimmImageEncoder("hrnet_w18_small").region_geometry is None
