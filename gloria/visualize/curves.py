@@ -82,7 +82,8 @@ def plot_comparison(
 
     Args:
         figures: name of a figure to ``{"trained": .9, "untrained": .2, "chance": .2}``, any names,
-            any number of them, all on one scale. Names need not be the same in every line.
+            any number of them, all on one scale. A line need not have all of them: leave out
+            what is missing.
         title: over the figure.
         x_label: what is measured.
 
@@ -90,7 +91,7 @@ def plot_comparison(
         A matplotlib figure. ``"chance"`` is drawn as a tick and not as a dot.
 
     Raises:
-        DataError: there is no figure, or one without values.
+        DataError: there is no figure, one without values, or a value that is not finite.
         MissingDependencyError: matplotlib is not installed.
 
     Example::
@@ -102,6 +103,12 @@ def plot_comparison(
     for name, values in figures.items():
         if not values:
             raise DataError(f"figures must hold a value in every line; {name!r} has none.")
+        for model, value in values.items():
+            if not math.isfinite(value):
+                raise DataError(
+                    f"figures must be finite, leave out what is missing; {name!r} of {model!r} is "
+                    f"{value}."
+                )
     series = list(dict.fromkeys(name for values in figures.values() for name in values))
     result = new_figure(6.4, 0.9 + 0.36 * len(figures) + (0.35 if title else 0))
     axes = result.subplots()
@@ -119,10 +126,11 @@ def plot_comparison(
             if name in values
         ]
         if name == "chance":
-            style: dict[str, Any] = {"marker": "|", "s": 170, "linewidths": 2, "color": FAINT}
+            # behind the dots, one of which is often there too
+            style: dict[str, Any] = {"marker": "|", "s": 170, "lw": 2, "color": FAINT, "zorder": 2}
         else:
             style = {"marker": "o", "s": 52, "color": next(coloured), "edgecolors": "white"}
-        axes.scatter(*zip(*points, strict=True), label=name, zorder=3, **style)
+        axes.scatter(*zip(*points, strict=True), label=name, **{"zorder": 3, **style})
     axes.set_yticks(list(positions), list(figures), fontsize=9, color=INK)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(figures) - 0.4, -0.6)

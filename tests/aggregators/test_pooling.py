@@ -79,6 +79,24 @@ def test_gem_learns_its_exponent_and_never_goes_below_the_mean():
     torch.testing.assert_close(pooling(values, None, 1), values.mean(1))
 
 
+def test_gem_pushed_below_its_bound_comes_back():
+    """A plain clamp would have lost its gradient there."""
+    pooling, values = GeM(1.5), random(4, 5).abs().float() + 0.1
+    optimizer = torch.optim.SGD(pooling.parameters(), lr=0.5)
+
+    def push(sign, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (sign * pooling(values, None, 1).sum()).backward()
+            optimizer.step()
+
+    push(+1, 20)  # towards smaller means
+    assert pooling.p < 1
+    torch.testing.assert_close(pooling(values, None, 1), values.mean(1))
+    push(-1, 60)
+    assert pooling.p > 1.5
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dim", [0, 1, -2])
 def test_attention_pooling_is_a_softmax_weighted_sum(dim, masked, assert_values):

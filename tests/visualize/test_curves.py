@@ -105,6 +105,8 @@ def test_a_comparison_has_a_line_per_figure_and_a_colour_per_model():
         "chance": [[0.2, 0], [0.5, 1]],
         "other image": [[0.8, 1]],
     }
+    order = {dots.get_label(): dots.get_zorder() for dots in axes.collections}
+    assert order["chance"] < min(order[name] for name in order if name != "chance")
     colours = [tuple(dots.get_facecolor()[0]) for dots in axes.collections]
     assert len(set(colours)) == 4
     figure.canvas.draw()
@@ -115,3 +117,28 @@ def test_a_comparison_of_nothing_is_an_error():
         plot_comparison({})
     with pytest.raises(DataError, match="figures must hold a value in every line; 'AUROC' has"):
         plot_comparison({"P@5": {"trained": 1.0}, "AUROC": {}})
+
+
+def test_what_a_line_lacks_is_left_out_and_a_line_may_have_chance_alone():
+    figures = {
+        "first": {"trained": 0.5},
+        "second": {"chance": 0.2},
+        "third": {"other image": 0.4, "trained": 0.7, "chance": 0.1},
+    }
+    figure = plot_comparison(figures)
+    (axes,) = figure.axes
+    points = {dots.get_label(): dots.get_offsets().tolist() for dots in axes.collections}
+    assert points == {
+        "trained": [[0.5, 0], [0.7, 2]],
+        "chance": [[0.2, 1], [0.1, 2]],
+        "other image": [[0.4, 2]],
+    }
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(points)
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_comparison_of_what_is_no_number_is_an_error(value):
+    with pytest.raises(DataError, match=f"'AUROC' of 'untrained' is {value}"):
+        plot_comparison({"AUROC": {"trained": 0.9, "untrained": value}})

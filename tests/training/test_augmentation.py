@@ -1,0 +1,65 @@
+"""Augmentation beyond what tests/training/test_randomness.py says of its randomness."""
+
+import pytest
+import torch
+
+from gloria.training.augmentation import Augmentation
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 11), (1, 1), (5, 64)])
+def test_shape_and_dtype_stay(size):
+    images = torch.rand(3, 2, *size, generator=generator())
+    varied = Augmentation()(images, generator())
+    assert varied.shape == images.shape
+    assert varied.dtype == images.dtype
+
+
+@pytest.mark.parametrize("size", [(7, 11), (9, 9), (64, 40)])
+def test_without_shift_an_image_of_any_size_stays_in_place(size):
+    images = torch.rand(4, 1, *size, generator=generator())
+    assert torch.equal(Augmentation(shift=0, gain=0, offset=0)(images, generator()), images)
+
+
+def test_the_reach_of_a_shift_is_a_fraction_of_each_side():
+    """A quarter of 8 rows is 2, of 20 columns 5."""
+    places = torch.arange(8)[:, None] * 100 + torch.arange(20.0)
+    images = places.expand(300, 1, 8, 20)
+    moved = Augmentation(shift=0.25, gain=0, offset=0)(images, generator())
+    steps = moved[:, 0, 4, 10] - places[4, 10]
+    down, right = (steps / 100).round(), steps - (steps / 100).round() * 100
+    assert {*down.tolist()} == set(range(-2, 3))
+    assert {*right.tolist()} == set(range(-5, 6))
+
+
+def test_the_border_is_repeated():
+    """Every row holds the original's values in order, its ends once or more, and nothing new."""
+    images = torch.arange(1.0, 11.0).expand(50, 1, 10, 10)
+    for row in Augmentation(shift=0.3, gain=0, offset=0)(images, generator())[:, 0, 0]:
+        first = int(row[5]) - 5
+        assert row.tolist() == [min(max(first + column, 1), 10) for column in range(10)]
+
+
+def test_gain_and_offset_are_one_of_each_per_image():
+    images = torch.rand(2000, 1, 2, 2, generator=generator())
+    varied = Augmentation(shift=0, gain=0.1, offset=0.03)(images, generator())
+    x, y = images.flatten(1).double(), varied.flatten(1).double()
+    gain = (y[:, 0] - y[:, 3]) / (x[:, 0] - x[:, 3])
+    offset = y[:, 0] - gain * x[:, 0]
+    torch.testing.assert_close(gain[:, None] * x + offset[:, None], y, rtol=0, atol=1e-3)
+    steady = (x[:, 0] - x[:, 3]).abs() > 0.1  # where the division is exact enough
+    assert float(gain[steady].mean()) == pytest.approx(1, abs=0.01)
+    assert float(gain[steady].std()) == pytest.approx(0.1, rel=0.1)
+    assert float(offset[steady].mean()) == pytest.approx(0, abs=0.005)
+    assert float(offset[steady].std()) == pytest.approx(0.03, rel=0.1)
+
+
+def test_neither_the_images_nor_the_global_generator_change():
+    images = torch.rand(2, 1, 6, 6, generator=generator())
+    before, state = images.clone(), torch.get_rng_state()
+    Augmentation()(images, generator())
+    assert torch.equal(images, before)
+    assert torch.equal(torch.get_rng_state(), state)
