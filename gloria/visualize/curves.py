@@ -127,7 +127,7 @@ def plot_comparison(
         ]
         if name == "chance":
             # behind the dots, one of which is often there too
-            style: dict[str, Any] = {"marker": "|", "s": 170, "lw": 2, "color": FAINT, "zorder": 2}
+            style: dict[str, Any] = {"marker": "|", "s": 330, "lw": 2, "color": FAINT, "zorder": 2}
         else:
             style = {"marker": "o", "s": 52, "color": next(coloured), "edgecolors": "white"}
         axes.scatter(*zip(*points, strict=True), label=name, **{"zorder": 3, **style})
