@@ -4,8 +4,9 @@ A command is a file of this folder with ``add_arguments(parser)`` and ``run(args
 docstring is what ``gloria <command> --help`` says. It is imported only when it is chosen, so
 ``gloria --help`` imports nothing heavy.
 
-Exit codes: 0 success, 1 an error (one line on stderr; the traceback with ``--debug``), 2 wrong
-usage, 130 interrupted by Ctrl-C, 141 the reader of our output went away.
+Exit codes: 0 success, 1 an error of ours or of the operating system (one line on stderr; the
+traceback with ``--debug``), 2 wrong usage, 130 interrupted by Ctrl-C, 141 the reader of our output
+went away.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _run(args: argparse.Namespace) -> int:
     try:
         code: int = command.run(args)
         return code
-    except GloriaError as error:
+    except BrokenPipeError:
+        raise
+    except (GloriaError, OSError) as error:
         if args.debug:
             traceback.print_exc()
         else:

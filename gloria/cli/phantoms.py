@@ -1,4 +1,4 @@
-"""Write the built-in phantom radiographs to disk: PNG images, PNG masks and one CSV file.
+"""Write the built-in phantom radiographs to disk: PNG images and masks, a CSV file, prompts.
 
 What is written is what the demo trains on, in the form of your own data:
 
@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=4000, metavar="N", help="training images")
     parser.add_argument("--val", type=int, default=800, metavar="N", help="validation images")
     parser.add_argument("--test", type=int, default=800, metavar="N", help="test images")
+    parser.add_argument(
+        "--per-class",
+        type=int,
+        default=100,
+        metavar="N",
+        help="images of each class in the splits val_5xN and test_5xN; 0: leave them out",
+    )
     parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of the images")
     parser.add_argument("--contrast", type=float, default=1.7, help="1.7 demo, 1.25 hard")
     parser.add_argument("--seed", type=int, default=0)
@@ -26,10 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw and write."""
+    from gloria.checks import check_integer
     from gloria.cli.progress import Progress
     from gloria.data.phantom import PhantomDataset, write_phantoms
 
-    counts = {"train": args.train, "val": args.val, "test": args.test}
+    check_integer("per-class", args.per_class, 0)
+    counts: dict[str, int | None] = {"train": args.train, "val": args.val, "test": args.test}
+    if args.per_class:
+        counts |= dict.fromkeys((f"val_5x{args.per_class}", f"test_5x{args.per_class}"))
     datasets = [
         PhantomDataset(split, count=count, seed=args.seed, size=args.size, contrast=args.contrast)
         for split, count in counts.items()

@@ -6,6 +6,8 @@ a split, "train" or "val". Without a "val" split nothing is validated.
   gloria train --data my.csv --out runs/mine
   gloria train --data my.csv --out runs/mine --image-encoder timm:resnet50 --pretrained \
       --text-encoder hf:emilyalsentzer/Bio_ClinicalBERT --image-size 224 --channels 3
+  gloria train --data my.csv --out runs/mine --text-encoder hf:FOLDER --text-option frozen=true \
+      --loss-option local_weight=0.5
 
 A run that was stopped goes on where it stood when the same command is given again.
 """
@@ -15,8 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-
-from gloria.cli.progress import StepProgress, say
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--val-split", default="val", metavar="NAME")
     data.add_argument("--image-size", type=int, default=64, metavar="PX", help="square side")
     data.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1: grayscale")
+    data.add_argument(
+        "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
+    )
     data.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes")
 
     model = parser.add_argument_group("model")
@@ -49,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--preset", help="the loss's constants: paper, official, stable; default: stable"
     )
+    for part in ("image", "text", "loss"):
+        model.add_argument(
+            f"--{part}-option",
+            type=_option,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"an argument of the {part + ' encoder' if part != 'loss' else part}; VALUE is "
+            "JSON, or else text; can be given again",
+        )
 
     training = parser.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -64,13 +78,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
+    from gloria.checks import require
+    from gloria.cli.progress import StepProgress, say
     from gloria.data import ImageReportTable, read_splits
+    from gloria.errors import OptionError
     from gloria.training import TrainingRecipe, train
     from gloria.training.devices import pick_device
     from gloria.training.randomness import isolated
     from gloria.training.small import small_model
     from gloria.visualize import plot_training_curves, save_figure
-    from gloria.weights import save_model
+    from gloria.weights import save_model, write_text
+
+    require("matplotlib", "viz")  # before hours of training, not after
+    if args.out.exists() and not args.out.is_dir():
+        raise OptionError(f"out must be a folder; {args.out} is a file.")
+    if args.pretrained and args.image_encoder is None:
+        raise OptionError(
+            "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
+            "no weights to start from."
+        )
 
     def table(split: str) -> ImageReportTable:
         return ImageReportTable(
@@ -78,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             split,
             size=(args.image_size, args.image_size),
             channels=args.channels,
+            bits=args.bits,
             image_column=args.image_column,
             report_column=args.report_column,
             split_column=args.split_column,
@@ -98,17 +125,27 @@ def run(args: argparse.Namespace) -> int:
     else:
         say(f"no rows with split {args.val_split!r}: nothing is validated", args.quiet)
     device = pick_device(args.device)
-    image_options = {"in_chans": args.channels, "pretrained": args.pretrained}
+    args.out.mkdir(parents=True, exist_ok=True)
+    description: dict[str, Any] = {
+        "image_encoder": args.image_encoder,
+        "text_encoder": args.text_encoder,
+        "image_options": _image_options(args),
+        "text_options": dict(args.text_option),
+        "embedding_dim": args.embedding_dim,
+        "loss": args.loss,
+        "preset": args.preset,
+        "loss_options": dict(args.loss_option),
+    }
+    settings = {
+        **description,
+        "image_size": args.image_size,
+        "channels": args.channels,
+        "bits": args.bits,
+        "training_data": pairs.fingerprint(),
+        "validation_data": None if validation is None else validation.fingerprint(),
+    }
     with isolated(args.seed):
-        model = small_model(
-            pairs.reports,
-            image_encoder=args.image_encoder,
-            text_encoder=args.text_encoder,
-            image_options=image_options,
-            embedding_dim=args.embedding_dim,
-            loss=args.loss,
-            preset=args.preset,
-        )
+        model = small_model(pairs.reports, **description)
     with StepProgress(recipe.steps, "train", args.quiet) as progress:
         history = train(
             model.to(device),
@@ -116,12 +153,34 @@ def run(args: argparse.Namespace) -> int:
             recipe,
             validation=validation,
             folder=args.out,
+            settings=settings,
             workers=args.workers,
             on_step=progress,
         )
     save_model(model, args.out / "model")
-    (args.out / "history.json").write_text(json.dumps(history) + "\n")
+    write_text(args.out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), args.out / "curves.png")
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
     return 0
+
+
+def _image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the image encoder is made with; only timm's take a number of channels."""
+    options: dict[str, Any] = {}
+    if args.image_encoder is None or args.image_encoder.startswith("timm:"):
+        options["in_chans"] = args.channels
+    if args.pretrained:
+        options["pretrained"] = True
+    return options | dict(args.image_option)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE``, the value as JSON if it is JSON."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

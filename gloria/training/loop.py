@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.data.pairs import ImageReport
-from gloria.errors import DataError, NonFiniteLossError, OptionError
+from gloria.errors import DataError, GloriaError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
@@ -147,15 +147,19 @@ def train(
         len(pairs), recipe.batch_size, recipe.seed, range(progress.step, recipe.steps)
     )
     loader: DataLoader[Any] = DataLoader(
-        pairs,  # type: ignore[arg-type]  # the loader asks for no more than Pairs has
-        batch_sampler=batches,
+        _Batches(pairs),
+        sampler=batches,
+        batch_size=None,  # each item is a batch
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_unchanged,
         generator=torch.Generator().manual_seed(recipe.seed),  # or it draws from the global one
         persistent_workers=workers > 0,
     )
     model.train()
-    for images, reports in loader:
+    for batch in loader:
+        if isinstance(batch, GloriaError):
+            raise batch
+        images, reports = batch
         record = _train_step(model, optimizer, images, reports, recipe, progress.step)
         progress.step += 1
         progress.history.append(record)
@@ -180,6 +184,27 @@ def collate(items: list[ImageReport]) -> tuple[Tensor, list[str]]:
     if len(shapes) > 1:
         raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
     return torch.stack([item.image for item in items]), [item.report for item in items]
+
+
+class _Batches(Dataset[Any]):
+    """Batches by the indices of their pairs.
+
+    An error is returned, for the main process to raise: a loading process would wrap it in the
+    text of its own traceback.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, list[str]] | GloriaError:
+        try:
+            return collate([self.pairs[index] for index in indices])
+        except GloriaError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 @torch.no_grad()

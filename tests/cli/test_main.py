@@ -64,6 +64,16 @@ def test_help_shows_every_command_and_what_it_does(capsys):
         assert f"{name} {summary}" in shown
 
 
+@pytest.mark.parametrize("name", ["demo", "train", "phantoms"])
+def test_the_help_of_a_command_imports_no_torch(name):
+    code = (
+        "import sys; from gloria.cli import main; "
+        f"code = main([{name!r}, '--help']); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_command_has_its_file_and_its_help(capsys):
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
@@ -118,6 +128,16 @@ def test_an_error_of_gloria_is_one_line_on_stderr(command, capsys):
     assert cli.main(["act"]) == 1
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "gloria: error: row 3, column 'report': empty\n")
+
+
+def test_an_error_of_the_operating_system_is_one_line_on_stderr(command, capsys, tmp_path):
+    command(lambda args: (tmp_path / "none" / "a").write_text(""))
+    assert cli.main(["act"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("gloria: error: [Errno 2] No such file or directory: ")
+    assert shown.count("\n") == 1
+    assert cli.main(["act", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_notes_of_an_error_are_shown(command, capsys):

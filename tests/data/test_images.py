@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gloria.data.images import fit, load_image, normalize
-from gloria.errors import DataError, GloriaError
+from gloria.errors import DataError, GloriaError, OptionError, ShapeError
 from gloria.types import ImageInput
 
 
@@ -30,6 +30,28 @@ def test_sixteen_bits_are_not_clipped(tmp_path):
         image = load_image(tmp_path / "a.png", channels)
         assert image.shape == (channels, 6, 5)
         np.testing.assert_allclose(image[-1].numpy(), deep / 65535, atol=1e-6)
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_are_never_nearly_black(tmp_path):
+    film = np.linspace(0, 4095, 30).reshape(6, 5).astype(np.uint16)
+    Image.fromarray(film).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png has 16 bits a pixel and uses 12: .* bits=12"):
+        load_image(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png", bits=12)
+    np.testing.assert_allclose(image[0].numpy(), film / 4095, atol=1e-6)
+    dark = load_image(tmp_path / "a.png", bits=16)  # said so, believed
+    np.testing.assert_allclose(dark[0].numpy(), film / 65535, atol=1e-6)
+    with pytest.raises(DataError, match="pixels outside 10 bits: they are from 0 to 4095"):
+        load_image(tmp_path / "a.png", bits=10)
+    with pytest.raises(OptionError, match="bits must be from 1 to 16; got 24"):
+        load_image(tmp_path / "a.png", bits=24)
+
+
+def test_the_brightness_of_a_film_does_not_depend_on_its_own_maximum(tmp_path):
+    for name, maximum in (("dim", 1000), ("bright", 4000)):
+        Image.fromarray(np.array([[500, maximum]], np.uint16)).save(tmp_path / f"{name}.png")
+    first, second = (load_image(tmp_path / f"{name}.png", bits=12) for name in ("dim", "bright"))
+    assert first[0, 0, 0] == second[0, 0, 0] == torch.tensor(500 / 4095)
 
 
 def test_colours_and_palettes(tmp_path):
@@ -73,6 +95,23 @@ def test_fit_keeps_the_aspect_and_centres(shape):
 def test_fit_leaves_an_image_of_that_size_alone():
     image = torch.rand(3, 16, 12)
     assert torch.equal(fit(image, (16, 12)), image)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((0, 8), "height in size must be at least 1; got 0"), ((8, -1), "width")]
+)
+def test_fit_needs_pixels(size, message):
+    with pytest.raises(OptionError, match=message):
+        fit(torch.ones(1, 4, 4), size)
+    with pytest.raises(ShapeError, match="image must be"):
+        fit(torch.ones(4, 4), (8, 8))
+
+
+def test_one_channel_does_not_spread_over_three():
+    image_input = ImageInput(3, None, (0.5,) * 3, (0.5,) * 3)
+    for shape in ((2, 1, 4, 4), (1, 4, 4), (4, 4)):
+        with pytest.raises(ShapeError, match="with 3 channels, as the image encoder wants; got"):
+            normalize(torch.zeros(shape), image_input)
 
 
 def test_normalize():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gloria.data import ImageReportTable, read_splits
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 
 ROWS = [
     {"image": "a.png", "report": "Small effusion.", "split": "train"},
@@ -65,6 +65,7 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):
     ("row", "column", "value", "message"),
     [
         (1, "report", "  ", "row 3, column 'report': empty report"),
+        (1, "report", " .-_! ", r"row 3, column 'report': empty report, '\.-_!' has no word"),
         (0, "image", "", "row 2, column 'image': no image path"),
         (1, "image", "z.png", r"row 3, column 'image': .*z\.png does not exist"),
     ],
@@ -103,5 +104,65 @@ def test_an_unreadable_image_is_named_with_its_row(write, tmp_path):
     (tmp_path / "b.png").write_bytes(b"\x89PNG broken")
     table = ImageReportTable(path, size=(8, 8))
     assert table[0].report == "Small effusion."
-    with pytest.raises(DataError, match=r"row 3: image .*b\.png can't be read"):
+    with pytest.raises(DataError, match=r"row 3, column 'image': image .*b\.png can't be"):
         table[1]
+
+
+def test_rows_are_those_of_a_spreadsheet(write):
+    rows = [dict(each) for each in ROWS]
+    rows[2]["image"] = "z.png"  # after a blank line and a report of two lines
+    path = write(rows)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], "\n", *lines[2:]]))
+    with pytest.raises(DataError, match="row 5, column 'image'"):
+        ImageReportTable(path, size=(8, 8))
+    assert len(ImageReportTable(path, "train", size=(8, 8))) == 2
+
+
+def test_spaces_around_a_split_do_not_count(write):
+    rows = [{**row, "split": f" {row['split']} "} for row in ROWS]
+    assert read_splits(write(rows)) == ["train", "val"]
+    assert len(ImageReportTable(write(rows), "train", size=(8, 8))) == 2
+
+
+def test_a_file_of_another_encoding_is_named_with_its_line(write):
+    path = write([{**ROWS[0], "report": "Small effusion."}, {**ROWS[2], "report": "Épanchement."}])
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    for read in (read_splits, lambda path: ImageReportTable(path, size=(8, 8))):
+        with pytest.raises(
+            DataError, match=r"my\.csv, line 3: not UTF-8 .* Save the file as UTF-8"
+        ):
+            read(path)
+
+
+def test_a_quote_that_is_never_closed_is_named_with_its_line(write):
+    path = write(ROWS[:1])
+    path.write_text(path.read_text() + 'b.png,"Clear,train\n' + "a.png,Clear.,train\n" * 10_000)
+    with pytest.raises(DataError, match=r"my\.csv, line \d+: not CSV .*Is a quote never closed"):
+        ImageReportTable(path, size=(8, 8))
+
+
+def test_a_fingerprint_changes_with_paths_reports_and_order_only(write):
+    first = ImageReportTable(write(ROWS), size=(8, 8)).fingerprint()
+    assert ImageReportTable(write(ROWS), size=(16, 16)).fingerprint() == first
+    changed = [
+        [{**ROWS[0], "report": "Small effusions."}, *ROWS[1:]],
+        [{**ROWS[0], "image": "b.png"}, *ROWS[1:]],
+        ROWS[::-1],
+        ROWS[:2],
+    ]
+    others = {ImageReportTable(write(rows), size=(8, 8)).fingerprint() for rows in changed}
+    assert len(others | {first}) == 5
+
+
+def test_a_size_without_pixels_is_refused_at_once(write):
+    with pytest.raises(OptionError, match="height in size must be at least 1; got 0"):
+        ImageReportTable(write(ROWS), size=(0, 8))
+
+
+def test_bits_of_the_pixels(write, tmp_path):
+    path = write(ROWS)
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"row 2, column 'image': .*uses 12"):
+        ImageReportTable(path, size=(8, 8))[0]
+    assert ImageReportTable(path, size=(8, 8), bits=12)[0].image.min() == 1

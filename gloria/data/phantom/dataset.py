@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gloria.checks import check_positive
+from gloria.checks import check_integer, check_positive
 from gloria.data.phantom.case import (
     FINDINGS,
     RETRIEVAL_CLASSES,
@@ -22,7 +19,7 @@ from gloria.data.phantom.case import (
 )
 from gloria.data.phantom.film import draw_film
 from gloria.data.phantom.report import Mention, Sentence, write_report
-from gloria.errors import DtypeError, OptionError
+from gloria.errors import OptionError
 
 SPLITS = {"train": 4000, "val": 800, "test": 800, "val_5x100": 500, "test_5x100": 500}
 """The usual splits and their sizes. ``val_5xN`` and ``test_5xN`` exist for every N."""
@@ -106,9 +103,9 @@ def phantom_item(
         ['apical', 'pneumothorax']
     """
     family, per_class = _parse(split)
-    _check_whole("index", index, 0)
-    _check_whole("seed", seed, 0)
-    _check_whole("size", size, SMALLEST_SIZE)
+    check_integer("index", index, 0)
+    check_integer("seed", seed, 0)
+    check_integer("size", size, SMALLEST_SIZE)
     check_positive("contrast", contrast)
     if per_class is not None and index >= 5 * per_class:
         raise OptionError(f"index must be below {5 * per_class} in split {split!r}; got {index}.")
@@ -169,8 +166,8 @@ class PhantomDataset:
         self.contrast = contrast
         self._count = _count(split, count)
         self._items: list[PhantomItem] | None = None
-        _check_whole("seed", seed, 0)
-        _check_whole("size", size, SMALLEST_SIZE)
+        check_integer("seed", seed, 0)
+        check_integer("size", size, SMALLEST_SIZE)
         check_positive("contrast", contrast)
 
     def __len__(self) -> int:
@@ -185,52 +182,27 @@ class PhantomDataset:
     def __iter__(self) -> Iterator[PhantomItem]:
         return (self[index] for index in range(len(self)))
 
-    def draw(
-        self, *, workers: int = 1, progress: Callable[[int], Any] = lambda drawn: None
-    ) -> PhantomDataset:
+    def draw(self, *, progress: Callable[[int], Any] = lambda drawn: None) -> PhantomDataset:
         """Draw every item now and keep it in memory (30 kB each at 64 px).
 
         Args:
-            workers: number of processes; 1 = this one. More take seconds to start, so they pay off
-                for large films only, and need what Python's ``spawn`` needs: a script's own code
-                under ``if __name__ == "__main__":``.
             progress: called with the number of items drawn since the last call, as
                 ``tqdm.update`` is.
 
         Returns:
             This data set.
         """
-        _check_whole("workers", workers, 1)
         items = []
-        if workers == 1:
-            for index in range(len(self)):
-                items.append(self._draw(index))
-                progress(1)
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for item in pool.map(
-                    _draw_one, repeat(self._recipe), range(len(self)), chunksize=32
-                ):
-                    items.append(item)
-                    progress(1)
+        for index in range(len(self)):
+            items.append(self._draw(index))
+            progress(1)
         self._items = items
         return self
 
-    @property
-    def _recipe(self) -> dict[str, Any]:
-        return {
-            "split": self.split,
-            "seed": self.seed,
-            "size": self.size,
-            "contrast": self.contrast,
-        }
-
     def _draw(self, index: int) -> PhantomItem:
-        return _draw_one(self._recipe, index)
-
-
-def _draw_one(recipe: dict[str, Any], index: int) -> PhantomItem:
-    return phantom_item(index=index, **recipe)
+        return phantom_item(
+            self.split, index, seed=self.seed, size=self.size, contrast=self.contrast
+        )
 
 
 def _parse(split: str) -> tuple[str, int | None]:
@@ -251,17 +223,10 @@ def _count(split: str, count: int | None) -> int:
     usual = SPLITS[split] if per_class is None else 5 * per_class
     if count is None:
         return usual
-    _check_whole("count", count, 1)
+    check_integer("count", count, 1)
     if per_class is not None and count != usual:
         raise OptionError(
             f"count must be left out for split {split!r}, which has {usual} items; got {count}. "
             f"Put another number in the split's name."
         )
     return count
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise DtypeError(f"{name} must be a whole number; got {value!r}.")
-    if value < least:
-        raise OptionError(f"{name} must be at least {least}; got {value}.")

@@ -1,8 +1,9 @@
-"""Phantoms on disk, in the form of anybody's own data: PNG files and one CSV."""
+"""Phantoms on disk, in the form of anybody's own data: PNG files, one CSV, and the prompts."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from gloria.checks import require
 from gloria.data.phantom.case import FINDINGS
 from gloria.data.phantom.dataset import PhantomDataset, PhantomItem
+from gloria.data.phantom.report import phantom_prompts
 from gloria.errors import OptionError
 
 
@@ -23,13 +25,16 @@ def write_phantoms(
     *,
     progress: Callable[[int], Any] = lambda written: None,
 ) -> Path:
-    """Write phantom data sets as PNG images, PNG masks and one table, ``phantoms.csv``.
+    """Write phantom data sets: PNG images and masks, ``prompts.json`` and ``phantoms.csv``.
 
     The table is put in place last and whole: if it is there, every file it names is.
 
     Columns: ``image`` (path relative to the table), ``report``, ``split`` (the data set's), one 0/1
-    column per finding, and one ``<finding> mask`` column per finding (path of a black and white
-    PNG, empty where the finding is absent). Spaces in finding names become underscores.
+    column per finding, one ``<finding>_mask`` column per finding (path of a black and white PNG,
+    empty where the finding is absent), and ``mentions``: a JSON list of the report's
+    :class:`~gloria.data.phantom.Mention`, each an object with ``finding``, ``polarity``, ``start``
+    and ``stop`` (in ``split_words(report)``) and ``side``. Spaces in the columns' finding names
+    become underscores. ``prompts.json`` holds :func:`~gloria.data.phantom.phantom_prompts`.
 
     Args:
         folder: where to write; made if missing.
@@ -52,10 +57,12 @@ def write_phantoms(
     folder.mkdir(parents=True, exist_ok=True)
     table, draft = folder / "phantoms.csv", folder / "phantoms.csv.part"
     table.unlink(missing_ok=True)  # an older table would name files that are about to change
+    (folder / "prompts.json").write_text(json.dumps(phantom_prompts(), indent=2) + "\n")
     with draft.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         columns = [name.replace(" ", "_") for name in FINDINGS]
-        rows.writerow(["image", "report", "split", *columns, *(f"{name}_mask" for name in columns)])
+        masks = [f"{name}_mask" for name in columns]
+        rows.writerow(["image", "report", "split", *columns, *masks, "mentions"])
         for dataset in datasets:
             for index, item in enumerate(dataset):
                 rows.writerow(_write_item(folder, dataset.split, index, item))
@@ -73,7 +80,8 @@ def _write_item(folder: Path, split: str, index: int, item: PhantomItem) -> list
         if path:
             _write_png(folder / path, mask.astype(np.uint8) * 255)
         masks.append(path)
-    return [image, item.report, split, *map(str, item.labels), *masks]
+    mentions = json.dumps([mention._asdict() for mention in item.mentions])
+    return [image, item.report, split, *map(str, item.labels), *masks, mentions]
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:

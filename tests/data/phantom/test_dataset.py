@@ -142,14 +142,6 @@ def test_drawing_ahead_changes_nothing_and_reports_progress() -> None:
     assert ahead[1] is ahead[1]
 
 
-def test_processes_change_nothing() -> None:
-    steps: list[int] = []
-    ahead = PhantomDataset("val_5x8", size=32).draw(workers=2, progress=steps.append)
-    assert sum(steps) == 40
-    for a, b in zip(PhantomDataset("val_5x8", size=32), ahead, strict=True):
-        assert_same(a, b)
-
-
 def test_a_dataset_is_a_sequence_and_can_be_sent_to_workers() -> None:
     dataset = PhantomDataset("train", count=3, size=32)
     assert len(list(dataset)) == 3
@@ -196,9 +188,7 @@ def test_bad_indices_counts_and_types() -> None:
         PhantomDataset("train", count=0)
     with pytest.raises(OptionError, match="count must be left out for split 'val_5x2'"):
         PhantomDataset("val_5x2", count=20)
-    with pytest.raises(OptionError, match="workers must be at least 1; got 0"):
-        PhantomDataset("val_5x2").draw(workers=0)
     for wrong in (1.5, True, "3"):
-        with pytest.raises(DtypeError, match="index must be a whole number") as caught:
+        with pytest.raises(DtypeError, match="index must be an integer") as caught:
             phantom_item("train", wrong)  # type: ignore[arg-type]
         assert isinstance(caught.value, GloriaError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from gloria.data.phantom import FINDINGS, PhantomDataset, PhantomItem, write_phantoms
+from gloria.data.phantom import (
+    FINDINGS,
+    Mention,
+    PhantomDataset,
+    PhantomItem,
+    phantom_prompts,
+    split_words,
+    write_phantoms,
+)
 from gloria.errors import OptionError
 
 COLUMNS = [name.replace(" ", "_") for name in FINDINGS]
@@ -35,6 +44,7 @@ def test_disk_round_trip(tmp_path: Path) -> None:
     for row, (split, item) in zip(rows, items, strict=True):
         assert list(row) == [
             "image", "report", "split", *COLUMNS, *(f"{name}_mask" for name in COLUMNS),
+            "mentions",
         ]  # fmt: skip
         assert (row["split"], row["report"]) == (split, item.report)
         np.testing.assert_array_equal(read(table.parent / row["image"]), item.image)
@@ -44,6 +54,15 @@ def test_disk_round_trip(tmp_path: Path) -> None:
             if label:
                 stored = read(table.parent / row[f"{column}_mask"])
                 np.testing.assert_array_equal(stored, mask * np.uint8(255))
+        mentions = [Mention(**mention) for mention in json.loads(row["mentions"])]
+        assert tuple(mentions) == item.mentions
+        for mention in mentions:
+            assert 0 <= mention.start < mention.stop <= len(split_words(row["report"]))
+
+
+def test_the_prompts_are_beside_the_table(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, [PhantomDataset("val", count=1, size=32)])
+    assert json.loads((tmp_path / "prompts.json").read_text()) == phantom_prompts()
 
 
 def test_a_second_writing_replaces_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""`gloria phantoms` writes every split, and the prompts."""
+
+import csv
+import json
+from collections import Counter
+
+import pytest
+
+from gloria.cli import main
+from gloria.data.phantom import FINDINGS, RETRIEVAL_CLASSES, phantom_item
+
+
+def run(folder, *more):
+    small = ["--train", "3", "--val", "2", "--test", "1", "--size", "32", "--quiet"]
+    return main(["phantoms", "--out", str(folder), *small, *more])
+
+
+def read(folder):
+    with (folder / "phantoms.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_split_is_written(tmp_path, capsys):
+    assert run(tmp_path, "--per-class", "2") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'phantoms.csv'}\n"
+    rows = read(tmp_path)
+    counts = {"train": 3, "val": 2, "test": 1, "val_5x2": 10, "test_5x2": 10}
+    assert Counter(row["split"] for row in rows) == counts
+    exclusive = [row for row in rows if row["split"] == "val_5x2"]
+    for row, name in zip(exclusive, RETRIEVAL_CLASSES * 2, strict=True):
+        shown = [finding for finding in FINDINGS if row[finding.replace(" ", "_")] == "1"]
+        assert shown == [name]
+    assert list(json.loads((tmp_path / "prompts.json").read_text())) == list(FINDINGS)
+
+
+def test_no_5xn_splits(tmp_path):
+    assert run(tmp_path, "--per-class", "0", "--seed", "4") == 0
+    rows = read(tmp_path)
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+    assert rows[1]["report"] == phantom_item("train", 1, seed=4).report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--per-class", "-1"], "per-class must be at least 0; got -1"),
+        (["--size", "8"], "size must be at least 32; got 8"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, change, message):
+    assert run(tmp_path, *change) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_file_in_the_way_is_named(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert run(tmp_path / "taken", "--per-class", "0") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "taken" in error
