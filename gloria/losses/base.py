@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from gloria.checks import check_choice
+from gloria.checks import check_choice, check_weight
 from gloria.errors import OptionError
+from gloria.functional import contrastive_cross_entropy
+from gloria.losses.temperature import Temperature
 
 LOSS_INPUTS = (
     "image_embeddings",
@@ -57,6 +59,56 @@ class PairLoss(nn.Module):
         weights = self.weights()
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])
+
+
+class SimilarityLoss(PairLoss):
+    """Symmetric InfoNCE on a pair matrix: ``w_it · CE(S / τ, rows) + w_ti · CE(S / τ, columns)``.
+
+    Subclasses define ``similarity(...) -> (image, text)``, and ``terms`` by :meth:`terms_of`.
+
+    Args:
+        temperature: τ, divides the similarity.
+        learnable: learn τ, starting from ``temperature``.
+        minimum_temperature: lower bound of a learned τ.
+        image_to_text_weight: w_it.
+        text_to_image_weight: w_ti.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        learnable: bool,
+        minimum_temperature: float,
+        image_to_text_weight: float,
+        text_to_image_weight: float,
+    ) -> None:
+        super().__init__()
+        check_weight("image_to_text_weight", image_to_text_weight)
+        check_weight("text_to_image_weight", text_to_image_weight)
+        self.temperature = Temperature(
+            temperature, learnable=learnable, minimum=minimum_temperature
+        )
+        self.image_to_text_weight = image_to_text_weight
+        self.text_to_image_weight = text_to_image_weight
+
+    def terms_of(self, similarity: Tensor) -> dict[str, Tensor]:
+        """``image_to_text`` and ``text_to_image`` of a pair matrix, each an unweighted scalar."""
+        return contrastive_cross_entropy(similarity, self.temperature())._asdict()
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the two directions."""
+        return {
+            "image_to_text": self.image_to_text_weight,
+            "text_to_image": self.text_to_image_weight,
+        }
+
+    def extra_repr(self) -> str:
+        """Show the weights."""
+        return (
+            f"image_to_text_weight={self.image_to_text_weight}, "
+            f"text_to_image_weight={self.text_to_image_weight}"
+        )
 
 
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:

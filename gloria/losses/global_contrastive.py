@@ -6,13 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.checks import check_weight
-from gloria.functional import contrastive_cross_entropy, global_similarity
-from gloria.losses.base import PairLoss
-from gloria.losses.temperature import Temperature
+from gloria.functional import global_similarity
+from gloria.losses.base import SimilarityLoss
 
 
-class GlobalContrastiveLoss(PairLoss):
+class GlobalContrastiveLoss(SimilarityLoss):
     """Symmetric InfoNCE on the cosine of pooled embeddings.
 
     ``L = w_it · CE(cos / τ, rows) + w_ti · CE(cos / τ, columns)``, text k belonging to image k.
@@ -59,14 +57,13 @@ class GlobalContrastiveLoss(PairLoss):
         image_to_text_weight: float = 1.0,
         text_to_image_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.temperature = Temperature(
-            temperature, learnable=learnable, minimum=minimum_temperature
+        super().__init__(
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
         )
-        check_weight("image_to_text_weight", image_to_text_weight)
-        check_weight("text_to_image_weight", text_to_image_weight)
-        self.image_to_text_weight = image_to_text_weight
-        self.text_to_image_weight = text_to_image_weight
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """The loss, a scalar, from ``(image, dim)`` and ``(text, dim)``."""
@@ -75,22 +72,8 @@ class GlobalContrastiveLoss(PairLoss):
     def terms(self, image_embeddings: Tensor, text_embeddings: Tensor) -> dict[str, Tensor]:
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
         similarity = self.similarity(image_embeddings, text_embeddings)
-        return contrastive_cross_entropy(similarity, self.temperature())._asdict()
+        return self.terms_of(similarity)
 
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""
         return global_similarity(image_embeddings, text_embeddings)
-
-    def weights(self) -> dict[str, float]:
-        """The weights of the two directions."""
-        return {
-            "image_to_text": self.image_to_text_weight,
-            "text_to_image": self.text_to_image_weight,
-        }
-
-    def extra_repr(self) -> str:
-        """Show the weights."""
-        return (
-            f"image_to_text_weight={self.image_to_text_weight}, "
-            f"text_to_image_weight={self.text_to_image_weight}"
-        )

@@ -6,16 +6,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.checks import check_choice, check_weight
+from gloria.checks import check_choice
 from gloria.functional import (
     PRODUCTS,
     Product,
-    contrastive_cross_entropy,
     local_attention,
     local_similarity,
 )
-from gloria.losses.base import PairLoss
-from gloria.losses.temperature import Temperature
+from gloria.losses.base import SimilarityLoss
 from gloria.matching import (
     BACKENDS,
     AggregatorFunction,
@@ -25,7 +23,7 @@ from gloria.matching import (
 )
 
 
-class LocalContrastiveLoss(PairLoss):
+class LocalContrastiveLoss(SimilarityLoss):
     """Symmetric InfoNCE on the local similarity ``Z``.
 
     ``Z`` is defined in :func:`gloria.functional.local_similarity`;
@@ -95,7 +93,13 @@ class LocalContrastiveLoss(PairLoss):
         text_to_image_weight: float = 1.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
+        )
         # checks its values, so that a wrong one is an error here and not at the first batch
         MatchingOptions(attention, attention_temperature, match_temperature, aggregation)
         check_choice("product", product, PRODUCTS)
@@ -105,13 +109,6 @@ class LocalContrastiveLoss(PairLoss):
         self.attention_temperature = attention_temperature
         self.aggregation: WordAggregation | AggregatorFunction = aggregation
         self.match_temperature = match_temperature
-        self.temperature = Temperature(
-            temperature, learnable=learnable, minimum=minimum_temperature
-        )
-        check_weight("image_to_text_weight", image_to_text_weight)
-        check_weight("text_to_image_weight", text_to_image_weight)
-        self.image_to_text_weight = image_to_text_weight
-        self.text_to_image_weight = text_to_image_weight
         self.backend = backend
 
     def forward(
@@ -140,7 +137,7 @@ class LocalContrastiveLoss(PairLoss):
     ) -> dict[str, Tensor]:
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
         similarity = self.similarity(regions, words, word_mask, region_mask)
-        return contrastive_cross_entropy(similarity, self.temperature())._asdict()
+        return self.terms_of(similarity)
 
     def similarity(
         self,
@@ -187,19 +184,11 @@ class LocalContrastiveLoss(PairLoss):
             attention_temperature=self.attention_temperature,
         )
 
-    def weights(self) -> dict[str, float]:
-        """The weights of the two directions."""
-        return {
-            "image_to_text": self.image_to_text_weight,
-            "text_to_image": self.text_to_image_weight,
-        }
-
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
         return (
             f"attention={self.attention!r}, product={self.product!r}, "
             f"attention_temperature={self.attention_temperature}, "
             f"aggregation={self.aggregation!r}, match_temperature={self.match_temperature}, "
-            f"image_to_text_weight={self.image_to_text_weight}, "
-            f"text_to_image_weight={self.text_to_image_weight}, backend={self.backend!r}"
+            f"{super().extra_repr()}, backend={self.backend!r}"
         )
