@@ -562,12 +562,14 @@ def test_a_text_recipe_stands_alone(name, saved, tmp_path):
     encoder = OpenClipTextEncoder(
         folder, pretrained=True, word_reduction="mean", context_length=20
     ).eval()
-    recipe = encoder.recipe(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    recipe = encoder.recipe(here)
     assert recipe.name == "open_clip:."
-    assert str(folder) not in (tmp_path / "open_clip_config.json").read_text()
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert str(folder) not in (here / "open_clip_config.json").read_text()
+    assert not list(here.glob("*.safetensors"))
 
-    moved = tmp_path.rename(tmp_path.with_name(tmp_path.name + "-moved"))
+    moved = here.rename(tmp_path / "there")
     again = OpenClipTextEncoder(str(moved), **json.loads(json.dumps(recipe.options)))
     again.load_state_dict(encoder.state_dict(), strict=True)
     texts = TEXTS[:3]
