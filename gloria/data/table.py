@@ -133,6 +133,11 @@ def _read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]
     for number, cells in enumerate(table[1:], start=2):
         if not cells:
             continue
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
+                f"in a report not quoted?"
+            )
         record = dict(zip(header, cells, strict=False))
         for column in columns:
             if column not in record:

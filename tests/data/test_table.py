@@ -166,3 +166,10 @@ def test_bits_of_the_pixels(write, tmp_path):
     with pytest.raises(DataError, match=r"row 2, column 'image': .*uses 12"):
         ImageReportTable(path, size=(8, 8))[0]
     assert ImageReportTable(path, size=(8, 8), bits=12)[0].image.min() == 1
+
+
+def test_an_unquoted_comma_is_named(write):
+    path = write(ROWS[:1])
+    path.write_text(path.read_text() + "b.png,Edema, with effusion.,train\n")
+    with pytest.raises(DataError, match="row 3: 4 cells for 3 columns; is a comma"):
+        ImageReportTable(path, "train", size=(8, 8))
