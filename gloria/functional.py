@@ -43,8 +43,9 @@ from gloria.matching import (
     WordAggregation,
     choose_backend,
 )
+from gloria.matching.aggregation import aggregate_words
 from gloria.matching.einops import attend
-from gloria.matching.problem import EPS
+from gloria.matching.problem import EPS, MEMORY_BUDGET
 
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
@@ -66,6 +67,7 @@ class LocalMatching(TypedDict, total=False):
     aggregation: WordAggregation | AggregatorFunction
     match_temperature: float
     backend: str
+    memory_budget: int
 
 
 class ContrastiveTerms(NamedTuple):
@@ -128,6 +130,7 @@ def local_similarity(
     aggregation: WordAggregation | AggregatorFunction = "logsumexp",
     match_temperature: float = 1 / 5,
     backend: str = "auto",
+    memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """Local similarity of every image with every text, ``(image, text)``.
 
@@ -157,6 +160,9 @@ def local_similarity(
             contract of :mod:`gloria.aggregators`.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
+        memory_budget: bytes of working memory beside inputs, result and gradients, forward and
+            backward together; what fits is kept for the backward, the rest is computed again. The
+            least that works is one image at a time; ``"einops"`` knows no bound.
 
     Returns:
         ``(image, text)``. The number of images and of texts may differ, and may be 0.
@@ -183,14 +189,18 @@ def local_similarity(
         >>> local_similarity(regions, words, word_mask).shape
         torch.Size([2, 3])
     """
-    options = MatchingOptions(attention, attention_temperature, match_temperature, aggregation)
+    options = MatchingOptions(
+        attention, attention_temperature, match_temperature, aggregation, memory_budget
+    )
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
+    engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
     with _full_precision(regions):
         inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
-        return choose_backend(Problem.of(inputs, options), backend).local_similarity(
-            inputs, options
-        )
+        if engine.TAKES_HALF_PRECISION:
+            dtype = torch.promote_types(regions.dtype, words.dtype)
+            inputs = inputs._replace(regions=inputs.regions.to(dtype), words=inputs.words.to(dtype))
+        return aggregate_words(engine.word_cosines(inputs, options), word_mask, options)
 
 
 def local_attention(

@@ -21,6 +21,7 @@ from gloria.matching import (
     MatchingOptions,
     WordAggregation,
 )
+from gloria.matching.problem import MEMORY_BUDGET
 
 
 class LocalContrastiveLoss(SimilarityLoss):
@@ -43,6 +44,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         image_to_text_weight: w_it.
         text_to_image_weight: w_ti.
         backend: ``"auto"`` or the name of a matching backend.
+        memory_budget: bytes of working memory for the matching, forward and backward.
 
     Presets:
         - ``"paper"`` (the defaults): the printed formulas; ``"regions"`` on raw products, 1/4,
@@ -92,6 +94,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         image_to_text_weight: float = 1.0,
         text_to_image_weight: float = 1.0,
         backend: str = "auto",
+        memory_budget: int = MEMORY_BUDGET,
     ) -> None:
         super().__init__(
             temperature=temperature,
@@ -101,7 +104,9 @@ class LocalContrastiveLoss(SimilarityLoss):
             text_to_image_weight=text_to_image_weight,
         )
         # checks its values, so that a wrong one is an error here and not at the first batch
-        MatchingOptions(attention, attention_temperature, match_temperature, aggregation)
+        MatchingOptions(
+            attention, attention_temperature, match_temperature, aggregation, memory_budget
+        )
         check_choice("product", product, PRODUCTS)
         check_choice("backend", backend, ("auto", *BACKENDS))
         self.attention: AttentionVariant = attention
@@ -110,6 +115,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         self.aggregation: WordAggregation | AggregatorFunction = aggregation
         self.match_temperature = match_temperature
         self.backend = backend
+        self.memory_budget = memory_budget
 
     def forward(
         self,
@@ -164,6 +170,7 @@ class LocalContrastiveLoss(SimilarityLoss):
             aggregation=self.aggregation if aggregation is None else aggregation,
             match_temperature=self.match_temperature,
             backend=self.backend,
+            memory_budget=self.memory_budget,
         )
 
     def attention_maps(

@@ -4,9 +4,9 @@
 |----------|------------------------------------------------|-----------------|
 | `einops` | the definition; memory image·text·word·region  | everything      |
 
-A backend is a module with ``local_similarity(inputs, options)`` and
-``reasons_not_supported(problem)``. ``"auto"`` takes the first of :data:`BACKENDS` that can run;
-a backend that was named and cannot run raises with all its reasons.
+A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``
+and ``TAKES_HALF_PRECISION``. ``"auto"`` takes the first of :data:`BACKENDS` that can run; a backend
+that was named and cannot run raises with all its reasons.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
 class Backend(Protocol):
     """What a backend module offers."""
 
-    def local_similarity(self, inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
-        """Similarity of every image with every text, ``(image, text)``."""
+    TAKES_HALF_PRECISION: bool
+    """Whether float16 and bfloat16 inputs come as they are; otherwise they come as float32."""
+
+    def word_cosines(self, inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
+        """Cosine of each word with the region feature it attends to, ``(image, text, word)``.
+
+        In float32 or float64; at masked words anything finite, with zero gradient.
+        """
         ...
 
     def reasons_not_supported(self, problem: Problem) -> list[str]:

@@ -10,15 +10,10 @@ from einops import einsum
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from gloria.aggregators import (
-    masked_logmeanexp,
-    masked_logsumexp,
-    masked_max,
-    masked_mean,
-    masked_softmax,
-)
-from gloria.errors import ShapeError
+from gloria.aggregators import masked_softmax
 from gloria.matching.problem import EPS, MatchingInputs, MatchingOptions, Problem
+
+TAKES_HALF_PRECISION = False
 
 
 def reasons_not_supported(problem: Problem) -> list[str]:
@@ -26,8 +21,8 @@ def reasons_not_supported(problem: Problem) -> list[str]:
     return []
 
 
-def local_similarity(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
-    """Similarity of every image with every text, ``(image, text)``."""
+def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
+    """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
     scores = einsum(
         inputs.regions, inputs.words, "image region dim, text word dim -> image text word region"
     )
@@ -36,8 +31,7 @@ def local_similarity(inputs: MatchingInputs, options: MatchingOptions) -> Tensor
     attended = einsum(
         attention, inputs.regions, "image text word region, image region dim -> image text word dim"
     )
-    cosine = word_cosine(attended, inputs.words)
-    return aggregate_words(cosine, inputs.word_mask, options)
+    return cosine_of_words(attended, inputs.words)
 
 
 def attend(
@@ -54,31 +48,9 @@ def attend(
     return masked_softmax(scores / options.attention_temperature, region_mask, dim=-1)
 
 
-def word_cosine(attended: Tensor, words: Tensor) -> Tensor:
-    """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
+def cosine_of_words(attended: Tensor, words: Tensor) -> Tensor:
+    """``<c, t> / max(‖c‖·‖t‖, 1e-8)`` along the last axis."""
     product = (attended * words).sum(-1)
     norms = vector_norm(attended, dim=-1) * vector_norm(words, dim=-1)
     cosine: Tensor = product / norms.clamp_min(EPS)
     return cosine
-
-
-def aggregate_words(cosine: Tensor, word_mask: Tensor, options: MatchingOptions) -> Tensor:
-    """One number per image and text from one per word, ``(image, text)``."""
-    mask, tau = word_mask[None], options.match_temperature
-    match options.aggregation:
-        case "logsumexp":
-            return masked_logsumexp(cosine, mask, -1, tau)
-        case "logmeanexp":
-            return masked_logmeanexp(cosine, mask, -1, tau)
-        case "max":
-            return masked_max(cosine, mask, -1)
-        case "mean":
-            return masked_mean(cosine, mask, -1)
-        case aggregator:
-            similarity = aggregator(cosine, mask, -1)
-            if similarity.shape != cosine.shape[:-1]:
-                raise ShapeError(
-                    f"aggregation must reduce (image, text, word) to (image, text), "
-                    f"{tuple(cosine.shape[:-1])}; it gave {tuple(similarity.shape)}."
-                )
-            return similarity

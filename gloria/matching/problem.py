@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from gloria.checks import check_choice, check_positive
+from gloria.checks import check_choice, check_integer, check_positive
 
 AttentionVariant = Literal["regions", "words_then_regions"]
 WordAggregation = Literal["logsumexp", "logmeanexp", "max", "mean"]
@@ -21,26 +21,37 @@ WORD_AGGREGATIONS: tuple[str, ...] = get_args(WordAggregation)
 EPS = 1e-8
 """Lower bound of the product of norms in the cosine, as in the published code."""
 
+MEMORY_BUDGET = 64 * 2**20
+"""Bytes of working memory that a backend may take beside inputs, results and gradients."""
+
 
 @dataclass(frozen=True)
 class MatchingOptions:
-    """The hyper-parameters of local matching, as in :func:`gloria.functional.local_similarity`."""
+    """The hyper-parameters of local matching, as in :func:`gloria.functional.local_similarity`.
+
+    A backend needs the attention only; the aggregation is the same code for all of them.
+    """
 
     attention: AttentionVariant
     attention_temperature: float
     match_temperature: float
     aggregation: WordAggregation | AggregatorFunction
+    memory_budget: int = MEMORY_BUDGET
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTION_VARIANTS)
         check_positive("attention_temperature", self.attention_temperature)
         check_positive("match_temperature", self.match_temperature)
+        check_integer("memory_budget", self.memory_budget, 1)
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
 
 
 class MatchingInputs(NamedTuple):
-    """The tensors of local matching, checked, in one floating dtype of at least 32 bits."""
+    """The tensors of local matching, checked, in one floating dtype.
+
+    Half precision reaches only a backend that takes it as it is.
+    """
 
     regions: Tensor
     """(image, region, dim)"""
@@ -66,18 +77,22 @@ class Problem(NamedTuple):
     options: MatchingOptions
 
     @classmethod
-    def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Problem:
+    def of(
+        cls,
+        regions: Tensor,
+        words: Tensor,
+        region_mask: Tensor | None,
+        options: MatchingOptions,
+    ) -> Problem:
         """The problem that these tensors pose."""
-        images, regions, dim = inputs.regions.shape
-        texts, words, _ = inputs.words.shape
         return cls(
-            images,
-            regions,
-            texts,
-            words,
-            dim,
-            inputs.regions.dtype,
-            inputs.regions.device.type,
-            inputs.region_mask is not None,
-            options,
+            images=regions.shape[0],
+            regions=regions.shape[1],
+            texts=words.shape[0],
+            words=words.shape[1],
+            dim=regions.shape[2],
+            dtype=torch.promote_types(regions.dtype, words.dtype),
+            device=regions.device.type,
+            has_region_mask=region_mask is not None,
+            options=options,
         )

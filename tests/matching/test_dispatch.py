@@ -11,8 +11,9 @@ from gloria.matching import BACKENDS, Problem, choose_backend, einops, explain_b
 from gloria.matching.dispatch import PAPER_PROBLEM
 
 PICKY = SimpleNamespace(
-    local_similarity=lambda inputs, options: inputs.regions.new_full(
-        (len(inputs.regions), len(inputs.words)), 42.0
+    TAKES_HALF_PRECISION=False,
+    word_cosines=lambda inputs, options: inputs.regions.new_full(
+        (len(inputs.regions), *inputs.words.shape[:2]), 42.0
     ),
     reasons_not_supported=lambda problem: (
         [f"It wants 7 words; got {problem.words}.", f"It wants cuda; got {problem.device}."]
@@ -46,7 +47,7 @@ def test_a_named_backend_gives_what_auto_gives(backend, make_pairs):
 def test_auto_takes_the_first_that_can_run(picky, make_pairs):
     assert choose_backend(PAPER_PROBLEM) is not PICKY
     assert choose_backend(PAPER_PROBLEM._replace(words=7)) is PICKY
-    assert local_similarity(*make_pairs(2, 2, 5, 7, 3)).eq(42).all()
+    assert local_similarity(*make_pairs(2, 2, 5, 7, 3), aggregation="max").eq(42).all()
     assert local_similarity(*make_pairs(2, 2, 5, 6, 3)).ne(42).all()
 
 
@@ -85,7 +86,7 @@ def test_a_problem_is_read_off_the_tensors(picky, make_pairs, monkeypatch, maske
     (problem,) = problems
     assert isinstance(problem, Problem)
     assert problem[:5] == (2, 5, 3, 4, 6)
-    assert problem.dtype == torch.float32  # half precision is widened before any backend sees it
+    assert problem.dtype == torch.float16
     assert problem.device == "cpu"
     assert problem.has_region_mask is masked_regions
     assert problem.options.attention_temperature == 0.5

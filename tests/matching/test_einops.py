@@ -13,6 +13,7 @@ from gloria.matching import (
     MatchingOptions,
     einops,
 )
+from gloria.matching.aggregation import aggregate_words
 from gloria.matching.dispatch import PAPER_PROBLEM
 
 
@@ -40,10 +41,9 @@ def test_equals_the_nested_loop(
     words = words.masked_fill(~word_mask[..., None], 0)
     if masked_regions:
         regions = regions.masked_fill(~region_mask[..., None], 0)
-    actual = einops.local_similarity(
-        MatchingInputs(regions, words, word_mask, region_mask),
-        options(attention, 0.3, 0.7, aggregation),
-    )
+    chosen = options(attention, 0.3, 0.7, aggregation)
+    cosine = einops.word_cosines(MatchingInputs(regions, words, word_mask, region_mask), chosen)
+    actual = aggregate_words(cosine, word_mask, chosen)
     expected = naive.local_similarity(
         regions,
         words,
@@ -103,9 +103,9 @@ def test_cosine_is_clamped_as_in_the_published_code():
     """The product of the norms is clamped, not each norm: 1e-6 · 1e-6 / 1e-8."""
     attended = torch.full((1, 1, 1, 1), 1e-6, dtype=torch.float64)
     words = torch.full((1, 1, 1), 1e-6, dtype=torch.float64)
-    assert einops.word_cosine(attended, words).item() == pytest.approx(1e-4)
-    assert einops.word_cosine(attended, 1e9 * words).item() == pytest.approx(1.0)
-    assert einops.word_cosine(0 * attended, words).item() == 0
+    assert einops.cosine_of_words(attended, words).item() == pytest.approx(1e-4)
+    assert einops.cosine_of_words(attended, 1e9 * words).item() == pytest.approx(1.0)
+    assert einops.cosine_of_words(0 * attended, words).item() == 0
 
 
 def test_any_callable_can_aggregate_and_sees_the_mask():
@@ -119,7 +119,7 @@ def test_any_callable_can_aggregate_and_sees_the_mask():
         calls.append((values.shape, mask.shape, dim))
         return values.square().masked_fill(~mask, 0).sum(dim)
 
-    actual = einops.aggregate_words(cosine, mask, options(aggregation=second_moment))
+    actual = aggregate_words(cosine, mask, options(aggregation=second_moment))
     expected = (cosine.square() * mask).sum(-1)
     torch.testing.assert_close(actual, expected)
     assert calls == [((2, 3, 4), (1, 3, 4), -1)]
