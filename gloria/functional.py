@@ -16,7 +16,6 @@ presets of the losses in :mod:`gloria.losses`.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import torch
@@ -45,17 +44,10 @@ from gloria.matching import (
 )
 from gloria.matching.aggregation import aggregate_words
 from gloria.matching.einops import attend
-from gloria.matching.problem import EPS, MEMORY_BUDGET
+from gloria.matching.problem import EPS, MEMORY_BUDGET, full_precision
 
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
-
-# asked once, here: torch 2.10 cannot ask inside a compiled graph
-_AUTOCAST = frozenset(
-    name
-    for name in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
-    if torch.amp.is_autocast_available(name)
-)
 
 
 class LocalMatching(TypedDict, total=False):
@@ -111,7 +103,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
         text_embeddings.shape[1],
         "Project both to one width first (gloria.heads).",
     )
-    with _full_precision(image_embeddings):
+    with full_precision(image_embeddings):
         images, texts = _widen_together(image_embeddings, text_embeddings)
         norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)[None, :]
         cosine: Tensor = images @ texts.T / norms.clamp_min(EPS)
@@ -195,7 +187,7 @@ def local_similarity(
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
     engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
-    with _full_precision(regions):
+    with full_precision(regions):
         inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
         if engine.TAKES_HALF_PRECISION:
             dtype = torch.promote_types(regions.dtype, words.dtype)
@@ -248,7 +240,7 @@ def local_attention(
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
     check_same_size("number of pairs", "regions", len(regions), "words", len(words))
-    with _full_precision(regions):
+    with full_precision(regions):
         inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
         scores = einsum(
             inputs.regions, inputs.words, "pair region dim, pair word dim -> pair word region"
@@ -291,7 +283,7 @@ def contrastive_cross_entropy(
             f"similarity must be square with at least one pair, text k belonging to image k; got "
             f"{images} images and {texts} texts."
         )
-    with _full_precision(similarity):
+    with full_precision(similarity):
         logits = widen(similarity) / temperature
         target = torch.arange(images, device=logits.device)
         return ContrastiveTerms(cross_entropy(logits, target), cross_entropy(logits.T, target))
@@ -471,14 +463,6 @@ def _widen_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     first, second = widen(first), widen(second)
     dtype = torch.promote_types(first.dtype, second.dtype)
     return first.to(dtype), second.to(dtype)
-
-
-def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Autocast off: reductions, exponentials and cosines stay in float32."""
-    device = like.device.type
-    return (
-        torch.autocast(device, enabled=False) if device in _AUTOCAST else contextlib.nullcontext()
-    )
 
 
 __all__ = [

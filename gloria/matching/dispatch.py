@@ -2,6 +2,7 @@
 
 | backend  | what it is                                     | runs            |
 |----------|------------------------------------------------|-----------------|
+| `chunked` | plain PyTorch, tile by tile in a memory budget | everything     |
 | `einops` | the definition; memory image·text·word·region  | everything      |
 
 A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from gloria.checks import check_choice
 from gloria.errors import BackendError
-from gloria.matching import einops
+from gloria.matching import chunked, einops
 from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
 
 
@@ -41,7 +42,7 @@ class Backend(Protocol):
 
 
 # Fastest first: this is the order in which "auto" asks.
-BACKENDS: dict[str, Backend] = {"einops": einops}
+BACKENDS: dict[str, Backend] = {"chunked": chunked, "einops": einops}
 
 
 def choose_backend(problem: Problem, backend: str = "auto") -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -21,8 +22,24 @@ WORD_AGGREGATIONS: tuple[str, ...] = get_args(WordAggregation)
 EPS = 1e-8
 """Lower bound of the product of norms in the cosine, as in the published code."""
 
-MEMORY_BUDGET = 64 * 2**20
+MEMORY_BUDGET = 128 * 2**20
 """Bytes of working memory that a backend may take beside inputs, results and gradients."""
+
+
+# asked once, here: torch 2.10 cannot ask inside a compiled graph
+_AUTOCAST = frozenset(
+    name
+    for name in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+    if torch.amp.is_autocast_available(name)
+)
+
+
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast off: reductions, exponentials and cosines stay in float32."""
+    device = like.device.type
+    return (
+        torch.autocast(device, enabled=False) if device in _AUTOCAST else contextlib.nullcontext()
+    )
 
 
 @dataclass(frozen=True)

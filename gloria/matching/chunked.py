@@ -1,0 +1,535 @@
+"""Local matching in bounded memory: plain PyTorch, any device, exact forward and backward.
+
+The scores of all words with all regions are made tile by tile, some words by some images, and only
+the cosines leave. What makes it fast:
+
+- **No padding.** The real words of all texts are packed, shortest texts first; texts of one length
+  are neighbours, so that the softmax over their words is one call.
+- **Unnormalised attention.** The cosine does not see the length of the attended feature, so the
+  weights ``e = exp(...)`` are never divided by their sum.
+- **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j e_j v_j`` need not be
+  made: ``<c, v_j> = (G e)_j`` and ``‖c‖² = eᵀ G e``. Where few words meet many regions, making
+  ``c`` is the cheaper of the two, and is done.
+- **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
+  is computed again.
+
+Backward, for an upstream gradient g of ``r = n / d``, with ``n = Σ e s`` and
+``d = max(‖c‖ ‖t‖, 1e-8 Σ e)``::
+
+    dn = g / d        dq = -g r / ‖c‖²        de = dn s + dq G e
+    ds = dn e + (de through the exponential and the softmax over words)
+    dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t + Σ dq e c
+
+Where the bound of d is active, dq and the term in ``‖t‖²`` are 0, and de gains ``-g r / Σ e``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from gloria.matching import einops
+from gloria.matching.problem import (
+    EPS,
+    AttentionVariant,
+    MatchingInputs,
+    MatchingOptions,
+    Problem,
+    full_precision,
+)
+
+TAKES_HALF_PRECISION = False
+
+CACHE_TILE = 4 * 2**20
+"""Bytes of a tile on a CPU, so that the steps between two products find it in the cache."""
+
+WORKING_TILES = 4
+"""Tiles at work at a time: scores, their softmax over words, weights, pulls."""
+
+STEEPEST_WITHOUT_PEAK = 8.0
+"""Up to this ``1 / attention_temperature``, ``exp((p - 1) / temperature)`` cannot underflow."""
+
+ILL_CONDITIONED = 1e-4
+"""Below this share of ``(Σ e · max ‖v‖)²``, too much of ``eᵀ G e`` has cancelled."""
+
+
+def reasons_not_supported(problem: Problem) -> list[str]:
+    """Why this backend cannot run the problem: never; it runs everything."""
+    return []
+
+
+def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
+    """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
+    if torch.compiler.is_compiling():
+        compiled: Tensor = _word_cosines(
+            *inputs, options.attention, options.attention_temperature, options.memory_budget
+        )
+        return compiled
+    packing = Packing.of(inputs.word_mask)
+    cosine: Tensor = _PackedCosines.apply(
+        inputs.regions.contiguous(),
+        packing.pack(inputs.words),
+        inputs.region_mask,
+        packing,
+        options,
+    )
+    return packing.unpack(cosine)
+
+
+class Group(NamedTuple):
+    """Neighbouring packed texts of one length."""
+
+    start: int
+    texts: int
+    length: int
+
+
+class Block(NamedTuple):
+    """A run of whole packed texts; the groups count from its own start."""
+
+    words: slice
+    groups: list[Group]
+
+    def by_text(self, *tiles: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Each group's part of some tiles, as ``(text, word, image · region)``."""
+        for start, texts, length in self.groups:
+            rows = slice(start, start + texts * length)
+            yield tuple(tile[rows].view(texts, length, -1) for tile in tiles)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the real words of all texts are, texts sorted by length.
+
+    Attributes:
+        positions: ``(packed word)``, indices into the flattened ``(text, word)``.
+        groups: texts of one length, in packed order.
+        texts: number of texts, those without a word included.
+        words: number of positions of a text.
+    """
+
+    positions: Tensor
+    groups: list[Group]
+    texts: int
+    words: int
+
+    @classmethod
+    def of(cls, word_mask: Tensor) -> Packing:
+        """The packing of a ``(text, word)`` mask."""
+        lengths = word_mask.sum(1)
+        order = lengths.argsort(stable=True)
+        text, word = word_mask[order].nonzero(as_tuple=True)
+        distinct, counts = lengths[order].unique_consecutive(return_counts=True)
+        groups, start = list[Group](), 0
+        for length, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+            if length:
+                groups.append(Group(start, count, length))
+                start += count * length
+        texts, words = word_mask.shape
+        return cls(order[text] * words + word, groups, texts, words)
+
+    def pack(self, words: Tensor) -> Tensor:
+        """``(text, word, dim)`` → ``(packed word, dim)``."""
+        return words.flatten(0, 1).index_select(0, self.positions)
+
+    def unpack_words(self, packed: Tensor) -> Tensor:
+        """``(packed word, dim)`` → ``(text, word, dim)``, zeros elsewhere."""
+        empty = packed.new_zeros(self.texts * self.words, packed.shape[1])
+        shape = self.texts, self.words, packed.shape[1]
+        return empty.index_copy(0, self.positions, packed).view(shape)
+
+    def unpack(self, cosine: Tensor) -> Tensor:
+        """``(packed word, image)`` → ``(image, text, word)``, zeros elsewhere."""
+        return self.unpack_words(cosine).permute(2, 0, 1)
+
+    def blocks(self, most: int) -> Iterator[Block]:
+        """The packed words in runs of at most ``most`` words, or of one longer text."""
+        start, filled, groups = 0, 0, list[Group]()
+        for _, texts, length in self.groups:
+            while texts:
+                fitting = min(texts, (most - filled) // length)
+                if not fitting and groups:
+                    yield Block(slice(start, start + filled), groups)
+                    start, filled, groups = start + filled, 0, []
+                    continue
+                fitting = max(fitting, 1)
+                groups.append(Group(filled, fitting, length))
+                filled += fitting * length
+                texts -= fitting
+        if groups:
+            yield Block(slice(start, start + filled), groups)
+
+
+class Kept(NamedTuple):
+    """What the backward need not compute again, of one tile."""
+
+    scores: Tensor
+    pulls: Tensor
+
+
+@dataclass
+class Forward:
+    """Cosines, and what the backward takes from them.
+
+    Attributes:
+        cosine: r, ``(packed word, image)``.
+        denominator: d, likewise.
+        bounded: where the bound of d is active, likewise.
+        grams: G by first image, as many as fitted the budget.
+        tiles: by first word and first image, as many as fitted.
+    """
+
+    cosine: Tensor
+    denominator: Tensor
+    bounded: Tensor
+    grams: dict[int, Tensor] = field(default_factory=dict)
+    tiles: dict[tuple[int, int], Kept] = field(default_factory=dict)
+
+
+class Matcher:
+    """Forward and backward of one problem, tile by tile.
+
+    A tile is ``(packed word, image, region)``. The *pulls* of a tile are what its weights gather
+    from the regions: ``G e``, a tile itself, or, where that is cheaper, ``c (image, packed word,
+    dim)``.
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(packed word, dim)``.
+        region_mask: ``(image, region)`` boolean, or None.
+        packing: of the words.
+        options: the attention and the memory budget.
+    """
+
+    def __init__(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        region_mask: Tensor | None,
+        packing: Packing,
+        options: MatchingOptions,
+    ) -> None:
+        self.regions, self.words, self.region_mask = regions.contiguous(), words, region_mask
+        self.two_softmaxes = options.attention == "words_then_regions"
+        self.steepness = 1 / options.attention_temperature
+        self.word_norms = vector_norm(words, dim=1)[:, None]
+
+        images, across, dim = regions.shape
+        bytes_each = regions.element_size()
+        self.use_gram = across * (dim + len(words)) < 2 * len(words) * dim
+        tile = options.memory_budget // (2 * WORKING_TILES * bytes_each)
+        if regions.device.type == "cpu":
+            tile = min(tile, CACHE_TILE // bytes_each)
+        width = max(across, 1 if self.use_gram else dim)
+        self.blocks = list(packing.blocks(tile // width))
+        tall = max((block.words.stop - block.words.start for block in self.blocks), default=0)
+        together = max(1, min(images, tile // max(tall * width, 1)))
+        self.chunks = [slice(i, min(i + together, images)) for i in range(0, images, together)]
+        self.scratch = regions.new_empty(WORKING_TILES, tall * together * across)
+        pulls = 0 if self.use_gram else tall * together * dim
+        gram = together * across**2 if self.use_gram else 0
+        at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
+        self.room = options.memory_budget - at_work * bytes_each
+
+    def forward(self, keep: bool) -> Forward:
+        """The cosines; with ``keep``, what fits the budget stays for the backward."""
+        shape = len(self.words), len(self.regions)
+        cosine, denominator = self.regions.new_empty(2, *shape)
+        result = Forward(cosine, denominator, cosine.new_empty(shape, dtype=torch.bool))
+        for images in self.chunks:
+            gram = self.gram(images)
+            if keep and gram is not None and self.fits(gram.numel()):
+                result.grams[images.start] = gram
+            longest = vector_norm(self.regions[images], dim=2).amax(1)
+            for block in self.blocks:
+                here = block.words, images
+                kept = keep and self.fits(self.size_kept(block, images))
+                scores = self.scores(block, images, fresh=kept)
+                _, weights = self.attend(scores, block, images)
+                pulls = self.pull(weights, block, images, gram, fresh=kept)
+                if kept:
+                    result.tiles[block.words.start, images.start] = Kept(scores, pulls)
+                total, products = weights.sum(-1), self.tile(1, block, images)
+                if gram is None:
+                    square = pulls.square().sum(-1).mT
+                else:
+                    square = torch.mul(weights, pulls, out=products).sum(-1)
+                    self.repair(square, weights, images, (total * longest).square())
+                exact = square.sqrt() * self.word_norms[block.words]
+                bound = EPS * total.clamp_min(EPS)  # an image without a region has no weights
+                torch.maximum(exact, bound, out=denominator[here])
+                torch.le(exact, bound, out=result.bounded[here])
+                numerator = torch.mul(weights, scores, out=products).sum(-1)
+                torch.div(numerator, denominator[here], out=cosine[here])
+        return result
+
+    def backward(
+        self, grad: Tensor, result: Forward, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of regions and packed words, where needed, from that of the cosines."""
+        grad_regions = self.regions.new_zeros(self.regions.shape) if needs[0] else None
+        grad_words = self.words.new_zeros(self.words.shape) if needs[1] else None
+        moved = grad * result.cosine
+        exact = moved.masked_fill(result.bounded, 0.0)
+        d_numerator = grad / result.denominator
+        d_square = -exact * (self.word_norms / result.denominator).square()
+        d_total = (exact - moved) * (EPS / result.denominator) if result.bounded.any() else None
+        for images in self.chunks:
+            regions = self.regions[images]
+            # what was kept is used up: a second backward computes it again
+            gram = result.grams.pop(images.start, None)
+            gram = self.gram(images) if gram is None else gram
+            grad_gram = None if gram is None else torch.zeros_like(gram)
+            for block in self.blocks:
+                here = block.words, images, None
+                kept = result.tiles.pop((block.words.start, images.start), None)
+                scores = kept.scores if kept else self.scores(block, images)
+                logits, weights = self.attend(scores, block, images)
+                pulls = kept.pulls if kept else self.pull(weights, block, images, gram)
+                overlap = pulls
+                if gram is None:
+                    overlap = self.tile(3, block, images)
+                    torch.bmm(pulls, regions.mT, out=overlap.transpose(0, 1))
+
+                grad_logits = overlap.mul_(self.steepness * d_square[here])
+                grad_logits.addcmul_(scores, self.steepness * d_numerator[here])
+                if d_total is not None:
+                    grad_logits.add_(self.steepness * d_total[here])
+                grad_logits.mul_(weights)
+                grad_scores = self.attend_backward(grad_logits, logits, block, out=scores)
+                grad_scores.addcmul_(weights, d_numerator[here])
+
+                if grad_words is not None:
+                    into = grad_words[block.words]
+                    into.addmm_(grad_scores.flatten(1), regions.flatten(0, 1))
+                if grad_regions is None:
+                    continue
+                into = grad_regions[images]
+                into.flatten(0, 1).addmm_(grad_scores.flatten(1).mT, self.words[block.words])
+                # scratch 1 held the logits, which are done with
+                spread = torch.mul(weights, d_square[here], out=self.tile(1, block, images))
+                if grad_gram is None:
+                    into.baddbmm_(spread.permute(1, 2, 0), pulls)
+                else:
+                    grad_gram.baddbmm_(spread.permute(1, 2, 0), weights.transpose(0, 1))
+            if grad_regions is not None and grad_gram is not None:
+                grad_regions[images].baddbmm_(grad_gram, regions)
+        if grad_words is not None:
+            share = exact.sum(1, keepdim=True) / self.word_norms.square()
+            grad_words -= share.masked_fill(self.word_norms == 0, 0.0) * self.words
+        return grad_regions, grad_words
+
+    def gram(self, images: slice) -> Tensor | None:
+        """``G (image, region, region)``, where it is used."""
+        regions = self.regions[images]
+        return torch.bmm(regions, regions.mT) if self.use_gram else None
+
+    def scores(self, block: Block, images: slice, fresh: bool = False) -> Tensor:
+        """``s``, the dot product of every word with every region."""
+        out = self.tile(0, block, images, fresh)
+        regions = self.regions[images].flatten(0, 1)
+        torch.mm(self.words[block.words], regions.mT, out=out.flatten(1))
+        return out
+
+    def attend(self, scores: Tensor, block: Block, images: slice) -> tuple[Tensor, Tensor]:
+        """The logits of the softmax over regions, and its weights ``e``, not normalised."""
+        mask = None if self.region_mask is None else ~self.region_mask[images]
+        logits, weights = scores, self.tile(2, block, images)
+        if self.two_softmaxes:
+            logits = self.tile(1, block, images)
+            for text, softmax in block.by_text(scores, logits):
+                torch.softmax(text, 1, out=softmax)
+        if self.two_softmaxes and self.steepness <= STEEPEST_WITHOUT_PEAK:
+            torch.sub(logits, 1.0, out=weights)
+        else:
+            real = logits if mask is None else logits.masked_fill(mask, -torch.inf)
+            torch.sub(logits, real.amax(-1, keepdim=True), out=weights)
+        weights.mul_(self.steepness).exp_()
+        if mask is not None:
+            weights.masked_fill_(mask, 0.0)
+        return logits, weights
+
+    def attend_backward(self, grad: Tensor, logits: Tensor, block: Block, out: Tensor) -> Tensor:
+        """Gradient of the scores from that of the logits; a second softmax writes to ``out``."""
+        if not self.two_softmaxes:
+            return grad
+        for text, softmax, result in block.by_text(grad, logits, out):
+            torch._softmax_backward_data(text, softmax, 1, text.dtype, grad_input=result)
+        return out
+
+    def pull(
+        self, weights: Tensor, block: Block, images: slice, gram: Tensor | None, fresh: bool = False
+    ) -> Tensor:
+        """What the weights gather: ``G e`` with a Gram matrix, else ``c``."""
+        by_image = weights.transpose(0, 1)
+        if gram is None:
+            return torch.bmm(by_image, self.regions[images])
+        out = self.tile(3, block, images, fresh)
+        torch.bmm(by_image, gram, out=out.transpose(0, 1))
+        return out
+
+    def repair(self, square: Tensor, weights: Tensor, images: slice, scale: Tensor) -> None:
+        """Make ``‖c‖²`` from c itself wherever ``eᵀ G e`` has cancelled."""
+        lost = square < ILL_CONDITIONED * scale
+        if lost.any():
+            for index, regions in enumerate(self.regions[images]):
+                rows = lost[:, index]
+                square[rows, index] = (weights[rows, index] @ regions).square().sum(1)
+
+    def tile(self, index: int, block: Block, images: slice, fresh: bool = False) -> Tensor:
+        """A tile to write to: a scratch that the next tile overwrites, or a fresh one."""
+        shape = (
+            block.words.stop - block.words.start,
+            images.stop - images.start,
+            self.regions.shape[1],
+        )
+        if fresh:
+            return self.regions.new_empty(shape)
+        return self.scratch[index, : math.prod(shape)].view(shape)
+
+    def size_kept(self, block: Block, images: slice) -> int:
+        """Numbers in what is kept of one tile."""
+        across, dim = self.regions.shape[1:]
+        pairs: int = (block.words.stop - block.words.start) * (images.stop - images.start)
+        return pairs * (across + (across if self.use_gram else dim))
+
+    def fits(self, numbers: int) -> bool:
+        """Take room for so many numbers, if there is any."""
+        size = numbers * self.regions.element_size()
+        if size > self.room:
+            return False
+        self.room -= size
+        return True
+
+
+class _PackedCosines(torch.autograd.Function):
+    """``(packed word, image)`` cosines of regions and packed words."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        regions: Tensor,
+        words: Tensor,
+        region_mask: Tensor | None,
+        packing: Packing,
+        options: MatchingOptions,
+    ) -> Tensor:
+        matcher = Matcher(regions, words, region_mask, packing, options)
+        ctx.result = matcher.forward(keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(regions, words, region_mask)
+        ctx.packing, ctx.options = packing, options
+        # a copy: an output that its own graph holds is never freed
+        cosine: Tensor = ctx.result.cosine.clone()
+        return cosine
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        regions, words, region_mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        with full_precision(grad):
+            if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
+                cosine = _by_definition(regions, words, region_mask, ctx.packing, ctx.options)
+                wanted = [each for each, need in zip((regions, words), needs, strict=True) if need]
+                found = iter(torch.autograd.grad(cosine, wanted, grad, create_graph=True))
+                return *(next(found) if need else None for need in needs), None, None, None
+            matcher = Matcher(regions, words, region_mask, ctx.packing, ctx.options)
+            return *matcher.backward(grad, ctx.result, needs), None, None, None
+
+
+def _by_definition(
+    regions: Tensor,
+    words: Tensor,
+    region_mask: Tensor | None,
+    packing: Packing,
+    options: MatchingOptions,
+) -> Tensor:
+    """The same cosines by the definition, which can be differentiated any number of times."""
+    padded = packing.unpack_words(words)
+    real = padded.new_zeros(padded.shape[:2], dtype=torch.bool)
+    real.view(-1)[packing.positions] = True
+    cosine = einops.word_cosines(MatchingInputs(regions, padded, real, region_mask), options)
+    return cosine.flatten(1).index_select(1, packing.positions).mT
+
+
+# Inside a compiled graph the whole matching is one opaque operator, which keeps nothing.
+
+
+def _options(attention: str, temperature: float, memory_budget: int) -> MatchingOptions:
+    return MatchingOptions(
+        cast("AttentionVariant", attention), temperature, 1.0, "mean", memory_budget
+    )
+
+
+@torch.library.custom_op(
+    "gloria::chunked_word_cosines",
+    mutates_args=(),
+    schema="(Tensor regions, Tensor words, Tensor word_mask, Tensor? region_mask, "
+    "str attention, float attention_temperature, int memory_budget) -> Tensor",
+)
+def _word_cosines(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None,
+    attention: str,
+    attention_temperature: float,
+    memory_budget: int,
+) -> Tensor:
+    options = _options(attention, attention_temperature, memory_budget)
+    packing = Packing.of(word_mask)
+    matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
+    return packing.unpack(matcher.forward(keep=False).cosine).contiguous()
+
+
+@torch.library.custom_op(
+    "gloria::chunked_word_cosines_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor regions, Tensor words, Tensor word_mask, Tensor? region_mask, "
+    "str attention, float attention_temperature, int memory_budget) -> (Tensor, Tensor)",
+)
+def _word_cosines_backward(
+    grad: Tensor,
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None,
+    attention: str,
+    attention_temperature: float,
+    memory_budget: int,
+) -> tuple[Tensor, Tensor]:
+    options = _options(attention, attention_temperature, memory_budget)
+    packing = Packing.of(word_mask)
+    matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
+    packed = grad.flatten(1).index_select(1, packing.positions).mT
+    grad_regions, grad_words = matcher.backward(packed, matcher.forward(keep=True), (True, True))
+    assert grad_regions is not None
+    assert grad_words is not None
+    return grad_regions, packing.unpack_words(grad_words)
+
+
+@_word_cosines.register_fake
+def _(regions: Tensor, words: Tensor, *_: Any) -> Tensor:
+    return regions.new_empty(regions.shape[0], *words.shape[:2])
+
+
+@_word_cosines_backward.register_fake
+def _(grad: Tensor, regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return regions.new_empty(regions.shape), words.new_empty(words.shape)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_word_cosines_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
+
+
+_word_cosines.register_autograd(_differentiate, setup_context=_keep_inputs)
