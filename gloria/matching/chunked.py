@@ -17,10 +17,10 @@ Backward, for an upstream gradient g of ``r = n / d``, with ``n = Σ e s`` and
 ``d = max(‖c‖ ‖t‖, 1e-8 Σ e)``::
 
     dn = g / d        dq = -g r / ‖c‖²        de = dn s + dq G e
-    ds = dn e + (de through the exponential and the softmax over words)
+    ds = dn e + (de through the softmaxes)
     dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t + Σ dq e c
 
-Where the bound of d is active, dq and the term in ``‖t‖²`` are 0, and de gains ``-g r / Σ e``.
+Where the bound of d is active, dq and the term in ``‖t‖²`` are 0.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Packing:
         start, filled, groups = 0, 0, list[Group]()
         for _, texts, length in self.groups:
             while texts:
-                fitting = min(texts, (most - filled) // length)
+                fitting = min(texts, max(0, most - filled) // length)
                 if not fitting and groups:
                     yield Block(slice(start, start + filled), groups)
                     start, filled, groups = start + filled, 0, []
@@ -180,6 +180,7 @@ class Forward:
     Attributes:
         cosine: r, ``(packed word, image)``.
         denominator: d, likewise.
+        total: Σ e, likewise.
         bounded: where the bound of d is active, likewise.
         grams: G by first image, as many as fitted the budget.
         tiles: by first word and first image, as many as fitted.
@@ -187,6 +188,7 @@ class Forward:
 
     cosine: Tensor
     denominator: Tensor
+    total: Tensor
     bounded: Tensor
     grams: dict[int, Tensor] = field(default_factory=dict)
     tiles: dict[tuple[int, int], Kept] = field(default_factory=dict)
@@ -240,8 +242,9 @@ class Matcher:
     def forward(self, keep: bool) -> Forward:
         """The cosines; with ``keep``, what fits the budget stays for the backward."""
         shape = len(self.words), len(self.regions)
-        cosine, denominator = self.regions.new_empty(2, *shape)
-        result = Forward(cosine, denominator, cosine.new_empty(shape, dtype=torch.bool))
+        cosine, denominator, total = self.regions.new_empty(3, *shape)
+        bounded = torch.empty(shape, dtype=torch.bool, device=cosine.device)
+        result = Forward(cosine, denominator, total, bounded)
         for images in self.chunks:
             gram = self.gram(images)
             if keep and gram is not None and self.fits(gram.numel()):
@@ -255,16 +258,17 @@ class Matcher:
                 pulls = self.pull(weights, block, images, gram, fresh=kept)
                 if kept:
                     result.tiles[block.words.start, images.start] = Kept(scores, pulls)
-                total, products = weights.sum(-1), self.tile(1, block, images)
+                products = self.tile(1, block, images)
+                torch.sum(weights, -1, out=total[here])
                 if gram is None:
                     square = pulls.square().sum(-1).mT
                 else:
                     square = torch.mul(weights, pulls, out=products).sum(-1)
-                    self.repair(square, weights, images, (total * longest).square())
+                    self.repair(square, weights, images, (total[here] * longest).square())
                 exact = square.sqrt() * self.word_norms[block.words]
-                bound = EPS * total.clamp_min(EPS)  # an image without a region has no weights
+                bound = EPS * total[here].clamp_min(EPS)  # an image without a region has no weights
                 torch.maximum(exact, bound, out=denominator[here])
-                torch.le(exact, bound, out=result.bounded[here])
+                torch.le(exact, bound, out=bounded[here])
                 numerator = torch.mul(weights, scores, out=products).sum(-1)
                 torch.div(numerator, denominator[here], out=cosine[here])
         return result
@@ -275,11 +279,9 @@ class Matcher:
         """Gradients of regions and packed words, where needed, from that of the cosines."""
         grad_regions = self.regions.new_zeros(self.regions.shape) if needs[0] else None
         grad_words = self.words.new_zeros(self.words.shape) if needs[1] else None
-        moved = grad * result.cosine
-        exact = moved.masked_fill(result.bounded, 0.0)
+        exact = (grad * result.cosine).masked_fill(result.bounded, 0.0)
         d_numerator = grad / result.denominator
         d_square = -exact * (self.word_norms / result.denominator).square()
-        d_total = (exact - moved) * (EPS / result.denominator) if result.bounded.any() else None
         for images in self.chunks:
             regions = self.regions[images]
             # what was kept is used up: a second backward computes it again
@@ -299,9 +301,10 @@ class Matcher:
 
                 grad_logits = overlap.mul_(self.steepness * d_square[here])
                 grad_logits.addcmul_(scores, self.steepness * d_numerator[here])
-                if d_total is not None:
-                    grad_logits.add_(self.steepness * d_total[here])
                 grad_logits.mul_(weights)
+                # their sum is 0 but for rounding, which a steep attention would multiply
+                rounding = grad_logits.sum(-1) / result.total[here[:2]].clamp_min(EPS)
+                grad_logits.addcmul_(weights, rounding[..., None], value=-1)
                 grad_scores = self.attend_backward(grad_logits, logits, block, out=scores)
                 grad_scores.addcmul_(weights, d_numerator[here])
 
