@@ -125,6 +125,10 @@ def _register_built_ins(catalog: Catalog) -> None:
     register("global_contrastive", "gloria.losses:GlobalContrastiveLoss")
     register("local_contrastive", "gloria.losses:LocalContrastiveLoss")
     register("global_local_contrastive", "gloria.losses:GlobalLocalContrastiveLoss")
+    register("sigmoid", "gloria.losses:SigmoidContrastiveLoss")
+    register("soft_target", "gloria.losses:SoftTargetContrastiveLoss")
+    register("sparc", "gloria.losses:SPARCLoss")
+    register("mgca", "gloria.losses:MGCALoss")
 
 
 def _models_of(package: str) -> list[str]:

@@ -64,6 +64,15 @@ def check_weight(name: str, value: float) -> None:
         raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
 
 
+def check_finite(name: str, value: float | Tensor) -> None:
+    """Require a finite number."""
+    if isinstance(value, Tensor):
+        return  # as in check_positive
+    _check_real(name, value, "a number")
+    if not -float("inf") < value < float("inf"):
+        raise OptionError(f"{name} must be a finite number; got {value}.")
+
+
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:

@@ -22,11 +22,19 @@ import torch
 from einops import einsum
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
-from gloria.aggregators.reductions import widen
+from gloria.aggregators.reductions import (
+    count,
+    keep,
+    masked_logsumexp,
+    masked_max,
+    masked_mean,
+    widen,
+)
 from gloria.checks import (
     check_choice,
+    check_finite,
     check_mask,
     check_positive,
     check_same_size,
@@ -275,17 +283,11 @@ def contrastive_cross_entropy(
         >>> contrastive_cross_entropy(torch.zeros(4, 4)).image_to_text  # ln 4
         tensor(1.3863)
     """
-    check_tensor("similarity", similarity, ("image", "text"))
+    _check_square(similarity)
     check_positive("temperature", temperature)
-    images, texts = similarity.shape
-    if images != texts or images == 0:
-        raise ShapeError(
-            f"similarity must be square with at least one pair, text k belonging to image k; got "
-            f"{images} images and {texts} texts."
-        )
     with full_precision(similarity):
         logits = widen(similarity) / temperature
-        target = torch.arange(images, device=logits.device)
+        target = torch.arange(logits.shape[0], device=logits.device)
         return ContrastiveTerms(cross_entropy(logits, target), cross_entropy(logits.T, target))
 
 
@@ -393,6 +395,313 @@ def global_local_contrastive_loss(
     return global_weight * whole + local_weight * parts
 
 
+class SigmoidTerms(NamedTuple):
+    """The two parts of the sigmoid loss, each a scalar; their sum is the loss."""
+
+    positives: Tensor
+    negatives: Tensor
+
+
+def sigmoid_cross_entropy(
+    similarity: Tensor, temperature: float | Tensor = 0.1, bias: float | Tensor = -10.0
+) -> SigmoidTerms:
+    """Every entry of a square pair matrix as a yes-no question; the diagonal holds the pairs.
+
+    With ``l = similarity / temperature + bias`` and σ the logistic function,
+    ``positives = -1/B Σ_k log σ(l[k, k])``, ``negatives = -1/B Σ_{k≠n} log σ(-l[k, n])``.
+
+    Args:
+        similarity: ``(image, text)``, square; text k belongs to image k.
+        temperature: divides the similarity; above 0 (a tensor is taken as it is).
+        bias: added to every logit.
+
+    Returns:
+        Two scalars. A batch of one has no negatives: 0.
+
+    Raises:
+        ShapeError: not square, or empty.
+        OptionError: the temperature is not above 0, or the bias not finite.
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), section 3.2.
+
+    Example:
+        >>> import torch
+        >>> sigmoid_cross_entropy(torch.zeros(4, 4), bias=0.0)  # ln 2 and 3 ln 2
+        SigmoidTerms(positives=tensor(0.6931), negatives=tensor(2.0794))
+    """
+    _check_square(similarity)
+    check_positive("temperature", temperature)
+    check_finite("bias", bias)
+    with full_precision(similarity):
+        logits = widen(similarity) / temperature + bias
+        pairs = logits.shape[0]  # len() would fix it in an exported graph
+        matching = torch.eye(pairs, dtype=torch.bool, device=logits.device)
+        negatives = -logsigmoid(-logits).masked_fill(matching, 0.0).sum() / pairs
+        return SigmoidTerms(-logsigmoid(logits.diagonal()).mean(), negatives)
+
+
+def soft_target_cross_entropy(
+    similarity: Tensor,
+    target_similarity: Tensor,
+    temperature: float | Tensor = 0.07,
+    target_temperature: float = 1.0,
+) -> ContrastiveTerms:
+    """Cross-entropy of a pair matrix against soft targets, in both directions.
+
+    ``image_to_text = -mean_k Σ_n y[k, n] log softmax_n(similarity[k, n] / temperature)`` with
+    ``y = softmax_n(target_similarity[k, n] / target_temperature)``; ``text_to_image`` the same
+    over columns.
+
+    Args:
+        similarity: ``(image, text)``; the numbers may differ, as nothing is assumed of who belongs
+            to whom.
+        target_similarity: ``(image, text)``: how much image k and text n have in common. Nothing
+            is learned through it.
+        temperature: divides the similarity; above 0 (a tensor is taken as it is).
+        target_temperature: divides the target similarity; above 0.
+
+    Returns:
+        Two scalars, none below the mean entropy of its targets.
+
+    Raises:
+        ShapeError: shapes that differ, or empty ones.
+        OptionError: a temperature is not above 0.
+
+    Source: Wang et al., MedCLIP (EMNLP 2022), the semantic matching loss.
+
+    Example:
+        >>> import torch
+        >>> soft_target_cross_entropy(torch.zeros(4, 2), torch.eye(4, 2))  # ln 2 and ln 4
+        ContrastiveTerms(image_to_text=tensor(0.6931), text_to_image=tensor(1.3863))
+    """
+    check_tensor("similarity", similarity, ("image", "text"))
+    check_tensor("target_similarity", target_similarity, ("image", "text"))
+    check_positive("temperature", temperature)
+    check_positive("target_temperature", target_temperature)
+    if similarity.shape != target_similarity.shape or similarity.numel() == 0:
+        raise ShapeError(
+            f"similarity and target_similarity must have one shape with at least one image and "
+            f"text; got {tuple(similarity.shape)} and {tuple(target_similarity.shape)}."
+        )
+    with full_precision(similarity):
+        logits = widen(similarity) / temperature
+        targets = widen(target_similarity).detach().to(logits.dtype) / target_temperature
+        return ContrastiveTerms(
+            cross_entropy(logits, targets.softmax(1)),
+            cross_entropy(logits.T, targets.T.softmax(1)),
+        )
+
+
+def sparse_attention(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+) -> Tensor:
+    """Which regions of image k each word of text k gathers, ``(pair, word, region)``.
+
+    For a word ``t_i`` and the P real regions ``v_j`` of its image::
+
+        s_ij = <t_i, v_j>
+        n_ij = (s_ij - min_j s_ij) / (max_j s_ij - min_j s_ij)
+        a_ij = m_ij / Σ_j m_ij,   m_ij = n_ij if n_ij >= 1/P else 0
+
+    Each row of a real word sums to 1 over the real regions; rows of masked words are 0. A word to
+    which all regions are alike gathers them all equally (there ``n`` would be 0/0).
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``, as many texts as images.
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        region_mask: ``(image, region)`` boolean, or None.
+
+    Raises:
+        ShapeError, DtypeError, EmptyTextError, EmptyImageError: as :func:`local_attention`.
+
+    Source: Bica et al., SPARC (2024), section 2, the alignment weights.
+
+    Example:
+        >>> import torch
+        >>> regions = torch.tensor([[[0.0], [1.0], [0.2], [4.0]]])
+        >>> sparse_attention(regions, torch.ones(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+        tensor([[[0.0000, 0.2000, 0.0000, 0.8000]]])
+    """
+    _check_pairs(regions, words, word_mask, region_mask)
+    with full_precision(regions):
+        regions, words = _widen_together(regions, words)
+        real = None if region_mask is None else region_mask[:, None, :]
+        scores = einsum(
+            keep(words, word_mask[..., None], 0.0),
+            regions if region_mask is None else keep(regions, region_mask[..., None], 0.0),
+            "pair word dim, pair region dim -> pair word region",
+        )
+        highest = masked_max(scores, real, -1)[..., None]
+        lowest = -masked_max(-scores, real, -1)[..., None]
+        spread = highest - lowest
+        alike = spread <= torch.finfo(scores.dtype).eps * (highest.abs() + lowest.abs())
+        share = (scores - lowest) / spread.masked_fill(alike, 1.0)
+        share = keep(share.masked_fill(alike, 1.0), real, 0.0)
+        few = share < 1 / count(scores, real, -1)[..., None]
+        share = share.masked_fill(few, 0.0)
+        return keep(share / share.sum(-1, keepdim=True), word_mask[..., None], 0.0)
+
+
+def sparc_cross_entropy(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+) -> ContrastiveTerms:
+    """SPARC's fine-grained loss: each word against the regions it gathers, inside its own pair.
+
+    With the weights ``a`` of :func:`sparse_attention`, ``c_i = Σ_j a_ij v_j`` and
+    ``l_ij = cos(c_i, t_j) / temperature``, over the words of one text::
+
+        image_to_text = -mean_i log softmax_j(l_ij)[i]
+        text_to_image = -mean_i log softmax_j(l_ji)[i]
+
+    and the mean over the pairs. Other pairs play no part: memory is ``(pair, word, region)``.
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``, text k belonging to image k.
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        region_mask: ``(image, region)`` boolean, or None.
+        temperature: divides the cosines; above 0 (a tensor is taken as it is).
+
+    Returns:
+        Two scalars. A text of one word adds 0.
+
+    Raises:
+        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+            :func:`local_attention`.
+
+    Source: Bica et al., SPARC (2024), section 2, the fine-grained loss.
+
+    Example:
+        >>> import torch
+        >>> words, mask = torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+        >>> sparc_cross_entropy(torch.randn(2, 49, 8), words, mask).image_to_text  # ln 5
+        tensor(1.6094)
+    """
+    check_positive("temperature", temperature)
+    weights = sparse_attention(regions, words, word_mask, region_mask)
+    with full_precision(regions):
+        regions, words = _widen_together(regions, words)
+        contexts = _contexts(weights, regions, region_mask)
+        return ContrastiveTerms(*_token_cross_entropies(contexts, words, word_mask, temperature))
+
+
+class TokenTerms(NamedTuple):
+    """The two sides of MGCA's token-wise alignment, each a scalar."""
+
+    words: Tensor
+    regions: Tensor
+
+
+def mgca_cross_entropy(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    region_mask: Tensor | None = None,
+    *,
+    attention_temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
+) -> TokenTerms:
+    """MGCA's token-wise alignment: each token against what it attends to, inside its own pair.
+
+    On L2-normalised vectors, for the words ``t_i`` and regions ``v_j`` of one pair::
+
+        a_ij = softmax over j of (<t_i, v_j> / attention_temperature)
+        c_i  = Σ_j a_ij v_j
+        l_ij = cos(c_i, t_j) / temperature
+        words = -½ mean_i (log softmax_j(l_ij)[i] + log softmax_j(l_ji)[i])
+
+    and the mean over the pairs; ``regions`` is the same with the two exchanged. Other pairs play
+    no part: memory is ``(pair, word, region)`` and ``(pair, region, region)``.
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``, text k belonging to image k.
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        region_mask: ``(image, region)`` boolean, or None.
+        attention_temperature: divides the cosines of the attention; above 0.
+        temperature: divides the cosines of the contrast; above 0 (a tensor is taken as it is).
+
+    Returns:
+        Two scalars. A text of one word, or an image of one region, adds 0 to its side.
+
+    Raises:
+        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+            :func:`local_attention`.
+
+    Departures: see :class:`~gloria.losses.MGCALoss`.
+
+    Source: Wang et al., MGCA (NeurIPS 2022), token-wise cross-modal alignment.
+
+    Example:
+        >>> import torch
+        >>> words, mask = torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+        >>> mgca_cross_entropy(torch.zeros(2, 49, 8), words, mask)  # ln 5 and ln 49
+        TokenTerms(words=tensor(1.6094), regions=tensor(3.8918))
+    """
+    check_positive("attention_temperature", attention_temperature)
+    check_positive("temperature", temperature)
+    _check_pairs(regions, words, word_mask, region_mask)
+    with full_precision(regions):
+        regions, words = (_unit(tokens) for tokens in _widen_together(regions, words))
+
+        def side(tokens: Tensor, others: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
+            weights = local_attention(
+                others,
+                tokens,
+                mask,
+                other_mask,
+                product="cosine",
+                attention_temperature=attention_temperature,
+            )
+            contexts = _contexts(weights, others, other_mask)
+            terms = _token_cross_entropies(contexts, tokens, mask, temperature)
+            return (terms[0] + terms[1]) / 2
+
+        if region_mask is None:
+            region_mask = words.new_ones(regions.shape[:2], dtype=torch.bool)
+        return TokenTerms(
+            side(words, regions, word_mask, region_mask),
+            side(regions, words, region_mask, word_mask),
+        )
+
+
+def _contexts(weights: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What each token attends to, ``(pair, token, dim)``, whatever stands in masked values."""
+    values = values if mask is None else keep(values, mask[..., None], 0.0)
+    return einsum(weights, values, "pair token other, pair other dim -> pair token dim")
+
+
+def _token_cross_entropies(
+    contexts: Tensor, tokens: Tensor, mask: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Context i against the tokens of its pair, and token i against the contexts of its pair.
+
+    Both ``(pair, token, dim)``; the mean over a pair's real tokens, then over pairs.
+    """
+    tokens = keep(tokens, mask[..., None], 0.0)
+    logits = (
+        einsum(
+            _unit(contexts),
+            _unit(tokens),
+            "pair context dim, pair token dim -> pair context token",
+        )
+        / temperature
+    )
+    matching = logits.diagonal(dim1=1, dim2=2)
+
+    def direction(candidates: Tensor, dim: int) -> Tensor:
+        surprise = masked_logsumexp(logits, candidates, dim) - matching
+        return masked_mean(surprise, mask, 1).mean()
+
+    return direction(mask[:, None, :], 2), direction(mask[:, :, None], 1)
+
+
 def _check_local(
     regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
 ) -> None:
@@ -415,6 +724,29 @@ def _check_local(
         _check_not_empty(region_mask, "image", "region", EmptyImageError)
     elif regions.shape[0] and not regions.shape[1]:
         raise EmptyImageError(f"regions must hold at least one region; got {tuple(regions.shape)}.")
+
+
+def _check_pairs(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> None:
+    """As :func:`_check_local`, and there are pairs: text k belongs to image k."""
+    _check_local(regions, words, word_mask, region_mask)
+    images, texts = regions.shape[0], words.shape[0]
+    if images != texts or images == 0:
+        raise ShapeError(
+            f"regions and words must hold at least one pair, text k belonging to image k; got "
+            f"{images} images and {texts} texts."
+        )
+
+
+def _check_square(similarity: Tensor) -> None:
+    check_tensor("similarity", similarity, ("image", "text"))
+    images, texts = similarity.shape
+    if images != texts or images == 0:
+        raise ShapeError(
+            f"similarity must be square with at least one pair, text k belonging to image k; got "
+            f"{images} images and {texts} texts."
+        )
 
 
 def _check_not_empty(
@@ -470,6 +802,8 @@ __all__ = [
     "ContrastiveTerms",
     "LocalMatching",
     "Product",
+    "SigmoidTerms",
+    "TokenTerms",
     "contrastive_cross_entropy",
     "global_contrastive_loss",
     "global_local_contrastive_loss",
@@ -477,4 +811,9 @@ __all__ = [
     "local_attention",
     "local_contrastive_loss",
     "local_similarity",
+    "mgca_cross_entropy",
+    "sigmoid_cross_entropy",
+    "soft_target_cross_entropy",
+    "sparc_cross_entropy",
+    "sparse_attention",
 ]

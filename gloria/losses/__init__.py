@@ -1,16 +1,31 @@
 """Drop-in contrastive losses on matching image-text pairs: tensors in, a scalar out."""
 
-from gloria.losses.base import LOSS_INPUTS, PairLoss, SimilarityLoss, inputs_of
+from gloria.losses.base import (
+    LOSS_INPUTS,
+    GlobalLocalLoss,
+    PairLoss,
+    SimilarityLoss,
+    inputs_of,
+)
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.global_local_contrastive import GlobalLocalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
+from gloria.losses.mgca import MGCALoss
+from gloria.losses.sigmoid_contrastive import SigmoidContrastiveLoss
+from gloria.losses.soft_target_contrastive import SoftTargetContrastiveLoss
+from gloria.losses.sparc import SPARCLoss
 
 __all__ = [
     "LOSS_INPUTS",
     "GlobalContrastiveLoss",
     "GlobalLocalContrastiveLoss",
+    "GlobalLocalLoss",
     "LocalContrastiveLoss",
+    "MGCALoss",
     "PairLoss",
+    "SPARCLoss",
+    "SigmoidContrastiveLoss",
     "SimilarityLoss",
+    "SoftTargetContrastiveLoss",
     "inputs_of",
 ]

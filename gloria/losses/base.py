@@ -111,6 +111,89 @@ class SimilarityLoss(PairLoss):
         )
 
 
+class GlobalLocalLoss(PairLoss):
+    """``global_weight · L_global + local_weight · L_local``.
+
+    The first compares whole images with whole texts, the second regions with words. Subclasses
+    define :meth:`local_terms` and :meth:`local_weights`.
+
+    Args:
+        global_loss: takes ``image_embeddings`` and ``text_embeddings``.
+        global_weight: of the global loss.
+        local_weight: of the local loss.
+    """
+
+    def __init__(
+        self, global_loss: SimilarityLoss, *, global_weight: float, local_weight: float
+    ) -> None:
+        super().__init__()
+        self.global_loss = global_loss
+        check_weight("global_weight", global_weight)
+        check_weight("local_weight", local_weight)
+        self.global_weight = global_weight
+        self.local_weight = local_weight
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            image_embeddings: ``(image, dim)``.
+            text_embeddings: ``(text, dim)``, text k belonging to image k.
+            regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
+            words: ``(text, word, dim)``.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
+        return self.total(
+            self.terms(image_embeddings, text_embeddings, regions, words, word_mask, region_mask)
+        )
+
+    def terms(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The unweighted terms of both parts, named ``global_...`` and ``local_...``."""
+        whole = self.global_loss.terms(image_embeddings, text_embeddings)
+        parts = self.local_terms(regions, words, word_mask, region_mask)
+        return {f"global_{name}": term for name, term in whole.items()} | {
+            f"local_{name}": term for name, term in parts.items()
+        }
+
+    def local_terms(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The named terms of the local part, each an unweighted scalar."""
+        raise NotImplementedError
+
+    def local_weights(self) -> dict[str, float]:
+        """The weight of each local term within the local part."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term: its part's weight times its weight within that part."""
+        whole, parts = self.global_loss.weights().items(), self.local_weights().items()
+        return {f"global_{name}": self.global_weight * weight for name, weight in whole} | {
+            f"local_{name}": self.local_weight * weight for name, weight in parts
+        }
+
+    def extra_repr(self) -> str:
+        """Show the weights."""
+        return f"global_weight={self.global_weight}, local_weight={self.local_weight}"
+
+
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes.
 

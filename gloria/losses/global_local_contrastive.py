@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from gloria.checks import check_choice, check_weight
-from gloria.losses.base import PairLoss
+from gloria.checks import check_choice
+from gloria.losses.base import GlobalLocalLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
 
 
-class GlobalLocalContrastiveLoss(PairLoss):
+class GlobalLocalContrastiveLoss(GlobalLocalLoss):
     """``L = global_weight · L_global + local_weight · L_local``: four cross-entropies.
 
     Args:
@@ -50,13 +50,12 @@ class GlobalLocalContrastiveLoss(PairLoss):
         global_weight: float = 1.0,
         local_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.global_loss = global_loss or GlobalContrastiveLoss()
+        super().__init__(
+            global_loss or GlobalContrastiveLoss(),
+            global_weight=global_weight,
+            local_weight=local_weight,
+        )
         self.local_loss = local_loss or LocalContrastiveLoss()
-        check_weight("global_weight", global_weight)
-        check_weight("local_weight", local_weight)
-        self.global_weight = global_weight
-        self.local_weight = local_weight
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> Self:
@@ -72,53 +71,12 @@ class GlobalLocalContrastiveLoss(PairLoss):
         }
         return cls(**{**parts, **overrides})
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            image_embeddings: ``(image, dim)``.
-            text_embeddings: ``(text, dim)``, text k belonging to image k.
-            regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
-            words: ``(text, word, dim)``.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
-        return self.total(
-            self.terms(image_embeddings, text_embeddings, regions, words, word_mask, region_mask)
-        )
-
-    def terms(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None = None,
+    def local_terms(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The four unweighted terms, ``global_`` and ``local_``, each in both directions."""
-        whole = self.global_loss.terms(image_embeddings, text_embeddings)
-        parts = self.local_loss.terms(regions, words, word_mask, region_mask)
-        return {f"global_{name}": term for name, term in whole.items()} | {
-            f"local_{name}": term for name, term in parts.items()
-        }
+        """``image_to_text`` and ``text_to_image`` of the local loss, each an unweighted scalar."""
+        return self.local_loss.terms(regions, words, word_mask, region_mask)
 
-    def weights(self) -> dict[str, float]:
-        """The weight of each of the four terms."""
-        whole = self.global_loss.weights().items()
-        parts = self.local_loss.weights().items()
-        return {f"global_{name}": self.global_weight * weight for name, weight in whole} | {
-            f"local_{name}": self.local_weight * weight for name, weight in parts
-        }
-
-    def extra_repr(self) -> str:
-        """Show the weights."""
-        return f"global_weight={self.global_weight}, local_weight={self.local_weight}"
+    def local_weights(self) -> dict[str, float]:
+        """The weights of the local loss's two directions."""
+        return self.local_loss.weights()
