@@ -64,6 +64,13 @@ def check_weight(name: str, value: float) -> None:
         raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
 
 
+def check_share(name: str, value: float) -> None:
+    """Require a number from 0 to 1."""
+    _check_real(name, value, "a number from 0 to 1")
+    if not 0 <= value <= 1:
+        raise OptionError(f"{name} must be a number from 0 to 1; got {value}.")
+
+
 def check_finite(name: str, value: float | Tensor) -> None:
     """Require a finite number."""
     if isinstance(value, Tensor):

@@ -38,6 +38,7 @@ from gloria.checks import (
     check_mask,
     check_positive,
     check_same_size,
+    check_share,
     check_tensor,
 )
 from gloria.errors import EmptyImageError, EmptyTextError, ShapeError
@@ -445,27 +446,29 @@ def soft_target_cross_entropy(
     target_similarity: Tensor,
     temperature: float | Tensor = 0.07,
     target_temperature: float = 1.0,
+    pair_weight: float = 0.0,
 ) -> ContrastiveTerms:
     """Cross-entropy of a pair matrix against soft targets, in both directions.
 
     ``image_to_text = -mean_k Σ_n y[k, n] log softmax_n(similarity[k, n] / temperature)`` with
-    ``y = softmax_n(target_similarity[k, n] / target_temperature)``; ``text_to_image`` the same
-    over columns.
+    ``y = pair_weight · 1[k = n] + (1 - pair_weight) · softmax_n(target_similarity[k, n] /
+    target_temperature)``; ``text_to_image`` the same over columns.
 
     Args:
-        similarity: ``(image, text)``; the numbers may differ, as nothing is assumed of who belongs
-            to whom.
+        similarity: ``(image, text)``; with ``pair_weight = 0`` the numbers may differ.
         target_similarity: ``(image, text)``: how much image k and text n have in common. Nothing
             is learned through it.
         temperature: divides the similarity; above 0 (a tensor is taken as it is).
         target_temperature: divides the target similarity; above 0.
+        pair_weight: from 0 to 1, the share of the targets that stays on the diagonal; above 0,
+            text k must belong to image k.
 
     Returns:
         Two scalars, none below the mean entropy of its targets.
 
     Raises:
-        ShapeError: shapes that differ, or empty ones.
-        OptionError: a temperature is not above 0.
+        ShapeError: shapes that differ, or empty ones; not square with a ``pair_weight``.
+        OptionError: a temperature is not above 0, or ``pair_weight`` not from 0 to 1.
 
     Source: Wang et al., MedCLIP (EMNLP 2022), the semantic matching loss.
 
@@ -478,6 +481,9 @@ def soft_target_cross_entropy(
     check_tensor("target_similarity", target_similarity, ("image", "text"))
     check_positive("temperature", temperature)
     check_positive("target_temperature", target_temperature)
+    check_share("pair_weight", pair_weight)
+    if pair_weight > 0:
+        _check_square(similarity)
     if similarity.shape != target_similarity.shape or similarity.numel() == 0:
         raise ShapeError(
             f"similarity and target_similarity must have one shape with at least one image and "
@@ -485,11 +491,14 @@ def soft_target_cross_entropy(
         )
     with full_precision(similarity):
         logits = widen(similarity) / temperature
-        targets = widen(target_similarity).detach().to(logits.dtype) / target_temperature
-        return ContrastiveTerms(
-            cross_entropy(logits, targets.softmax(1)),
-            cross_entropy(logits.T, targets.T.softmax(1)),
-        )
+        shared = widen(target_similarity).detach().to(logits.dtype) / target_temperature
+
+        def direction(logits: Tensor, shared: Tensor) -> Tensor:
+            targets = (1 - pair_weight) * shared.softmax(1)
+            targets.diagonal().add_(pair_weight)
+            return cross_entropy(logits, targets)
+
+        return ContrastiveTerms(direction(logits, shared), direction(logits.T, shared.T))
 
 
 def sparse_attention(
@@ -525,13 +534,9 @@ def sparse_attention(
     """
     _check_pairs(regions, words, word_mask, region_mask)
     with full_precision(regions):
-        regions, words = _widen_together(regions, words)
+        regions, words = _real_vectors(regions, words, word_mask, region_mask)
         real = None if region_mask is None else region_mask[:, None, :]
-        scores = einsum(
-            keep(words, word_mask[..., None], 0.0),
-            regions if region_mask is None else keep(regions, region_mask[..., None], 0.0),
-            "pair word dim, pair region dim -> pair word region",
-        )
+        scores = einsum(words, regions, "pair word dim, pair region dim -> pair word region")
         highest = masked_max(scores, real, -1)[..., None]
         lowest = -masked_max(-scores, real, -1)[..., None]
         spread = highest - lowest
@@ -540,7 +545,9 @@ def sparse_attention(
         share = keep(share.masked_fill(alike, 1.0), real, 0.0)
         few = share < 1 / count(scores, real, -1)[..., None]
         share = share.masked_fill(few, 0.0)
-        return keep(share / share.sum(-1, keepdim=True), word_mask[..., None], 0.0)
+        # the highest share is 1: only an image without any region sums to less
+        weights = share / share.sum(-1, keepdim=True).clamp_min(1.0)
+        return keep(weights, word_mask[..., None], 0.0)
 
 
 def sparc_cross_entropy(
@@ -586,9 +593,10 @@ def sparc_cross_entropy(
     check_positive("temperature", temperature)
     weights = sparse_attention(regions, words, word_mask, region_mask)
     with full_precision(regions):
-        regions, words = _widen_together(regions, words)
-        contexts = _contexts(weights, regions, region_mask)
-        return ContrastiveTerms(*_token_cross_entropies(contexts, words, word_mask, temperature))
+        regions, words = _real_vectors(regions, words, word_mask, region_mask)
+        return ContrastiveTerms(
+            *_token_cross_entropies(words, regions, weights, word_mask, temperature)
+        )
 
 
 class TokenTerms(NamedTuple):
@@ -647,8 +655,11 @@ def mgca_cross_entropy(
     check_positive("attention_temperature", attention_temperature)
     check_positive("temperature", temperature)
     _check_pairs(regions, words, word_mask, region_mask)
+    if region_mask is None:
+        region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
     with full_precision(regions):
-        regions, words = (_unit(tokens) for tokens in _widen_together(regions, words))
+        filled = _real_vectors(regions, words, word_mask, region_mask)
+        regions, words = (_unit(vectors) for vectors in filled)
 
         def side(tokens: Tensor, others: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
             weights = local_attention(
@@ -659,40 +670,28 @@ def mgca_cross_entropy(
                 product="cosine",
                 attention_temperature=attention_temperature,
             )
-            contexts = _contexts(weights, others, other_mask)
-            terms = _token_cross_entropies(contexts, tokens, mask, temperature)
+            terms = _token_cross_entropies(tokens, others, weights, mask, temperature)
             return (terms[0] + terms[1]) / 2
 
-        if region_mask is None:
-            region_mask = words.new_ones(regions.shape[:2], dtype=torch.bool)
         return TokenTerms(
             side(words, regions, word_mask, region_mask),
             side(regions, words, region_mask, word_mask),
         )
 
 
-def _contexts(weights: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """What each token attends to, ``(pair, token, dim)``, whatever stands in masked values."""
-    values = values if mask is None else keep(values, mask[..., None], 0.0)
-    return einsum(weights, values, "pair token other, pair other dim -> pair token dim")
-
-
 def _token_cross_entropies(
-    contexts: Tensor, tokens: Tensor, mask: Tensor, temperature: float | Tensor
+    tokens: Tensor, others: Tensor, weights: Tensor, mask: Tensor, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Context i against the tokens of its pair, and token i against the contexts of its pair.
+    """What token i attends to against the tokens of its pair, and token i against what they do.
 
-    Both ``(pair, token, dim)``; the mean over a pair's real tokens, then over pairs.
+    ``tokens (pair, token, dim)``, ``others (pair, other, dim)``, ``weights (pair, token, other)``;
+    the mean over a pair's real tokens, then over pairs.
     """
-    tokens = keep(tokens, mask[..., None], 0.0)
-    logits = (
-        einsum(
-            _unit(contexts),
-            _unit(tokens),
-            "pair context dim, pair token dim -> pair context token",
-        )
-        / temperature
+    contexts = einsum(weights, others, "pair token other, pair other dim -> pair token dim")
+    cosines = einsum(
+        _unit(contexts), _unit(tokens), "pair context dim, pair token dim -> pair context token"
     )
+    logits = cosines / temperature
     matching = logits.diagonal(dim1=1, dim2=2)
 
     def direction(candidates: Tensor, dim: int) -> Tensor:
@@ -772,16 +771,24 @@ def _matching_inputs(
     product: Product,
 ) -> MatchingInputs:
     """Widened, with zeros under the masks, and such that every product left is a plain dot."""
-    regions, words = _widen_together(regions, words)
-    words = words.masked_fill(~word_mask[..., None], 0.0)
-    if region_mask is not None:
-        regions = regions.masked_fill(~region_mask[..., None], 0.0)
+    regions, words = _real_vectors(regions, words, word_mask, region_mask)
     if product == "cosine":
         regions, words = _unit(regions), _unit(words)
     elif product == "scaled_dot":
         # the cosine r does not see the length of a word vector, only the attention does
         words = words / words.shape[-1] ** 0.5
     return MatchingInputs(regions, words, word_mask, region_mask)
+
+
+def _real_vectors(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Widened, with zeros under the masks."""
+    regions, words = _widen_together(regions, words)
+    words = words.masked_fill(~word_mask[..., None], 0.0)
+    if region_mask is not None:
+        regions = regions.masked_fill(~region_mask[..., None], 0.0)
+    return regions, words
 
 
 def _unit(vectors: Tensor) -> Tensor:

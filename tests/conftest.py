@@ -162,7 +162,8 @@ def naive() -> SimpleNamespace:
     """The definitions in plain Python: nested loops over floats, nothing of gloria, no torch.
 
     ``naive.local_similarity``, ``naive.local_attention``, ``naive.global_similarity`` and
-    ``naive.contrastive_terms``; tensors in, float64 tensors out.
+    ``naive.contrastive_terms``; tensors in, float64 tensors out. ``naive.dot``, ``naive.unit``,
+    ``naive.cosine`` and ``naive.softmax`` take lists of floats.
     """
     eps = 1e-8
 
@@ -283,4 +284,8 @@ def naive() -> SimpleNamespace:
         local_attention=local_attention,
         global_similarity=global_similarity,
         contrastive_terms=contrastive_terms,
+        dot=dot,
+        unit=unit,
+        cosine=cosine,
+        softmax=softmax,
     )

@@ -9,9 +9,11 @@ import torch
 from gloria import errors
 from gloria.checks import (
     check_choice,
+    check_finite,
     check_mask,
     check_positive,
     check_same_size,
+    check_share,
     check_tensor,
     require,
 )
@@ -88,6 +90,32 @@ def test_numbers_that_are_not_positive(value):
 def test_positive_values_that_are_no_numbers(value):
     with pytest.raises(DtypeError, match=r"^x must be a number above 0; got "):
         check_positive("x", value)
+
+
+@pytest.mark.parametrize("value", [0, -10.0, 1e300, np.float32(2), torch.tensor(math.inf)])
+def test_finite_numbers_pass(value):
+    check_finite("x", value)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_numbers_that_are_not_finite(value):
+    with pytest.raises(OptionError, match=f"^x must be a finite number; got {value}"):
+        check_finite("x", value)
+    with pytest.raises(DtypeError, match=r"^x must be a number; got '1'"):
+        check_finite("x", "1")
+
+
+@pytest.mark.parametrize("value", [0, 0.25, 1, np.float64(0.5)])
+def test_shares_pass(value):
+    check_share("x", value)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.inf, math.nan])
+def test_numbers_that_are_no_share(value):
+    with pytest.raises(OptionError, match=f"^x must be a number from 0 to 1; got {value}"):
+        check_share("x", value)
+    with pytest.raises(DtypeError, match=r"^x must be a number from 0 to 1; got True"):
+        check_share("x", True)
 
 
 def test_choices():

@@ -75,5 +75,6 @@ class SigmoidContrastiveLoss(PairLoss):
 
     def extra_repr(self) -> str:
         """Show the bias."""
-        learned = isinstance(self.bias, Tensor)
-        return f"bias={float(self.bias):.4g}{', learnable' if learned else ''}"
+        if isinstance(self.bias, Tensor):
+            return f"bias={self.bias.item():.4g}, learnable"
+        return f"bias={self.bias}"

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.checks import check_positive
+from gloria.checks import check_positive, check_share
 from gloria.functional import global_similarity, soft_target_cross_entropy
 from gloria.losses.base import SimilarityLoss
 
@@ -49,13 +49,14 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
         >>> loss(images, texts, global_similarity(labels, labels)).backward()
     """
 
-    presets: ClassVar = {"paper": {"target_temperature": 1.0}}
+    presets: ClassVar = {"paper": {"target_temperature": 1.0, "pair_weight": 0.0}}
 
     def __init__(
         self,
         *,
         temperature: float = 0.07,
         target_temperature: float = 0.07,
+        pair_weight: float = 0.5,
         learnable: bool = True,
         minimum_temperature: float = 0.01,
         image_to_text_weight: float = 0.5,
@@ -69,7 +70,9 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
             text_to_image_weight=text_to_image_weight,
         )
         check_positive("target_temperature", target_temperature)
+        check_share("pair_weight", pair_weight)
         self.target_temperature = target_temperature
+        self.pair_weight = pair_weight
 
     def forward(
         self,
@@ -99,7 +102,11 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
             texts = text_embeddings.detach()
             target_similarity = global_similarity(texts, texts)
         return soft_target_cross_entropy(
-            similarity, target_similarity, self.temperature(), self.target_temperature
+            similarity,
+            target_similarity,
+            self.temperature(),
+            self.target_temperature,
+            self.pair_weight,
         )._asdict()
 
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
@@ -107,5 +114,8 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
         return global_similarity(image_embeddings, text_embeddings)
 
     def extra_repr(self) -> str:
-        """Show the weights and the targets' temperature."""
-        return f"{super().extra_repr()}, target_temperature={self.target_temperature}"
+        """Show the weights and how the targets are made."""
+        return (
+            f"{super().extra_repr()}, target_temperature={self.target_temperature}, "
+            f"pair_weight={self.pair_weight}"
+        )

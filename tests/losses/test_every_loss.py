@@ -1,0 +1,196 @@
+"""What every registered loss promises: precisions, padding, compilation, copies, training."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from gloria.catalog import Catalog
+from gloria.errors import EmptyTextError
+from gloria.losses import PairLoss, inputs_of
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
+
+LOSSES = [entry.name for entry in Catalog().losses.entries()]
+WITH_WORDS = [name for name in LOSSES if "words" in inputs_of(Catalog().create("losses", name, {}))]
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_local_loss = pytest.mark.parametrize("name", WITH_WORDS)
+
+REPORTS = [
+    "Small left pleural effusion.",
+    "No pneumothorax.",
+    "Mild cardiomegaly, no edema.",
+    "Opacity in the right upper lobe.",
+]
+
+
+def create(name):
+    return Catalog().create("losses", name, {})
+
+
+@pytest.fixture
+def make_inputs(make_pairs):
+    """``make_inputs(loss, pairs)``: the tensors that a loss names, by name."""
+
+    def make_inputs(loss, pairs, *, dtype=torch.float32, seed=0):
+        regions, words, word_mask, region_mask = make_pairs(
+            pairs, pairs, 7, 5, 8, masked_regions=True, dtype=dtype, scale=0.5, seed=seed
+        )
+        images, texts = make_pairs(pairs, pairs, 1, 1, 11, dtype=dtype, seed=seed + 1)[:2]
+        available = {
+            "image_embeddings": images[:, 0],
+            "text_embeddings": texts[:, 0],
+            "regions": regions,
+            "words": words,
+            "word_mask": word_mask,
+            "region_mask": region_mask,
+        }
+        return {name: available[name] for name in inputs_of(loss)}
+
+    return make_inputs
+
+
+def with_gradients(function, inputs):
+    leaves = {
+        name: x.detach().clone().requires_grad_(x.is_floating_point()) for name, x in inputs.items()
+    }
+    value = function(**leaves)
+    floating = [x for x in leaves.values() if x.requires_grad]
+    return value, *torch.autograd.grad(value, floating)
+
+
+@every_loss
+@pytest.mark.parametrize("pairs", [1, 2, 7])
+def test_a_finite_scalar_that_is_the_weighted_sum_of_its_terms(name, pairs, make_inputs):
+    loss = create(name)
+    assert isinstance(loss, PairLoss)
+    inputs = make_inputs(loss, pairs)
+    value, *gradients = with_gradients(loss, inputs)
+    assert value.shape == ()
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    terms, weights = loss.terms(**inputs), loss.weights()
+    assert set(weights) <= set(terms)
+    expected = sum(weights.get(name, 1.0) * term.item() for name, term in terms.items())
+    assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_is_the_float64_loss_of_its_inputs(name, dtype, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3, dtype=dtype)
+    value = loss(**inputs)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    wide = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+    torch.testing.assert_close(value.double(), loss.double()(**wide), rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_no_bit(name, autocast_dtype, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    expected = loss(**inputs)
+    with torch.autocast("cpu", autocast_dtype):
+        assert torch.equal(loss(**inputs), expected)
+
+
+@every_local_loss
+@pytest.mark.parametrize("content", [math.nan, math.inf, 1e30])
+def test_padding_has_no_influence_and_no_gradient(name, content, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    padded = {"words": ~inputs["word_mask"], "regions": ~inputs["region_mask"]}
+    assert all(mask.any() for mask in padded.values())
+    spoiled = inputs | {
+        key: inputs[key].masked_fill(mask[..., None], content) for key, mask in padded.items()
+    }
+    clean, dirty = with_gradients(loss, inputs), with_gradients(loss, spoiled)
+    for one, other in zip(clean, dirty, strict=True):
+        assert torch.equal(one, other)
+    floating = [key for key, x in inputs.items() if x.is_floating_point()]
+    gradients = dict(zip(floating, dirty[1:], strict=True))
+    for key, mask in padded.items():
+        assert gradients[key][mask].eq(0).all()
+
+
+@every_local_loss
+def test_appended_padding_changes_nothing(name, make_inputs):
+    loss = create(name).double()
+    inputs = make_inputs(loss, 3, dtype=torch.float64)
+    longer = dict(inputs)
+    for values, mask in (("words", "word_mask"), ("regions", "region_mask")):
+        filling = torch.full_like(inputs[values][:, :2], 9.0)
+        longer[values] = torch.cat([inputs[values], filling], dim=1)
+        longer[mask] = torch.cat([inputs[mask], torch.zeros(3, 2, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(loss(**longer), loss(**inputs))
+
+
+@every_loss
+def test_the_order_of_the_pairs_does_not_matter(name, make_inputs):
+    loss = create(name).double()
+    inputs = make_inputs(loss, 5, dtype=torch.float64)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    shuffled = {key: x[order] for key, x in inputs.items()}
+    torch.testing.assert_close(loss(**shuffled), loss(**inputs))
+
+
+@every_local_loss
+def test_a_text_without_a_word_is_named(name, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    inputs["word_mask"][1] = False
+    with pytest.raises(EmptyTextError, match="text 1 has none in word_mask"):
+        loss(**inputs)
+
+
+@every_loss
+def test_compiles_in_one_graph(name, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for eager, traced in zip(
+        with_gradients(loss, inputs), with_gradients(compiled, inputs), strict=True
+    ):
+        torch.testing.assert_close(traced, eager)
+
+
+@every_loss
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_copies_compute_the_same(name, copied, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    twin = copied(loss)
+    assert torch.equal(twin(**inputs), loss(**inputs))
+    assert repr(twin) == repr(loss)
+    twin.load_state_dict(loss.state_dict())
+
+
+@every_loss
+def test_presets_can_be_made_and_overridden(name):
+    for preset in type(create(name)).presets:
+        assert Catalog().create("losses", name, {"preset": preset}) is not None
+
+
+@every_loss
+def test_trains_a_small_model(name):
+    """A few steps on one batch, every part of which the loss uses: it goes down."""
+    with isolated(0):
+        tiny = {"channels": (8, 8, 16, 16)}
+        model = small_model(REPORTS, loss=name, image_options=tiny, embedding_dim=16)
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    values = []
+    for step in range(15):
+        with isolated(0, step):
+            output = model(images, REPORTS)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        values.append(output.loss.item())
+    assert all(parameter.grad is not None for parameter in model.loss.parameters())
+    assert values[-1] < 0.8 * values[0]
+    assert values[-1] < values[7] < values[0]
