@@ -217,20 +217,36 @@ class GLoRIA(nn.Module):
 
         Raises:
             ShapeError: not one image.
-            OptionError: the model's loss has no local part.
+            OptionError: as :meth:`attention_maps`.
         """
         if image.dim() != 3:
             raise ShapeError(
                 f"image must be one image (channel, height, width); got {tuple(image.shape)}."
             )
         images, texts = self.encode_image(image[None]), self.encode_text([text])
-        weights = self.local_loss.attention_maps(
-            images.regions, texts.words, texts.word_mask, images.region_mask
-        )
+        weights = self.attention_maps(images, texts)
         words = texts.tokens[0]
         grid_maps = weights[0, : len(words)].unflatten(-1, images.grid)
         height, width = image.shape[1:]
         return AttentionMaps(words, grid_maps, self.lay_over(grid_maps, (height, width)))
+
+    def attention_maps(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
+        """Where each word of text k looks in image k, ``(pair, word, region)``.
+
+        The ``attention_maps`` of the model's loss, or of its ``local_loss``.
+
+        Args:
+            images: what :meth:`encode_image` returned.
+            texts: what :meth:`encode_text` returned.
+
+        Raises:
+            OptionError: the model's loss attends to nothing.
+        """
+        loss: Any = self.loss if hasattr(self.loss, "attention_maps") else self.local_loss
+        weights: Tensor = loss.attention_maps(
+            images.regions, texts.words, texts.word_mask, images.region_mask
+        )
+        return weights
 
     def lay_over(self, grid_maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Maps on the image encoder's region grid, laid over an image of ``size``.

@@ -59,9 +59,15 @@ def test_the_built_in_names():
         "sum",
         "weldon",
     } <= set(catalog.list_aggregators())
-    assert {"global_contrastive", "local_contrastive", "global_local_contrastive"} <= set(
-        catalog.list_losses()
-    )
+    assert {
+        "global_contrastive",
+        "global_local_contrastive",
+        "local_contrastive",
+        "mgca",
+        "sigmoid",
+        "soft_target",
+        "sparc",
+    } <= set(catalog.list_losses())
 
 
 @pytest.mark.parametrize("key, name", built_ins())

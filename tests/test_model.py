@@ -14,6 +14,8 @@ from gloria.losses import (
     GlobalContrastiveLoss,
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
+    MGCALoss,
+    SPARCLoss,
 )
 from gloria.model import GLoRIA, create_model
 from gloria.types import (
@@ -227,6 +229,16 @@ def test_bad_input_is_named(model, images):
         create_model(Patches(), Bag(), image_options={"pretrained": True})
     with pytest.raises(ShapeError, match="features must be 6 wide"):
         create_model(Patches(), Bag()).region_head(torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("loss", [SPARCLoss(), MGCALoss()], ids=["sparc", "mgca"])
+def test_a_loss_with_maps_of_its_own_shows_them(loss, images):
+    model = create_model(Patches(), Bag(), loss=loss).eval()
+    attention = model.attention(images[0], "small left effusion")
+    features, texts = model.encode_image(images[:1]), model.encode_text(["small left effusion"])
+    expected = loss.attention_maps(features.regions, texts.words, texts.word_mask)
+    torch.testing.assert_close(attention.grid_maps.flatten(1), expected[0])
+    torch.testing.assert_close(attention.grid_maps.sum((1, 2)), torch.ones(3))
 
 
 def test_attention_is_laid_where_the_encoder_says_its_regions_are(model, images):

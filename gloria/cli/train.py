@@ -49,9 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--pretrained", action="store_true", help="pretrained image encoder")
     model.add_argument("--embedding-dim", type=int, default=128, metavar="N")
-    model.add_argument("--loss", default="global_local_contrastive", metavar="NAME")
     model.add_argument(
-        "--preset", help="the loss's constants: paper, official, stable; default: stable"
+        "--loss",
+        default="global_local_contrastive",
+        metavar="NAME",
+        help="such as sparc; `gloria info` lists them",
+    )
+    model.add_argument(
+        "--preset",
+        help="the loss's constants, such as paper; default: stable for the default loss, else the "
+        "loss's own",
     )
     for part in ("image", "text", "loss"):
         model.add_argument(

@@ -195,9 +195,7 @@ def mention_maps(
         chosen = select_texts(texts, [each.item for each in part])
         shown = select_images(images, index.to(images.pooled.device))
         with evaluating(model):
-            weights = model.local_loss.attention_maps(
-                shown.regions, chosen.words, chosen.word_mask, shown.region_mask
-            )
+            weights = model.attention_maps(shown, chosen)
         for row, tokens, each in zip(weights, chosen.tokens, part, strict=True):
             _check_words(tokens, items[each.item].report)
             mean = row[each.mention.start : each.mention.stop].mean(0)

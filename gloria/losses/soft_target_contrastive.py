@@ -15,17 +15,22 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
     """InfoNCE on the cosine of pooled embeddings, whose targets are a softmax of similarities.
 
     ``L = w_it · CE(cos / τ, y over rows) + w_ti · CE(cos / τ, y over columns)`` with
-    ``y = softmax(s / τ_y)``, where ``s_kn`` says how much image k and text n have in common.
+    ``y = α · 1[k = n] + (1 - α) · softmax(s / τ_y)``, where ``s_kn`` says how much image k and
+    text n have in common.
 
     MedCLIP takes for ``s`` the cosine of the images' and the texts' label vectors. In a loop of
     your own, give it as ``target_similarity`` (with ``preset="paper"``). Without it, as in
     ``gloria train``, ``s`` is the cosine of the batch's text embeddings among themselves, through
-    which nothing is learned: a report is its own best target, and near duplicates share it.
+    which nothing is learned: reports that say the same share their targets.
 
     Args:
         temperature: τ, divides the cosine. MedCLIP: learned from 0.07.
-        target_temperature: τ_y, divides ``s``. MedCLIP: 1, on label vectors. Cosines of text
-            embeddings all lie near 1 and need the lower default, which is ours.
+        target_temperature: τ_y, divides ``s``. MedCLIP: 1, on label vectors. The default, ours,
+            is for cosines of text embeddings, which lie close together.
+        pair_weight: α, from 0 to 1, the share of the targets that stays on the matching pair.
+            MedCLIP: 0, as its images and texts are not paired. The default, ours, is above 0
+            because with targets from the texts themselves, texts that are all alike would
+            otherwise leave nothing to learn.
         learnable: learn τ, starting from ``temperature``.
         minimum_temperature: lower bound of a learned τ.
         image_to_text_weight: w_it. MedCLIP: 1/2.
