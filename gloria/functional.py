@@ -1,4 +1,4 @@
-"""The numerics of GLoRIA as stateless functions: similarities, attention and losses.
+"""The numerics as stateless functions: similarities, attention and losses.
 
 Axes are always ``image, text, region, word, dim``, in this order; a pair matrix is
 ``(image, text)``; a **temperature divides**. Half-precision inputs are widened: everything here is
@@ -8,10 +8,10 @@ in an image or text makes that row or column non-finite and no other; in a padde
 changes nothing. (Under autocast call ``backward`` outside the block, as torch advises, or it runs
 in half precision.)
 
-The defaults are the printed formulas of Huang et al., *GLoRIA: A Multimodal Global-Local
-Representation Learning Framework for Label-efficient Medical Image Recognition*, ICCV 2021. The
-constants of the published code, and the ones that learned best from scratch on the phantoms, are
-presets of the losses in :mod:`gloria.losses`.
+Unless a function names another source, the defaults are the printed formulas of Huang et al.,
+*GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical
+Image Recognition*, ICCV 2021. The constants of the published code, and the ones that learned best
+from scratch on the phantoms, are presets of the losses in :mod:`gloria.losses`.
 """
 
 from __future__ import annotations
@@ -423,7 +423,7 @@ def sigmoid_cross_entropy(
         ShapeError: not square, or empty.
         OptionError: the temperature is not above 0, or the bias not finite.
 
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), section 3.2.
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), Algorithm 1.
 
     Example:
         >>> import torch
@@ -524,7 +524,7 @@ def sparse_attention(
     Raises:
         ShapeError, DtypeError, EmptyTextError, EmptyImageError: as :func:`local_attention`.
 
-    Source: Bica et al., SPARC (2024), section 2, the alignment weights.
+    Source: Bica et al., SPARC (2024), the alignment weights.
 
     Example:
         >>> import torch
@@ -582,7 +582,7 @@ def sparc_cross_entropy(
         ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
             :func:`local_attention`.
 
-    Source: Bica et al., SPARC (2024), section 2, the fine-grained loss.
+    Source: Bica et al., SPARC (2024), the fine-grained loss.
 
     Example:
         >>> import torch

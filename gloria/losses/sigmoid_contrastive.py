@@ -33,7 +33,7 @@ class SigmoidContrastiveLoss(PairLoss):
     Departures: the paper learns log 1/τ without a bound; here τ has a lower one
     (:class:`~gloria.losses.temperature.Temperature`).
 
-    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), section 3.2.
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training (ICCV 2023), Algorithm 1.
 
     Example:
         >>> import torch

@@ -39,8 +39,8 @@ class SPARCLoss(GlobalLocalLoss):
     report weighs no more than a short one; a word to which all regions are alike gathers them all
     equally, where the paper's weights are 0/0.
 
-    Source: Bica et al., Improving fine-grained understanding in image-text pre-training (2024),
-    section 2. There is no published code.
+    Source: Bica et al., Improving fine-grained understanding in image-text pre-training (2024).
+    There is no published code.
 
     Example:
         >>> import torch

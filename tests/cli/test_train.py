@@ -58,6 +58,16 @@ def test_other_encoders_and_losses_by_name(table, tmp_path):
     assert gloria.load_model(tmp_path / "model").image_encoder.image_input.channels == 3
 
 
+def test_another_loss_with_an_option(table, tmp_path):
+    assert run(table, tmp_path, "--loss", "sparc", "--loss-option", "local_weight=0.5") == 0
+    model = gloria.load_model(tmp_path / "model")
+    assert repr(model.loss).startswith("SPARCLoss(")
+    assert model.loss.local_weight == 0.5
+    assert model.attention(torch.zeros(1, 32, 32), "Small effusion.").grid_maps.shape[0] == 3
+    record = json.loads((tmp_path / "history.json").read_text())[-1]
+    assert {"global_image_to_text", "local_text_to_image", "validation_loss"} <= set(record)
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(table, tmp_path):
     assert run(table, tmp_path / "whole") == 0
     command = [sys.executable, "-m", "gloria", "train", "--data", str(table), "--out"]
