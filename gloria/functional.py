@@ -521,6 +521,9 @@ def sparse_attention(
         word_mask: ``(text, word)`` boolean, True = a real word.
         region_mask: ``(image, region)`` boolean, or None.
 
+    Returns:
+        Weights, ``(pair, word, region)``.
+
     Raises:
         ShapeError, DtypeError, EmptyTextError, EmptyImageError: as :func:`local_attention`.
 
