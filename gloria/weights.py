@@ -160,8 +160,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 def _write(model: GLoRIA, folder: Path) -> None:
     config = {"format": FORMAT, "gloria": gloria.__version__, "model": _describe(model, folder)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_safetensors(model, str(folder / "model.safetensors"))
+    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    config_file.write_text(json.dumps(config, indent=2) + "\n")
+    save_safetensors(model, str(weights_file))
+    # safetensors writes for the owner only
+    shutil.copymode(config_file, weights_file)
 
 
 def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:

@@ -43,6 +43,12 @@ def test_save_and_load_to_the_bit(model, images, tmp_path):
     assert again.local_loss.product == "cosine"  # the preset came along
 
 
+def test_everyone_may_read_what_everyone_may_read_beside_it(model, tmp_path):
+    folder = save_model(model, tmp_path / "model")
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_a_moved_folder_still_loads(model, images, tmp_path):
     save_model(model, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
