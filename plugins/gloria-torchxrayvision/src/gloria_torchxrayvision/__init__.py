@@ -1,0 +1,1 @@
+"""TorchXRayVision's chest X-ray backbones as image encoders of gloria."""
