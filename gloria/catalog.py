@@ -2,7 +2,8 @@
 
 Strings at the edge, objects inside: ``create_*`` turn a name into an object, and everything else
 in gloria takes objects. Built-ins are registered as strings, so that listing imports nothing.
-Plugins (see :mod:`gloria.hookspecs`) are looked for once, at the first ``create_*`` or ``list_*``.
+Plugins (see :mod:`gloria.hookspecs`) are looked for once: when a list, or a name that is not built
+in, is first asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from gloria.errors import PluginWarning, UnknownNameError
-from gloria.plugins import PluginRecord, load_plugins
+from gloria.plugins import DISABLE, PluginRecord, load_plugins
 from gloria.registry import BUILT_IN, PresetRegistry, Registry, describe, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
@@ -70,7 +71,8 @@ class Catalog:
                 raise
         for record in self._records:
             if record.status == "skipped":
-                warn(PluginWarning(str(record)), stacklevel=2)
+                advice = f"{DISABLE}={record.name} leaves it out."
+                warn(PluginWarning(f"{record}. {advice}"), stacklevel=2)
         return self._records
 
     def list(self, kind: str, pattern: str | None = None) -> Names:
@@ -79,12 +81,14 @@ class Catalog:
         return self.registries[kind].list(pattern)
 
     def create(self, kind: str, name: str, options: dict[str, Any]) -> Any:
-        """Make something by its name in the registry ``kind``."""
-        records = self.plugins()
+        """Make something by its name in the registry ``kind``; a known name asks no plugin."""
+        registry = self.registries[kind]
+        if name not in registry:
+            self.plugins()
         try:
-            return self.registries[kind].create(name, **options)
+            return registry.create(name, **options)
         except UnknownNameError as error:
-            for record in records:
+            for record in self.plugins():
                 if record.status != "loaded":
                     error.add_note(f"Not loaded: {record}")
             raise

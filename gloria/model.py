@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gloria import catalog
 from gloria.checks import check_choice, check_same_size
-from gloria.errors import OptionError, ShapeError
+from gloria.errors import ContractError, OptionError, ShapeError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
@@ -127,9 +127,11 @@ class GLoRIA(nn.Module):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.
 
-        Raises what the image encoder raises for images it cannot take.
+        Raises what the image encoder raises for images it cannot take, and ContractError where the
+        encoder returns something else than :class:`~gloria.types.ImageFeatures`.
         """
         features = self.image_encoder(images)
+        _check_features(self.image_encoder, features, ImageFeatures)
         return features._replace(
             pooled=self.image_head(features.pooled), regions=self.region_head(features.regions)
         )
@@ -139,6 +141,7 @@ class GLoRIA(nn.Module):
         if not isinstance(texts, TokenizedText):
             texts = self.text_encoder.tokenize(texts)
         features = self.text_encoder(texts.to(self.device))
+        _check_features(self.text_encoder, features, TextFeatures)
         return features._replace(
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
@@ -369,6 +372,14 @@ def _resolve(
             f"{type(given).__name__} object. Set them on the object instead."
         )
     return given
+
+
+def _check_features(encoder: object, features: object, expected: type) -> None:
+    if not isinstance(features, expected):
+        raise ContractError(
+            f"{type(encoder).__name__} must return {expected.__name__}; "
+            f"got {type(features).__name__}."
+        )
 
 
 def _is_json(options: Mapping[str, Any] | None) -> bool:

@@ -118,7 +118,9 @@ def _load(
             for key, registry in registries.items():
                 place = f"calling {hookspecs.PREFIX}{key}"
                 _call(manager, key, registry)
-    except (Exception, SystemExit) as cause:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as cause:  # SystemExit too, and whatever else is no Exception
         _unregister(registries, origin)
         return PluginRecord(*identity, "skipped", place + _line(cause), describe(cause))
     registered = {
@@ -129,13 +131,18 @@ def _load(
 
 
 class _Manager(pluggy.PluginManager):
-    """Takes every function that is named as a hook for one, decorated or not."""
+    """Takes every function that is named as a hook for one, decorated or not.
+
+    It asks a plugin for nothing else: a module may import what it names when it is asked for it.
+    """
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        options = super().parse_hookimpl_opts(plugin, name)
-        if options is None and name.startswith(hookspecs.PREFIX):
-            return {} if inspect.isroutine(getattr(plugin, name)) else None
-        return options
+        if not name.startswith(hookspecs.PREFIX):
+            return None
+        hook = getattr(plugin, name)
+        if not inspect.isroutine(hook):
+            raise ContractError(f"{name} must be a function; got {describe(hook)}.")
+        return super().parse_hookimpl_opts(plugin, name) or {}
 
 
 def _read_hooks(plugin: object, name: str) -> _Manager:
@@ -152,6 +159,8 @@ def _read_hooks(plugin: object, name: str) -> _Manager:
     for hook in hooks:
         if "register" not in hook.argnames:
             raise ContractError(f"{hook.function.__qualname__} must take one argument, 'register'.")
+        if _is_deferred(hook.function):
+            raise ContractError(f"{hook.function.__qualname__} must not be async or have a yield.")
     return manager
 
 
@@ -165,6 +174,14 @@ def _call(manager: _Manager, key: str, registry: Registry[Any]) -> None:
             f"a hook registers by calling register(name, target) and returns nothing; "
             f"got {describe(results[0])}."
         )
+
+
+def _is_deferred(function: Any) -> bool:
+    return (
+        inspect.isgeneratorfunction(function)
+        or inspect.iscoroutinefunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
 
 
 def _unregister(registries: Mapping[str, Registry[Any]], origin: Origin) -> None:

@@ -35,7 +35,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Target = str | Callable[..., Any]
 
 _NAME = re.compile(r"[\w.-]+:?")
-_TARGET = re.compile(r"[\w.]+:[\w.]+")
+_TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+_SHOWN = 40  # names in the message of an unknown one
 _NOT_GIVEN: Any = object()
 
 
@@ -166,6 +167,8 @@ class Registry(Generic[T]):
 
         self._check_target(name, target)
         if list_names is not None:
+            if not name.endswith(":"):
+                raise OptionError(f"list_names goes with a source, '{name}:'; got {name!r}.")
             self._check_target(name, list_names)
         entry = Entry(name, target, _registering.get(), list_names)
         holder = self._entries.setdefault(name, entry)  # one step, so of two threads one wins
@@ -181,6 +184,10 @@ class Registry(Generic[T]):
         for entry in self.entries():
             if entry.origin is origin:
                 del self._entries[entry.name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is registered, or the source of ``"source:rest"``."""
+        return isinstance(name, str) and "".join(name.partition(":")[:2]) in self._entries
 
     def entries(self) -> tuple[Entry, ...]:
         """Everything registered, sorted by name."""
@@ -273,7 +280,8 @@ class Registry(Generic[T]):
         if nearest:
             guesses = [f"{each}{rest}" if each.endswith(":") else each for each in nearest]
             message += f" Did you mean {' or '.join(map(repr, guesses))}?"
-        return f"{message} Registered: {', '.join(known) or 'none'}."
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        return f"{message} Registered: {', '.join(known[:_SHOWN]) or 'none'}{more}."
 
     def _load(self, entry: Entry, target: Target) -> Callable[..., Any]:
         """Import a target."""
@@ -282,7 +290,9 @@ class Registry(Generic[T]):
         module, _, attribute = target.partition(":")
         try:
             loaded = operator.attrgetter(attribute)(importlib.import_module(module))
-        except (Exception, SystemExit) as cause:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as cause:  # SystemExit too, and whatever else is no Exception
             raise MissingDependencyError(
                 f"{self.kind} {entry} cannot be imported: {describe(cause)}."
             ) from cause
@@ -292,18 +302,22 @@ class Registry(Generic[T]):
 
     def _match(self, entry: Entry, pattern: str) -> Iterable[str]:
         fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]  # what every match begins with
-        if entry.list_names is None or not entry.name.endswith(":"):
+        if entry.list_names is None:
             return [entry.listed_name] if fnmatchcase(entry.listed_name, pattern) else []
         if not (fixed.startswith(entry.name) or entry.name.startswith(fixed)):
             return []
         try:
             names = [entry.name + name for name in self._load(entry, entry.list_names)()]
-        except Exception as cause:
-            if fixed.startswith(entry.name):
+        except KeyboardInterrupt:
+            raise
+        except BaseException as cause:
+            complaint = f"{self.kind}s {entry} are not listed: {describe(cause)}"
+            if not fixed.startswith(entry.name):
+                warn(PluginWarning(complaint), stacklevel=4)
+                return []
+            if isinstance(cause, Exception):
                 raise
-            message = f"{self.kind}s {entry} are not listed: {describe(cause)}"
-            warn(PluginWarning(message), stacklevel=4)
-            return []
+            raise ContractError(complaint) from cause
         return [name for name in names if fnmatchcase(name, pattern)]
 
     def _check_name(self, name: object) -> None:
@@ -369,5 +383,9 @@ def describe_target(target: Target) -> str:
 
 def describe(value: object) -> str:
     """A value or an exception in a message: its type, and what it says."""
-    text = str(value) if isinstance(value, BaseException) else repr(value)
-    return f"{type(value).__name__}: {text[:500]}" if text else type(value).__name__
+    kind = type(value).__name__
+    try:
+        text = str(value) if isinstance(value, BaseException) else repr(value)
+    except Exception:  # it can't even say what it is
+        return kind
+    return f"{kind}: {text[:500]}" if text else kind

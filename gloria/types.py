@@ -158,7 +158,8 @@ class Aggregator(Protocol):
     """A callable that reduces one masked axis.
 
     ``values`` is any tensor, ``mask`` a boolean tensor that broadcasts to its shape (True = keep;
-    None = keep all), ``dim`` the axis that disappears.
+    None = keep all), ``dim`` the axis that disappears. What the mask leaves out, NaN included, has
+    no influence and no gradient; where nothing is kept, the result is 0.
     """
 
     def __call__(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.errors import EmptyTextError, OptionError, ShapeError
+from gloria.errors import ContractError, EmptyTextError, OptionError, ShapeError
 from gloria.functional import global_similarity, local_attention, local_similarity
 from gloria.heads import Projection
 from gloria.losses import (
@@ -90,6 +90,21 @@ def images():
 def test_the_tiny_encoders_follow_the_contract():
     assert isinstance(Patches(), ImageEncoder)
     assert isinstance(Bag(), TextEncoder)
+
+
+def test_an_encoder_that_returns_something_else_is_named(images):
+    class Maps(Patches):
+        def forward(self, images):
+            return tuple(super().forward(images))
+
+    class Vectors(Bag):
+        def forward(self, texts):
+            return super().forward(texts).pooled
+
+    with pytest.raises(ContractError, match="Maps must return ImageFeatures; got tuple"):
+        GLoRIA(Maps(), Bag()).encode_image(images)
+    with pytest.raises(ContractError, match="Vectors must return TextFeatures; got Tensor"):
+        GLoRIA(Patches(), Vectors()).encode_text(TEXTS)
 
 
 def test_forward_gives_the_loss_of_its_features(model, images):

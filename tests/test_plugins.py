@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gloria.catalog import Catalog
+from gloria.cli.info import collect, render
 from gloria.errors import ContractError, MissingDependencyError, PluginWarning, UnknownNameError
 
 HEALTHY = """
@@ -173,6 +174,21 @@ FAULTY = {
         "import sys\nsys.exit('bye')",
         ["importing a_faulty", "a_faulty.py:2", "SystemExit: bye"],
     ),
+    "raises what is no Exception": (
+        """
+        class Abort(BaseException): pass
+        raise Abort("enough")
+        """,
+        ["importing a_faulty", "Abort: enough"],
+    ),
+    "raises what can't be shown": (
+        """
+        class Mute(Exception):
+            def __str__(self): raise RuntimeError
+        raise Mute
+        """,
+        ["importing a_faulty", "a_faulty.py:4", ": Mute. GLORIA_DISABLE_PLUGINS"],
+    ),
     "is no Python": ("def f(:", ["importing a_faulty", "SyntaxError"]),
     "misses a package": (
         "import no_such_package_at_all",
@@ -227,6 +243,37 @@ FAULTY = {
         "def gloria_register_optimizers(register): pass",
         ["unknown hook 'gloria_register_optimizers'"],
     ),
+    "a hook that yields": (
+        """
+        def gloria_register_losses(register):
+            yield register("mine", "torch.nn:Identity")
+        """,
+        ["gloria_register_losses must not be async or have a yield"],
+    ),
+    "a hook that wraps": (
+        """
+        import pluggy
+        @pluggy.HookimplMarker("gloria")(wrapper=True)
+        def gloria_register_losses(register):
+            register("mine", "torch.nn:Identity")
+            return (yield)
+        """,
+        ["gloria_register_losses must not be async or have a yield"],
+    ),
+    "an async hook": (
+        """
+        async def gloria_register_losses(register):
+            register("mine", "torch.nn:Identity")
+        """,
+        ["gloria_register_losses must not be async or have a yield"],
+    ),
+    "a hook that is no function": (
+        """
+        def gloria_register_aggregators(register): register("mine", "torch.nn:Identity")
+        gloria_register_losses = {"mine": "torch.nn:Identity"}
+        """,
+        ["gloria_register_losses must be a function; got dict: {'mine'"],
+    ),
     "no hook": ("x = 1", ["defines none of the hooks", "gloria_register_image_encoders"]),
     "a hook that returns instead of registering": (
         "def gloria_register_losses(register): return {'mine': 'torch.nn:Identity'}",
@@ -239,6 +286,30 @@ FAULTY = {
     "registers nothing under a name": (
         "def gloria_register_losses(register): register('mine')",
         ["TypeError", "target"],
+    ),
+    "registers under no string": (
+        "def gloria_register_losses(register): register(3, 'torch.nn:Identity')",
+        ["DtypeError", "must be a string", "got int: 3"],
+    ),
+    "registers a malformed target": (
+        "def gloria_register_losses(register): register('mine', '.losses:Mine')",
+        ["OptionError", "must be 'module:attribute'; got '.losses:Mine'"],
+    ),
+    "lists the names of what is no source": (
+        """
+        def gloria_register_losses(register):
+            register('mine', 'torch.nn:Identity', list_names='builtins:list')
+        """,
+        ["OptionError", "list_names goes with a source, 'mine:'; got 'mine'"],
+    ),
+    "registers 10,000 names and one that is taken": (
+        """
+        def gloria_register_losses(register):
+            for number in range(10_000):
+                register(f"mine{number}", "torch.nn:Identity")
+            register("local_contrastive", "torch.nn:Identity")
+        """,
+        ["DuplicateNameError", "built-in"],
     ),
     "registers a malformed name": (
         "def gloria_register_losses(register): register('my loss', 'torch.nn:Identity')",
@@ -257,8 +328,12 @@ def test_a_faulty_plugin_leaves_nothing_and_harms_nobody(install_faulty, healthy
     assert records["faulty"].status == "skipped"
     assert records["faulty"].registered == {}
     assert len(caught) == 1
-    for part in ("plugin 'faulty' of a-faulty 1.0 skipped", *said):
+    advice = "GLORIA_DISABLE_PLUGINS=faulty leaves it out."
+    for part in ("plugin 'faulty' of a-faulty 1.0 skipped", *said, advice):
         assert part in caught[0]
+    shown = [line for line in render(collect(catalog)).splitlines() if line.startswith("  faulty ")]
+    assert len(shown) == 1
+    assert "a-faulty 1.0, skipped" in shown[0]
 
     assert records["healthy"].status == "loaded"
     assert catalog.create("losses", "healthy", {})() == 1
@@ -345,6 +420,26 @@ def test_a_plugin_may_ask_for_lists_while_it_is_loaded(install, monkeypatch):
     assert "curious" in catalog.list("losses")
 
 
+def test_a_plugin_that_makes_its_own_thing_while_it_is_loaded_is_told_so(
+    install_faulty, healthy, monkeypatch
+):
+    catalog = Catalog()
+    monkeypatch.setattr(
+        "gloria.catalog.create_loss", lambda name: catalog.create("losses", name, {})
+    )
+    install_faulty(
+        """
+        import gloria.catalog
+        gloria.catalog.create_loss("mine")
+        def gloria_register_losses(register): register("mine", "torch.nn:Identity")
+        """
+    )
+    records, caught = discover(catalog)
+    assert records["faulty"].status == "skipped"
+    assert "UnknownNameError: no loss is named 'mine'" in caught[0]
+    assert "healthy" in catalog.list("losses")
+
+
 def test_a_damaged_installation_of_something_else_is_no_concern(install, healthy):
     damaged = install.site / "damaged-1.0.dist-info"
     damaged.mkdir()
@@ -395,6 +490,60 @@ def test_warnings_turned_into_errors_leave_a_working_catalog(install_faulty, hea
         assert "healthy" in catalog.list("losses")
 
 
+def test_built_in_names_are_made_without_asking_plugins(install_faulty):
+    install_faulty("raise KeyboardInterrupt")
+    catalog = Catalog()
+    assert catalog.create("aggregators", "max", {})
+    with pytest.raises(KeyboardInterrupt):  # as if it were Ctrl-C, which it could be
+        catalog.create("aggregators", "maximum", {})
+
+
+def test_a_plugin_is_asked_for_its_hooks_only(install):
+    install(
+        "magic",
+        {
+            "magic.py": """
+                class Magic:
+                    torch_of_ten_seconds = property(lambda self: 1 / 0)
+                    def __getattr__(self, name): raise RuntimeError(name)
+                    def gloria_register_losses(self, register):
+                        register("magic", "torch.nn:Identity")
+                plugin = Magic()
+
+                def __getattr__(name):  # every other name of this module is imported lazily
+                    raise RuntimeError(name)
+                def __dir__(): return ["gloria_register_aggregators", "heavy"]
+                def gloria_register_aggregators(register): register("lazy", "torch.nn:Identity")
+            """
+        },
+        {"object": "magic:plugin", "module": "magic"},
+    )
+    records, caught = discover(Catalog())
+    assert caught == []
+    assert records["object"].registered["losses"] == ["magic"]
+    assert records["module"].registered["aggregators"] == ["lazy"]
+
+
+def test_ten_thousand_names_are_listed_and_found(install):
+    install(
+        "crowd",
+        {
+            "crowd.py": """
+                def gloria_register_losses(register):
+                    for number in range(10_000):
+                        register(f"crowd{number}", "torch.nn:Identity")
+            """
+        },
+        {"crowd": "crowd"},
+    )
+    catalog = Catalog()
+    assert len(catalog.list("losses", "crowd*")) == 10_000
+    assert catalog.create("losses", "crowd9999", {})("x") == "x"
+    with pytest.raises(UnknownNameError, match=r"crowd\d+.* and \d+ more\.$") as caught:
+        catalog.create("losses", "crowd_9999", {})
+    assert len(str(caught.value)) < 2000
+
+
 # --- plugins that fail when used ------------------------------------------------------------------
 
 
@@ -436,6 +585,22 @@ def test_a_missing_package_is_an_error_of_its_use_only(install_faulty, healthy):
         catalog.create("losses", "needy", {})
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert catalog.create("losses", "healthy", {})() == 1
+
+
+@pytest.mark.parametrize("error", ["SystemExit('bye')", "RuntimeError('bye')"])
+def test_a_source_that_fails_to_list_harms_no_other(install_faulty, healthy, error):
+    install_faulty(
+        f"""
+        def names(): raise {error}
+        def gloria_register_losses(register):
+            register("zoo:", "torch.nn:Identity", list_names=names)
+        """
+    )
+    catalog = Catalog()
+    with pytest.warns(PluginWarning, match=r"'zoo:\*' .*plugin 'faulty'.* are not listed: .*bye"):
+        assert "healthy" in catalog.list("losses", "*h*")
+    with pytest.raises((ContractError, RuntimeError), match="bye"):
+        catalog.list("losses", "zoo:*")
 
 
 @pytest.mark.parametrize(

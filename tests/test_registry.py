@@ -187,7 +187,9 @@ def test_the_decorator_without_a_name_says_how(registry):
             pass
 
 
-@pytest.mark.parametrize("target", ["fractions", "fractions.Fraction", "a:b:c", ":b", "a:", ""])
+@pytest.mark.parametrize(
+    "target", ["fractions", "fractions.Fraction", "a:b:c", ":b", "a:", "", ".a:b", "a..b:c", "a:b."]
+)
 def test_a_malformed_target_string_is_refused(registry, target):
     with pytest.raises(OptionError, match="target of number 'x' must be 'module:attribute'"):
         registry.register("x", target)

@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
@@ -50,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
-    facts = collect(default_catalog(), check=args.check)
+    with redirect_stdout(sys.stderr):  # a plugin that prints must not end up in the JSON
+        facts = collect(default_catalog(), check=args.check)
     print(json.dumps(facts, indent=2) if args.json else render(facts))
     return 0
 

@@ -113,6 +113,15 @@ def test_json_is_the_same_report(capsys):
     assert facts["backends"] == explain_backends()
 
 
+def test_a_plugin_that_prints_does_not_print_into_the_json(install, capsys, monkeypatch):
+    install("loud", {"loud.py": "print('welcome to loud')"}, {"loud": "loud"})
+    monkeypatch.setattr(info, "default_catalog", Catalog)
+    assert cli.main(["info", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [each["name"] for each in json.loads(out)["plugins"] if each["name"] == "loud"]
+    assert "welcome to loud" in err
+
+
 def test_info_of_a_fresh_process_survives_a_faulty_plugin(plugins):
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-m", "gloria", "info"],
