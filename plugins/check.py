@@ -3,9 +3,9 @@
     python plugins/check.py                          all of them, as CI does
     python plugins/check.py gloria-plugin-template   some
 
-Run it in an environment with ``gloria-torch[test]``. A plugin must bring something, change no
-package that was there, pass its tests, and leave nothing in gloria when it is uninstalled. What
-pip installed for it stays, as it does after any uninstall.
+Run it in an environment with ``gloria-torch[test]`` and none of them. All are installed together;
+they must be found, replace no package that was there, pass their tests, and leave nothing in gloria
+when they are uninstalled. What pip installed for them stays, as it does after any uninstall.
 """
 
 from __future__ import annotations
@@ -25,10 +25,22 @@ def main(chosen: list[str]) -> None:
     folders = [FOLDER / name for name in chosen] or every
     packages, before = installed(), found()
     python("-m", "pip", "install", "--quiet", *map(str, folders))
-    now = installed()
-    replaced = {name for name, version in packages.items() if now.get(name) != version}
-    require(not replaced, f"pip replaced {', '.join(sorted(replaced))}")
+    try:
+        now = installed()
+        replaced = {name for name, version in packages.items() if now.get(name) != version}
+        require(not replaced, f"pip replaced {', '.join(sorted(replaced))}")
+        check_found(folders)
+        for folder in folders:
+            print(f"--- {folder.name}", flush=True)
+            python("-m", "pytest", str(folder / "tests"))
+    finally:
+        names = [folder.name for folder in folders]
+        python("-m", "pip", "uninstall", "--quiet", "--yes", *names)
+    require(found() == before, "uninstalled, the plugins left something in gloria")
 
+
+def check_found(folders: list[Path]) -> None:
+    """Require that gloria has loaded at least one plugin of each package, and skipped none."""
     plugins = found()["plugins"]
     for folder in folders:
         brought = [plugin for plugin in plugins if plugin["distribution"] == folder.name]
@@ -36,16 +48,6 @@ def main(chosen: list[str]) -> None:
         for plugin in brought:
             why = f"{plugin['name']} of {folder.name} is {plugin['status']}: {plugin['cause']}"
             require(plugin["status"] == "loaded", why)
-
-    for folder in folders:
-        print(f"--- {folder.name}", flush=True)
-        python("-m", "pytest", str(folder / "tests"))
-
-    for folder in folders:
-        python("-m", "pip", "uninstall", "--quiet", "--yes", folder.name)
-        gone = {each["distribution"] for each in found()["plugins"]}
-        require(folder.name not in gone, f"{folder.name} is still there when uninstalled")
-    require(found() == before, "gloria is not what it was before the plugins came")
 
 
 def found() -> dict[str, Any]:

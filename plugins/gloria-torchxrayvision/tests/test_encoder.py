@@ -111,7 +111,7 @@ def test_regions_are_where_it_says(name):
     geometry = encoder.region_geometry
     images = torch.randn(1, 1, 256, 256)
     assert encoder(images).grid == (256 / geometry.stride,) * 2
-    measured = measure_region_offset(encoder, images)
+    measured = measure_region_offset(encoder, images, probes=4)
     # good to about half a pixel either way; tiles would begin at 15.5
     assert sum(measured) / 2 == pytest.approx(geometry.offset, abs=1.0)
 
@@ -146,7 +146,7 @@ def test_a_published_densenet_is_read_from_a_file_without_running_code(noisy, tm
     assert torch.equal(encoder.trunk(images), model.features(images).relu())
 
 
-@pytest.mark.parametrize("kind", ["state dict", "safetensors", "of the classifier", "of a trunk"])
+@pytest.mark.parametrize("kind", ["state dict", "safetensors", "of the classifier"])
 def test_weights_are_read_from_a_file(noisy, tmp_path, kind):
     trunk = noisy(XRVImageEncoder(RESNET)).trunk
     path = str(tmp_path / "weights.pt")
