@@ -49,8 +49,10 @@ def check_same_size(
 
 
 def check_positive(name: str, value: float | Tensor) -> None:
-    """Require a finite number above zero."""
+    """Require a finite number above zero, or a tensor of one element."""
     if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
         return  # a learnable value is bounded by its module; reading it here would synchronise
     _check_real(name, value, "a number above 0")
     if not 0 < value < float("inf"):

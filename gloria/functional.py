@@ -41,6 +41,7 @@ from gloria.checks import (
     check_share,
     check_tensor,
 )
+from gloria.contrastive import cosine_logsumexp
 from gloria.errors import EmptyImageError, EmptyTextError, ShapeError
 from gloria.matching import (
     AggregatorFunction,
@@ -57,6 +58,9 @@ from gloria.matching.problem import EPS, MEMORY_BUDGET, full_precision
 
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
+
+LEAN_FROM = 2**20
+"""Pairs from which the global loss keeps no pair matrix: where that is also faster, on a CPU."""
 
 
 class LocalMatching(TypedDict, total=False):
@@ -102,16 +106,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
         tensor([[1.],
                 [0.]])
     """
-    check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
-    check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
-    check_same_size(
-        "dim",
-        "image_embeddings",
-        image_embeddings.shape[1],
-        "text_embeddings",
-        text_embeddings.shape[1],
-        "Project both to one width first (gloria.heads).",
-    )
+    _check_global(image_embeddings, text_embeddings)
     with full_precision(image_embeddings):
         images, texts = _widen_together(image_embeddings, text_embeddings)
         norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)[None, :]
@@ -292,6 +287,50 @@ def contrastive_cross_entropy(
         return ContrastiveTerms(cross_entropy(logits, target), cross_entropy(logits.T, target))
 
 
+def global_contrastive_terms(
+    image_embeddings: Tensor, text_embeddings: Tensor, temperature: float | Tensor = 0.1
+) -> ContrastiveTerms:
+    """The two directions of :func:`global_contrastive_loss`.
+
+    As :func:`contrastive_cross_entropy` of :func:`global_similarity`, value and gradient, but from
+    2**20 pairs on nothing of the size of the pair matrix is kept, forward or backward.
+
+    Args:
+        image_embeddings: ``(image, dim)``.
+        text_embeddings: ``(text, dim)``, text k belonging to image k.
+        temperature: divides the cosine; above 0 (a tensor of one element is taken as it is).
+
+    Returns:
+        Two scalars.
+
+    Raises:
+        ShapeError, DtypeError, OptionError: as the two functions it is made of.
+
+    Example:
+        >>> import torch
+        >>> embeddings = torch.eye(1024)
+        >>> global_contrastive_terms(embeddings, embeddings).image_to_text  # ln(1 + 1023 e^-10)
+        tensor(0.0454)
+    """
+    _check_global(image_embeddings, text_embeddings)
+    images, texts = image_embeddings.shape[0], text_embeddings.shape[0]
+    # an exported graph serves any batch, so it cannot ask how large one is
+    if torch.compiler.is_exporting() or images * texts < LEAN_FROM:
+        similarity = global_similarity(image_embeddings, text_embeddings)
+        return contrastive_cross_entropy(similarity, temperature)
+    check_positive("temperature", temperature)
+    _check_matched(images, texts)
+    with full_precision(image_embeddings):
+        v, t = _widen_together(image_embeddings, text_embeddings)
+        if not isinstance(temperature, Tensor):
+            temperature = v.new_full((), temperature)
+        tau = temperature.to(v).reshape(())
+        over_texts, over_images = cosine_logsumexp(v, t, tau)
+        norms = vector_norm(v, dim=1) * vector_norm(t, dim=1)
+        pairs = (v * t).sum(1) / norms.clamp_min(EPS) / tau
+        return ContrastiveTerms((over_texts - pairs).mean(), (over_images - pairs).mean())
+
+
 def global_contrastive_loss(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
@@ -310,8 +349,7 @@ def global_contrastive_loss(
         >>> global_contrastive_loss(embeddings, embeddings) < 0.1
         tensor(True)
     """
-    similarity = global_similarity(image_embeddings, text_embeddings)
-    terms = contrastive_cross_entropy(similarity, temperature)
+    terms = global_contrastive_terms(image_embeddings, text_embeddings, temperature)
     return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
 
 
@@ -704,6 +742,19 @@ def _token_cross_entropies(
     return direction(mask[:, None, :], 2), direction(mask[:, :, None], 1)
 
 
+def _check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
+    check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
+    check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
+    check_same_size(
+        "dim",
+        "image_embeddings",
+        image_embeddings.shape[1],
+        "text_embeddings",
+        text_embeddings.shape[1],
+        "Project both to one width first (gloria.heads).",
+    )
+
+
 def _check_local(
     regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
 ) -> None:
@@ -743,7 +794,10 @@ def _check_pairs(
 
 def _check_square(similarity: Tensor) -> None:
     check_tensor("similarity", similarity, ("image", "text"))
-    images, texts = similarity.shape
+    _check_matched(*similarity.shape)
+
+
+def _check_matched(images: int, texts: int) -> None:
     if images != texts or images == 0:
         raise ShapeError(
             f"similarity must be square with at least one pair, text k belonging to image k; got "
@@ -816,6 +870,7 @@ __all__ = [
     "TokenTerms",
     "contrastive_cross_entropy",
     "global_contrastive_loss",
+    "global_contrastive_terms",
     "global_local_contrastive_loss",
     "global_similarity",
     "local_attention",

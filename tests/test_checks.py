@@ -118,6 +118,11 @@ def test_numbers_that_are_no_share(value):
         check_share("x", True)
 
 
+def test_a_tensor_of_several_values_is_no_single_number():
+    with pytest.raises(ShapeError, match=r"^x must be a single number; got a tensor \(3, 1\)\.$"):
+        check_positive("x", torch.ones(3, 1))
+
+
 def test_choices():
     check_choice("x", "a", ("a", "b"))
     for bad in ("c", None, 1, ""):

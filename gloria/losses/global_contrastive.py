@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.functional import global_similarity
+from gloria.functional import global_contrastive_terms, global_similarity
 from gloria.losses.base import SimilarityLoss
 
 
@@ -26,7 +26,8 @@ class GlobalContrastiveLoss(SimilarityLoss):
     Presets: ``"paper"``, ``"official"`` and ``"stable"`` (all τ = 0.1), ``"convirt"``
     (Zhang et al., 2020, eq. 4: 0.75 and 0.25, τ = 0.1).
 
-    At random initialisation the loss is about ``2 ln(batch)``.
+    At random initialisation the loss is about ``2 ln(batch)``. From 1,024 pairs on it keeps no
+    ``(image, text)`` matrix, forward or backward (:mod:`gloria.contrastive`).
 
     Source: GLoRIA (Huang et al., ICCV 2021), section 3, the global contrastive loss; weights as in
     ConVIRT.
@@ -71,8 +72,8 @@ class GlobalContrastiveLoss(SimilarityLoss):
 
     def terms(self, image_embeddings: Tensor, text_embeddings: Tensor) -> dict[str, Tensor]:
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
-        similarity = self.similarity(image_embeddings, text_embeddings)
-        return self.terms_of(similarity)
+        temperature = self.temperature()
+        return global_contrastive_terms(image_embeddings, text_embeddings, temperature)._asdict()
 
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""

@@ -1,0 +1,150 @@
+"""The normalisers of a large contrastive loss, without the matrix that they normalise.
+
+Symmetric InfoNCE on embeddings needs two vectors of the (image, text) logits and their diagonal:
+the log-sum-exp of every row and of every column. Here the logits are made, used and thrown away in
+blocks of rows, forward and again backward: 4 matrix products instead of 3, and a few blocks of
+memory instead of ten matrices.
+
+With ``z = cos / τ``, ``cos = <v, t> / max(‖v‖·‖t‖, 1e-8)`` and upstream gradients ``g`` (rows),
+``h`` (columns)::
+
+    dz_kn  = g_k · exp(z_kn - row_k) + h_n · exp(z_kn - column_n)
+    dτ     = -Σ dz·z / τ
+    dv_k   = Σ_n dz_kn / (τ·max(‖v_k‖·‖t_n‖, 1e-8)) · t_n  -  v_k / ‖v_k‖² · Σ_n dz_kn·z_kn
+
+where the last sum leaves out pairs at the clamp; ``dt_n`` likewise.
+
+It is an operator (``torch.ops.gloria``), so that a compiler takes it as one node instead of
+unrolling its loop. Any block of the matrix may be asked for, as a process of many needs its own
+images against everybody's texts: row normalisers are then final, and those of columns are combined
+by one more log-sum-exp over the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from gloria.matching.problem import EPS
+
+BLOCK_BYTES = 8 * 2**20
+"""Size of a block of logits; about six are alive at a time."""
+
+
+@torch.library.custom_op("gloria::cosine_logsumexp", mutates_args=())
+def cosine_logsumexp(
+    image_embeddings: Tensor, text_embeddings: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps of ``cos / temperature`` over texts and over images, ``(image,)``, ``(text,)``.
+
+    Args:
+        image_embeddings: ``(image, dim)``, float32 or float64.
+        text_embeddings: ``(text, dim)``, of the same dtype.
+        temperature: of no axis and of the same dtype.
+    """
+    over_texts = image_embeddings.new_empty(len(image_embeddings))
+    over_images = text_embeddings.new_full((len(text_embeddings),), -torch.inf)
+    for rows, logits, _ in _blocks(image_embeddings, text_embeddings, temperature):
+        over_texts[rows] = logits.logsumexp(1)
+        over_images = torch.logaddexp(over_images, logits.logsumexp(0))
+    return over_texts, over_images
+
+
+@cosine_logsumexp.register_fake
+def _(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    return images.new_empty(images.shape[0]), texts.new_empty(texts.shape[0])
+
+
+@torch.library.custom_op("gloria::cosine_logsumexp_backward", mutates_args=())
+def _gradients(
+    upstream_texts: Tensor,
+    upstream_images: Tensor,
+    images: Tensor,
+    texts: Tensor,
+    temperature: Tensor,
+    over_texts: Tensor,
+    over_images: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for the three inputs of :func:`cosine_logsumexp`."""
+    d_images, d_texts = torch.empty_like(images), torch.zeros_like(texts)
+    pull_images, pull_texts = torch.empty_like(over_texts), torch.zeros_like(over_images)
+    d_temperature = torch.zeros_like(temperature)
+    for rows, logits, norms in _blocks(images, texts, temperature):
+        d_logits = (logits - over_texts[rows, None]).exp_().mul_(upstream_texts[rows, None])
+        d_logits += (logits - over_images).exp_().mul_(upstream_images)
+        pull = logits.mul_(d_logits)
+        d_temperature -= pull.sum() / temperature
+        pull.masked_fill_(norms <= EPS, 0.0)
+        pull_images[rows] = pull.sum(1)
+        pull_texts += pull.sum(0)
+        d_products = d_logits.div_(norms.mul_(temperature))
+        d_images[rows] = d_products @ texts
+        d_texts.addmm_(d_products.T, images[rows])
+    d_images -= _through_norms(pull_images, images)
+    d_texts -= _through_norms(pull_texts, texts)
+    return d_images, d_texts, d_temperature
+
+
+@_gradients.register_fake
+def _(
+    upstream_texts: Tensor,
+    upstream_images: Tensor,
+    images: Tensor,
+    texts: Tensor,
+    temperature: Tensor,
+    over_texts: Tensor,
+    over_images: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(images), torch.empty_like(texts), torch.empty_like(temperature)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():  # somebody differentiates twice: through the definition
+        inputs = ctx.saved_tensors[:3]
+        _, logits = _logits(*inputs)
+        needed = [each for each in inputs if each.requires_grad]
+        sums = (logits.logsumexp(1), logits.logsumexp(0))
+        found = iter(torch.autograd.grad(sums, needed, upstream, create_graph=True))
+        return tuple(next(found) if each.requires_grad else None for each in inputs)
+    gradients: tuple[Tensor, ...] = _gradients(*upstream, *ctx.saved_tensors)
+    return gradients
+
+
+cosine_logsumexp.register_autograd(_backward, setup_context=_save)
+
+
+def _blocks(
+    images: Tensor, texts: Tensor, temperature: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Blocks of rows, each with its logits and the clamped products of norms."""
+    step = _rows_per_block(texts)
+    for start in range(0, len(images), step):
+        rows = slice(start, start + step)
+        norms, logits = _logits(images[rows], texts, temperature)
+        yield rows, logits, norms
+
+
+def _rows_per_block(texts: Tensor) -> int:
+    return max(1, BLOCK_BYTES // (max(len(texts), 1) * texts.element_size()))
+
+
+def _through_norms(pull: Tensor, vectors: Tensor) -> Tensor:
+    """``pull · v / ‖v‖²``, without the square, which could underflow; 0 for a zero vector."""
+    norms = vector_norm(vectors, dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    through: Tensor = vectors / norms * (pull[:, None] / norms)
+    return through
+
+
+def _logits(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """``cos / τ``, and the clamped products of norms in it."""
+    norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)
+    norms = norms.clamp_min(EPS)
+    return norms, images @ texts.T / (norms * temperature)
