@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "Train on the built-in phantom radiographs and see what was learned.",
     "train": "Train on your own images and reports, from a CSV file.",
     "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
+    "plan": "Count what the local loss of a batch size would cost.",
     "info": "Show versions, devices, backends, registered names and plugins.",
 }
 

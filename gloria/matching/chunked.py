@@ -64,6 +64,11 @@ def reasons_not_supported(problem: Problem) -> list[str]:
     return []
 
 
+def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
+    """Whether ``G e``, G included, takes fewer operations than ``c = e V``, for one image."""
+    return regions * (dim + words) < 2 * words * dim
+
+
 def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
     """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
     if torch.compiler.is_compiling():
@@ -224,7 +229,7 @@ class Matcher:
 
         images, across, dim = regions.shape
         bytes_each = regions.element_size()
-        self.use_gram = across * (dim + len(words)) < 2 * len(words) * dim
+        self.use_gram = gram_is_cheaper(across, len(words), dim)
         tile = options.memory_budget // (2 * WORKING_TILES * bytes_each)
         if regions.device.type == "cpu":
             tile = min(tile, CACHE_TILE // bytes_each)

@@ -1,0 +1,164 @@
+"""Plan a batch size: what the local loss costs on each backend, counted before anything runs.
+
+For instance the published setting, whose reports fill 22 of their 97 positions on average:
+
+  gloria plan --images 48 --regions 361 --words 97 --mean-words 22 --dim 768
+
+Operations are those of the matrix products; memory comes on top of the inputs, the result and
+their gradients. Times are lower bounds, the larger of operations / rate and bytes / bandwidth of
+a device: no measurements, and no kernel reaches them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--images", type=int, required=True, metavar="B", help="images of a batch")
+    sizes.add_argument("--regions", type=int, required=True, metavar="M", help="regions per image")
+    sizes.add_argument("--texts", type=int, metavar="N", help="texts; default: as many as images")
+    sizes.add_argument("--words", type=int, required=True, metavar="W", help="positions per text")
+    sizes.add_argument(
+        "--mean-words", type=float, metavar="L", help="of them real, on average; default: all"
+    )
+    sizes.add_argument("--dim", type=int, required=True, metavar="D", help="of the embeddings")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the embeddings")
+    parser.add_argument("--attention", choices=("regions", "words_then_regions"), default="regions")
+    parser.add_argument(
+        "--memory-budget", type=int, metavar="MIB", help="default: 128, that of the losses"
+    )
+    parser.add_argument("--device", default="auto", help="for which auto chooses: cpu, cuda, ...")
+    parser.add_argument("--tflops", type=float, help="rate of your device, 1e12 operations/s")
+    parser.add_argument("--bandwidth", type=float, help="of its memory, 1e9 bytes/s; both or none")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan."""
+    facts = plan(args)
+    print(json.dumps(facts, indent=2) if args.json else render(facts))
+    return 0
+
+
+def plan(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that ``gloria plan`` shows, as JSON-serialisable data."""
+    import torch
+
+    from gloria.checks import check_integer, check_positive
+    from gloria.errors import OptionError
+    from gloria.matching import MatchingOptions, Problem, choose_backend, explain_backends
+    from gloria.matching.cost import COUNTED, DEVICES, Device, count
+    from gloria.matching.dispatch import BACKENDS
+    from gloria.matching.problem import MEMORY_BUDGET
+    from gloria.training.devices import pick_device
+
+    texts = args.images if args.texts is None else args.texts
+    for name in ("images", "regions", "words", "dim"):
+        check_integer(name, getattr(args, name), 1)
+    check_integer("texts", texts, 1)
+    mean_words = args.words if args.mean_words is None else args.mean_words
+    check_positive("mean-words", mean_words)
+    if mean_words > args.words:
+        raise OptionError(f"mean-words must be at most words = {args.words}; got {mean_words}.")
+    budget = MEMORY_BUDGET
+    if args.memory_budget is not None:
+        check_integer("memory-budget", args.memory_budget, 1)
+        budget = args.memory_budget * 2**20
+    devices = dict(DEVICES)
+    if (args.tflops is None) != (args.bandwidth is None):
+        raise OptionError("tflops and bandwidth must be given together, or neither.")
+    if args.tflops is not None:
+        check_positive("tflops", args.tflops)
+        check_positive("bandwidth", args.bandwidth)
+        devices = {"your device": Device(1e12 * args.tflops, 1e9 * args.bandwidth)}
+
+    problem = Problem(
+        images=args.images,
+        regions=args.regions,
+        texts=texts,
+        words=args.words,
+        dim=args.dim,
+        dtype=getattr(torch, DTYPES[args.dtype]),
+        device=pick_device(args.device).type,
+        has_region_mask=False,
+        options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
+    )
+    auto = choose_backend(problem)
+    backends = {}
+    for name in COUNTED:
+        cost = count(problem, name, round(texts * mean_words))
+        backends[name] = {
+            "forward": cost.forward._asdict(),
+            "backward": cost.backward._asdict(),
+            "memory": cost.memory,
+            "least_seconds": {
+                label: {
+                    "forward": cost.forward.seconds(device),
+                    "backward": cost.backward.seconds(device),
+                }
+                for label, device in devices.items()
+            },
+        }
+    return {
+        "images": args.images,
+        "regions": args.regions,
+        "texts": texts,
+        "words": args.words,
+        "mean_words": mean_words,
+        "dim": args.dim,
+        "dtype": args.dtype,
+        "attention": args.attention,
+        "memory_budget": budget,
+        "device": problem.device,
+        "auto": next(name for name, each in BACKENDS.items() if each is auto),
+        "cannot_run": {name: why for name, why in explain_backends(problem).items() if why},
+        "backends": backends,
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The plan as text."""
+    devices = list(next(iter(facts["backends"].values()))["least_seconds"])
+    header = ["", "forward", "", "backward", "", "peak memory"]
+    below = ["backend", "TFLOP", "GB moved", "TFLOP", "GB moved", "MiB"]
+    for device in devices:
+        header += [device, ""]
+        below += ["forward ≥ ms", "backward ≥ ms"]
+    rows = [header, below]
+    for name, cost in facts["backends"].items():
+        row = [name]
+        for half in ("forward", "backward"):
+            row += [f"{cost[half]['operations'] / 1e12:,.3f}", f"{cost[half]['bytes'] / 1e9:,.2f}"]
+        row.append(f"{cost['memory'] / 2**20:,.0f}")
+        for least in cost["least_seconds"].values():
+            row += [f"{1e3 * least[half]:,.3f}" for half in ("forward", "backward")]
+        rows.append(row)
+    widths = [max(len(row[k]) for row in rows[1:]) for k in range(len(below))]
+    table = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
+    lines = [
+        f"{facts['images']:,} images of {facts['regions']:,} regions, {facts['texts']:,} texts of "
+        f"{facts['words']:,} words ({facts['mean_words']:g} real on average), "
+        f"dim {facts['dim']:,}, {facts['dtype']}, attention {facts['attention']!r}",
+        "",
+        *table,
+        "",
+        f"backend='auto' takes {facts['auto']!r} here, on {facts['device']}.",
+        *(f"{name!r} cannot run: {' '.join(why)}" for name, why in facts["cannot_run"].items()),
+        "Memory is beside inputs, result and gradients. ≥ are lower bounds by count, "
+        "no measurements.",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: list[str], widths: list[int]) -> list[str]:
+    return [
+        f"{cell:{width}}" if k == 0 else f"{cell:>{width}}"
+        for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]

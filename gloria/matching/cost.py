@@ -1,0 +1,184 @@
+"""What local matching costs: operations, bytes and memory, counted before anything runs.
+
+With B images of M regions, N texts of W words, R of all these words real, vectors of D numbers,
+``E = B·M·R`` real pair elements and ``P = B·M·N·W`` padded ones, the matrix products take::
+
+    einops    forward  4·P·D              backward  8·P·D
+    chunked   forward  2·E·(D + A)        backward  2·E·(2·D + 2·A + k·(D + A))
+    triton    forward  2·E·(D + M/2)      backward  2·E·(3·D + 2·M)
+
+operations, a multiplication and an addition being two. A is what the pull of the attention weights
+costs per pair element: M with the Gram matrices, which take ``2·B·M²·D`` more, once made and once
+for their gradient, or D without. k is the share of the tiles that do not fit the memory budget and
+are computed again. The elementwise steps are not counted: they are a few operations per element.
+
+Bytes are what has to travel to and from memory if every step reads its operands once and writes
+its result once, tiles that fit a cache staying there. A time from :meth:`Work.seconds` is a
+**lower bound**, not a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from gloria.checks import check_choice, check_integer, check_positive
+from gloria.errors import OptionError
+from gloria.matching.chunked import CACHE_TILE, WORKING_TILES, gram_is_cheaper
+from gloria.matching.problem import Problem
+
+
+class Device(NamedTuple):
+    """The two rates that bound every kernel from below."""
+
+    flops: float
+    """operations per second, in large matrix products"""
+    bandwidth: float
+    """bytes per second, to and from memory"""
+
+
+DEVICES = {"NVIDIA H200, bfloat16": Device(790e12, 4.3e12)}
+"""Rates that were measured, with large matrix products and large copies."""
+
+
+class Work(NamedTuple):
+    """Operations of the matrix products, and bytes moved."""
+
+    operations: int
+    bytes: int
+
+    def __add__(self, other: object) -> Work:
+        """Both, one after the other."""
+        if not isinstance(other, Work):
+            return NotImplemented
+        return Work(self.operations + other.operations, self.bytes + other.bytes)
+
+    def seconds(self, device: Device) -> float:
+        """The roofline: the longer of computing and moving."""
+        check_positive("flops", device.flops)
+        check_positive("bandwidth", device.bandwidth)
+        return max(self.operations / device.flops, self.bytes / device.bandwidth)
+
+
+class Cost(NamedTuple):
+    """What a problem costs on one backend."""
+
+    forward: Work
+    backward: Work
+    memory: int
+    """bytes at the peak of forward and backward, beside inputs, result and gradients"""
+
+
+def count(problem: Problem, backend: str, real_words: int | None = None) -> Cost:
+    """The cost of a problem on a backend.
+
+    Args:
+        problem: its sizes and options.
+        backend: one of ``"einops"``, ``"chunked"``, ``"triton"``; whether it can run here is
+            another question (:func:`gloria.matching.explain_backends`).
+        real_words: words of all texts together; None: no text is padded.
+
+    Raises:
+        OptionError: there is no such backend, or more real words than positions.
+
+    Example:
+        >>> from gloria.matching.dispatch import PAPER_PROBLEM
+        >>> definition = count(PAPER_PROBLEM, "einops")
+        >>> ours = count(PAPER_PROBLEM, "chunked", real_words=48 * 22)
+        >>> round(definition.forward.operations / ours.forward.operations, 1)
+        4.9
+    """
+    check_choice("backend", backend, COUNTED)
+    positions = problem.texts * problem.words
+    real_words = positions if real_words is None else real_words
+    check_integer("real_words", real_words, 0)
+    if real_words > positions:
+        raise OptionError(
+            f"real_words must be at most texts · words = {positions}; got {real_words}."
+        )
+    return COUNTED[backend](problem, real_words)
+
+
+def _einops(problem: Problem, real_words: int) -> Cost:
+    """Every tensor in full: of P elements, and of B·N·W·D for the attended features."""
+    images, regions, texts, words, dim = problem[:5]
+    padded = images * regions * texts * words
+    attended = images * texts * words * dim
+    small = _numbers(problem, texts * words)
+    size = _full_width(problem)
+    # tensors made: forward scores and their softmaxes, attended features and their products
+    twice = problem.options.attention == "words_then_regions"
+    forward = (6 if twice else 3) * padded + 2 * attended + small
+    backward = (7 if twice else 4) * padded + 7 * attended + small
+    at_forward = (5 if twice else 3) * padded
+    at_backward = (2 if twice else 1) * padded + 4 * attended
+    return Cost(
+        Work(4 * padded * dim, 2 * size * forward),
+        Work(8 * padded * dim, 2 * size * backward),
+        size * max(at_forward, at_backward),
+    )
+
+
+def _chunked(problem: Problem, real_words: int) -> Cost:
+    """Tiles in the cache; what the backward reads again is kept as far as the budget goes."""
+    images, regions, _, _, dim = problem[:5]
+    element, size = images * regions * real_words, _full_width(problem)
+    gram = gram_is_cheaper(regions, real_words, dim)
+    pull = regions if gram else dim
+    grams = 2 * images * regions**2 * dim if gram else 0
+    scores_and_pulls = 2 * element * (dim + pull)
+    gradients = 2 * element * (2 * dim + (pull if gram else 2 * dim))
+
+    tile = min(element, problem.options.memory_budget // (2 * WORKING_TILES * size))
+    if problem.device == "cpu":
+        tile = min(tile, CACHE_TILE // size)
+    tiles = WORKING_TILES if gram else WORKING_TILES + 1
+    working = size * (tiles * tile + 2 * real_words * dim + gram * regions**2)
+    keepable = size * (images * real_words * (regions + pull) + gram * images * regions**2)
+    kept = max(0, min(keepable, problem.options.memory_budget - working))
+    again = 1 - kept / keepable if keepable else 0.0
+    small = size * _numbers(problem, real_words)
+    return Cost(
+        Work(scores_and_pulls + grams, small + kept),
+        Work(gradients + grams + round(again * (scores_and_pulls + grams)), 2 * small + kept),
+        working + kept,
+    )
+
+
+def _triton(problem: Problem, real_words: int) -> Cost:
+    """Tiles of some images at a time, between fused kernels; all made again by the backward."""
+    images, regions, _, _, dim = problem[:5]
+    element = images * regions * real_words
+    inputs = problem.dtype.itemsize
+    # what stands between two kernels is bfloat16 for either half type
+    tile = element * inputs
+    grams = 2 * images * regions**2 * dim
+    small = inputs * _numbers(problem, real_words)
+    return Cost(
+        # the weights, written and read
+        Work(element * (2 * dim + regions) + grams, small + 2 * tile),
+        # weights, score gradient and softmax written, read, two of them again, then multiplied
+        Work(2 * element * (3 * dim + 2 * regions) + 2 * grams, 2 * small + 12 * tile),
+        min(problem.options.memory_budget, 3 * tile + 2 * images * regions**2 * inputs),
+    )
+
+
+def _numbers(problem: Problem, words: int) -> int:
+    """Numbers in the inputs and the cosines."""
+    vectors = problem.images * problem.regions + words
+    return vectors * problem.dim + problem.images * words
+
+
+def _full_width(problem: Problem) -> int:
+    """Bytes of a number where half precision is widened."""
+    return torch.promote_types(problem.dtype, torch.float32).itemsize
+
+
+COUNTED: dict[str, Callable[[Problem, int], Cost]] = {
+    "einops": _einops,
+    "chunked": _chunked,
+    "triton": _triton,
+}
+"""Backends with a count."""

@@ -1,0 +1,110 @@
+"""`gloria plan` shows what cost.py counts."""
+
+import json
+
+import pytest
+import torch
+
+from gloria.cli import main
+from gloria.matching import ATTENTION_VARIANTS, BACKENDS, MatchingOptions, Problem
+from gloria.matching.cost import COUNTED, DEVICES, Device, count
+from gloria.matching.problem import MEMORY_BUDGET
+
+SIZES = ["--images", "64", "--regions", "49", "--words", "97", "--dim", "768", "--device", "cpu"]
+
+
+def problem(attention="regions", budget=MEMORY_BUDGET, dtype=torch.float32, texts=64):
+    options = MatchingOptions(attention, 1 / 4, 1 / 5, "logsumexp", memory_budget=budget)
+    return Problem(
+        images=64,
+        regions=49,
+        texts=texts,
+        words=97,
+        dim=768,
+        dtype=dtype,
+        device="cpu",
+        has_region_mask=False,
+        options=options,
+    )
+
+
+def facts(capsys, *more):
+    assert main(["plan", *SIZES, "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "more, expected, real_words",
+    [
+        ([], problem(), 64 * 97),
+        (["--mean-words", "21.5", "--texts", "3"], problem(texts=3), 64),
+        (["--dtype", "bf16"], problem(dtype=torch.bfloat16), 64 * 97),
+        (["--memory-budget", "2"], problem(budget=2**21), 64 * 97),
+        (["--attention", "words_then_regions"], problem("words_then_regions"), 64 * 97),
+    ],
+)
+def test_the_plan_is_what_is_counted(capsys, more, expected, real_words):
+    shown = facts(capsys, *more)["backends"]
+    assert set(shown) == set(COUNTED)
+    for name, plan in shown.items():
+        cost = count(expected, name, real_words)
+        assert plan["memory"] == cost.memory
+        for half, work in (("forward", cost.forward), ("backward", cost.backward)):
+            assert plan[half] == work._asdict()
+            for label, device in DEVICES.items():
+                assert plan["least_seconds"][label][half] == work.seconds(device)
+
+
+def test_your_own_device(capsys):
+    plan = facts(capsys, "--tflops", "0.1", "--bandwidth", "20")["backends"]["chunked"]
+    work = count(problem(), "chunked").forward
+    assert plan["least_seconds"] == {
+        "your device": {
+            "forward": work.seconds(Device(1e11, 2e10)),
+            "backward": count(problem(), "chunked").backward.seconds(Device(1e11, 2e10)),
+        }
+    }
+
+
+def test_what_auto_takes_and_who_cannot_run(capsys):
+    shown = facts(capsys)
+    assert shown["auto"] == next(name for name in BACKENDS if name not in shown["cannot_run"])
+    assert shown["device"] == "cpu"
+
+
+def test_the_table_has_a_row_per_backend_and_says_what_its_times_are(capsys):
+    assert main(["plan", *SIZES]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line}
+    for name in COUNTED:
+        cost = count(problem(), name)
+        assert f" {cost.forward.operations / 1e12:,.3f} " in rows[name]
+        assert f" {cost.memory / 2**20:,.0f} " in rows[name]
+    assert "≥ are lower bounds by count, no measurements" in lines[-1]
+
+
+def test_every_attention_variant_can_be_planned(capsys):
+    with pytest.raises(AssertionError):
+        facts(capsys, "--attention", "none")
+    error = capsys.readouterr().err
+    assert all(variant in error for variant in ATTENTION_VARIANTS)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--images", "0"], "images must be at least 1; got 0"),
+        (["--texts", "-2"], "texts must be at least 1; got -2"),
+        (["--mean-words", "0"], "mean-words must be a finite number above 0; got 0"),
+        (["--mean-words", "98"], "mean-words must be at most words = 97; got 98"),
+        (["--memory-budget", "0"], "memory-budget must be at least 1; got 0"),
+        (["--tflops", "3"], "tflops and bandwidth must be given together, or neither"),
+        (["--tflops", "3", "--bandwidth", "-1"], "bandwidth must be a finite number above 0"),
+        (["--device", "abacus"], "device 'abacus' can't be used here"),
+    ],
+)
+def test_bad_numbers_are_one_line(capsys, change, message):
+    assert main(["plan", *SIZES, *change]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gloria: error: ")
+    assert message in error
