@@ -1,4 +1,4 @@
-"""Workloads named after real settings, and the peers they are timed against."""
+"""Workloads named after real settings."""
 
 from __future__ import annotations
 
@@ -6,47 +6,80 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+
+from gloria.matching import ATTENTION_VARIANTS, MatchingOptions, Problem
+
+
+class Inputs(NamedTuple):
+    """What a peer is given."""
+
+    regions: Tensor
+    words: Tensor
+    word_mask: Tensor
+
+    def first(self, pairs: int) -> Inputs:
+        """The same of fewer images and texts."""
+        return Inputs(*(each[:pairs] for each in self))
 
 
 class Workload(NamedTuple):
-    """Sizes of a batch: as many texts as images."""
+    """Sizes of a batch, as many texts as images."""
 
     pairs: int
     regions: int
     dim: int = 768
     words: int = 97
+    full: bool = False
+    """every text as long as there are positions, so that there is no padding to skip"""
+    modes: tuple[str, ...] = ("fwd", "fwdbwd")
+    attentions: tuple[str, ...] = ATTENTION_VARIANTS
 
-    def draw(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Inputs:
         """Regions, words and word mask; lengths as in radiology reports (median 18 words)."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         regions = torch.randn(self.pairs, self.regions, self.dim, generator=generator)
         words = torch.randn(self.pairs, self.words, self.dim, generator=generator)
         spread = torch.randn(self.pairs, generator=generator).mul(0.5).exp()
         lengths = (18 * spread).round().clamp(1, self.words)
+        if self.full:
+            lengths = torch.full_like(lengths, self.words)
         word_mask = torch.arange(self.words) < lengths[:, None]
-        return regions.div(self.dim**0.25), words.div(self.dim**0.25), word_mask
+        scale = self.dim**0.25
+        return Inputs(
+            regions.div(scale).to(device, dtype),
+            words.div(scale).to(device, dtype),
+            word_mask.to(device),
+        )
 
+    def problem(self, attention: str, device: str, dtype: torch.dtype) -> Problem:
+        """The same for :mod:`gloria.matching.cost`."""
+        options = MatchingOptions(attention, 1 / 4, 1 / 5, "logsumexp")
+        return Problem(
+            images=self.pairs,
+            regions=self.regions,
+            texts=self.pairs,
+            words=self.words,
+            dim=self.dim,
+            dtype=dtype,
+            device=device,
+            has_region_mask=False,
+            options=options,
+        )
+
+
+ONE_SWEEP = {"modes": ("fwdbwd",), "attentions": ("words_then_regions",)}
 
 WORKLOADS = {
     "small": Workload(pairs=4, regions=9, dim=16, words=12),  # for CI, which times nothing
     "paper": Workload(pairs=48, regions=361),  # 19 x 19 regions of a ResNet-50 at 299 px
+    "paper-24": Workload(pairs=24, regions=361),
     "vit-b16": Workload(pairs=32, regions=196),  # 14 x 14 patches at 224 px
     "resnet-7x7": Workload(pairs=48, regions=49),
-}
+    "full-361": Workload(pairs=16, regions=361, full=True),
+    "full-196": Workload(pairs=16, regions=196, full=True),
+    "large": Workload(pairs=256, regions=196),
+    "retrieval": Workload(pairs=1000, regions=49, modes=("fwd",)),
+} | {f"batch-{pairs}": Workload(pairs, regions=196, **ONE_SWEEP) for pairs in (4, 8, 16, 32, 64)}
 
-
-def published_loop(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-    """Local similarity as the published code computes it: one caption after the other.
-
-    Each caption is repeated for every image; two softmaxes; log of the sum of exp(5 cosine). Our
-    own writing of its formulas.
-    """
-    columns = []
-    for text, mask in zip(words, word_mask, strict=True):
-        caption = text[mask].expand(len(regions), -1, -1)
-        over_words = torch.bmm(regions, caption.mT).softmax(2)
-        attention = (4 * over_words.mT).softmax(2)
-        attended = torch.bmm(attention, regions)
-        columns.append((5 * cosine_similarity(caption, attended, dim=2)).exp().sum(1).log())
-    return torch.stack(columns, dim=1)
+GLOBAL_WORKLOADS = {"global-1024": 1024, "global-8192": 8192}
+"""Pairs of the global loss, of 512 numbers each."""

@@ -1,0 +1,145 @@
+"""What is measured side by side: the definition, the published code, a compiler, ours, and a floor.
+
+| peer | what |
+|---|---|
+| `definition` | the einops backend, padded |
+| `compiled` | `torch.compile` of it |
+| `published` | the loop of the published code over captions, written anew from its formulas |
+| `chunked`, `triton` | ours, those that can run |
+| `products` | the matrix products that ours cannot avoid, and nothing else: a floor |
+| `matrix`, `blocks` | the global loss on its pair matrix, and ours without one |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from workloads import Inputs, Workload
+
+from gloria import functional
+from gloria.functional import global_contrastive_loss, local_similarity
+from gloria.matching import BACKENDS
+from gloria.matching.chunked import CACHE_TILE, gram_is_cheaper
+
+Run = Callable[[], list[Tensor]]
+"""Computes once; returns the result and, in mode fwdbwd, the gradients."""
+
+
+def local_peers(inputs: Inputs, workload: Workload, attention: str, mode: str) -> dict[str, Run]:
+    """The peers of local matching that can run these inputs."""
+    problem = workload.problem(attention, inputs.regions.device.type, inputs.regions.dtype)
+    ours = [
+        name
+        for name, backend in BACKENDS.items()
+        if name != "einops" and not backend.reasons_not_supported(problem)
+    ]
+    similarities = {
+        "definition": partial(local_similarity, attention=attention, backend="einops"),
+        "compiled": _compiled(attention),
+        "published": partial(published, attention=attention),
+    } | {name: partial(local_similarity, attention=attention, backend=name) for name in ours}
+    peers: dict[str, Run] = {
+        name: partial(run_local, similarity, inputs, mode)
+        for name, similarity in similarities.items()
+    }
+    return peers | {"products": partial(products, inputs, mode)}
+
+
+def run_local(similarity: Callable[..., Tensor], inputs: Inputs, mode: str) -> list[Tensor]:
+    """The similarity, and in mode fwdbwd the gradients of a weighted sum of it."""
+    if mode == "fwd":
+        with torch.no_grad():
+            return [similarity(*inputs)]
+    leaves = [each.detach().requires_grad_() for each in inputs[:2]]
+    pairs = similarity(*leaves, inputs.word_mask)
+    upstream = torch.randn(pairs.shape, generator=torch.Generator().manual_seed(1)).to(pairs)
+    return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream)]
+
+
+def published(regions: Tensor, words: Tensor, word_mask: Tensor, attention: str) -> Tensor:
+    """Local similarity as the published code computes it: one caption after the other.
+
+    Each caption is repeated for every image; log of the sum of exp(5 cosine). Our own writing of
+    its formulas; it has no ``"regions"`` attention, which here leaves out its first softmax.
+    """
+    columns = []
+    for text, mask in zip(words, word_mask, strict=True):
+        caption = text[mask].expand(len(regions), -1, -1)
+        scores = torch.bmm(regions, caption.mT)
+        if attention == "words_then_regions":
+            scores = scores.softmax(2)
+        attended = torch.bmm((4 * scores.mT).softmax(2), regions)
+        columns.append((5 * cosine_similarity(caption, attended, dim=2)).exp().sum(1).log() / 5)
+    return torch.stack(columns, dim=1)
+
+
+def products(inputs: Inputs, mode: str) -> list[Tensor]:
+    """The matrix products of the chunked backend, on tiles of the same size, recomputing nothing.
+
+    Their operands are whatever is at hand; only their shapes matter.
+    """
+    regions, words = inputs.regions, inputs.words[inputs.word_mask]
+    images, across, dim = regions.shape
+    tile = CACHE_TILE // 4 if regions.device.type == "cpu" else 2**24
+    together = max(1, min(images, tile // (len(words) * across)))
+    use_gram = gram_is_cheaper(across, len(words), dim)
+    grad_words, grad_regions = torch.zeros_like(words), torch.empty_like(regions)
+    for start in range(0, images, together):
+        here = slice(start, start + together)
+        part, grads = regions[here], grad_regions[here]
+        flat = part.flatten(0, 1)
+        scores = words @ flat.mT
+        by_image = scores.unflatten(1, part.shape[:2]).transpose(0, 1)  # image, word, region
+        if use_gram:
+            gram = torch.bmm(part, part.mT)
+            torch.bmm(by_image, gram)
+        else:
+            attended = torch.bmm(by_image, part)
+        if mode == "fwd":
+            continue
+        grad_words.addmm_(scores, flat)
+        torch.mm(scores.mT, words, out=grads.flatten(0, 1))
+        if use_gram:
+            grads.baddbmm_(torch.bmm(by_image.mT, by_image), part)
+        else:
+            torch.bmm(attended, part.mT)
+            grads.baddbmm_(by_image.mT, attended)
+    return []
+
+
+def global_peers(pairs: int, device: str, dtype: torch.dtype) -> dict[str, Run]:
+    """The global loss with a learned temperature, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(pairs, 512, generator=generator).to(device, dtype) for _ in range(2)]
+    leaves.append(torch.tensor(0.1, device=device))
+
+    def run(keep_matrix: bool) -> list[Tensor]:
+        for leaf in leaves:
+            leaf.requires_grad_()
+        changeover = functional.LEAN_FROM
+        functional.LEAN_FROM = pairs**2 + 1 if keep_matrix else 0
+        try:
+            loss = global_contrastive_loss(*leaves[:2], temperature=leaves[2])
+        finally:
+            functional.LEAN_FROM = changeover
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    return {"matrix": partial(run, True), "blocks": partial(run, False)}
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """Values and gradients agree, to a share of the largest."""
+    for one, other in zip(actual, expected, strict=True):
+        share = 3e-2 if torch.bfloat16 in (one.dtype, other.dtype) else 1e-3
+        largest = float(other.abs().max())
+        torch.testing.assert_close(one.float(), other.float(), rtol=share, atol=share * largest)
+
+
+@cache
+def _compiled(attention: str) -> Callable[..., Tensor]:
+    definition = partial(local_similarity, attention=attention, backend="einops")
+    return torch.compile(definition, fullgraph=True, dynamic=False)

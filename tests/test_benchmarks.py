@@ -1,0 +1,75 @@
+"""The benchmarks' own bookkeeping; what they measure is asserted where they run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import report
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def peers(**seconds):
+    return {
+        name: {"fastest": value, "seconds": value, "rounds": 3, "memory": 3 * 2**20}
+        for name, value in seconds.items()
+    }
+
+
+def results():
+    forward = peers(definition=6.0, published=3.0, chunked=1.5, products=1.0)
+    both = peers(published=0.3, chunked=0.06, products=0.05)
+    both = {"definition": {"failed": "out of memory"}, **both}
+    both["chunked"] |= {"operations": 3_000_000, "bytes": 10, "counted_memory": 5}
+    return {
+        "machine": {
+            "device": "Abacus",
+            "dtype": "float32",
+            "threads": 2,
+            "python": "3.11",
+            "torch": "2.10",
+            "gloria": "0.1",
+            "flops": 1e8,
+            "bandwidth": 1e9,
+        },
+        "workloads": {"paper": "48 images"},
+        "cases": [
+            {"workload": "paper", "attention": "regions", "mode": "fwd", "peers": forward},
+            {"workload": "paper", "attention": "regions", "mode": "fwdbwd", "peers": both},
+        ],
+    }
+
+
+def test_the_page_of_the_docs_is_what_the_results_say():
+    """Nobody types a figure; ``python benchmarks/report.py --write docs/benchmarks.md`` does."""
+    measured = report.load(list(report.RESULTS.glob("*.json")))
+    assert DOCS.read_text(encoding="utf-8") == report.page(measured)
+
+
+def test_ratios_shares_and_failures_of_a_table():
+    lines = report.section(results()).splitlines()
+    rows = {
+        cells[1].strip("`"): cells[2:]
+        for line in lines
+        if line.startswith("| `") and (cells := [cell.strip() for cell in line.split("|")])
+    }
+    # forward, × definition, both, × definition (out of memory: none), × published, products, ...
+    assert rows["definition"][:3] == ["6.00 s", "1.00", "out of memory"]
+    assert rows["chunked"] == ["1.50 s", "4.00", "60 ms", "5.00", "1.20", "3 MiB", "50%", ""]
+    assert rows["published"][4] == "6.00"
+    assert "### paper, `regions`" in lines
+    assert any(line.startswith("2 threads on the host, torch 2.10") for line in lines)
+
+
+def test_a_plot_of_the_sweep(tmp_path):
+    pytest.importorskip("matplotlib")
+    import plot
+
+    sweep = results()
+    case = sweep["cases"][1]
+    sweep["cases"] = [case | {"workload": f"batch-{pairs}"} for pairs in (4, 8)]
+    sweep["workloads"] = {f"batch-{pairs}": "some images" for pairs in (4, 8)}
+    plot.draw(sweep, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit, match="no workload batch-N"):
+        plot.draw(json.loads(json.dumps(results())), tmp_path / "none.png")
