@@ -57,7 +57,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     machine = results["machine"]
     workload = results["workloads"][f"batch-{max(sweep)}"]
     figure.suptitle(
-        f"Forward and backward on {machine['device']}, {machine['threads']} threads, "
+        f"Forward and backward on {machine['device']}, {machine['threads']} CPU threads, "
         f"{machine['dtype']}\nlargest: {workload}",
         fontsize=10,
     )

@@ -68,10 +68,10 @@ def section(results: dict[str, Any]) -> str:
     lines = [
         f"## {machine['device']}, {machine['dtype']}",
         "",
-        f"{machine['threads']} threads on the host, torch {machine['torch']}, Python "
+        f"{machine['threads']} CPU threads, torch {machine['torch']}, Python "
         f"{machine['python']}, gloria {machine['gloria']}; large matrix products "
         f"{machine['flops'] / 1e9:,.0f} GFLOP/s, copies {machine['bandwidth'] / 1e9:,.0f} GB/s, "
-        f"measured in the same run.",
+        f"the best of the same run.",
         "",
     ]
     for name, attention, modes in groups(results["cases"]):

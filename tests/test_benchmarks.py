@@ -58,7 +58,7 @@ def test_ratios_shares_and_failures_of_a_table():
     assert rows["chunked"] == ["1.50 s", "4.00", "60 ms", "5.00", "1.20", "3 MiB", "50%", ""]
     assert rows["published"][4] == "6.00"
     assert "### paper, `regions`" in lines
-    assert any(line.startswith("2 threads on the host, torch 2.10") for line in lines)
+    assert any(line.startswith("2 CPU threads, torch 2.10") for line in lines)
 
 
 def test_a_plot_of_the_sweep(tmp_path):
