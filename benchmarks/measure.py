@@ -125,8 +125,9 @@ def counted(case: Case, peer: str, device: str, dtype: torch.dtype) -> dict[str,
     workload = WORKLOADS[case.workload]
     real_words = int(workload.draw().word_mask.sum())
     cost = count(workload.problem(case.attention, device, dtype), backend, real_words)
-    work = cost.forward if case.mode == "fwd" else cost.forward + cost.backward
-    return {**work._asdict(), "counted_memory": cost.memory}
+    if case.mode == "fwd":
+        return cost.forward._asdict()
+    return {**(cost.forward + cost.backward)._asdict(), "counted_memory": cost.memory}
 
 
 def alone(

@@ -59,6 +59,7 @@ def test_the_losses_know_no_registry_no_plugin_and_no_data():
     assert rooms <= {
         "aggregators",
         "checks",
+        "contrastive",
         "errors",
         "functional",
         "losses",
