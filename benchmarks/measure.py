@@ -165,7 +165,7 @@ def peak_memory(case: Case, peer: str, device: str, dtype: torch.dtype) -> int:
         outputs = run()
         peak = torch.cuda.max_memory_allocated()
     else:
-        limit = int(0.9 * available_memory())
+        limit = int(0.7 * available_memory())
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
