@@ -12,6 +12,7 @@ HEAVY = {
     "matplotlib",
     "open_clip",
     "pandas",
+    "pydicom",
     "scipy",
     "sklearn",
     "timm",

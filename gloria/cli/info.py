@@ -35,6 +35,7 @@ PACKAGES = {
     "huggingface_hub": "huggingface_hub",
     "torchmetrics": "torchmetrics",
     "pillow": "PIL",
+    "pydicom": "pydicom",
     "matplotlib": "matplotlib",
     "triton": "triton",
 }

@@ -3,62 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gloria.checks import check_integer, check_tensor, require
-from gloria.errors import DataError, ShapeError
+from gloria.checks import check_integer, check_positive, check_tensor, require
+from gloria.data.dicom import Window, is_dicom, read_dicom
+from gloria.errors import DataError, GloriaError, ShapeError
 from gloria.types import ImageInput
 
 
-def load_image(path: str | Path, channels: int = 1, *, bits: int | None = None) -> Tensor:
-    """Read an 8- or 16-bit image file.
+def load_image(
+    path: str | Path, channels: int = 1, *, bits: int | None = None, window: Window | None = None
+) -> Tensor:
+    """Read an image file of 8 or 16 bits, or a DICOM file.
 
     A 16-bit file may hold pixels of fewer bits, as radiographs of 12 bits do, and does not say so.
     Scaled as 16 bits they would be nearly black; scaled by their own maximum, one film would be
-    brighter than the next. So you say it.
+    brighter than the next. So you say it. A DICOM file says it itself, and how it should be shown:
+    see :func:`~gloria.data.dicom.read_dicom`.
 
     Args:
-        path: anything Pillow reads.
+        path: DICOM, or anything Pillow reads.
         channels: 1 (grayscale) or 3.
         bits: how many bits the pixels of a 16-bit grayscale file have: they are divided by
             ``2**bits - 1``. None = 16, and a file that does not look like it is an error. Files of
             8 bits are divided by 255, whatever this says.
+        window: centre and width of the pixel values to spread over [0, 1], instead of the file's
+            whole range (or a DICOM file's own window); everything beyond is black or white.
 
     Returns:
         ``(channel, height, width)``, float32 in [0, 1].
 
     Raises:
         DataError: the file is missing, damaged or of a pixel type that has no range; a pixel has
-            more bits than ``bits``; or ``bits`` is None and no pixel needs more than 12.
+            more bits than ``bits``; ``bits`` is None and no pixel needs more than 12; or a DICOM
+            file has no pixels.
+        OptionError: ``window`` has no width.
     """
     if bits is not None:
         check_integer("bits", bits, 1, 16)
-    image_module = require("PIL.Image", "tasks")
+    if window is not None:
+        check_positive("width in window", window[1])
     path = Path(path)
     try:
-        with image_module.open(path) as image:
-            if image.mode.startswith("I"):
-                # convert("L") would clip 16 bits to 8
-                deep = np.asarray(image).astype("float32")[None]
-                _check_bits(path, int(deep.min()), int(deep.max()), bits)
-                scaled = torch.from_numpy(deep / ((1 << (bits or 16)) - 1))
-                return scaled.expand(channels, -1, -1).contiguous()
-            if image.mode == "F":
-                raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        if is_dicom(path):
+            pixels = read_dicom(path, window)[None]
+        else:
+            pixels = _read_picture(path, channels, bits, window)
     except FileNotFoundError as cause:
         raise DataError(f"image {path} does not exist.") from cause
-    except DataError:
+    except GloriaError:
         raise
     except Exception as cause:
         # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
         raise DataError(f"image {path} can't be read: {cause}.") from cause
-    tensor = torch.from_numpy(pixels).float() / 255
-    return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+    image = torch.from_numpy(np.ascontiguousarray(pixels))
+    return image.expand(channels, -1, -1).contiguous()
 
 
 def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -75,12 +80,30 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     check_tensor("image", image, ("channel", "height", "width"))
     check_size(size)
     height, width = image.shape[-2:]
-    scale = min(size[0] / height, size[1] / width)
-    inner = (max(round(height * scale), 1), max(round(width * scale), 1))
+    inner, top, left = place((height, width), size)
     if inner != (height, width):
         image = interpolate(image[None], inner, mode="bilinear", antialias=True)[0].clamp(0, 1)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     return pad(image, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
+
+
+class Placement(NamedTuple):
+    """Where :func:`fit` puts an image: its size there, and the padding above and to the left."""
+
+    inner: tuple[int, int]
+    top: int
+    left: int
+
+
+def place(shape: tuple[int, int], size: tuple[int, int]) -> Placement:
+    """Where an image of ``shape`` comes to lie when it is fitted into ``size``.
+
+    Args:
+        shape: ``(height, width)`` of the image.
+        size: ``(height, width)`` to fit into.
+    """
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    inner = (max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1))
+    return Placement(inner, (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
 
 
 def normalize(images: Tensor, image_input: ImageInput) -> Tensor:
@@ -108,6 +131,30 @@ def check_size(size: tuple[int, int]) -> None:
     """Require a height and a width of at least one pixel."""
     check_integer("height in size", size[0], 1)
     check_integer("width in size", size[1], 1)
+
+
+def _read_picture(
+    path: Path, channels: int, bits: int | None, window: Window | None
+) -> NDArray[np.float32]:
+    """``(channel, height, width)`` of what Pillow reads; one channel where the file is deep."""
+    with require("PIL.Image", "tasks").open(path) as picture:
+        if picture.mode == "F":
+            raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
+        if picture.mode.startswith("I"):
+            # convert("L") would clip 16 bits to 8
+            pixels = np.asarray(picture).astype(np.float32)[None]
+            if window is None:
+                _check_bits(path, int(pixels.min()), int(pixels.max()), bits)
+            highest = (1 << (bits or 16)) - 1
+        else:
+            gray = np.asarray(picture.convert("L" if channels == 1 else "RGB"), np.float32)
+            pixels = gray[None] if channels == 1 else gray.transpose(2, 0, 1)
+            highest = 255
+    if window is None:
+        return pixels / np.float32(highest)
+    center, width = window
+    shown = (pixels - np.float32(center - width / 2)) / np.float32(width)
+    return shown.clip(0, 1)
 
 
 def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None:

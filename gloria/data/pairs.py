@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.phantom import PhantomItem
+
+
+class Pair(Protocol):
+    """An image and its report, whatever else an item brings."""
+
+    @property
+    def image(self) -> Tensor:
+        """``(channel, height, width)``, float32 in [0, 1]."""
+        ...
+
+    @property
+    def report(self) -> str:
+        """The text."""
+        ...
 
 
 class ImageReport(NamedTuple):

@@ -8,7 +8,7 @@ of their own.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
-from gloria.data.pairs import ImageReport
+from gloria.data.pairs import Pair
 from gloria.errors import DataError, GloriaError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
 from gloria.training.augmentation import Augmentation
@@ -31,9 +31,9 @@ OnStep = Callable[[dict[str, float]], None]
 
 
 class Pairs(Sized, Protocol):
-    """Anything with a length and :class:`~gloria.data.ImageReport` items."""
+    """Anything with a length and items that have an ``image`` and a ``report``."""
 
-    def __getitem__(self, index: int, /) -> ImageReport:
+    def __getitem__(self, index: int, /) -> Pair:
         """One pair."""
         ...
 
@@ -178,7 +178,7 @@ def train(
     return progress.history
 
 
-def collate(items: list[ImageReport]) -> tuple[Tensor, list[str]]:
+def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:
     """Stack a batch's images; keep its reports as they are."""
     shapes = {tuple(item.image.shape) for item in items}
     if len(shapes) > 1:

@@ -1,0 +1,94 @@
+"""A DICOM file's pixels as they should be shown, by pydicom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gloria.checks import require
+from gloria.errors import DataError
+
+Window = tuple[float, float]
+"""Centre and width of the pixel values that are spread from black to white."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its first bytes or its name.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
+
+
+def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
+    """Read a radiograph from a DICOM file as it should be shown.
+
+    The modality's rescaling is applied, then the file's VOI lookup table or first window, then
+    MONOCHROME1 is inverted, so that high is always white. The result is scaled by the range that
+    the file declares, never by the values that happen to be in it.
+
+    Args:
+        path: the file.
+        window: centre and width, in units after rescaling, instead of the file's own.
+
+    Returns:
+        ``(height, width)`` in [0, 1].
+
+    Raises:
+        DataError: the file has no pixels, several frames, colours, or can't be read.
+    """
+    pydicom = require("pydicom", "tasks")
+    try:
+        dataset = pydicom.dcmread(path)
+        if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
+            raise DataError(f"DICOM file {path} has no pixels.")
+        kind = dataset.PhotometricInterpretation
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise DataError(f"DICOM file {path} is no radiograph: its pixels are {kind}.")
+        pixels = dataset.pixel_array
+        if pixels.ndim != 2:
+            raise DataError(f"DICOM file {path} has {len(pixels)} frames; one was expected.")
+        shown = _shown(dataset, pixels, window)
+    except DataError:
+        raise
+    except Exception as cause:
+        # a damaged file makes pydicom raise anything; a missing decoder is named in its message
+        raise DataError(f"image {path} can't be read: {cause}.") from cause
+    return 1 - shown if kind == "MONOCHROME1" else shown
+
+
+def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray[np.float32]:
+    """Rescaled, windowed, and from the lowest value that can come out, 0, to the highest, 1."""
+    processing = require("pydicom.pixels.processing", "tasks")
+    if window is not None:
+        dataset.WindowCenter, dataset.WindowWidth = window
+    bits = dataset.BitsStored
+    stored = (
+        (-(1 << bits - 1), (1 << bits - 1) - 1)
+        if dataset.PixelRepresentation
+        else (
+            0,
+            (1 << bits) - 1,
+        )
+    )
+    values = processing.apply_modality_lut(pixels, dataset)
+    low, high = processing.apply_modality_lut(np.array(stored, np.int64), dataset)
+    if dataset.get("ModalityLUTSequence"):
+        low, high = 0, (1 << dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if window is None and dataset.get("VOILUTSequence"):
+        low, high = 0, (1 << dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        # the table is looked up by whole numbers; rescaling made them floats
+        values = processing.apply_voi(np.rint(values).astype(np.int64), dataset)
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        values = processing.apply_windowing(values, dataset)
+    else:
+        low, high = min(low, high), max(low, high)  # the slope may be negative
+    scaled = (values.astype(np.float64) - low) / (float(high) - float(low))
+    shown: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
+    return shown

@@ -1,0 +1,236 @@
+"""Radiographs on disk: what a data set says of each, and the data set that reads them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gloria.data.dicom import Window
+from gloria.data.images import check_size, fit, load_image, place
+from gloria.data.masks import Box
+from gloria.errors import DataError
+
+
+class Record(NamedTuple):
+    """What a data set says of one image, before the image is read.
+
+    Attributes:
+        id: the image's name in its data set; what id lists hold.
+        path: its file.
+        where: what an error calls it: a file and a row.
+        patient: whose image it is; None = the data set does not say.
+        report: what is read of its report; empty = none.
+        labels: 1 positive, 0 negative, -1 uncertain, in the order of the data set's classes.
+        mask: gives the finding's mask, ``mask(height, width)``; None = the data set has no masks.
+        boxes: around the finding, in pixels of the file.
+    """
+
+    id: str
+    path: Path
+    where: str
+    patient: str | None = None
+    report: str = ""
+    labels: tuple[int, ...] = ()
+    mask: Callable[[int, int], NDArray[np.bool_]] | None = None
+    boxes: tuple[Box, ...] = ()
+
+
+class Radiograph(NamedTuple):
+    """One item. Items of one data set stack into batches as they are.
+
+    Attributes:
+        image: ``(channel, height, width)``, float32 in [0, 1].
+        report: the text; empty if the data set has none.
+        labels: ``(class,)``, int8: 1 positive, 0 negative, -1 uncertain.
+        mask: ``(mask, height, width)``, boolean, True = finding; with no mask if the data set has
+            none, else with one.
+    """
+
+    image: Tensor
+    report: str
+    labels: Tensor
+    mask: Tensor
+
+
+class Radiographs(Dataset[Radiograph]):
+    """A data set of radiographs, read when they are asked for.
+
+    The readers of named data sets are subclasses that make the records; anything else can be
+    handed in.
+
+    Args:
+        records: one for each image.
+        classes: what the labels say.
+        size: ``(height, width)`` that images and masks are fitted into, aspect kept, padded with
+            black.
+        channels: 1 (grayscale) or 3.
+        bits: of the pixels of 16-bit images, as in :func:`~gloria.data.load_image`.
+        window: centre and width of the pixel values to show, as in
+            :func:`~gloria.data.load_image`.
+        skipped: why records were left out, one line each.
+
+    Raises:
+        DataError: there is no record, the first one's image does not exist (the folder is wrong
+            then), or labels and classes differ in number. Reading an item raises it for an image or
+            a mask that can't be read, and names where it comes from.
+        OptionError: ``size`` has a side below 1.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Record],
+        *,
+        classes: Sequence[str] = (),
+        size: tuple[int, int],
+        channels: int = 1,
+        bits: int | None = None,
+        window: Window | None = None,
+        skipped: Sequence[str] = (),
+    ) -> None:
+        check_size(size)
+        self.records = list(records)
+        self.classes = tuple(classes)
+        self.size = size
+        self.channels = channels
+        self.bits = bits
+        self.window = window
+        self.skipped = tuple(skipped)
+        if not self.records:
+            left_out = f"; {len(skipped)} were skipped, first: {skipped[0]}" if skipped else ""
+            raise DataError(f"there is no radiograph to read{left_out}.")
+        first = self.records[0]
+        if not first.path.is_file():
+            raise DataError(f"{first.where}: {first.path} does not exist. Is it the right folder?")
+        for record in self.records:
+            if len(record.labels) != len(self.classes):
+                raise DataError(
+                    f"{record.where}: {len(record.labels)} labels for {len(self.classes)} classes."
+                )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Radiograph:
+        record = self.records[index]
+        try:
+            image = load_image(record.path, self.channels, bits=self.bits, window=self.window)
+            mask = torch.zeros(0, *self.size, dtype=torch.bool)
+            if record.mask is not None:
+                marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
+                mask = fit(marked[None].float(), self.size) >= 0.5
+        except DataError as cause:
+            raise DataError(f"{record.where}: {cause}") from cause
+        labels = torch.tensor(record.labels, dtype=torch.int8)
+        return Radiograph(fit(image, self.size), record.report, labels, mask)
+
+    @property
+    def ids(self) -> list[str]:
+        """The images' names, in their order."""
+        return [record.id for record in self.records]
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose the images are; where the data set does not say, each image is its own patient."""
+        return [record.id if record.patient is None else record.patient for record in self.records]
+
+    @property
+    def reports(self) -> list[str]:
+        """All reports, without the images."""
+        return [record.report for record in self.records]
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """All labels, ``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        labels = np.array([record.labels for record in self.records], np.int8)
+        return labels.reshape(len(self), len(self.classes))
+
+    def boxes(self, index: int) -> Tensor:
+        """Boxes of an item, in pixels of its fitted image: ``(box, 4)``, left, top, right, bottom.
+
+        The file is read for its size.
+        """
+        record = self.records[index]
+        height, width = load_image(record.path, bits=16, window=self.window).shape[-2:]
+        inner, top, left = place((height, width), self.size)
+        across, down = inner[1] / width, inner[0] / height
+        corners = [
+            (x * across + left, y * down + top, (x + w) * across + left, (y + h) * down + top)
+            for x, y, w, h in record.boxes
+        ]
+        return torch.tensor(corners).reshape(-1, 4)
+
+    def select(self, ids: Iterable[str]) -> Self:
+        """The images of an id list, in its order.
+
+        Raises:
+            DataError: an id is not here.
+        """
+        rows: dict[str, list[Record]] = {}
+        for record in self.records:
+            rows.setdefault(record.id, []).append(record)
+        wanted = list(ids)
+        unknown = [name for name in wanted if name not in rows]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
+                f"{', '.join(unknown[:3])}. Its ids are like {self.records[0].id}."
+            )
+        return self._with([record for name in wanted for record in rows[name]])
+
+    def without_patients(self, patients: Collection[str]) -> Self:
+        """The images of all other patients: what may train when these are tested."""
+        held_out = set(patients)
+        keep = [patient not in held_out for patient in self.patients]
+        return self._with([r for r, kept in zip(self.records, keep, strict=True) if kept])
+
+    def without_broken(self, *, progress: Callable[[int], Any] = lambda read: None) -> Self:
+        """Read every item now, and leave out those that can't be: they are in ``skipped``.
+
+        Args:
+            progress: called with the number of items read since the last call, as ``tqdm.update``.
+        """
+        whole, broken = [], []
+        for index, record in enumerate(self.records):
+            try:
+                self[index]
+                whole.append(record)
+            except DataError as fault:
+                broken.append(str(fault))
+            progress(1)
+        return self._with(whole, broken)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every image's id, report and labels, in their order."""
+        facts = [[record.id, record.report, record.labels] for record in self.records]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _with(self, records: list[Record], skipped: Sequence[str] = ()) -> Self:
+        if not records:
+            reason = f"; first: {skipped[0]}" if skipped else ""
+            raise DataError(f"no radiograph is left of {len(self)}{reason}.")
+        other = copy.copy(self)
+        other.records = records
+        other.skipped = (*self.skipped, *skipped)
+        return other
+
+
+@contextmanager
+def skipping(skipped: list[str] | None) -> Iterator[None]:
+    """Inside, a :class:`DataError` ends the block and is listed in ``skipped``; None: is raised."""
+    try:
+        yield
+    except DataError as fault:
+        if skipped is None:
+            raise
+        skipped.append(str(fault))

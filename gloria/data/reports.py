@@ -1,0 +1,232 @@
+"""What of a report is read: its sections, its sentences, and policies that choose among them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gloria.errors import DataError, OptionError
+
+# Headings of MIMIC-CXR and CheXpert Plus, with what each is called here. Only known headings end a
+# section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
+_SECTIONS = {
+    "accession number": "accession number",
+    "addendum": "addendum",
+    "clinical history": "history",
+    "clinical indication": "indication",
+    "clinical information": "history",
+    "comparison": "comparison",
+    "comparisons": "comparison",
+    "conclusion": "impression",
+    "conclusions": "impression",
+    "end of impression": "end of impression",
+    "exam": "examination",
+    "examination": "examination",
+    "final report": "final report",
+    "finding": "findings",
+    "findings": "findings",
+    # both in one: what is concluded is there, so it is read as the impression
+    "findings and impression": "impression",
+    "findings/impression": "impression",
+    "history": "history",
+    "impression": "impression",
+    "impression/findings": "impression",
+    "indication": "indication",
+    "narrative": "narrative",
+    "notification": "notification",
+    "procedure": "procedure",
+    "procedure comments": "procedure comments",
+    "reason for exam": "indication",
+    "reason for examination": "indication",
+    "recommendation": "recommendation",
+    "recommendation(s)": "recommendation",
+    "recommendations": "recommendation",
+    "summary": "summary",
+    "technique": "technique",
+    "type of examination": "examination",
+    "wet read": "wet read",
+}
+_NAMES = "|".join(re.escape(name) for name in sorted(_SECTIONS, key=len, reverse=True))
+_HEADING = re.compile(
+    rf"^[ \t]*(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
+    rf"|(?<![\w/])(?P<inside>(?-i:{_NAMES.upper()}))[ \t]*:"  # in capitals anywhere
+    r"|^[ \t]*(?P<alone>(?-i:FINAL REPORT))[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+# a full stop inside a number, as in "1.5 cm", has no white space behind it; that of "5 p.m." ends a
+# sentence only where the next word is not small
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<![ap]\.m\.)\s+|(?<=[ap]\.m\.)\s+(?![a-z])"
+    r"|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)"
+)
+# behind these, and behind an initial that follows a title, a full stop ends nothing
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:(?:drs?|mrs?|ms|prof|st)\.(?:\s+[A-Z]\.)*|vs\.|approx\.|e\.g\.|i\.e\.)$",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[^\W\d_]")
+_WORD = re.compile(r"[^\W_]")
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has anything but white space and punctuation."""
+    return _WORD.search(text) is not None
+
+
+def parse_sections(report: str) -> dict[str, str]:
+    r"""The sections of a report, by name, in their order.
+
+    A section begins at a heading that reports of MIMIC-CXR and CheXpert Plus have, with a colon: in
+    any case at the start of a line, or in capitals anywhere. Headings of one meaning share a name
+    ("CONCLUSION" is ``impression``, "EXAM" ``examination``); sections of one name are joined. An
+    unknown heading begins nothing: its line stays in the section it stands in. What comes before
+    the first heading is the section ``""``. Nothing is dropped; a heading without text is an empty
+    section.
+
+    Example:
+        >>> parse_sections("FINDINGS: Clear lungs.\n\nIMPRESSION: No acute process.")
+        {'findings': 'Clear lungs.', 'impression': 'No acute process.'}
+    """
+    headings = list(_HEADING.finditer(report))
+    starts = [0, *(heading.end() for heading in headings)]
+    ends = [*(heading.start() for heading in headings), len(report)]
+    names = ["", *(_SECTIONS[heading[heading.lastgroup or 0].lower()] for heading in headings)]
+    sections: dict[str, str] = {}
+    for name, start, end in zip(names, starts, ends, strict=True):
+        text = report[start:end].strip()
+        if name or text:
+            sections[name] = "\n\n".join(filter(None, [sections.get(name, ""), text]))
+    return sections
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text.
+
+    A sentence ends at a full stop, exclamation or question mark with white space behind it, at a
+    blank line, or before a line that begins a list's item. The full stop of a title ("Dr. Smith")
+    or of a short form ("vs.") ends nothing. Pieces without a letter, such as the number of a list's
+    item, go with the sentence that follows, or at the end with the one before; so nothing is
+    dropped.
+
+    Example:
+        >>> split_sentences("1. A 1.5 cm nodule, told to Dr. Smith. 2. No effusion.")
+        ['1. A 1.5 cm nodule, told to Dr. Smith.', '2. No effusion.']
+    """
+    sentences: list[str] = []
+    waiting: list[str] = []
+    for piece in filter(None, map(str.strip, _SENTENCE_END.split(text))):
+        waiting.append(piece)
+        candidate = " ".join(waiting)
+        if _LETTER.search(candidate) and not _ABBREVIATION.search(candidate):
+            sentences.append(candidate)
+            waiting = []
+    if waiting:
+        sentences[-1:] = [" ".join([*sentences[-1:], *waiting])]
+    return sentences
+
+
+def random_sentences(texts: Sequence[str], generator: torch.Generator) -> list[str]:
+    """One sentence of each text, drawn at random: a text policy for training.
+
+    GLoRIA and ConVIRT read one sentence of a report in a step, and all of it afterwards.
+
+    Args:
+        texts: the reports of a batch.
+        generator: a CPU generator, the only source of randomness.
+
+    Returns:
+        As many texts; one without a sentence as it is.
+    """
+    chosen = []
+    for text in texts:
+        sentences = split_sentences(text) or [text]
+        number = int(torch.randint(len(sentences), (), generator=generator))
+        chosen.append(sentences[number])
+    return chosen
+
+
+@dataclass(frozen=True)
+class ReportPolicy:
+    """What of a report is read, in two steps.
+
+    :meth:`select` takes the sections, once, when a data set is read. :meth:`draw` takes what one
+    epoch reads of them: everything, or one random sentence.
+
+    Attributes:
+        sections: names as :func:`parse_sections` gives them, in the order they are joined in; None
+            = the whole report, with its headings.
+        one_sentence: read one random sentence at a time.
+
+    Example:
+        >>> report = "FINDINGS: Clear. No edema. IMPRESSION: Normal. Unchanged."
+        >>> IMPRESSION.select(report)
+        'Normal. Unchanged.'
+        >>> policy = ReportPolicy(("findings", "impression"), one_sentence=True)
+        >>> text = policy.select(report)
+        >>> [policy.draw(text, seed=0, epoch=epoch, index=0) for epoch in range(3)]
+        ['Unchanged.', 'Normal.', 'Unchanged.']
+    """
+
+    sections: tuple[str, ...] | None = None
+    one_sentence: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sections is None:
+            return
+        known = sorted(set(_SECTIONS.values()))
+        unknown = [name for name in self.sections if name not in known]
+        if unknown or not self.sections:
+            raise OptionError(
+                f"sections must be a tuple of {', '.join(known)}; got {self.sections!r}."
+            )
+
+    def select(self, report: str | Mapping[str, str]) -> str:
+        """The chosen sections, joined by blank lines; empty where the report has none of them.
+
+        Args:
+            report: its text, or its sections by name where a data set brings them apart.
+        """
+        if self.sections is None:
+            texts = [report] if isinstance(report, str) else list(report.values())
+        else:
+            sections = parse_sections(report) if isinstance(report, str) else report
+            texts = [sections.get(name, "") for name in self.sections]
+        return "\n\n".join(filter(None, map(str.strip, texts)))
+
+    def draw(self, text: str, *, seed: int, epoch: int, index: int) -> str:
+        """What epoch ``epoch`` reads of the selected text of item ``index``.
+
+        The arguments alone decide, so it is the same in every process and after a restart.
+        """
+        sentences = split_sentences(text) if self.one_sentence else []
+        if not sentences:
+            return text
+        return sentences[np.random.default_rng([seed, epoch, index]).integers(len(sentences))]
+
+    def __call__(self, texts: Sequence[str], generator: torch.Generator) -> list[str]:
+        """The same for a batch of selected texts, drawn with a CPU generator."""
+        return random_sentences(texts, generator) if self.one_sentence else list(texts)
+
+
+FULL_REPORT = ReportPolicy()
+IMPRESSION = ReportPolicy(("impression",))
+FINDINGS_AND_IMPRESSION = ReportPolicy(("findings", "impression"))
+RANDOM_SENTENCE = ReportPolicy(one_sentence=True)
+
+
+def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:
+    """What a policy selects of a report, with at least one word.
+
+    Raises:
+        DataError: it has none; it names ``where``.
+    """
+    text = policy.select(report)
+    if not has_words(text):
+        lacks = "" if policy.sections is None else f" in section {' or '.join(policy.sections)}"
+        raise DataError(f"{where}: empty report, {text!r} has no word{lacks}.")
+    return text

@@ -1,0 +1,104 @@
+"""Rows of a CSV file, each with its number, so that a fault can be named."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from pathlib import Path
+
+from gloria.errors import DataError
+
+
+def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
+    """The columns of all rows that are not blank, stripped, with the numbers of the rows.
+
+    Args:
+        path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``.
+        columns: what to read; spaces around the header's names do not count.
+
+    Raises:
+        DataError: the file or a column is missing, it is no UTF-8 or no CSV, or a row has fewer or
+            more cells than it should. Rows are numbered as a spreadsheet does: the header is row 1,
+            a blank line is a row.
+    """
+    table = _read_table(path)
+    header = [name.strip() for name in table[0]] if table else []
+    for column in columns:
+        if column not in header:
+            raise DataError(
+                f"{path} has no column {column!r}; it has {', '.join(header) or 'none'}."
+            )
+    rows = []
+    for number, cells in enumerate(table[1:], start=2):
+        if not cells:
+            continue
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise DataError(
+                f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
+                f"in a report not quoted?"
+            )
+        record = dict(zip(header, cells, strict=False))
+        for column in columns:
+            if column not in record:
+                raise DataError(f"{path}, row {number}, column {column!r}: the row is too short.")
+        rows.append((number, {column: record[column].strip() for column in columns}))
+    return rows
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of a CSV file's columns.
+
+    Raises:
+        DataError: as :func:`read_rows`.
+    """
+    table = _read_table(path)
+    return [name.strip() for name in table[0]] if table else []
+
+
+def read_label(where: str, cell: str, blank: int | None = None) -> int:
+    """A label from its cell: 1 positive, 0 negative, -1 uncertain, written as any number is.
+
+    Args:
+        where: what an error calls the cell.
+        cell: its text.
+        blank: what an empty cell means; None = it is an error.
+
+    Raises:
+        DataError: the cell is NaN, another number or no number.
+    """
+    if not cell and blank is not None:
+        return blank
+    try:
+        number = float(cell)
+    except ValueError:
+        number = float("nan")
+    if number not in (-1, 0, 1):
+        raise DataError(
+            f"{where}: a label is 1 (positive), 0 (negative) or -1 (uncertain); got {cell!r}."
+        )
+    return int(number)
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    """All rows as lists of cells; a blank line is an empty one."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        line = cause.object.count(b"\n", 0, cause.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 ({cause.reason}). Save the file as UTF-8."
+        ) from cause
+    except (EOFError, gzip.BadGzipFile, zlib.error) as cause:
+        raise DataError(f"{path} is no whole .gz file: {cause}.") from cause
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        return list(reader)
+    except csv.Error as cause:
+        raise DataError(
+            f"{path}, line {reader.line_num}: not CSV ({cause}). Is a quote never closed?"
+        ) from cause

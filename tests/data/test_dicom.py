@@ -1,0 +1,155 @@
+"""DICOM files come out as they should be shown: rescaled, windowed, white is high."""
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+
+from gloria.data import load_image
+from gloria.errors import DataError, OptionError
+
+RAMP = np.arange(30).reshape(6, 5)
+
+
+def shown(path, **options):
+    return load_image(path, **options)[0].double().numpy()
+
+
+@pytest.mark.parametrize("bits, highest", [(8, 255), (12, 4095), (16, 65535)])
+def test_scaled_by_the_bits_that_are_stored(write_dicom, tmp_path, bits, highest):
+    pixels = RAMP * (highest // 29)
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits)
+    np.testing.assert_allclose(shown(path), pixels / highest, atol=1e-6)
+    assert load_image(path, channels=3).shape == (3, 6, 5)
+
+
+def test_monochrome1_is_inverted(write_dicom, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_allclose(shown(path), 1 - RAMP / 255, atol=1e-6)
+
+
+def linear(values, center, width):
+    """The window function of the standard, PS3.3 C.11.2.1.2.1, for one value at a time."""
+    out = []
+    for x in values.ravel().tolist():
+        y = (x - (center - 0.5)) / (width - 1) + 0.5
+        out.append(min(max(y, 0), 1))
+    return np.array(out).reshape(values.shape)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
+def test_the_files_own_window(write_dicom, tmp_path, kind):
+    pixels = RAMP * 100
+    window = {"WindowCenter": [1000, 5], "WindowWidth": [800, 2]}  # the first of two
+    path = write_dicom(
+        tmp_path / "a.dcm", pixels, bits=12, PhotometricInterpretation=kind, **window
+    )
+    expected = linear(pixels, 1000, 800)
+    np.testing.assert_allclose(
+        shown(path), expected if kind == "MONOCHROME2" else 1 - expected, atol=1e-6
+    )
+
+
+def test_a_window_is_in_units_after_rescaling(write_dicom, tmp_path):
+    pixels = RAMP * 100
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        pixels,
+        bits=12,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=500,
+        WindowWidth=600,
+    )
+    np.testing.assert_allclose(shown(path), linear(pixels * 2 - 1000, 500, 600), atol=1e-6)
+    np.testing.assert_allclose(
+        shown(path, window=(0, 100)), linear(pixels * 2 - 1000, 0, 100), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("slope", [2, -2])
+def test_rescaling_without_a_window(write_dicom, tmp_path, slope):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=slope, RescaleIntercept=7)
+    expected = RAMP / 255 if slope > 0 else 1 - RAMP / 255
+    np.testing.assert_allclose(shown(path), expected, atol=1e-6)
+
+
+def test_signed_pixels(write_dicom, tmp_path):
+    pixels = RAMP - 15
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=12)
+    np.testing.assert_allclose(shown(path), (pixels + 2048) / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_lookup_table(write_dicom, tmp_path, rescaled):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [30, 0, 12]
+    table.add_new("LUTData", "US", [4095 - 100 * value for value in range(30)])
+    more = {"RescaleSlope": 1, "RescaleIntercept": 0} if rescaled else {}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table], **more)
+    np.testing.assert_allclose(shown(path), (4095 - 100 * RAMP) / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compressed_files_are_the_same(write_dicom, tmp_path, syntax):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48))
+    path = write_dicom(tmp_path / "a.dcm", pixels)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(syntax)
+    dataset.save_as(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(shown(tmp_path / "b.dcm"), shown(path))
+
+
+def test_jpeg_as_rsna_and_siim_have_it(write_dicom, write_image, tmp_path):
+    smooth = np.add.outer(np.arange(32), np.arange(48)) * 3
+    jpeg = write_image(tmp_path / "a.jpg", smooth.astype(np.uint8)).read_bytes()
+    path = write_dicom(tmp_path / "a.dcm", smooth)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = pydicom.encaps.encapsulate([jpeg])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    np.testing.assert_allclose(shown(path), smooth / 255, atol=5 / 255)
+
+
+def test_files_without_a_name_are_known_by_their_first_bytes(write_dicom, tmp_path):
+    path = write_dicom(tmp_path / "no_suffix", RAMP)
+    np.testing.assert_allclose(shown(path), RAMP / 255, atol=1e-6)
+
+
+def test_a_file_without_pixels_is_named(write_dicom, tmp_path):
+    path = write_dicom(tmp_path / "report.dcm", None)
+    with pytest.raises(DataError, match=r"DICOM file .*report\.dcm has no pixels"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 300, -10])
+def test_a_cut_file_is_named(write_dicom, tmp_path, keep):
+    path = write_dicom(tmp_path / "cut.dcm", RAMP)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cut\.dcm (can't be read|has no pixels)"):
+        load_image(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of the odd file, too
+def test_colours_and_films_are_no_radiographs(write_dicom, tmp_path):
+    colour = write_dicom(tmp_path / "rgb.dcm", RAMP, PhotometricInterpretation="RGB")
+    with pytest.raises(DataError, match=r"rgb\.dcm is no radiograph: its pixels are RGB"):
+        load_image(colour)
+    film = write_dicom(tmp_path / "film.dcm", RAMP, NumberOfFrames=2, Rows=3)
+    with pytest.raises(DataError, match=r"film\.dcm has 2 frames"):
+        load_image(film)
+
+
+def test_a_window_of_other_files(write_image, tmp_path):
+    path = write_image(tmp_path / "a.png", (RAMP * 100).astype(np.uint16))
+    expected = np.clip((RAMP * 100 - 500) / 1000, 0, 1)
+    np.testing.assert_allclose(shown(path, window=(1000, 1000)), expected, atol=1e-6)
+    path = write_image(tmp_path / "b.png", RAMP.astype(np.uint8))
+    expected = torch.from_numpy(np.clip((RAMP - 10) / 10, 0, 1)).float()
+    for channels in (1, 3):
+        image = load_image(path, channels, window=(15, 10))
+        torch.testing.assert_close(image, expected.expand(channels, -1, -1))
+    with pytest.raises(OptionError, match="width in window must be a finite number above 0"):
+        load_image(path, window=(15, 0))

@@ -1,0 +1,136 @@
+"""What every data set of radiographs does: items, selection, what is left out and said."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from gloria.data import ImageReportTable, Radiographs, Record
+from gloria.data.images import fit, load_image, place
+from gloria.data.masks import Box
+from gloria.errors import DataError
+
+
+@pytest.fixture
+def records(write_image, tmp_path):
+    return [
+        Record(
+            id=f"i{number}",
+            path=write_image(tmp_path / f"{number}.png"),
+            where=f"my.csv, row {number + 2}",
+            patient=f"p{number // 2}",
+            labels=(number % 2, -1),
+        )
+        for number in range(4)
+    ]
+
+
+def test_items_and_what_is_known_without_reading(records):
+    data = Radiographs(records, classes=("a", "b"), size=(8, 8))
+    assert len(data) == 4
+    assert data.ids == ["i0", "i1", "i2", "i3"]
+    assert data.patients == ["p0", "p0", "p1", "p1"]
+    assert data.labels.tolist() == [[0, -1], [1, -1], [0, -1], [1, -1]]
+    assert data[1].labels.tolist() == [1, -1]
+    torch.testing.assert_close(data[1].image, fit(load_image(records[1].path), (8, 8)))
+    assert data[1].mask.shape == (0, 8, 8)
+
+
+def test_items_stack_into_batches(records):
+    batch = next(iter(DataLoader(Radiographs(records, classes=("a", "b"), size=(8, 6)), 3)))
+    assert batch.image.shape == (3, 1, 8, 6)
+    assert batch.labels.shape == (3, 2)
+    assert batch.mask.shape == (3, 0, 8, 6)
+
+
+def test_an_id_list_selects_in_its_order(records):
+    data = Radiographs(records, classes=("a", "b"), size=(8, 8))
+    assert data.select(["i3", "i0"]).labels.tolist() == [[1, -1], [0, -1]]
+    with pytest.raises(DataError, match=r"2 of 3 ids are not in this data set; first: x, y\. Its"):
+        data.select(["i0", "x", "y"])
+    assert data.without_patients({"p0"}).ids == ["i2", "i3"]
+    with pytest.raises(DataError, match="no radiograph is left of 4"):
+        data.without_patients({"p0", "p1"})
+
+
+def test_without_a_patient_each_image_is_its_own(records):
+    data = Radiographs([r._replace(patient=None, labels=()) for r in records], size=(8, 8))
+    assert data.patients == data.ids
+
+
+def test_broken_images_are_named_or_left_out_and_counted(records):
+    records[1].path.write_bytes(records[1].path.read_bytes()[:60])
+    records[2].path.write_bytes(b"")
+    data = Radiographs(records, classes=("a", "b"), size=(8, 8))
+    with pytest.raises(DataError, match=r"my\.csv, row 3: image .*1\.png can't be read"):
+        data[1]
+    seen = []
+    whole = data.without_broken(progress=seen.append)
+    assert whole.ids == ["i0", "i3"]
+    assert sum(seen) == 4
+    assert [line.partition(":")[0] for line in whole.skipped] == [
+        "my.csv, row 3",
+        "my.csv, row 4",
+    ]
+    assert data.skipped == ()
+    with pytest.raises(DataError, match=r"no radiograph is left of 2; first: my\.csv, row 3"):
+        data.select(["i1", "i2"]).without_broken()
+
+
+def test_what_is_wrong_with_all_of_them(records, tmp_path):
+    with pytest.raises(DataError, match="there is no radiograph to read; 1 were skipped, first: x"):
+        Radiographs([], size=(8, 8), skipped=["x"])
+    with pytest.raises(DataError, match=r"row 2: 2 labels for 1 classes"):
+        Radiographs(records, classes=("a",), size=(8, 8))
+    gone = records[0]._replace(path=tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"row 2: .*gone\.png does not exist\. Is it the right"):
+        Radiographs([gone], classes=("a", "b"), size=(8, 8))
+
+
+def centre(height, width):
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height // 2, width // 2 :] = True
+    return mask
+
+
+def test_masks_and_boxes_go_where_the_image_goes(records):
+    """20 x 10 pixels in 8 x 8: scaled by .4, two columns of padding on both sides."""
+    box = Box(5, 5, 5, 5)
+    data = Radiographs([records[0]._replace(mask=centre, boxes=(box,), labels=())], size=(8, 8))
+    expected = torch.zeros(1, 8, 8, dtype=torch.bool)
+    expected[0, 2:4, 4:6] = True
+    assert torch.equal(data[0].mask, expected)
+    assert data.boxes(0).tolist() == [[4, 2, 6, 4]]
+    assert place((20, 10), (8, 8)) == ((8, 4), 0, 2)
+
+
+def test_a_faulty_mask_is_named_with_its_row(records):
+    def outside(height, width):
+        raise DataError("too long.")
+
+    data = Radiographs([records[0]._replace(mask=outside, labels=())], size=(8, 8))
+    with pytest.raises(DataError, match=r"my\.csv, row 2: too long"):
+        data[0]
+
+
+def test_labels_and_patients_of_any_table(write_rows, write_image, tmp_path):
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png")
+    header = ["image", "who", "edema", "nodule"]
+    path = write_rows(
+        tmp_path / "my.csv", header, ["a.png", "p1", "1", "0.0"], ["b.png", "p2", "-1", "1.0"]
+    )
+    options = {"size": (8, 8), "report_column": None, "classes": ["edema", "nodule"]}
+    data = ImageReportTable(path, patient_column="who", **options)
+    assert data.labels.tolist() == [[1, 0], [-1, 1]]
+    assert data.patients == ["p1", "p2"]
+    assert data.reports == ["", ""]
+    with pytest.raises(DataError, match="no column 'mass'"):
+        ImageReportTable(path, **{**options, "classes": ["mass"]})
+    for cell in ("nan", "", "2", "yes", "0.5"):
+        write_rows(path, header, ["a.png", "p1", "1", cell])
+        with pytest.raises(DataError, match=f"row 2, column 'nodule': a label is .*got '{cell}'"):
+            ImageReportTable(path, **options)
+    write_rows(path, header, ["a.png", "", "1", "0"])
+    with pytest.raises(DataError, match="row 2, column 'who': no patient"):
+        ImageReportTable(path, patient_column="who", **options)
