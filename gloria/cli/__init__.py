@@ -1,8 +1,9 @@
 """The command line: ``gloria <command>``, also ``python -m gloria <command>``.
 
-A command is a file of this folder with ``add_arguments(parser)`` and ``run(args) -> int``; its
-docstring is what ``gloria <command> --help`` says. It is imported only when it is chosen, so
-``gloria --help`` imports nothing heavy.
+A command is a file of this folder (``check-splits`` is ``check_splits.py``) with
+``add_arguments(parser)`` and ``run(args) -> int``; its docstring is what
+``gloria <command> --help`` says. It is imported only when it is chosen, so ``gloria --help``
+imports nothing heavy.
 
 Exit codes: 0 success, 1 an error of ours or of the operating system (one line on stderr; the
 traceback with ``--debug``), 2 wrong usage, 130 interrupted by Ctrl-C, 141 the reader of our output
@@ -17,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 import gloria
 from gloria.errors import GloriaError
@@ -25,6 +27,7 @@ from gloria.errors import GloriaError
 COMMANDS = {
     "demo": "Train on the built-in phantom radiographs and see what was learned.",
     "train": "Train on your own images and reports, from a CSV file.",
+    "check-splits": "Look for patients and images that are in more than one split.",
     "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
     "plan": "Count what the local loss of a batch size would cost.",
     "info": "Show versions, devices, backends, registered names and plugins.",
@@ -69,7 +72,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary)
         if name == chosen:
-            module = importlib.import_module(f"gloria.cli.{name}")
+            module = _module(name)
             command.description = module.__doc__
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             command.add_argument(
@@ -79,8 +82,12 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"gloria.cli.{command.replace('-', '_')}")
+
+
 def _run(args: argparse.Namespace) -> int:
-    command = importlib.import_module(f"gloria.cli.{args.command}")
+    command = _module(args.command)
     try:
         code: int = command.run(args)
         return code

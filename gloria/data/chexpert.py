@@ -31,6 +31,9 @@ CLASSES = (
 )
 """Every class that CheXpert and its labeler know, as its files name them."""
 
+PATHOLOGIES = CLASSES[1:]
+"""The thirteen that are findings."""
+
 COMPETITION_CLASSES = (
     "Atelectasis",
     "Cardiomegaly",

@@ -1,0 +1,102 @@
+"""Look for patients, images and exact copies that are in more than one split.
+
+Give one CSV file with a split column, or a file for each split: CSV files as CheXpert, MIMIC-CXR,
+RSNA and SIIM have them, or id lists.
+
+  gloria check-splits my.csv
+  gloria check-splits train.csv valid.csv chexpert_5x200.txt
+  gloria check-splits train.csv val.csv --images dicom-images-train --pixels
+
+Exit code 1 if anything leaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gloria.data.leaks import Leaks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV files, id lists")
+    parser.add_argument("--split-column", default="split", metavar="NAME")
+    parser.add_argument("--image-column", metavar="NAME", help="default: the usual names")
+    parser.add_argument("--patient-column", metavar="NAME", help="default: the usual names")
+    parser.add_argument(
+        "--patient-pattern",
+        metavar="REGEX",
+        help="finds the patient in an image's id, where there is no column; default: CheXpert's "
+        "and MIMIC-CXR's",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="where the images are; default: beside the file"
+    )
+    copies = parser.add_mutually_exclusive_group()
+    copies.add_argument("--no-files", action="store_true", help="do not look for exact copies")
+    copies.add_argument("--pixels", action="store_true", help="compare pixels, not files' bytes")
+    parser.add_argument("--first", type=int, default=5, metavar="N", help="how many to show")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, compare, report."""
+    from gloria.checks import check_integer
+    from gloria.cli.progress import Progress
+    from gloria.data.leaks import PATIENT_PATTERN, find_leaks, read_split_files
+
+    check_integer("first", args.first, 0)
+    splits = read_split_files(
+        args.files,
+        split_column=args.split_column,
+        image_column=args.image_column,
+        patient_column=args.patient_column,
+        patient_pattern=args.patient_pattern or PATIENT_PATTERN,
+        images=args.images,
+    )
+    total = sum(map(len, splits.values()))
+    with Progress(total, "compare", args.quiet or args.no_files) as progress:
+        leaks = find_leaks(
+            splits, files=not args.no_files, pixels=args.pixels, progress=progress.advance
+        )
+    if args.json:
+        print(json.dumps({"leaks": bool(leaks), **vars(leaks)}, indent=2))
+    else:
+        print(describe(leaks, args.first))
+    return int(bool(leaks))
+
+
+def describe(leaks: Leaks, first: int) -> str:
+    """The report in words, with the first few of each kind."""
+    lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
+    kinds = {
+        "patients": leaks.patients,
+        "images": leaks.images,
+        "exact duplicates": leaks.duplicates,
+    }
+    for kind, found in kinds.items():
+        lines += [f"{kind} in more than one split: {_count(found, leaks.sizes)}"]
+        for key, places in list(found.items())[:first]:
+            where = "; ".join(_place(name, ids) for name, ids in places.items())
+            lines.append(f"  {key[:12] if kind == 'exact duplicates' else key}  {where}")
+        if len(found) > first:
+            lines.append(f"  and {len(found) - first} more")
+    lines += [f"not checked: {reason}" for reason in leaks.unchecked]
+    return "\n".join(lines)
+
+
+def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:
+    """How many, and how much of each split they are."""
+    touched = {name: sum(len(places.get(name, ())) for places in found.values()) for name in sizes}
+    shares = [f"{touched[name]} of {sizes[name]} in {name}" for name in sizes if touched[name]]
+    return f"{len(found)} ({', '.join(shares)})" if found else "none"
+
+
+def _place(split: str, ids: list[str]) -> str:
+    return f"{split}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")

@@ -1,0 +1,245 @@
+"""Patients, images and copies of images that are in more than one split."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gloria.data.chexpert import image_id
+from gloria.data.images import load_image
+from gloria.data.radiographs import Record
+from gloria.data.rows import read_header, read_rows
+from gloria.data.splits import read_ids
+from gloria.errors import DataError
+
+IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
+PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
+PATIENT_PATTERN = r"patient\d+|(?<![^/])p\d{8}(?![^/])"
+"""Where CheXpert's and MIMIC-CXR's paths name the patient."""
+
+Splits = Mapping[str, Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What was found in more than one split.
+
+    Attributes:
+        sizes: split: number of its images.
+        patients: patient: split: ids of their images there.
+        images: id: split: the id, once for each time it is there.
+        duplicates: hash: split: ids of the images that are the same there, though their ids differ.
+        unchecked: what could not be checked, and why.
+    """
+
+    sizes: Mapping[str, int]
+    patients: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    images: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    duplicates: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    unchecked: Sequence[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.patients or self.images or self.duplicates)
+
+
+def find_leaks(
+    splits: Splits,
+    *,
+    files: bool = True,
+    pixels: bool = False,
+    progress: Callable[[int], Any] = lambda read: None,
+) -> Leaks:
+    """Look for patients, images and exact copies that are in more than one split.
+
+    Args:
+        splits: split: the records of its images (``data.records`` of a data set).
+        files: compare the bytes of files, too.
+        pixels: compare decoded pixels instead, which finds a copy that was saved again without
+            loss. Slower.
+        progress: called with the number of images whose files were looked at since the last call,
+            as ``tqdm.update`` is.
+
+    Raises:
+        DataError: there are fewer than two splits.
+    """
+    if len(splits) < 2:
+        raise DataError(f"a leak is between splits; got {', '.join(splits) or 'none'}.")
+    unchecked = []
+    patients = _shared(splits, lambda record: record.patient)
+    anonymous = [r for records in splits.values() for r in records if r.patient is None]
+    if anonymous:
+        total = sum(map(len, splits.values()))
+        unchecked.append(
+            f"patients of {len(anonymous)} of {total} images, who are not told; first: "
+            f"{anonymous[0].where}."
+        )
+    duplicates: dict[str, dict[str, list[str]]] = {}
+    if files or pixels:
+        duplicates, why = _duplicates(splits, pixels, progress)
+        unchecked += why
+    return Leaks(
+        sizes={name: len(records) for name, records in splits.items()},
+        patients=patients,
+        images=_shared(splits, lambda record: record.id),
+        duplicates=duplicates,
+        unchecked=unchecked,
+    )
+
+
+def read_split_files(
+    paths: Sequence[str | Path],
+    *,
+    split_column: str = "split",
+    image_column: str | None = None,
+    patient_column: str | None = None,
+    patient_pattern: str = PATIENT_PATTERN,
+    images: str | Path | None = None,
+) -> dict[str, list[Record]]:
+    """Splits as they lie on disk: one CSV file with a column, or a file for each.
+
+    A CSV file with the split column adds to the splits that its cells name; any other file, CSV or
+    id list, is one split with its own name.
+
+    Args:
+        paths: CSV files (``.csv``, ``.csv.gz``), and id lists of any other ending.
+        split_column: of CSV files.
+        image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
+        patient_column: of CSV files; None = the first there is of :data:`PATIENT_COLUMNS`.
+        patient_pattern: a regular expression that finds the patient in an image's id, where there
+            is no column.
+        images: the folder that the images are in; None = that of the file. With it, an image may
+            be at any depth, and be named without its suffix.
+
+    Raises:
+        DataError: a file or a column is missing, an id list was changed, or two files have one
+            name.
+    """
+    finder = _Finder(None if images is None else Path(images))
+    splits: dict[str, list[Record]] = {}
+    for path in map(Path, paths):
+        own = path.name.partition(".")[0]
+        if path.name.endswith((".csv", ".csv.gz")):
+            header = read_header(path)
+            image = image_column or _first(IMAGE_COLUMNS, header, path)
+            patient = patient_column or _first(PATIENT_COLUMNS, header, None)
+            split = split_column if split_column in header else None
+            columns = [name for name in (image, patient, split) if name]
+            rows = [
+                (
+                    cells[split] if split else own,
+                    cells[image],
+                    (cells[patient] or None) if patient else None,
+                    f"{path}, row {row}",
+                )
+                for row, cells in read_rows(path, columns)
+            ]
+        else:
+            split = None
+            rows = [(own, name, None, f"{path}, {name}") for name in read_ids(path)]
+        if split is None and own in splits:
+            raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
+        for name, image_name, who, where in rows:
+            found = re.search(patient_pattern, image_name) if who is None else None
+            record = Record(
+                id=image_id(image_name),
+                path=finder.find(image_id(image_name), path.parent),
+                where=where,
+                patient=found[0] if found else who,
+            )
+            splits.setdefault(name, []).append(record)
+    return splits
+
+
+def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, dict[str, list[str]]]:
+    """Keys that are in more than one split: key, split, ids."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, records in splits.items():
+        for record in records:
+            value = key(record)
+            if value is not None:
+                found.setdefault(value, {}).setdefault(name, []).append(record.id)
+    return {value: places for value, places in found.items() if len(places) > 1}
+
+
+def _duplicates(
+    splits: Splits, pixels: bool, progress: Callable[[int], Any]
+) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
+    """Copies with different ids in different splits, and what could not be read."""
+    readable: dict[str, list[Record]] = {}
+    faults: list[str] = []
+    sizes: dict[int, set[str]] = {}
+    for name, records in splits.items():
+        for record in records:
+            if record.path.is_file():
+                readable.setdefault(name, []).append(record)
+                sizes.setdefault(record.path.stat().st_size, set()).add(name)
+            else:
+                faults.append(f"{record.where}: {record.path} does not exist")
+                progress(1)
+    digests: dict[Path, str] = {}
+
+    def digest(record: Record) -> str | None:
+        progress(1)
+        # files of different sizes have different bytes, so most need not be read
+        if not pixels and len(sizes[record.path.stat().st_size]) < 2:
+            return None
+        if record.path not in digests:
+            try:
+                digests[record.path] = _hash_pixels(record.path) if pixels else _hash(record.path)
+            except (DataError, OSError) as fault:
+                faults.append(f"{record.where}: {fault}")
+                digests[record.path] = ""
+        return digests[record.path] or None
+
+    copies = {
+        value: places
+        for value, places in _shared(readable, digest).items()
+        if len({name for ids in places.values() for name in ids}) > 1
+    }
+    if not faults:
+        return copies, []
+    total = sum(map(len, splits.values()))
+    return copies, [f"exact duplicates of {len(faults)} of {total} files, first: {faults[0]}."]
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_pixels(path: Path) -> str:
+    image = load_image(path, bits=16)
+    return hashlib.sha256(repr(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
+
+
+class _Finder:
+    """Where the file of an image is."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        if folder is not None:
+            if not folder.is_dir():
+                raise DataError(f"{folder} is no folder.")
+            for file in sorted(folder.rglob("*")):
+                self.files[file.stem] = file
+
+    def find(self, name: str, beside: Path) -> Path:
+        """By its path in the folder, else by its name at any depth."""
+        direct = (self.folder or beside) / name
+        return direct if direct.is_file() else self.files.get(name, direct)
+
+
+def _first(names: Iterable[str], header: Sequence[str], needed_by: Path | None) -> str:
+    """The first of some columns that is there; an empty string where none needs to be."""
+    found = next((name for name in names if name in header), "")
+    if not found and needed_by is not None:
+        raise DataError(
+            f"{needed_by} has no column {' or '.join(names)}; it has {', '.join(header)}. "
+            f"Name the column with the images."
+        )
+    return found

@@ -1,0 +1,65 @@
+"""`gloria check-splits`: exit code, a report to read, and one to parse."""
+
+import json
+
+import pytest
+
+from gloria.cli import main
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "my.csv"
+    rows = [f"{name}.png,p{number},train" for number, name in enumerate("abcdefgh")]
+    path.write_text(
+        "\n".join(["image,patient,split", *rows, "x.png,p0,val", "b.png,p1,val"]) + "\n"
+    )
+    return path
+
+
+def test_a_leak_is_reported_and_is_exit_code_1(table, capsys):
+    assert main(["check-splits", str(table), "--no-files"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "train: 8 images, val: 2 images",
+        "patients in more than one split: 2 (2 of 8 in train, 2 of 2 in val)",
+        "  p0  train: a.png; val: x.png",
+        "  p1  train: b.png; val: b.png",
+        "images in more than one split: 1 (1 of 8 in train, 1 of 2 in val)",
+        "  b.png  train: b.png; val: b.png",
+        "exact duplicates in more than one split: none",
+    ]
+
+
+def test_only_the_first_are_shown_and_missing_files_told(table, capsys):
+    assert main(["check-splits", str(table), "--first", "1", "--quiet"]) == 1
+    shown = capsys.readouterr().out
+    assert "  p0  train: a.png; val: x.png\n  and 1 more\n" in shown
+    assert "not checked: exact duplicates of 10 of 10 files, first: " in shown
+
+
+def test_clean_splits_are_exit_code_0(table, capsys):
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]) + "y.png,q,val\n")
+    assert main(["check-splits", str(table), "--no-files"]) == 0
+    assert capsys.readouterr().out.count("in more than one split: none") == 3
+
+
+def test_json(table, capsys):
+    assert main(["check-splits", str(table), "--no-files", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["leaks"] is True
+    assert report["sizes"] == {"train": 8, "val": 2}
+    assert report["images"] == {"b.png": {"train": ["b.png"], "val": ["b.png"]}}
+    assert set(report["patients"]) == {"p0", "p1"}
+    assert report["duplicates"] == {}
+
+
+def test_a_changed_id_list_is_an_error(table, tmp_path, capsys):
+    (tmp_path / "test.txt").write_text(f"# sha256 {'0' * 64}\na\n")
+    assert main(["check-splits", str(table), str(tmp_path / "test.txt")]) == 1
+    assert "test.txt was changed" in capsys.readouterr().err
+
+
+def test_one_split_is_an_error(tmp_path, capsys):
+    (tmp_path / "train.txt").write_text("a\n")
+    assert main(["check-splits", str(tmp_path / "train.txt")]) == 1
+    assert "a leak is between splits; got train" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""The leak checker finds what published code let through, and says what it could not see."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from gloria.data import SIIM, Record
+from gloria.data.leaks import find_leaks, read_split_files
+from gloria.errors import DataError
+
+
+def record(name, patient=None, path=None):
+    return Record(name, path, f"row of {name}", patient)
+
+
+def test_patients_and_images_across_splits():
+    splits = {
+        "train": [record("a", "p1"), record("b", "p1"), record("c", "p2"), record("c", "p2")],
+        "val": [record("d", "p1"), record("e", "p3")],
+        "test": [record("c", "p2"), record("f", "p4")],
+    }
+    leaks = find_leaks(splits, files=False)
+    assert leaks
+    assert leaks.sizes == {"train": 4, "val": 2, "test": 2}
+    assert leaks.patients == {
+        "p1": {"train": ["a", "b"], "val": ["d"]},
+        "p2": {"train": ["c", "c"], "test": ["c"]},
+    }
+    assert leaks.images == {"c": {"train": ["c", "c"], "test": ["c"]}}
+    assert leaks.unchecked == []
+
+
+def test_clean_splits_and_what_is_not_known():
+    splits = {"train": [record("a", "p1"), record("b", "p1")], "val": [record("c")]}
+    leaks = find_leaks(splits, files=False)
+    assert not leaks
+    assert leaks.unchecked == ["patients of 1 of 3 images, who are not told; first: row of c."]
+    with pytest.raises(DataError, match="a leak is between splits; got train"):
+        find_leaks({"train": [record("a")]})
+
+
+def test_exact_copies(write_image, tmp_path):
+    same = np.full((4, 4), 7, np.uint8)
+    other = same.copy()
+    other[0, 0] = 8
+    a, b, c = (
+        write_image(tmp_path / name, p)
+        for name, p in (("a.png", same), ("b.bmp", same), ("c.png", other))
+    )
+    copy = shutil.copy(a, tmp_path / "copy.png")
+    train = [record("a", path=a)]
+    test = [record("b", path=b), record("c", path=c), record("copy", path=tmp_path / "copy.png")]
+    (found,) = find_leaks({"train": train, "test": test}).duplicates.values()
+    assert found == {"train": ["a"], "test": ["copy"]}
+    seen = []
+    leaks = find_leaks({"train": train, "test": test}, pixels=True, progress=seen.append)
+    (found,) = leaks.duplicates.values()
+    assert found == {"train": ["a"], "test": ["b", "copy"]}
+    assert sum(seen) == 4
+    # in one split a copy does no harm, and an image is no copy of itself
+    assert not find_leaks({"train": [*train, test[2]], "test": test[:2]}).duplicates
+    assert copy.is_file()
+
+
+def test_files_that_are_not_there_or_broken_are_told(write_image, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    splits = {
+        "train": [record("a", "p", write_image(tmp_path / "a.png")), record("b", "p", broken)],
+        "val": [record("c", "q", tmp_path / "gone.png")],
+    }
+    (why,) = find_leaks(splits).unchecked
+    assert why.startswith("exact duplicates of 1 of 3 files, first: row of c: ")
+    (why,) = find_leaks(splits, pixels=True).unchecked
+    assert why.startswith("exact duplicates of 2 of 3 files, first: row of c: ")
+
+
+# --- what published code did ----------------------------------------------------------------------
+
+
+def test_published_chexpert_validation_inside_training(write_rows, tmp_path):
+    """Drawn by position, dropped by index label, after rows had been taken out: most rows stay."""
+    rng = np.random.default_rng(0)
+    table = [
+        (label, f"CheXpert-v1.0/train/patient{label:05}/study1/view1_frontal.jpg")
+        for label in range(400)
+        if label % 2
+    ]
+    positions = rng.choice(len(table), 20, replace=False)
+    valid = [table[position] for position in positions]
+    train = [row for row in table if row[0] not in positions]  # labels against positions
+    for name, rows in (("train", train), ("valid", valid)):
+        write_rows(tmp_path / f"{name}.csv", ["", "Path"], *rows)
+    leaks = find_leaks(
+        read_split_files([tmp_path / "train.csv", tmp_path / "valid.csv"]), files=False
+    )
+    inside = {row[1] for row in train} & {row[1] for row in valid}
+    assert len(inside) > 10
+    assert len(leaks.images) == len(leaks.patients) == len(inside)
+
+
+def test_published_siim_split_by_mask_row(write_rows, write_dicom, tmp_path):
+    rows = [["1.2.0", " 9 3"], ["1.2.1", " -1"], ["1.2.0", " 30 2"], ["1.2.2", " -1"]]
+    header = ["ImageId", " EncodedPixels"]
+    for name in ("1.2.0", "1.2.1", "1.2.2"):
+        write_dicom(tmp_path / "dicom" / "s" / f"{name}.dcm", np.full((8, 8), int(name[-1])))
+    paths = [
+        write_rows(tmp_path / "train.csv", header, *rows[:2]),
+        write_rows(tmp_path / "val.csv", header, *rows[2:]),
+    ]
+    leaks = find_leaks(read_split_files(paths, images=tmp_path / "dicom"))
+    assert leaks.images == {"1.2.0": {"train": ["1.2.0"], "val": ["1.2.0"]}}
+    assert not leaks.duplicates
+    assert len(leaks.unchecked) == 1  # patients
+    # an image is one item here, so the same can't happen
+    whole = write_rows(tmp_path / "all.csv", header, *rows)
+    data = SIIM(whole, tmp_path / "dicom", size=(8, 8))
+    assert sorted(data.ids) == ["1.2.0", "1.2.1", "1.2.2"]
+
+
+def test_published_patients_of_5x200_in_training(write_rows, tmp_path):
+    """The images were taken out of training, their patients' other images were not."""
+    images = [f"train/patient{p:05}/study{s}/view1_frontal.jpg" for p in range(4) for s in (1, 2)]
+    (tmp_path / "chexpert_5x200.txt").write_text(f"{images[0]}\n{images[7]}\n")
+    header, rest = ["Path"], [[f"CheXpert-v1.0-small/{name}"] for name in images[1:7]]
+    write_rows(tmp_path / "train.csv", header, *rest)
+    splits = read_split_files([tmp_path / "train.csv", tmp_path / "chexpert_5x200.txt"])
+    leaks = find_leaks(splits, files=False)
+    assert not leaks.images
+    assert leaks.patients == {
+        "patient00000": {"train": [images[1]], "chexpert_5x200": [images[0]]},
+        "patient00003": {"train": [images[6]], "chexpert_5x200": [images[7]]},
+    }
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_one_file_with_a_split_column(write_rows, write_image, tmp_path):
+    write_image(tmp_path / "a.png")
+    path = write_rows(
+        tmp_path / "my.csv",
+        ["image", "who", "split"],
+        ["a.png", "x", "train"],
+        ["b.png", "x", "val"],
+        ["c.png", "", "val"],
+    )
+    splits = read_split_files([path], patient_column="who")
+    assert {name: [r.id for r in records] for name, records in splits.items()} == {
+        "train": ["a.png"],
+        "val": ["b.png", "c.png"],
+    }
+    assert splits["train"][0].path == tmp_path / "a.png"
+    assert [r.patient for r in splits["val"]] == ["x", None]
+    assert set(read_split_files([path], split_column="who")) == {"x", ""}
+
+
+def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
+    rsna = write_rows(tmp_path / "rsna.csv", ["patientId", "Target"], ["a1", "0"])
+    mimic = write_rows(
+        tmp_path / "mimic.csv", ["dicom_id", "subject_id", "split"], ["d1", "10000032", "test"]
+    )
+    paths = tmp_path / "paths.txt"
+    paths.write_text("files/p10/p10000032/s50414267/d1.jpg\nelsewhere/case7/x.png\n")
+    splits = read_split_files([rsna, mimic, paths])
+    assert {name: [r.patient for r in records] for name, records in splits.items()} == {
+        "rsna": ["a1"],
+        "test": ["10000032"],
+        "paths": ["p10000032", None],
+    }
+    splits = read_split_files([paths], patient_pattern=r"case\d+")
+    assert [r.patient for r in splits["paths"]] == [None, "case7"]
+
+
+def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
+    path = write_rows(tmp_path / "my.csv", ["file"], ["a"])
+    with pytest.raises(DataError, match=r"no column image or Path or .*; it has file\. Name the"):
+        read_split_files([path])
+    assert list(read_split_files([path], image_column="file")) == ["my"]
+    twin = write_rows(tmp_path / "twin" / "my.csv", ["file"], ["a"])
+    with pytest.raises(DataError, match="there is a split 'my' already; rename the file"):
+        read_split_files([path, twin], image_column="file")
+    with pytest.raises(DataError, match="no column 'image'"):
+        read_split_files([path], image_column="image")
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        read_split_files([path], images=tmp_path / "nowhere")
