@@ -26,7 +26,7 @@ from gloria.errors import GloriaError
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
     "demo": "Train on the built-in phantom radiographs and see what was learned.",
-    "train": "Train on your own images and reports, from a CSV file.",
+    "train": "Train on your own images and reports.",
     "check-splits": "Look for patients and images that are in more than one split.",
     "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
     "plan": "Count what the local loss of a batch size would cost.",

@@ -1,9 +1,12 @@
 r"""Train GLoRIA on your own images and reports.
 
 The CSV file has a header and one row per pair: an image path (relative to the file), a report, and
-a split, "train" or "val". Without a "val" split nothing is validated.
+a split, "train" or "val". Without a "val" split nothing is validated. CheXpert Plus and
+MIMIC-CXR-JPG are read as they are released.
 
   gloria train --data my.csv --out runs/mine
+  gloria train --format mimic-cxr --data mimic-cxr-jpg/2.1.0 --sections findings,impression \
+      --skip-incomplete --image-size 224 --out runs/mimic
   gloria train --data my.csv --out runs/mine --image-encoder timm:resnet50 --pretrained \
       --text-encoder hf:emilyalsentzer/Bio_ClinicalBERT --image-size 224 --channels 3
   gloria train --data my.csv --out runs/mine --text-encoder hf:FOLDER --text-option frozen=true \
@@ -17,22 +20,52 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gloria.data import Radiographs
+
+# format: what it calls the validation split
+VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, type=Path, metavar="CSV", help="images and reports")
+    data.add_argument(
+        "--data", required=True, type=Path, metavar="PATH", help="the CSV file, or MIMIC's folder"
+    )
+    data.add_argument("--format", default="csv", choices=VALIDATION_SPLITS, help="default: csv")
+    data.add_argument(
+        "--images", type=Path, metavar="DIR", help="CheXpert Plus's images; default: beside the CSV"
+    )
+    data.add_argument(
+        "--sections",
+        metavar="NAME,...",
+        help="of the reports, such as findings,impression; default: the whole report",
+    )
+    data.add_argument(
+        "--skip-incomplete", action="store_true", help="leave out pairs without a word to read"
+    )
+    data.add_argument(
+        "--skip-broken", action="store_true", help="read every image first; leave out broken ones"
+    )
     data.add_argument("--image-column", default="image", metavar="NAME")
     data.add_argument("--report-column", default="report", metavar="NAME")
     data.add_argument("--split-column", default="split", metavar="NAME")
     data.add_argument("--train-split", default="train", metavar="NAME")
-    data.add_argument("--val-split", default="val", metavar="NAME")
+    data.add_argument("--val-split", metavar="NAME", help="default: what the format calls it")
     data.add_argument("--image-size", type=int, default=64, metavar="PX", help="square side")
     data.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1: grayscale")
     data.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
+    )
+    data.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("CENTER", "WIDTH"),
+        help="pixel values to show, instead of a DICOM file's own",
     )
     data.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes")
 
@@ -87,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
-    from gloria.data import ImageReportTable, read_splits
+    from gloria.data import read_splits
     from gloria.errors import OptionError
     from gloria.training import TrainingRecipe, train
     from gloria.training.devices import pick_device
@@ -105,18 +138,6 @@ def run(args: argparse.Namespace) -> int:
             "no weights to start from."
         )
 
-    def table(split: str) -> ImageReportTable:
-        return ImageReportTable(
-            args.data,
-            split,
-            size=(args.image_size, args.image_size),
-            channels=args.channels,
-            bits=args.bits,
-            image_column=args.image_column,
-            report_column=args.report_column,
-            split_column=args.split_column,
-        )
-
     recipe = TrainingRecipe(
         steps=args.steps,
         batch_size=args.batch_size,
@@ -125,12 +146,13 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         seed=args.seed,
     )
-    pairs = table(args.train_split)
+    pairs = _read(args, args.train_split)
     validation = None
-    if args.val_split in read_splits(args.data, args.split_column):
-        validation = table(args.val_split)
+    val_split = args.val_split or VALIDATION_SPLITS[args.format]
+    if args.format != "csv" or val_split in read_splits(args.data, args.split_column):
+        validation = _read(args, val_split)
     else:
-        say(f"no rows with split {args.val_split!r}: nothing is validated", args.quiet)
+        say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
     device = pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
@@ -148,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
         "image_size": args.image_size,
         "channels": args.channels,
         "bits": args.bits,
+        "window": args.window,
         "training_data": pairs.fingerprint(),
         "validation_data": None if validation is None else validation.fingerprint(),
     }
@@ -170,6 +193,41 @@ def run(args: argparse.Namespace) -> int:
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
     return 0
+
+
+def _read(args: argparse.Namespace, split: str) -> Radiographs:
+    """The pairs of a split, in the format they are in."""
+    from gloria.cli.progress import Progress, say
+    from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
+
+    common: dict[str, Any] = {
+        "size": (args.image_size, args.image_size),
+        "channels": args.channels,
+        "policy": ReportPolicy(tuple(args.sections.split(",")) if args.sections else None),
+        "skip_incomplete": args.skip_incomplete,
+    }
+    data: Radiographs
+    if args.format == "chexpert-plus":
+        data = CheXpertPlus(args.data, split, root=args.images, **common)
+    elif args.format == "mimic-cxr":
+        data = MIMICCXR(args.data, split, **common)
+    else:
+        data = ImageReportTable(
+            args.data,
+            split,
+            bits=args.bits,
+            window=None if args.window is None else tuple(args.window),
+            image_column=args.image_column,
+            report_column=args.report_column,
+            split_column=args.split_column,
+            **common,
+        )
+    if args.skip_broken:
+        with Progress(len(data), f"read {split}", args.quiet) as progress:
+            data = data.without_broken(progress=progress.advance)
+    if data.skipped:
+        say(f"{split}: {len(data.skipped)} left out, first: {data.skipped[0]}", False)
+    return data
 
 
 def _image_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -86,6 +86,23 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     return pad(image, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
 
 
+def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of images.
+
+    Args:
+        images: ``(..., height, width)``, at least as large as ``size``.
+        size: ``(height, width)`` in pixels.
+
+    Raises:
+        ShapeError: the images are smaller.
+    """
+    height, width = images.shape[-2:]
+    if height < size[0] or width < size[1]:
+        raise ShapeError(f"images must be at least {size}, the crop's size; got {(height, width)}.")
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
 class Placement(NamedTuple):
     """Where :func:`fit` puts an image: its size there, and the padding above and to the left."""
 

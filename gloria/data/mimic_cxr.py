@@ -58,13 +58,13 @@ class MIMICCXR(Radiographs):
     ) -> None:
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
-        sections = policy.sections or ("findings", "impression")
-        texts = _Reports(root, None if reports is None else Path(reports), sections)
         table = _find(root, "metadata")
         positions = {
             cells["dicom_id"]: cells["ViewPosition"]
             for _, cells in read_rows(table, ["dicom_id", "ViewPosition"])
         }
+        sections = policy.sections or ("findings", "impression")
+        texts = _Reports(root, None if reports is None else Path(reports), sections)
         labels: dict[str, tuple[int, ...]] = {}
         if classes:
             source = _find(root, "chexpert")

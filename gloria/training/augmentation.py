@@ -1,6 +1,7 @@
-"""Augmentation that keeps a report true: shift, gain and offset; never a flip.
+"""Augmentation that keeps a report true: crop, shift, gain and offset; never a flip.
 
-Reports say left and right.
+Reports say left and right. (torchvision's random transforms draw from the global generator, so a
+resumed run would not see the same images.)
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from gloria.checks import check_integer
+from gloria.data.images import center_crop
+from gloria.errors import ShapeError
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,18 @@ class Augmentation:
             repeated.
         gain: standard deviation of the factor's difference from 1.
         offset: standard deviation of what is added, pixel values being in [0, 1].
+        crop: side of a square in pixels that is cut out at a random place, before all else; None =
+            the whole image.
     """
 
     shift: float = 0.08
     gain: float = 0.1
     offset: float = 0.03
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop is not None:
+            check_integer("crop", self.crop, 1)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Vary each image ``(image, channel, height, width)`` on its own.
@@ -33,7 +45,14 @@ class Augmentation:
         Args:
             images: values in [0, 1].
             generator: a CPU generator, the only source of randomness.
+
+        Returns:
+            Images of the same size, or of the crop's.
+
+        Raises:
+            ShapeError: the images are smaller than the crop.
         """
+        images = self._crop(images, generator)
         count, _, height, width = images.shape
         reach_y, reach_x = round(self.shift * height), round(self.shift * width)
         padded = pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
@@ -47,3 +66,29 @@ class Augmentation:
         )
         vary = torch.randn(2, count, 1, 1, 1, generator=generator).to(images.device)
         return shifted * (1 + self.gain * vary[0]) + self.offset * vary[1]
+
+    def center(self, images: Tensor) -> Tensor:
+        """The middle of the images, of the crop's size: what is validated and tested on."""
+        return images if self.crop is None else center_crop(images, (self.crop, self.crop))
+
+    def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.crop is None:
+            return images
+        count, _, height, width = images.shape
+        if min(height, width) < self.crop:
+            raise ShapeError(
+                f"images must have at least {self.crop} pixels on each side, the crop's; got "
+                f"{height} x {width}."
+            )
+        top = torch.randint(height - self.crop + 1, (count,), generator=generator).tolist()
+        left = torch.randint(width - self.crop + 1, (count,), generator=generator).tolist()
+        return torch.stack(
+            [
+                image[:, y : y + self.crop, x : x + self.crop]
+                for image, y, x in zip(images, top, left, strict=True)
+            ]
+        )
+
+
+PUBLISHED = Augmentation(shift=0, gain=0, offset=0, crop=224)
+"""The published code's recipe, on images fitted into 256 x 256: a random crop, and no flip."""

@@ -165,7 +165,9 @@ def train(
         progress.history.append(record)
         done = progress.step == recipe.steps
         if validation is not None and (done or progress.step % recipe.validate_every == 0):
-            record["validation_loss"] = validation_loss(model, validation, recipe.batch_size)
+            record["validation_loss"] = validation_loss(
+                model, validation, recipe.batch_size, recipe.augmentation
+            )
             if record["validation_loss"] < progress.best:
                 progress.best = record["validation_loss"]
                 if folder is not None:
@@ -208,8 +210,13 @@ def _unchanged(batch: Any) -> Any:
 
 
 @torch.no_grad()
-def validation_loss(model: GLoRIA, pairs: Pairs, batch_size: int) -> float:
-    """Mean loss over the batches of ``pairs`` in their order, in eval mode."""
+def validation_loss(
+    model: GLoRIA, pairs: Pairs, batch_size: int, augmentation: Augmentation | None = None
+) -> float:
+    """Mean loss over the batches of ``pairs`` in their order, in eval mode.
+
+    An augmentation that crops decides which middle part of the images is seen.
+    """
     was_training = model.training
     model.eval()
     losses = []
@@ -218,6 +225,8 @@ def validation_loss(model: GLoRIA, pairs: Pairs, batch_size: int) -> float:
         if len(items) < min(batch_size, len(pairs)):
             break  # a smaller batch has a smaller loss
         images, reports = collate(items)
+        if augmentation is not None:
+            images = augmentation.center(images)
         losses.append(model(_prepare(images, model), reports).loss)
     model.train(was_training)
     return float(torch.stack(losses).mean())

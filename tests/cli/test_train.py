@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 import gloria
 from gloria.cli import main
@@ -137,6 +138,40 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     assert error.startswith(f"gloria: error: {broken}, row 4, column 'image': image ")
     assert "broken.png can't be read" in error
     assert error.count("\n") == 1
+
+
+def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, capsys):
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows[3][0] = "cut.png"
+    (table.parent / "cut.png").write_bytes(b"no image")
+    rows[4][1] = "-"
+    changed = table.with_name("incomplete.csv")
+    with changed.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert run(changed, tmp_path, "--skip-broken", "--skip-incomplete") == 0
+    error = capsys.readouterr().err
+    assert f"train: 2 left out, first: {changed}, row 5, column 'report': empty report" in error
+
+
+def test_other_formats(tmp_path, capsys):
+    """CheXpert Plus, with the findings and impressions of its columns."""
+    rows = [["path_to_image", "split", "section_findings", "section_impression"]]
+    for number in range(8):
+        name = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("L", (40, 32), number).save(tmp_path / name)
+        rows.append([name, "valid" if number > 5 else "train", "Clear lungs.", "Normal."])
+    path = tmp_path / "plus.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    options = ["--format", "chexpert-plus", "--sections", "findings,impression"]
+    assert run(path, tmp_path / "run", *options) == 0
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert "validation_loss" in history[-1]
+    assert run(path, tmp_path / "run", "--format", "chexpert-plus", "--sections", "lungs") == 1
+    assert "sections must be a tuple of" in capsys.readouterr().err
+    assert run(path, tmp_path / "run", "--format", "mimic-cxr") == 1
+    assert "has no mimic-cxr-...-metadata.csv.gz" in capsys.readouterr().err
 
 
 def test_any_encoder_and_loss_can_be_configured(table, tmp_path):

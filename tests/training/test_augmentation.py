@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from gloria.training.augmentation import Augmentation
+from gloria.data.images import center_crop
+from gloria.errors import OptionError, ShapeError
+from gloria.training.augmentation import PUBLISHED, Augmentation
 
 
 def generator(seed=0):
@@ -63,3 +65,35 @@ def test_neither_the_images_nor_the_global_generator_change():
     Augmentation()(images, generator())
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_crop_is_any_part_of_the_image_and_the_center_its_middle():
+    places = torch.arange(5)[:, None] * 100 + torch.arange(7.0)
+    crop = Augmentation(shift=0, gain=0, offset=0, crop=4)
+    images = places.expand(300, 1, 5, 7)
+    parts = crop(images, generator())
+    assert parts.shape == (300, 1, 4, 4)
+    corners = set()
+    for part in parts[:, 0]:
+        top, left = divmod(int(part[0, 0]), 100)
+        assert torch.equal(part, places[top : top + 4, left : left + 4])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(2) for left in range(4)}
+    assert torch.equal(crop.center(images)[0, 0], places[0:4, 1:5])
+    assert torch.equal(Augmentation().center(images), images)
+
+
+def test_the_published_recipe_only_crops():
+    images = torch.rand(2, 1, 256, 256, generator=generator())
+    part = PUBLISHED(images, generator())[0, 0]
+    windows = images[0, 0].unfold(0, 224, 1).unfold(1, 224, 1)
+    assert any(torch.equal(part, window) for row in windows for window in row)
+
+
+def test_an_image_smaller_than_the_crop():
+    with pytest.raises(ShapeError, match="at least 8 pixels on each side, the crop's; got 9 x 7"):
+        Augmentation(crop=8)(torch.zeros(1, 1, 9, 7), generator())
+    with pytest.raises(ShapeError, match=r"at least \(8, 8\), the crop's size; got \(9, 7\)"):
+        center_crop(torch.zeros(9, 7), (8, 8))
+    with pytest.raises(OptionError, match="crop must be at least 1; got 0"):
+        Augmentation(crop=0)
