@@ -42,6 +42,7 @@ def packages_after(statement):
 USES = {
     "the package": "import gloria",
     "a loss": "from gloria.losses import LocalContrastiveLoss",
+    "the data": "import gloria.data",
 }
 
 

@@ -14,12 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gloria.data.leaks import Leaks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
     """Read, compare, report."""
     from gloria.checks import check_integer
     from gloria.cli.progress import Progress
-    from gloria.data.leaks import PATIENT_PATTERN, find_leaks, read_split_files
+    from gloria.data.leaks import (
+        PATIENT_PATTERN,
+        describe_leaks,
+        find_leaks,
+        read_split_files,
+    )
 
     check_integer("first", args.first, 0)
     splits = read_split_files(
@@ -68,35 +68,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"leaks": bool(leaks), **vars(leaks)}, indent=2))
     else:
-        print(describe(leaks, args.first))
+        print(describe_leaks(leaks, args.first))
     return int(bool(leaks))
-
-
-def describe(leaks: Leaks, first: int) -> str:
-    """The report in words, with the first few of each kind."""
-    lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
-    kinds = {
-        "patients": leaks.patients,
-        "images": leaks.images,
-        "exact duplicates": leaks.duplicates,
-    }
-    for kind, found in kinds.items():
-        lines += [f"{kind} in more than one split: {_count(found, leaks.sizes)}"]
-        for key, places in list(found.items())[:first]:
-            where = "; ".join(_place(name, ids) for name, ids in places.items())
-            lines.append(f"  {key[:12] if kind == 'exact duplicates' else key}  {where}")
-        if len(found) > first:
-            lines.append(f"  and {len(found) - first} more")
-    lines += [f"not checked: {reason}" for reason in leaks.unchecked]
-    return "\n".join(lines)
-
-
-def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:
-    """How many, and how much of each split they are."""
-    touched = {name: sum(len(places.get(name, ())) for places in found.values()) for name in sizes}
-    shares = [f"{touched[name]} of {sizes[name]} in {name}" for name in sizes if touched[name]]
-    return f"{len(found)} ({', '.join(shares)})" if found else "none"
-
-
-def _place(split: str, ids: list[str]) -> str:
-    return f"{split}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")

@@ -2,8 +2,10 @@
 
 from gloria.data.chexpert import CheXpert, CheXpertPlus
 from gloria.data.images import fit, load_image, normalize
+from gloria.data.leaks import check_splits, find_leaks
 from gloria.data.mimic_cxr import MIMICCXR
 from gloria.data.pairs import ImageReport, PhantomPairs
+from gloria.data.protocols import chexpert_5x200, draw_exclusive
 from gloria.data.radiographs import Radiograph, Radiographs, Record
 from gloria.data.reports import (
     FINDINGS_AND_IMPRESSION,
@@ -17,30 +19,40 @@ from gloria.data.reports import (
 )
 from gloria.data.rsna import RSNA
 from gloria.data.siim import SIIM
+from gloria.data.splits import draw_share, draw_splits, hash_ids, read_ids, write_ids
 from gloria.data.table import ImageReportTable, read_splits
 
 __all__ = [
     "CheXpert",
     "CheXpertPlus",
-    "MIMICCXR",
-    "RSNA",
-    "SIIM",
     "FINDINGS_AND_IMPRESSION",
     "FULL_REPORT",
     "IMPRESSION",
     "ImageReport",
     "ImageReportTable",
+    "MIMICCXR",
     "PhantomPairs",
     "RANDOM_SENTENCE",
+    "RSNA",
     "Radiograph",
     "Radiographs",
     "Record",
     "ReportPolicy",
+    "SIIM",
+    "check_splits",
+    "chexpert_5x200",
+    "draw_exclusive",
+    "draw_share",
+    "draw_splits",
+    "find_leaks",
     "fit",
+    "hash_ids",
     "load_image",
     "normalize",
     "parse_sections",
     "random_sentences",
+    "read_ids",
     "read_splits",
     "split_sentences",
+    "write_ids",
 ]

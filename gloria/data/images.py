@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 from gloria.checks import check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
-from gloria.errors import DataError, GloriaError, ShapeError
+from gloria.errors import DataError, GloriaError, OptionError, ShapeError
 from gloria.types import ImageInput
 
 
@@ -43,8 +43,10 @@ def load_image(
         DataError: the file is missing, damaged or of a pixel type that has no range; a pixel has
             more bits than ``bits``; ``bits`` is None and no pixel needs more than 12; or a DICOM
             file has no pixels.
-        OptionError: ``window`` has no width.
+        OptionError: ``window`` has no width, or ``channels`` is neither 1 nor 3.
     """
+    if channels not in (1, 3):
+        raise OptionError(f"channels must be 1 or 3; got {channels}.")
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:

@@ -18,8 +18,8 @@ from gloria.errors import DataError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
 PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
-PATIENT_PATTERN = r"patient\d+|(?<![^/])p\d{8}(?![^/])"
-"""Where CheXpert's and MIMIC-CXR's paths name the patient."""
+PATIENT_PATTERN = r"patient\d+|(?<![^/])p(\d{8})(?![^/])"
+"""Where CheXpert's and MIMIC-CXR's paths name the patient; a group, if it matched, is the name."""
 
 Splits = Mapping[str, Sequence[Record]]
 
@@ -90,6 +90,40 @@ def find_leaks(
     )
 
 
+def check_splits(splits: Splits, *, files: bool = False) -> None:
+    """Require that nothing is in more than one split.
+
+    Args:
+        splits: split: the records of its images.
+        files: compare the bytes of files, too.
+
+    Raises:
+        DataError: something is; the message has the first offenders and the counts.
+    """
+    leaks = find_leaks(splits, files=files)
+    if leaks:
+        raise DataError(f"the splits leak.\n{describe_leaks(leaks)}")
+
+
+def describe_leaks(leaks: Leaks, first: int = 5) -> str:
+    """What was found, in words, with the first few of each kind."""
+    lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
+    kinds = {
+        "patients": leaks.patients,
+        "images": leaks.images,
+        "exact duplicates": leaks.duplicates,
+    }
+    for kind, found in kinds.items():
+        lines.append(f"{kind} in more than one split: {_count(found, leaks.sizes)}")
+        for key, places in list(found.items())[:first]:
+            where = "; ".join(_place(name, ids) for name, ids in places.items())
+            lines.append(f"  {key[:12] if kind == 'exact duplicates' else key}  {where}")
+        if len(found) > first:
+            lines.append(f"  and {len(found) - first} more")
+    lines += [f"not checked: {reason}" for reason in leaks.unchecked]
+    return "\n".join(lines)
+
+
 def read_split_files(
     paths: Sequence[str | Path],
     *,
@@ -110,7 +144,7 @@ def read_split_files(
         image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
         patient_column: of CSV files; None = the first there is of :data:`PATIENT_COLUMNS`.
         patient_pattern: a regular expression that finds the patient in an image's id, where there
-            is no column.
+            is no column; its group, if it has one that matched, else all of it.
         images: the folder that the images are in; None = that of the file. With it, an image may
             be at any depth, and be named without its suffix.
 
@@ -148,10 +182,21 @@ def read_split_files(
                 id=image_id(image_name),
                 path=finder.find(image_id(image_name), path.parent),
                 where=where,
-                patient=found[0] if found else who,
+                patient=found[found.lastindex or 0] if found else who,
             )
             splits.setdefault(name, []).append(record)
     return splits
+
+
+def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:
+    """How many, and how much of each split they are."""
+    touched = {name: sum(len(places.get(name, ())) for places in found.values()) for name in sizes}
+    shares = [f"{touched[name]} of {sizes[name]} in {name}" for name in sizes if touched[name]]
+    return f"{len(found)} ({', '.join(shares)})" if found else "none"
+
+
+def _place(split: str, ids: list[str]) -> str:
+    return f"{split}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
 
 
 def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, dict[str, list[str]]]:
@@ -225,8 +270,7 @@ class _Finder:
         if folder is not None:
             if not folder.is_dir():
                 raise DataError(f"{folder} is no folder.")
-            for file in sorted(folder.rglob("*")):
-                self.files[file.stem] = file
+            self.files = {file.stem: file for file in folder.rglob("*") if file.is_file()}
 
     def find(self, name: str, beside: Path) -> Path:
         """By its path in the folder, else by its name at any depth."""

@@ -90,7 +90,7 @@ class MIMICCXR(Radiographs):
                     raise DataError(f"{where}: study {study} has no labels.")
                 file = root / "files" / folder / f"{image}.jpg"
                 marks = labels.get(study, ())
-                records.append(Record(image, file, where, f"p{subject}", report, marks))
+                records.append(Record(image, file, where, subject, report, marks))
         if not records and not skipped:
             raise DataError(f"{table} has no image with split {split!r} and views {list(views)}.")
         super().__init__(records, classes=classes, size=size, channels=channels, skipped=skipped)

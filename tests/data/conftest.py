@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 
 @pytest.fixture
@@ -42,11 +39,13 @@ def write_image():
 @pytest.fixture
 def write_dicom():
     """Write a radiograph as DICOM; keywords are its elements."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
     def write_dicom(path, pixels, *, bits=8, **elements):
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset = pydicom.Dataset()
-        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dataset.SOPClassUID = SecondaryCaptureImageStorage
         dataset.SOPInstanceUID = generate_uid()

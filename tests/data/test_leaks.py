@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gloria.data import SIIM, Record
-from gloria.data.leaks import find_leaks, read_split_files
+from gloria.data.leaks import check_splits, find_leaks, read_split_files
 from gloria.errors import DataError
 
 
@@ -74,6 +74,15 @@ def test_files_that_are_not_there_or_broken_are_told(write_image, tmp_path):
     assert why.startswith("exact duplicates of 1 of 3 files, first: row of c: ")
     (why,) = find_leaks(splits, pixels=True).unchecked
     assert why.startswith("exact duplicates of 2 of 3 files, first: row of c: ")
+
+
+def test_a_leak_is_an_error_if_none_is_wanted():
+    splits = {"train": [record("a", "p1"), record("b", "p2")], "val": [record("c", "p3")]}
+    check_splits(splits)
+    splits["val"].append(record("d", "p2"))
+    message = r"the splits leak\.\ntrain: 2 images, val: 2 images\npatients .*: 1 \(1 of 2 in train"
+    with pytest.raises(DataError, match=message):
+        check_splits(splits)
 
 
 # --- what published code did ----------------------------------------------------------------------
@@ -167,7 +176,7 @@ def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
     assert {name: [r.patient for r in records] for name, records in splits.items()} == {
         "rsna": ["a1"],
         "test": ["10000032"],
-        "paths": ["p10000032", None],
+        "paths": ["10000032", None],
     }
     splits = read_split_files([paths], patient_pattern=r"case\d+")
     assert [r.patient for r in splits["paths"]] == [None, "case7"]

@@ -65,7 +65,7 @@ def root(write_rows, write_image, tmp_path):
 def test_frontal_views_of_a_split_with_text_files(root):
     data = MIMICCXR(root, "test", size=(8, 8), policy=FINDINGS_AND_IMPRESSION)
     assert data.ids == ["d4"]
-    assert data.patients == ["p11000003"]
+    assert data.patients == ["11000003"]
     expected = "The lungs are clear.  A 1.5 cm nodule\n is unchanged.\n\nNo acute process."
     assert data[0].report == expected
     assert data[0].image.shape == (1, 8, 8)
