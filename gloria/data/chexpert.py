@@ -66,7 +66,13 @@ def image_id(path: str) -> str:
     return _FOLDER.sub("", path)
 
 
-class CheXpert(Radiographs):
+class _CheXpertImages(Radiographs):
+    def select(self, ids: Iterable[str]) -> Self:
+        """The images of an id list, in its order; paths of any release are ids too."""
+        return super().select(map(image_id, ids))
+
+
+class CheXpert(_CheXpertImages):
     """CheXpert: ``train.csv`` or ``valid.csv`` and JPEG files, with labels.
 
     A label left blank in the file was not mentioned in the report, and counts as negative.
@@ -115,12 +121,8 @@ class CheXpert(Radiographs):
             records.append(Record(name, root / name, where, patient, labels=labels))
         super().__init__(records, classes=classes, size=size, channels=channels)
 
-    def select(self, ids: Iterable[str]) -> Self:
-        """The images of an id list, in its order; paths of any release are ids too."""
-        return super().select(map(image_id, ids))
 
-
-class CheXpertPlus(Radiographs):
+class CheXpertPlus(_CheXpertImages):
     """CheXpert Plus: ``df_chexpert_plus_240401.csv`` with reports, and image files.
 
     Args:

@@ -130,6 +130,7 @@ def test_reports_of_chexpert_plus(plus):
     assert data.reports[0].startswith("NARRATIVE:\nCHEST 1 VIEW")
     assert data.records[0].path.suffix == ".png"
     assert data[0].report == data.reports[0]
+    assert data.select([f"CheXpert-v1.0/{IMAGES[3]}"]).ids == [IMAGES[3]]
     both = CheXpertPlus(plus, "train", policy=FINDINGS_AND_IMPRESSION, **options)
     assert both.reports == ["Clear lungs.\n\n1. NO ACUTE DISEASE.", "Large heart."]
     with pytest.raises(DataError, match="row 3: empty report, '' has no word in section impressio"):
