@@ -160,3 +160,7 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
         CheXpertPlus(plus, labels=path, **options)
     with pytest.raises(OptionError, match="classes need labels"):
         CheXpertPlus(plus, **options)
+    with pytest.raises(DataError, match=r"none\.json does not exist"):
+        CheXpertPlus(plus, labels=tmp_path / "none.json", **options)
+    with pytest.raises(DataError, match="there is no radiograph to read"):
+        CheXpertPlus(plus, "test", size=(8, 8))

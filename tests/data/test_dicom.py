@@ -153,3 +153,12 @@ def test_a_window_of_other_files(write_image, tmp_path):
         torch.testing.assert_close(image, expected.expand(channels, -1, -1))
     with pytest.raises(OptionError, match="width in window must be a finite number above 0"):
         load_image(path, window=(15, 0))
+
+
+def test_a_table_of_the_modality(write_dicom, tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [30, 0, 16]
+    table.ModalityLUTType = "US"
+    table.add_new("LUTData", "US", [65535 - 2000 * value for value in range(30)])
+    path = write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[table])
+    np.testing.assert_allclose(shown(path), (65535 - 2000 * RAMP) / 65535, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gloria.data.images import fit, load_image, normalize
+from gloria.data.images import center_crop, fit, load_image, normalize
 from gloria.errors import DataError, GloriaError, OptionError, ShapeError
 from gloria.types import ImageInput
 
@@ -78,6 +78,23 @@ def test_files_that_are_no_images(tmp_path, ramp):
             load_image(tmp_path / name)
     with pytest.raises(GloriaError, match=r"none\.png does not exist"):
         load_image(tmp_path / "none.png")
+
+
+def test_pixels_without_a_range_and_channels_that_are_none(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff has float pixels without a range"):
+        load_image(tmp_path / "a.tiff")
+    with pytest.raises(OptionError, match="channels must be 1 or 3; got 2"):
+        load_image(tmp_path / "a.tiff", channels=2)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (5, 7)])
+def test_center_crop(shape):
+    images = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    assert torch.equal(center_crop(images, (3, 2)), images[..., 1:4, 2:4])
+    assert torch.equal(center_crop(images, (5, 7)), images)
+    with pytest.raises(ShapeError, match=r"at least \(6, 2\), the crop's size; got \(5, 7\)"):
+        center_crop(images, (6, 2))
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 20), (13, 57), (8, 8), (1, 9)])

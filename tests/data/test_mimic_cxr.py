@@ -111,6 +111,12 @@ def test_what_is_wrong_is_named(root, tmp_path):
         MIMICCXR(root, "test", size=(8, 8), classes=["Oedema"])
     with pytest.raises(DataError, match="no image with split 'val'"):
         MIMICCXR(root, "val", size=(8, 8))
+    table = root / "mimic-cxr-2.0.0-metadata.csv.gz"
+    whole = table.read_bytes()
+    table.write_bytes(gzip.compress(b"dicom_id,ViewPosition\n"))
+    with pytest.raises(DataError, match="row 5: the metadata have no image d4"):
+        MIMICCXR(root, "test", size=(8, 8))
+    table.write_bytes(whole)
     folder_of(root, "50000003", "11000003").with_suffix(".txt").unlink()
     with pytest.raises(DataError, match=r"row 5: report .*s50000003\.txt can't be read"):
         MIMICCXR(root, "test", size=(8, 8))
