@@ -8,7 +8,7 @@ in, is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -80,18 +80,37 @@ class Catalog:
         self.plugins()
         return self.registries[kind].list(pattern)
 
-    def create(self, kind: str, name: str, options: dict[str, Any]) -> Any:
-        """Make something by its name in the registry ``kind``; a known name asks no plugin."""
-        registry = self.registries[kind]
-        if name not in registry:
-            self.plugins()
+    def takes(self, kind: str, name: str, argument: str) -> bool:
+        """Whether what makes a name of the registry ``kind`` has an argument of this name."""
+        return self._registry_with(kind, name).takes(name, argument)
+
+    def create(
+        self, kind: str, name: str, options: dict[str, Any], offered: Mapping[str, Any] = {}
+    ) -> Any:
+        """Make something by its name in the registry ``kind``.
+
+        Args:
+            kind: key of a registry.
+            name: a registered name, or ``"source:rest"``.
+            options: keyword arguments for the factory.
+            offered: more of them, for a factory that has them; others do without.
+        """
+        registry = self._registry_with(kind, name)
         try:
-            return registry.create(name, **options)
+            taken = {key: value for key, value in offered.items() if registry.takes(name, key)}
+            return registry.create(name, **taken, **options)
         except UnknownNameError as error:
             for record in self.plugins():
                 if record.status != "loaded":
                     error.add_note(f"Not loaded: {record}")
             raise
+
+    def _registry_with(self, kind: str, name: str) -> Registry[Any]:
+        """The registry ``kind``, after asking the plugins for a name that it does not know."""
+        registry = self.registries[kind]
+        if name not in registry:
+            self.plugins()
+        return registry
 
 
 Names = list[str]  # inside Catalog, `list` is the method
@@ -108,6 +127,7 @@ def _register_built_ins(catalog: Catalog) -> None:
 
     register = catalog.text_encoders.register
     register("hf:", "gloria.encoders.hf_text:HFTextEncoder")
+    register("small_bert", "gloria.encoders.small_text:small_text_encoder")
     register(
         "open_clip:", "gloria.encoders.open_clip:OpenClipTextEncoder", list_names=open_clip_names
     )
@@ -194,18 +214,26 @@ def create_image_encoder(name: str, /, **options: Any) -> ImageEncoder:
     return encoder
 
 
-def create_text_encoder(name: str, /, **options: Any) -> TextEncoder:
+def create_text_encoder(
+    name: str, /, *, reports: Sequence[str] | None = None, **options: Any
+) -> TextEncoder:
     """Make a text encoder by its name, such as ``"hf:emilyalsentzer/Bio_ClinicalBERT"``.
 
-    Arguments and errors are those of :func:`create_image_encoder`. The ``pooling`` of an ``"hf:"``
-    encoder may also be the name of a registered aggregator that needs no options, such as
-    ``"gem"``.
+    Args:
+        name: a registered name, or ``"source:name"``.
+        reports: the training reports, for an encoder that builds its vocabulary from them, such as
+            ``"small_bert"``; others do without.
+        options: keyword arguments of that encoder. The ``pooling`` of an ``"hf:"`` encoder may also
+            be the name of a registered aggregator that needs no options, such as ``"gem"``.
+
+    Raises what :func:`create_image_encoder` raises.
     """
     if str(name).startswith("hf:"):
         from gloria.encoders.hf_text import POOLINGS
 
         options = _with_aggregator(options, "pooling", POOLINGS)
-    encoder: TextEncoder = _catalog.create("text_encoders", name, options)
+    offered = {} if reports is None else {"reports": reports}
+    encoder: TextEncoder = _catalog.create("text_encoders", name, options, offered)
     return encoder
 
 

@@ -7,7 +7,7 @@ trace away under ``torch.compile``.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -102,6 +102,19 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise OptionError(f"{name} must be one of {listed}; got {value!r}.")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Require a sequence of at least one string."""
+    if isinstance(texts, str):
+        raise DtypeError(
+            f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
+    if len(texts) == 0:
+        raise ShapeError("texts must hold at least one text; got none.")
 
 
 def require(module: str, extra: str) -> ModuleType:

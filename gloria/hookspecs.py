@@ -63,7 +63,10 @@ def gloria_register_image_encoders(register: Register) -> None:
 
 @hookspec
 def gloria_register_text_encoders(register: Register) -> None:
-    """Register makers of ``nn.Module`` s that are a :class:`gloria.types.TextEncoder`."""
+    """Register makers of ``nn.Module`` s that are a :class:`gloria.types.TextEncoder`.
+
+    A maker that takes an argument ``reports`` is given the training reports.
+    """
 
 
 @hookspec
@@ -75,5 +78,6 @@ def gloria_register_aggregators(register: Register) -> None:
 def gloria_register_losses(register: Register) -> None:
     """Register makers of ``nn.Module`` s that return a scalar tensor.
 
-    A loss with named constants has a class method ``from_preset(preset, **overrides)``.
+    A loss with named constants has a class method ``from_preset(preset, **overrides)``; one that
+    changes while it trains is a :class:`gloria.types.ScheduledLoss`.
     """

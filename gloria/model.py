@@ -170,7 +170,7 @@ class GLoRIA(nn.Module):
         self,
         images: Tensor | ImageFeatures,
         texts: Texts | TextFeatures,
-        kind: Literal["global", "local", "both"] = "both",
+        kind: Literal["global", "local", "both"] | None = None,
         *,
         aggregation: WordAggregation | AggregatorFunction | None = None,
         weights: tuple[float, float] = (0.5, 0.5),
@@ -183,7 +183,8 @@ class GLoRIA(nn.Module):
             images: normalised images, or what :meth:`encode_image` returned.
             texts: texts, or what :meth:`encode_text` returned.
             kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the local similarity
-                of the model's own local loss; ``"both"``: their weighted sum.
+                of the model's own local loss; ``"both"``: their weighted sum; None: ``"both"``, or
+                ``"global"`` where the loss has no local part.
             aggregation: of words, instead of the local loss's own.
             weights: of the global and the local part in ``"both"``. The published code's score is
                 ``aggregation="max", weights=(0.5, 2.5)``.
@@ -191,6 +192,8 @@ class GLoRIA(nn.Module):
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one.
         """
+        if kind is None:
+            kind = "both" if self._find_local_loss() is not None else "global"
         check_choice("kind", kind, ("global", "local", "both"))
         if not isinstance(images, ImageFeatures):
             images = self.encode_image(images)
@@ -268,13 +271,17 @@ class GLoRIA(nn.Module):
     @property
     def local_loss(self) -> LocalContrastiveLoss:
         """The local part of the model's loss: the matcher of training is the one of inference."""
-        local = getattr(self.loss, "local_loss", self.loss)
-        if not isinstance(local, LocalContrastiveLoss):
+        local = self._find_local_loss()
+        if local is None:
             raise OptionError(
                 f"the model's loss {type(self.loss).__name__} has no local matching; use "
                 f"kind='global', or a loss that is or has (as `local_loss`) a LocalContrastiveLoss."
             )
         return local
+
+    def _find_local_loss(self) -> LocalContrastiveLoss | None:
+        local = getattr(self.loss, "local_loss", self.loss)
+        return local if isinstance(local, LocalContrastiveLoss) else None
 
 
 def create_model(

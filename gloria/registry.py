@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -225,6 +226,17 @@ class Registry(Generic[T]):
         entry, rest = self._find(name)
         factory = self._load(entry, entry.target)
         return partial(factory, rest) if rest else factory
+
+    def takes(self, name: str, argument: str) -> bool:
+        """Whether the factory behind a name has an argument of this name.
+
+        Raises:
+            UnknownNameError, MissingDependencyError: as :meth:`get`.
+        """
+        try:
+            return argument in inspect.signature(self.get(name)).parameters
+        except (TypeError, ValueError):  # a callable without a signature, such as some of C
+            return False
 
     def create(self, name: str, /, **options: Any) -> T:
         """Make the thing behind a name.

@@ -5,7 +5,7 @@ Axes always carry these words, in this order: ``image, text, region, word, dim``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -105,10 +105,13 @@ class Recipe(NamedTuple):
         name: registry name, such as ``"timm:resnet50"``. A name ending in ``:.`` means that the
             files beside the recipe are the source.
         options: JSON-serialisable keyword arguments for ``create_*``.
+        files: more keyword arguments, each the name of a file beside the recipe;
+            ``{"vocabulary": "vocabulary.txt"}``, say. ``create_*`` is given the file's path.
     """
 
     name: str
     options: dict[str, Any]
+    files: Mapping[str, str] = {}
 
 
 @runtime_checkable
@@ -139,6 +142,9 @@ class TextEncoder(Protocol):
 
     Called with what its own ``tokenize`` returns, or with plain strings.
     ``recipe(folder)`` is optional, as for :class:`ImageEncoder`.
+
+    A maker that takes an argument ``reports`` is given the training reports, to build a vocabulary
+    from; its recipe should bring that vocabulary along.
     """
 
     pooled_dim: int
@@ -164,6 +170,15 @@ class Aggregator(Protocol):
 
     def __call__(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         """Reduce ``dim``."""
+        ...
+
+
+@runtime_checkable
+class ScheduledLoss(Protocol):
+    """A loss that changes while it trains: before each step it is told which one it is."""
+
+    def at_step(self, step: int) -> None:
+        """Get ready for step ``step``, counted from 0."""
         ...
 
 

@@ -208,8 +208,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:
-    """Name and options of a recipe, with ``"source:."`` pointing at the files beside it."""
-    name, options = Recipe(**recipe)
+    """Name and options of a recipe, pointing at the files beside it."""
+    name, options, own_files = Recipe(**recipe)
     if name.endswith(":."):
         name = f"{name[:-1]}{files}"
-    return name, options
+    paths = {option: files / file for option, file in own_files.items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist. It belongs to the saved model.")
+    return name, options | paths

@@ -288,3 +288,34 @@ def test_what_this_process_registers_is_said_to_be_in_process():
     entry = next(entry for entry in own.losses.entries() if entry.name == "test-loss")
     assert entry.origin == IN_PROCESS
     assert str(entry) == "'test-loss' (in-process, torch.nn.modules.linear:Identity)"
+
+
+# --- a vocabulary of its own ----------------------------------------------------------------------
+
+
+def test_reports_go_to_the_encoder_that_takes_them(take_back):
+    class Counts(nn.Module):
+        pooled_dim = word_dim = 1
+
+        def __init__(self, reports=None, size=1):
+            super().__init__()
+            self.reports = reports
+
+        def tokenize(self, texts):
+            raise NotImplementedError
+
+    class Knows(Counts):
+        def __init__(self, size=1):
+            super().__init__(["its own"])
+
+    catalog.register_text_encoder("counts", Counts)
+    catalog.register_text_encoder("knows", Knows)
+    assert catalog.create_text_encoder("counts", reports=["a", "b"], size=2).reports == ["a", "b"]
+    assert catalog.create_text_encoder("counts").reports is None
+    assert catalog.create_text_encoder("knows", reports=["a", "b"]).reports == ["its own"]
+
+
+def test_the_small_bert_reads_its_words_in_the_reports():
+    encoder = catalog.create_text_encoder("small_bert", reports=["No edema."], pooling="max")
+    assert "edema" in encoder.tokenizer.get_vocab()
+    assert encoder.pooling == "max"

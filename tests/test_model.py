@@ -264,3 +264,14 @@ def test_attention_is_laid_where_the_encoder_says_its_regions_are(model, images)
     # a region's own value stands on its centre: pixel 4i of odd kernels
     torch.testing.assert_close(odd.maps[0, ::4, ::4], odd.grid_maps[0])
     assert not torch.allclose(tiles.maps, odd.maps)
+
+
+def test_without_a_kind_it_is_all_that_the_loss_compares(images):
+    both = GLoRIA(Patches(), Bag())
+    whole = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())
+    torch.testing.assert_close(
+        both.similarity(images, TEXTS), both.similarity(images, TEXTS, "both")
+    )
+    torch.testing.assert_close(
+        whole.similarity(images, TEXTS), whole.similarity(images, TEXTS, "global")
+    )

@@ -371,3 +371,32 @@ def test_a_source_that_cannot_be_asked_is_an_error_only_if_named(
         assert registry.list("*cat*") == ["cat"]
     with pytest.raises(error, match=cause):
         registry.list("zoo:*cat*")
+
+
+# --- what a factory takes -------------------------------------------------------------------------
+
+
+class WithOptions:
+    def __init__(self, name="", *, size=1, **options):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "expected"),
+    [
+        ("class", "size", True),
+        ("class", "colour", False),  # it might be one of the options, nobody knows
+        ("source:rest", "size", True),
+        ("builtin", "iterable", False),
+    ],
+)
+def test_a_factory_says_what_it_takes(registry, name, argument, expected):
+    registry.register("class", WithOptions)
+    registry.register("source:", WithOptions)
+    registry.register("builtin", dict)
+    assert registry.takes(name, argument) is expected
+
+
+def test_what_nobody_registered_takes_nothing(registry):
+    with pytest.raises(UnknownNameError):
+        registry.takes("nothing", "size")

@@ -1,15 +1,20 @@
 """A saved model comes back to the bit, and a damaged one does not come back at all."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import gloria
+from gloria.catalog import default_catalog
 from gloria.errors import CheckpointError
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
+from gloria.registry import Origin, registering_as
 from gloria.training.small import small_model
+from gloria.types import Recipe, TextFeatures, TokenizedText
 from gloria.weights import load_model, load_weights, save_model
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
@@ -160,3 +165,48 @@ def test_missing_and_damaged_weights(model, tmp_path):
     weights.unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
         load_model(folder)
+
+
+def test_an_encoder_gets_back_the_files_it_wrote(images, tmp_path):
+    """By name, in the option that its recipe says."""
+
+    class Letters(nn.Module):
+        pooled_dim = word_dim = 4
+
+        def __init__(self, *, letters, width=4):
+            super().__init__()
+            self.letters = letters.read_text() if isinstance(letters, Path) else letters
+            self.embedding = nn.Embedding(len(self.letters), width)
+
+        def tokenize(self, texts):
+            numbers = torch.tensor([[self.letters.index(letter) for letter in t] for t in texts])
+            ids = torch.arange(numbers.shape[1]).expand_as(numbers)
+            return TokenizedText({"numbers": numbers}, ids, [list(text) for text in texts])
+
+        def forward(self, texts):
+            words = self.embedding(texts.inputs["numbers"])
+            return TextFeatures(words.mean(1), words, texts.word_ids >= 0, texts.tokens)
+
+        def recipe(self, folder):
+            (folder / "letters.txt").write_text(self.letters)
+            return Recipe("letters", {"width": 4}, {"letters": "letters.txt"})
+
+    origin = Origin("in-process")
+    try:
+        with registering_as(origin):
+            gloria.register_text_encoder("letters", Letters)
+        model = gloria.create_model(
+            "timm:test_resnet",
+            "letters",
+            image_options={"in_chans": 1},
+            text_options={"letters": "abc"},
+        ).eval()
+        save_model(model, tmp_path / "model")
+        (tmp_path / "model").rename(tmp_path / "moved")
+        again = load_model(tmp_path / "moved")
+        assert torch.equal(model.encode_text(["cab"]).words, again.encode_text(["cab"]).words)
+        (tmp_path / "moved" / "text_encoder" / "letters.txt").unlink()
+        with pytest.raises(CheckpointError, match=r"letters\.txt does not exist"):
+            load_model(tmp_path / "moved")
+    finally:
+        default_catalog().text_encoders.unregister(origin)

@@ -78,10 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--text-encoder",
         metavar="NAME",
-        help="such as hf:FOLDER; default: a small BERT with the reports' own vocabulary",
+        help="such as hf:FOLDER; default: small_bert, a small BERT with the reports' own words",
     )
     model.add_argument("--pretrained", action="store_true", help="pretrained image encoder")
-    model.add_argument("--embedding-dim", type=int, default=128, metavar="N")
+    model.add_argument(
+        "--embedding-dim",
+        type=_width,
+        default=128,
+        metavar="N",
+        help="width of the shared space; text: the text encoder's own, which is not projected",
+    )
+    model.add_argument("--projection", default="linear", choices=("linear", "mlp"))
     model.add_argument(
         "--loss",
         default="global_local_contrastive",
@@ -109,6 +116,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--steps", type=int, default=700)
     training.add_argument("--batch-size", type=int, default=32)
     training.add_argument("--learning-rate", type=float, default=2e-3)
+    training.add_argument("--weight-decay", type=float, default=0.05)
+    training.add_argument("--clip-norm", type=float, default=1.0)
+    training.add_argument(
+        "--one-sentence",
+        action="store_true",
+        help="read one random sentence of each report per step, as GLoRIA and ConVIRT do",
+    )
     training.add_argument("--validate-every", type=int, default=100, metavar="STEPS")
     training.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
     training.add_argument("--seed", type=int, default=0)
@@ -120,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
-    from gloria.data import read_splits
+    from gloria.data import random_sentences, read_splits
     from gloria.errors import OptionError
     from gloria.training import TrainingRecipe, train
     from gloria.training.devices import pick_device
@@ -142,6 +156,9 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        clip_norm=args.clip_norm,
+        text_policy=random_sentences if args.one_sentence else None,
         validate_every=args.validate_every,
         checkpoint_every=args.checkpoint_every,
         seed=args.seed,
@@ -161,6 +178,7 @@ def run(args: argparse.Namespace) -> int:
         "image_options": _image_options(args),
         "text_options": dict(args.text_option),
         "embedding_dim": args.embedding_dim,
+        "projection": args.projection,
         "loss": args.loss,
         "preset": args.preset,
         "loss_options": dict(args.loss_option),
@@ -231,13 +249,26 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
 
 
 def _image_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the image encoder is made with; only timm's take a number of channels."""
+    """What the image encoder is made with; some take a number of channels."""
+    from gloria.catalog import default_catalog
+
     options: dict[str, Any] = {}
-    if args.image_encoder is None or args.image_encoder.startswith("timm:"):
+    name = args.image_encoder
+    if name is None or default_catalog().takes("image_encoders", name, "in_chans"):
         options["in_chans"] = args.channels
     if args.pretrained:
         options["pretrained"] = True
     return options | dict(args.image_option)
+
+
+def _width(text: str) -> int | None:
+    """A number, or "text" for the text encoder's own width."""
+    if text == "text":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or 'text'; got {text!r}") from None
 
 
 def _option(text: str) -> tuple[str, Any]:

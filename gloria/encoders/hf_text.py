@@ -15,14 +15,12 @@ from torch import nn
 
 from gloria.aggregators.reductions import last_n, masked_first, masked_max, masked_mean
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, require
+from gloria.checks import check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import (
     CheckpointError,
-    DtypeError,
     EmptyTextError,
     OptionError,
-    ShapeError,
     TokenizerError,
     TruncatedTextWarning,
 )
@@ -421,18 +419,6 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
             f"the tokenizer ({name}) gives ids up to {highest}, the model has embeddings for "
             f"{rows}. Use the model's own tokenizer, or model.resize_token_embeddings(...)."
         )
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise DtypeError(
-            f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
-    if len(texts) == 0:
-        raise ShapeError("texts must hold at least one text; got none.")
 
 
 def _longest_text(model: Any, tokenizer: Any) -> int:

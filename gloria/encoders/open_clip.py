@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_tensor, require
+from gloria.checks import check_choice, check_integer, check_tensor, check_texts, require
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import check_texts, lowest_parts, words_of
+from gloria.encoders.hf_text import lowest_parts, words_of
 from gloria.errors import (
     CheckpointError,
     DtypeError,

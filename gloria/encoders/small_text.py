@@ -1,24 +1,35 @@
 """A small text encoder from scratch: a vocabulary built from your own reports, and a small BERT.
 
-Nothing is downloaded. Together they are the text encoder of the phantom demo::
-
-    tokenizer = build_word_tokenizer(reports)
-    encoder = HFTextEncoder(small_bert(tokenizer), tokenizer=tokenizer, last_n_layers=2)
+Nothing is downloaded. :func:`small_text_encoder` is the text encoder of the phantom demo.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gloria.checks import require
+from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import DataError, OptionError
 
 if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def small_text_encoder(reports: Sequence[str], **options: Any) -> HFTextEncoder:
+    """A BERT of 2 layers, 128 wide, untrained, with a vocabulary built from the reports.
+
+    Args:
+        reports: the training reports.
+        options: for :class:`~gloria.encoders.HFTextEncoder`, such as ``pooling="max"``.
+    """
+    tokenizer = build_word_tokenizer(reports)
+    return HFTextEncoder(
+        small_bert(tokenizer), tokenizer=tokenizer, **{"last_n_layers": 2, **options}
+    )
 
 
 def build_word_tokenizer(

@@ -101,7 +101,7 @@ def pair_similarity(
     model: GLoRIA,
     images: ImageFeatures,
     texts: TextFeatures,
-    kind: Literal["global", "local", "both"] = "both",
+    kind: Literal["global", "local", "both"] | None = None,
     block: int = 32,
 ) -> Tensor:
     """Similarity of every image with every text, in bounded memory.

@@ -151,8 +151,8 @@ def evaluate_grounding(model: GLoRIA, items: Sequence[PhantomItem]) -> dict[str,
     control = mention_maps(model, images, texts, items, examples, other_image=True)
     return {
         "mentions": len(examples),
-        "matched": _score(matched, items, examples),
-        "other_image": _score(control, items, examples),
+        "matched": score_maps(matched, items, examples),
+        "other_image": score_maps(control, items, examples),
     }
 
 
@@ -203,9 +203,21 @@ def mention_maps(
     return model.lay_over(torch.stack(maps), (int(size[0]), int(size[1])))
 
 
-def _score(
+def score_maps(
     maps: Tensor, items: Sequence[PhantomItem], examples: Sequence[Example]
 ) -> dict[str, Any]:
+    """The figures of :func:`evaluate_grounding` for any maps, one per example.
+
+    Args:
+        maps: ``(example, height, width)``, laid over the image; not negative.
+        items: what the examples are of.
+        examples: of :func:`grounding_examples`.
+
+    Returns:
+        ``peak_near_mask``, ``auroc``, ``correct_side``, their counts, and ``per_finding``.
+
+    Raises what the functions of :mod:`gloria.evaluation.grounding` raise.
+    """
     findings = [each.mention.finding for each in examples]
     masks = torch.stack(
         [

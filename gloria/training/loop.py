@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,15 @@ from gloria.data.images import normalize
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, GloriaError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
+from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.types import ScheduledLoss
 from gloria.weights import save_model
 
 OnStep = Callable[[dict[str, float]], None]
+TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
 
 
 class Pairs(Sized, Protocol):
@@ -53,9 +56,12 @@ class TrainingRecipe:
         weight_decay: AdamW's; not applied to biases, norms and other vectors.
         clip_norm: gradients are scaled down to this norm.
         augmentation: None = none.
+        text_policy: what of a batch's reports is read in a step, from the reports and a generator;
+            :func:`gloria.data.random_sentences`, say, or a :class:`~gloria.data.ReportPolicy`.
+            None = all.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
-        seed: decides order, augmentation and dropout.
+        seed: decides order, augmentation, text policy and dropout.
     """
 
     steps: int = 700
@@ -66,6 +72,7 @@ class TrainingRecipe:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     augmentation: Augmentation | None = field(default_factory=Augmentation)
+    text_policy: TextPolicy | None = None
     validate_every: int = 100
     checkpoint_every: int = 200
     seed: int = 0
@@ -138,6 +145,9 @@ def train(
         _parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
     fixed: dict[str, Any] = {**asdict(recipe), "betas": list(recipe.betas), "pairs": len(pairs)}
+    if recipe.text_policy is not None:  # in words, since JSON holds no function
+        policy = recipe.text_policy
+        fixed["text_policy"] = repr(policy) if is_dataclass(policy) else describe_target(policy)
     fixed |= settings or {}
     progress = Progress(0, [])
     if folder is not None:
@@ -246,6 +256,12 @@ def _train_step(
     if recipe.augmentation is not None:
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
         images = recipe.augmentation(images, generator)
+    if recipe.text_policy is not None:
+        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 3))
+        reports = recipe.text_policy(reports, generator)
+    for part in model.loss.modules():
+        if isinstance(part, ScheduledLoss):
+            part.at_step(step)
     with isolated(recipe.seed, step, 2):
         output = model(_prepare(images, model), reports)
     optimizer.zero_grad(set_to_none=True)

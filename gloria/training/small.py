@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gloria.encoders import HFTextEncoder
-from gloria.encoders.small_text import build_word_tokenizer, small_bert
 from gloria.model import GLoRIA, create_model
 
 SMALL_IMAGE_ENCODER = "timm:resnet10t"
@@ -19,13 +17,8 @@ SMALL_IMAGE_OPTIONS: Mapping[str, Any] = {
     # after the second of four stages: what a region sees is near it
     "region_stage": -3,
 }
+SMALL_TEXT_ENCODER = "small_bert"
 DEFAULT_LOSS = "global_local_contrastive"
-
-
-def small_text_encoder(reports: Sequence[str]) -> HFTextEncoder:
-    """A BERT of 2 layers, 128 wide, untrained, with a vocabulary built from the reports."""
-    tokenizer = build_word_tokenizer(reports)
-    return HFTextEncoder(small_bert(tokenizer), tokenizer=tokenizer, last_n_layers=2)
 
 
 def small_model(
@@ -35,7 +28,8 @@ def small_model(
     text_encoder: str | None = None,
     image_options: Mapping[str, Any] | None = None,
     text_options: Mapping[str, Any] | None = None,
-    embedding_dim: int = 128,
+    embedding_dim: int | None = 128,
+    projection: str = "linear",
     loss: str = DEFAULT_LOSS,
     preset: str | None = None,
     loss_options: Mapping[str, Any] | None = None,
@@ -47,12 +41,15 @@ def small_model(
     a vocabulary of its own.
 
     Args:
-        reports: the training reports; the small text encoder's vocabulary is built from them.
+        reports: the training reports; the vocabulary of a text encoder that brings none is built
+            from them.
         image_encoder: a registered name instead of the small one.
         text_encoder: a registered name instead of the small one.
         image_options: keyword arguments for the image encoder.
-        text_options: keyword arguments for a text encoder given by name.
-        embedding_dim: width of the shared space.
+        text_options: keyword arguments for the text encoder.
+        embedding_dim: width of the shared space; None = the text encoder's own, as in
+            :func:`~gloria.create_model`.
+        projection: ``"linear"`` or ``"mlp"``.
         loss: a registered name.
         preset: the loss's constants; default ``"stable"`` for our own objective, else none.
         loss_options: more keyword arguments for the loss.
@@ -65,10 +62,11 @@ def small_model(
         preset = "stable"
     return create_model(
         image_encoder,
-        text_encoder or small_text_encoder(reports),
+        text_encoder or SMALL_TEXT_ENCODER,
         embedding_dim=embedding_dim,
+        projection=projection,
         loss=loss,
         image_options=image_options,
-        text_options=text_options,
+        text_options={"reports": reports, **(text_options or {})},
         loss_options={**({} if preset is None else {"preset": preset}), **(loss_options or {})},
     )

@@ -109,7 +109,8 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--pretrained"], "pretrained needs image-encoder"),
         (["--image-option", "no_such=1"], "no_such"),
         (["--loss-option", "local_weight=-1"], "local_weight must be"),
-        (["--text-option", "frozen=true"], "text_options go with a name for text_encoder"),
+        (["--text-option", "last_n_layers=3"], "last_n_layers must be from 1 to 2; got 3"),
+        (["--clip-norm", "0"], "clip_norm must be"),
         (["--image-size", "0"], "height in size must be at least 1; got 0"),
     ],
 )
@@ -237,3 +238,27 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
         assert message in error
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_convirts_heads_and_sentences(table, tmp_path, capsys):
+    options = ["--projection", "mlp", "--embedding-dim", "16", "--one-sentence"]
+    options += ["--text-option", "pooling=max", "--weight-decay", "1e-6", "--clip-norm", "2"]
+    assert run(table, tmp_path, *options) == 0
+    model = gloria.load_model(tmp_path / "model")
+    assert [tuple(weight.shape) for weight in model.text_head.parameters()] == [
+        (16, 128),
+        (16,),
+        (16, 16),
+        (16,),
+    ]
+    assert model.text_encoder.pooling == "max"
+    options.remove("--one-sentence")
+    assert run(table, tmp_path, *options) == 1
+    assert "text_policy was 'gloria.data.reports:random_sentences'" in capsys.readouterr().err
+
+
+def test_the_text_encoders_own_width(table, tmp_path, capsys):
+    assert run(table, tmp_path, "--embedding-dim", "text") == 0
+    assert isinstance(gloria.load_model(tmp_path / "model").text_head, torch.nn.Identity)
+    assert run(table, tmp_path, "--embedding-dim", "wide") == 2
+    assert "must be a number or 'text'; got 'wide'" in capsys.readouterr().err

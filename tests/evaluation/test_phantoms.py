@@ -21,6 +21,8 @@ from gloria.evaluation.phantoms import (
     pictures,
 )
 from gloria.model import GLoRIA
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
 from gloria.types import ImageFeatures, ImageInput, TextFeatures, TokenizedText
 
 HEIGHT, WIDTH = GRID = 16, 8  # not square, so that rows can't pass for columns
@@ -314,3 +316,11 @@ def test_pictures_are_the_films_in_unit_range(items):
     assert first.shape == (1, 64, 64)
     assert first.dtype == torch.float32
     assert torch.equal((first[0] * 255).round().to(torch.uint8), torch.from_numpy(items[0].image))
+
+
+def test_a_gallery_takes_a_model_without_local_matching():
+    items = list(PhantomDataset("val_5x2"))
+    with isolated(0):
+        model = small_model([item.report for item in items], loss="global_contrastive")
+    metrics = evaluate_gallery(model, items, (5,))
+    assert 0 <= metrics["image_to_text"][5] <= 1

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from gloria.data import ImageReport
+from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.randomness import isolated
@@ -236,3 +238,63 @@ def test_images_of_different_sizes():
     pairs.items[1] = ImageReport(torch.zeros(1, 16, 16), "x")
     with pytest.raises(DataError, match="must have one shape"):
         train(build(), pairs, TrainingRecipe(steps=1, batch_size=4))
+
+
+def test_a_text_policy_reads_anew_in_every_step_and_resumes(tmp_path):
+    seen = []
+
+    def first_words(reports, generator):
+        number = int(torch.randint(2, 7, (), generator=generator))
+        seen.append([" ".join(report.split()[:number]) for report in reports])
+        return seen[-1]
+
+    class StopHereError(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 5:
+            raise StopHereError
+
+    recipe = replace(QUICK, text_policy=first_words)
+    whole, resumed = build(), build()
+    train(whole, PAIRS, recipe)
+    expected = list(seen)
+    assert len({len(texts[0].split()) for texts in expected}) > 1
+    with pytest.raises(StopHereError):
+        train(build(), PAIRS, recipe, folder=tmp_path, on_step=stop)
+    seen.clear()
+    train(resumed, PAIRS, recipe, folder=tmp_path)
+    assert seen == expected[4:]  # from the checkpoint of step 4
+    assert torch.equal(weights(whole), weights(resumed))
+    with pytest.raises(CheckpointError, match=r"text_policy was '.*first_words', is None"):
+        train(build(), PAIRS, QUICK, folder=tmp_path)
+
+
+def test_a_loss_with_a_schedule_is_told_each_step():
+    """Also where it is part of another one; a validation is no step."""
+
+    class Scheduled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+
+        def at_step(self, step):
+            self.steps.append(step)
+
+    model = build()
+    model.loss.part = Scheduled()
+    train(model, PAIRS, QUICK, validation=PAIRS)
+    assert model.loss.part.steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_report_policy_is_a_text_policy_and_told_from_another(tmp_path):
+    recipe = replace(QUICK, steps=2, text_policy=ReportPolicy(("impression",), one_sentence=True))
+    train(build(), PAIRS, recipe, folder=tmp_path)
+    assert len(train(build(), PAIRS, recipe, folder=tmp_path)) == 2  # it stands there, and is done
+    with pytest.raises(CheckpointError, match=r"text_policy was .*one_sentence=True.*, is .*False"):
+        train(
+            build(),
+            PAIRS,
+            replace(recipe, text_policy=ReportPolicy(("impression",))),
+            folder=tmp_path,
+        )

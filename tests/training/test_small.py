@@ -5,10 +5,11 @@ import torch
 
 import gloria
 from gloria.encoders import HFTextEncoder
+from gloria.encoders.small_text import small_text_encoder
 from gloria.errors import OptionError, UnknownNameError
 from gloria.losses import GlobalContrastiveLoss, GlobalLocalContrastiveLoss
 from gloria.training.randomness import isolated
-from gloria.training.small import small_model, small_text_encoder
+from gloria.training.small import small_model
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild cardiomegaly, no edema."]
 TINY = {"channels": (8, 8, 16, 16)}
@@ -98,5 +99,18 @@ def test_the_seed_alone_decides_the_weights():
 def test_wrong_parts_are_named():
     with pytest.raises(UnknownNameError, match="resnet"):
         build(image_encoder="resnet")
-    with pytest.raises(OptionError, match="text_options go with a name for text_encoder"):
-        build(text_options={"last_n_layers": 1})
+    with pytest.raises(OptionError, match="last_n_layers must be from 1 to 2; got 3"):
+        build(text_options={"last_n_layers": 3})
+
+
+def test_the_small_text_encoder_takes_options():
+    model = build(text_options={"last_n_layers": 1, "pooling": "max"})
+    assert (model.text_encoder.last_n_layers, model.text_encoder.pooling) == (1, "max")
+    assert "effusion" in model.text_encoder.tokenizer.get_vocab()
+
+
+def test_the_projection_and_the_text_encoders_own_width():
+    mlp, text = build(projection="mlp"), build(embedding_dim=None)
+    assert isinstance(mlp.text_head.layers, torch.nn.Sequential)
+    assert isinstance(text.text_head, torch.nn.Identity)
+    assert text.encode_image(torch.zeros(1, 1, 64, 64)).pooled.shape == (1, 128)
