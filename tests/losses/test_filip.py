@@ -81,7 +81,7 @@ def test_matrices_may_be_rectangular_and_the_loss_may_not(make_pairs):
 
 
 def test_options_are_checked_when_the_loss_is_made():
-    with pytest.raises(OptionError, match="backend must be one of 'auto', .*; got 'fast'"):
+    with pytest.raises(OptionError, match=r"backend must be one of 'auto', .*; got 'fast'"):
         FilipLoss(backend="fast")
     with pytest.raises(OptionError, match="memory_budget must be at least 1; got 0"):
         FilipLoss(memory_budget=0)

@@ -2,6 +2,8 @@
 
 | backend   | what it is                                                      | runs       |
 |-----------|-----------------------------------------------------------------|------------|
+| `triton`  | fused kernels: no score leaves the processor                    | CUDA, ROCm |
+| `chunked` | large matrix products; memory within a budget, exact backward      | everything |
 | `einops`  | the definition; memory query · key · token · token              | everything |
 
 A backend is a module with ``summed_maxima(inputs, memory_budget)``,
@@ -14,7 +16,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gloria.matching.maxsim import einops
+from gloria.matching.maxsim import chunked, einops, triton
 from gloria.matching.maxsim.problem import (
     MAXIMA_OVER,
     MAXIMUM_REDUCTIONS,
@@ -44,7 +46,11 @@ class MaxSimBackend(Protocol):
 
 
 # Fastest first: this is the order in which "auto" asks.
-MAXSIM_BACKENDS: dict[str, MaxSimBackend] = {"einops": einops}
+MAXSIM_BACKENDS: dict[str, MaxSimBackend] = {
+    "triton": triton,
+    "chunked": chunked,
+    "einops": einops,
+}
 
 __all__ = [
     "MAXIMA_OVER",

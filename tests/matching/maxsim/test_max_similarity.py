@@ -257,6 +257,14 @@ def test_non_contiguous_inputs(make_pairs, naive, assert_values):
 # Autocast, compiling, empty batches.
 
 
+@pytest.fixture
+def compiled():
+    """The function compiled into one graph, with nothing left over from other tests."""
+    torch.compiler.reset()
+    yield torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
+    torch.compiler.reset()
+
+
 @backends
 def test_autocast_changes_nothing(backend, make_pairs):
     pairs = make_pairs(2, 3, 9, 5, 16, dtype=torch.float32)
@@ -268,9 +276,8 @@ def test_autocast_changes_nothing(backend, make_pairs):
 @region_masks
 @sides
 @backends
-def test_compiles_in_one_graph(backend, maximum_over, masked_regions, make_pairs):
+def test_compiles_in_one_graph(backend, maximum_over, masked_regions, make_pairs, compiled):
     pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions, dtype=torch.float32)
-    compiled = torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
     options = {"maximum_over": maximum_over, "backend": backend}
     for eager, traced in zip(
         with_gradients(max_similarity, *pairs, **options),
@@ -282,10 +289,9 @@ def test_compiles_in_one_graph(backend, maximum_over, masked_regions, make_pairs
 
 @sides
 @backends
-def test_compiled_an_empty_item_scores_zero(backend, maximum_over, make_pairs):
+def test_compiled_an_empty_item_scores_zero(backend, maximum_over, make_pairs, compiled):
     regions, words, word_mask, region_mask = make_pairs(3, 3, 5, 4, 6, masked_regions=True)
     word_mask[1], region_mask[2] = False, False
-    compiled = torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
     value, for_regions, for_words = with_gradients(
         compiled,
         regions,
