@@ -2,6 +2,9 @@
 
 The only module here that imports triton, itself imported when a kernel is first needed.
 """
+# Triton's language has no types, and its constants are written in capitals:
+# mypy: ignore-errors
+# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
+from triton import language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from gloria.functional import max_similarity
 from gloria.matching.maxsim import MAXIMA_OVER, MaxSimInputs, einops, triton
-from triton import language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 OPERATORS = torch.ops.gloria
 WHOLE = 2**24
