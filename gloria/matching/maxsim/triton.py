@@ -101,7 +101,7 @@ class Blocks(NamedTuple):
         items = min(1 << max(keys - 1, 0).bit_length(), 8)
         if dtype == torch.float32:
             return cls(64, items, 64 // items, 32, 16, num_warps=4, num_stages=2)
-        return cls(128, items, 128 // items, 64, 8, num_warps=8, num_stages=3)
+        return cls(128, items, 128 // items, 32, 8, num_warps=8, num_stages=3)
 
 
 class Order(NamedTuple):

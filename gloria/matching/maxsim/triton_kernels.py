@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# numbers that change with the batch are no reason to compile again
+@triton.jit(do_not_specialize=["row_blocks", "first_item", "items", "key_tokens"])
 def row_maxima(
     queries_ptr, keys_ptr, rows_ptr, row_count_ptr, tokens_ptr, items_ptr, lengths_ptr,
     highest_ptr, winners_ptr,
