@@ -102,13 +102,19 @@ class Packed(NamedTuple):
         return flat[self.first : self.first + len(self.positions)][part]
 
 
-def blocks_of_keys(queries: Packed, keys: Packed, budget: int) -> Iterator[tuple[slice, Packed]]:
-    """Keys in blocks whose pairs fit in half of the budget, and whose tiles are near to square."""
+def blocks_of_keys(
+    queries: Packed, keys: Packed, vector: int, budget: int
+) -> Iterator[tuple[slice, Packed]]:
+    """Keys in blocks whose pairs fit in half of the budget, and whose tiles are near to square.
+
+    ``vector`` is the size of a token in bytes.
+    """
     rows = max(len(queries.positions), 1)
     scores = min(TILE, budget // 4) // 4
+    square = scores // min(rows, math.isqrt(scores) + 1)
     return keys.blocks(
         most_items=max(budget // (2 * BYTES_PER_PAIR * rows), 1),
-        most_tokens=scores // min(rows, math.isqrt(scores) + 1),
+        most_tokens=min(square, budget // (8 * max(vector, 1))),
     )
 
 
@@ -131,7 +137,8 @@ def maxima(
     columns, height = block.take(keys), len(rows.positions)
     highest = queries.new_empty(height, len(block.lengths))
     winners = block.items.new_empty(highest.shape if with_winners else (0, 0), dtype=torch.int32)
-    step = max(min(TILE, budget // 4) // (queries.element_size() * len(columns)), 1)
+    vector, row = queries[:1].nbytes, columns[:, :1].nbytes
+    step = max(min(min(TILE, budget // 4) // row, budget // (8 * max(vector, 1))), 1)
     tile = queries.new_empty(min(step, height), len(columns))
     for start in range(0, height, step):
         part = slice(start, start + step)
@@ -170,7 +177,8 @@ def _forward(
     starts = lengths.cumsum(0) - lengths
     every_row = torch.arange(len(of_queries.positions), device=queries.device)
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
-    for run, block in blocks_of_keys(of_queries, of_keys, memory_budget):
+    vector = queries[:1, :1].nbytes
+    for run, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
         highest, winners = maxima(
             flat_queries, flat_keys, of_queries, block, memory_budget, keep_winners
         )
@@ -216,8 +224,9 @@ def _backward(
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
     for_queries, for_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
     of_rows = rows.div(max(queries.shape[1], 1), rounding_mode="floor")
-    step = max(memory_budget // (4 * max(queries[:1, :1].nbytes, 1)), 1)
-    for run, block in blocks_of_keys(of_queries, of_keys, memory_budget):
+    vector = queries[:1, :1].nbytes
+    step = max(memory_budget // (4 * max(vector, 1)), 1)
+    for run, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
         if kept.numel():
             winners = kept[: len(rows), run].contiguous()
         else:
