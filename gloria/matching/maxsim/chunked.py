@@ -9,8 +9,6 @@ Backward: with ``w`` the upstream gradient of a pair and ``j*(i)`` the winners,
 sums of a few rows, the second after sorting by winner; neither needs a matrix product, nor
 additions in an order that varies. The winners are kept from the forward if they take no more than
 half of the budget (4 bytes per query token and key); otherwise the products are done again.
-
-It is an operator of ``torch.library``, because the lengths steer it: compilers take it as a whole.
 """
 
 from __future__ import annotations
@@ -18,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from gloria.matching.maxsim.problem import MaxSimInputs, MaxSimProblem
+from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
+from gloria.matching.maxsim.problem import MaxSimProblem
 
 TAKES_HALF_PRECISION = False
 
@@ -38,16 +37,6 @@ BYTES_PER_PAIR = 64
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     """Why this backend cannot run the problem: never; it runs everything."""
     return []
-
-
-def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
-    """``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
-    queries, keys = inputs.queries, inputs.keys
-    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
-    size_of_winners = 4 * queries.shape[0] * queries.shape[1] * keys.shape[0]
-    keep_winners = needs_gradient and size_of_winners <= memory_budget // 2
-    scores: Tensor = _forward(*inputs, keep_winners, memory_budget)[0]
-    return scores
 
 
 class Packed(NamedTuple):
@@ -160,8 +149,7 @@ def maxima(
     return highest, winners
 
 
-@torch.library.custom_op("gloria::maxsim_chunked", mutates_args=())
-def _forward(
+def forward(
     queries: Tensor,
     keys: Tensor,
     query_mask: Tensor | None,
@@ -171,8 +159,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(query, key)``, and the winners ``(query · token, key)`` if they are to be kept."""
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
-    scores = queries.new_zeros(queries.shape[0], keys.shape[0])
-    kept = _no_winners(queries, keys, keep_winners)
+    scores = room_for_scores(queries, keys)
+    kept = room_for_winners(queries, keys, keep_winners)
     lengths = torch.tensor(of_queries.lengths, dtype=torch.int64, device=queries.device)
     starts = lengths.cumsum(0) - lengths
     every_row = torch.arange(len(of_queries.positions), device=queries.device)
@@ -190,26 +178,7 @@ def _forward(
     return scores, kept
 
 
-@_forward.register_fake
-def _(
-    queries: Tensor,
-    keys: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    keep_winners: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor]:
-    scores = queries.new_empty(queries.shape[0], keys.shape[0])
-    return scores, _no_winners(queries, keys, keep_winners)
-
-
-def _no_winners(queries: Tensor, keys: Tensor, keep: bool) -> Tensor:
-    shape = (queries.shape[0] * queries.shape[1], keys.shape[0]) if keep else (0, 0)
-    return queries.new_zeros(shape, dtype=torch.int32)
-
-
-@torch.library.custom_op("gloria::maxsim_chunked_backward", mutates_args=())
-def _backward(
+def backward(
     gradient: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -249,27 +218,5 @@ def _backward(
     return for_queries.view_as(queries), for_keys.view_as(keys)
 
 
-@_backward.register_fake
-def _(
-    gradient: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    kept: Tensor,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(queries), torch.empty_like(keys)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
-    ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    for_queries, for_keys = _backward(gradient, *ctx.saved_tensors, ctx.memory_budget)
-    return for_queries, for_keys, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+summed_maxima = differentiable("maxsim_chunked", forward, backward)
+"""``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""

@@ -20,12 +20,13 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gloria.matching.maxsim.problem import MaxSimInputs, MaxSimProblem
+from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
+from gloria.matching.maxsim.problem import MaxSimProblem
 
 TAKES_HALF_PRECISION = True
 
@@ -72,16 +73,6 @@ def kernels() -> ModuleType:
     from gloria.matching.maxsim import triton_kernels
 
     return triton_kernels
-
-
-def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
-    """``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
-    queries, keys = inputs.queries, inputs.keys
-    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
-    size_of_winners = 4 * queries.shape[0] * queries.shape[1] * keys.shape[0]
-    keep_winners = needs_gradient and size_of_winners <= memory_budget // 2
-    scores: Tensor = _forward(*inputs, keep_winners, memory_budget)[0]
-    return scores
 
 
 class Blocks(NamedTuple):
@@ -201,8 +192,7 @@ def weighted_sums(
     )
 
 
-@torch.library.custom_op("gloria::maxsim_triton", mutates_args=())
-def _forward(
+def forward(
     queries: Tensor,
     keys: Tensor,
     query_mask: Tensor | None,
@@ -211,9 +201,10 @@ def _forward(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(query, key)``, and the winners ``(query · token, key)`` if they are to be kept."""
-    scores, kept = _results(queries, keys, keep_winners)
+    scores = room_for_scores(queries, keys)
+    kept = room_for_winners(queries, keys, keep_winners)
     if not queries.numel() or not keys.numel():
-        return scores.zero_(), kept.zero_()
+        return scores, kept
     order = Order.of(queries, keys, query_mask, key_mask)
     queries, keys = queries.contiguous(), keys.contiguous()
     for run in runs_of_keys(queries, keys, memory_budget // 16):
@@ -224,26 +215,7 @@ def _forward(
     return scores, kept
 
 
-def _results(queries: Tensor, keys: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    scores = queries.new_empty(queries.shape[0], keys.shape[0], dtype=torch.float32)
-    shape = (queries.shape[0] * queries.shape[1], keys.shape[0]) if keep else (0, 0)
-    return scores, queries.new_empty(shape, dtype=torch.int32)
-
-
-@_forward.register_fake
-def _(
-    queries: Tensor,
-    keys: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    keep_winners: bool,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor]:
-    return _results(queries, keys, keep_winners)
-
-
-@torch.library.custom_op("gloria::maxsim_triton_backward", mutates_args=())
-def _backward(
+def backward(
     gradient: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -298,31 +270,5 @@ def _backward(
     return for_queries.to(queries.dtype), for_keys
 
 
-@_backward.register_fake
-def _(
-    gradient: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    kept: Tensor,
-    memory_budget: int,
-) -> tuple[Tensor, Tensor]:
-    layout = torch.contiguous_format
-    return (
-        torch.empty_like(queries, memory_format=layout),
-        torch.empty_like(keys, memory_format=layout),
-    )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
-    ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    for_queries, for_keys = _backward(gradient, *ctx.saved_tensors, ctx.memory_budget)
-    return for_queries, for_keys, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+summed_maxima = differentiable("maxsim_triton", forward, backward)
+"""``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
