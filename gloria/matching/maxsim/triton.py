@@ -88,7 +88,10 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, keys: int, dtype: torch.dtype) -> Blocks:
-        """By shape buckets only, so that another batch compiles nothing."""
+        """By shape buckets only, so that another batch compiles nothing.
+
+        The largest that spill no register on any target; not tuned on a device.
+        """
         items = min(1 << max(keys - 1, 0).bit_length(), 8)
         if dtype == torch.float32:
             return cls(64, items, 64 // items, 32, 16, num_warps=4, num_stages=2)
@@ -149,25 +152,26 @@ def maxima(
     winners = highest.new_full(shape, -1, dtype=torch.int32)
     blocks = Blocks.of(items, queries.dtype)
     row_blocks = -(-rows // blocks.ROWS)
-    kernels().row_maxima[(row_blocks * -(-items // blocks.ITEMS),)](
-        queries,
-        keys,
-        order.rows,
-        order.row_count,
-        order.tokens,
-        order.items,
-        order.lengths,
-        highest,
-        winners,
-        row_blocks,
-        run.start,
-        items,
-        keys.shape[1],
-        keys.shape[2],
-        WITH_WINNERS=with_winners,
-        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-        **blocks._asdict(),
-    )
+    with torch.cuda.device_of(queries):
+        kernels().row_maxima[(row_blocks * -(-items // blocks.ITEMS),)](
+            queries,
+            keys,
+            order.rows,
+            order.row_count,
+            order.tokens,
+            order.items,
+            order.lengths,
+            highest,
+            winners,
+            row_blocks,
+            run.start,
+            items,
+            keys.shape[1],
+            keys.shape[2],
+            WITH_WINNERS=with_winners,
+            PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            **blocks._asdict(),
+        )
     return highest, winners
 
 
@@ -187,9 +191,10 @@ def weighted_sums(
     """
     dim = values.shape[1]
     inner = min(max(1 << (dim - 1).bit_length(), 16), 256)
-    kernels().weighted_sums[(len(rows), -(-dim // inner))](
-        values, indices, weights, rows, starts, ends, sums, dim, ADD=add, PAIRS=16, INNER=inner
-    )
+    with torch.cuda.device_of(values):
+        kernels().weighted_sums[(len(rows), -(-dim // inner))](
+            values, indices, weights, rows, starts, ends, sums, dim, ADD=add, PAIRS=16, INNER=inner
+        )
 
 
 def forward(
