@@ -54,14 +54,15 @@ class Packed(NamedTuple):
     @classmethod
     def of(cls, batch: Tensor, mask: Tensor | None) -> Packed:
         """Of a batch ``(item, token, dim)``."""
-        if mask is None:
-            mask = batch.new_ones(batch.shape[:2], dtype=torch.bool)
+        count, tokens = batch.shape[:2]
+        positions = torch.arange(count * tokens, device=batch.device)
+        if mask is None or mask.all():
+            count = count if tokens else 0
+            return cls(torch.arange(count, device=batch.device), [tokens] * count, positions, 0)
         lengths, items = mask.sum(1).sort(stable=True)
         items, lengths = items[lengths > 0], lengths[lengths > 0]
-        positions = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
-        positions = positions[items][mask[items]]
-        all_real = len(positions) == mask.numel()
-        return cls(items, lengths.tolist(), positions, 0 if all_real else None)
+        positions = positions.view(mask.shape)[items][mask[items]]
+        return cls(items, lengths.tolist(), positions, None)
 
     def blocks(self, most_items: int, most_tokens: int) -> Iterator[tuple[slice, Packed]]:
         """Runs of consecutive items within both bounds, at least one item long."""
