@@ -153,6 +153,8 @@ def _register_built_ins(catalog: Catalog) -> None:
     register("soft_target", "gloria.losses:SoftTargetContrastiveLoss")
     register("sparc", "gloria.losses:SPARCLoss")
     register("mgca", "gloria.losses:MGCALoss")
+    register("filip", "gloria.losses:FilipLoss")
+    register("colbert", "gloria.losses:ColBERTLoss")
 
 
 def _models_of(package: str) -> list[str]:

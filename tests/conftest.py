@@ -161,9 +161,9 @@ def make_pairs() -> Callable[..., Pairs]:
 def naive() -> SimpleNamespace:
     """The definitions in plain Python: nested loops over floats, nothing of gloria, no torch.
 
-    ``naive.local_similarity``, ``naive.local_attention``, ``naive.global_similarity`` and
-    ``naive.contrastive_terms``; tensors in, float64 tensors out. ``naive.dot``, ``naive.unit``,
-    ``naive.cosine`` and ``naive.softmax`` take lists of floats.
+    ``naive.local_similarity``, ``naive.local_attention``, ``naive.max_similarity``,
+    ``naive.global_similarity`` and ``naive.contrastive_terms``; tensors in, float64 tensors out.
+    ``naive.dot``, ``naive.unit``, ``naive.cosine`` and ``naive.softmax`` take lists of floats.
     """
     eps = 1e-8
 
@@ -263,6 +263,29 @@ def naive() -> SimpleNamespace:
                     maps[k, i, j] = weight
         return maps
 
+    def max_similarity(
+        regions,
+        words,
+        word_mask,
+        region_mask=None,
+        *,
+        maximum_over="regions",
+        reduction="mean",
+        product="cosine",
+    ):
+        rows = []
+        for image, image_mask in zip(regions.tolist(), all_real(regions, region_mask), strict=True):
+            v = real(image, image_mask, product)
+            row = []
+            for text, text_mask in zip(words.tolist(), word_mask.tolist(), strict=True):
+                t = real(text, text_mask, product)
+                these, those = (t, v) if maximum_over == "regions" else (v, t)
+                scale = math.sqrt(len(t[0])) if product == "scaled_dot" else 1.0
+                best = [max(dot(this, that) for that in those) / scale for this in these]
+                row.append(math.fsum(best) / (len(best) if reduction == "mean" else 1))
+            rows.append(row)
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(regions), len(words))
+
     def global_similarity(images, texts):
         rows = [[cosine(v, t) for t in texts.tolist()] for v in images.tolist()]
         return torch.tensor(rows, dtype=torch.float64).reshape(len(images), len(texts))
@@ -282,6 +305,7 @@ def naive() -> SimpleNamespace:
     return SimpleNamespace(
         local_similarity=local_similarity,
         local_attention=local_attention,
+        max_similarity=max_similarity,
         global_similarity=global_similarity,
         contrastive_terms=contrastive_terms,
         dot=dot,

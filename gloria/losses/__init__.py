@@ -7,6 +7,8 @@ from gloria.losses.base import (
     SimilarityLoss,
     inputs_of,
 )
+from gloria.losses.colbert import ColBERTLoss
+from gloria.losses.filip import FilipLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.global_local_contrastive import GlobalLocalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
@@ -17,6 +19,8 @@ from gloria.losses.sparc import SPARCLoss
 
 __all__ = [
     "LOSS_INPUTS",
+    "ColBERTLoss",
+    "FilipLoss",
     "GlobalContrastiveLoss",
     "GlobalLocalContrastiveLoss",
     "GlobalLocalLoss",

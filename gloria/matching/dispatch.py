@@ -12,7 +12,8 @@ that was named and cannot run raises with all its reasons.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,17 @@ from gloria.checks import check_choice
 from gloria.errors import BackendError
 from gloria.matching import chunked, einops
 from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
+
+
+class CanRefuse(Protocol):
+    """A backend of any matching; each matching has its own kind of problem."""
+
+    def reasons_not_supported(self, problem: Any) -> list[str]:
+        """Sentences that say why not; empty = can run."""
+        ...
+
+
+AnyBackend = TypeVar("AnyBackend", bound=CanRefuse)
 
 
 class Backend(Protocol):
@@ -46,25 +58,34 @@ BACKENDS: dict[str, Backend] = {"chunked": chunked, "einops": einops}
 
 
 def choose_backend(problem: Problem, backend: str = "auto") -> Backend:
-    """The backend module for a problem.
+    """The backend module for a problem, out of :data:`BACKENDS`; raises as :func:`choose`."""
+    return choose(BACKENDS, problem, backend)
+
+
+def explain_backends(problem: Problem | None = None) -> dict[str, list[str]]:
+    """Every backend's reasons not to run ``problem`` (by default the paper's); empty = can run."""
+    return explain(BACKENDS, problem or PAPER_PROBLEM)
+
+
+def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> AnyBackend:
+    """The backend of that name, or for ``"auto"`` the first that can run the problem.
 
     Raises:
         OptionError: there is no backend of that name.
         BackendError: the named backend cannot run the problem; lists its reasons.
     """
-    check_choice("backend", backend, ("auto", *BACKENDS))
+    check_choice("backend", backend, ("auto", *backends))
     if backend == "auto":
-        return next(each for each in BACKENDS.values() if not each.reasons_not_supported(problem))
-    reasons = BACKENDS[backend].reasons_not_supported(problem)
+        return next(each for each in backends.values() if not each.reasons_not_supported(problem))
+    reasons = backends[backend].reasons_not_supported(problem)
     if reasons:
         raise BackendError(f"backend {backend!r} cannot run this: {' '.join(reasons)}")
-    return BACKENDS[backend]
+    return backends[backend]
 
 
-def explain_backends(problem: Problem | None = None) -> dict[str, list[str]]:
-    """Every backend's reasons not to run ``problem`` (by default the paper's); empty = can run."""
-    problem = problem or PAPER_PROBLEM
-    return {name: each.reasons_not_supported(problem) for name, each in BACKENDS.items()}
+def explain(backends: Mapping[str, AnyBackend], problem: Any) -> dict[str, list[str]]:
+    """Each backend's reasons not to run the problem; empty = can run."""
+    return {name: each.reasons_not_supported(problem) for name, each in backends.items()}
 
 
 PAPER_PROBLEM = Problem(

@@ -1,0 +1,120 @@
+"""FILIP: every region finds its best word, every word its best region."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from gloria.checks import check_choice, check_integer
+from gloria.functional import max_similarity
+from gloria.losses.base import SimilarityLoss
+from gloria.matching.maxsim import MAXSIM_BACKENDS
+from gloria.matching.problem import MEMORY_BUDGET
+
+
+class FilipLoss(SimilarityLoss):
+    """InfoNCE whose two directions have each their own pair matrix.
+
+    On L2-normalised regions ``v_j`` and words ``t_i`` of one image and one text::
+
+        S_it = mean over regions j of max over words i of <v_j, t_i>
+        S_ti = mean over words i of max over regions j of <v_j, t_i>
+
+    and over a batch, text k belonging to image k,
+    ``L = w_it · CE(S_it / τ, rows) + w_ti · CE(S_ti / τ, columns)``.
+
+    Args:
+        temperature: τ, divides both matrices. Paper: learned, from 0.07.
+        learnable: learn τ, starting from ``temperature``.
+        minimum_temperature: lower bound of a learned τ; CLIP's is 0.01.
+        image_to_text_weight: w_it. Paper: 1/2.
+        text_to_image_weight: w_ti. Paper: 1/2.
+        backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
+        memory_budget: bytes of working memory for the matching, forward and backward.
+
+    Presets: ``"paper"`` (the defaults).
+
+    At random initialisation the loss is about ``ln(batch)``.
+
+    Departures: all real tokens count, where the paper keeps a quarter of them to save time. As
+    there, padding has no part in the means.
+
+    Source: Yao et al., FILIP: Fine-grained Interactive Language-Image Pre-Training (ICLR 2022),
+    eq. 3-6.
+
+    Example:
+        >>> import torch
+        >>> loss = FilipLoss()
+        >>> regions, words = torch.randn(4, 49, 64), torch.randn(4, 20, 64)
+        >>> word_mask = torch.arange(20) < torch.tensor([[20], [12], [5], [1]])
+        >>> loss(regions, words, word_mask).backward()
+    """
+
+    presets: ClassVar = {"paper": {}}
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        learnable: bool = True,
+        minimum_temperature: float = 0.01,
+        image_to_text_weight: float = 0.5,
+        text_to_image_weight: float = 0.5,
+        backend: str = "auto",
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        super().__init__(
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
+        )
+        check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
+        check_integer("memory_budget", memory_budget, 1)
+        self.backend = backend
+        self.memory_budget = memory_budget
+
+    def forward(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            regions: ``(image, region, dim)``.
+            words: ``(text, word, dim)``, text k belonging to image k.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
+        return self.total(self.terms(regions, words, word_mask, region_mask))
+
+    def terms(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
+        matrices = self.similarities(regions, words, word_mask, region_mask)
+        return {name: self.terms_of(matrix)[name] for name, matrix in matrices.items()}
+
+    def similarities(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The matrix of each direction, both ``(image, text)``; their numbers may differ."""
+        similarity = partial(
+            max_similarity,
+            regions,
+            words,
+            word_mask,
+            region_mask,
+            backend=self.backend,
+            memory_budget=self.memory_budget,
+        )
+        return {
+            "image_to_text": similarity(maximum_over="words"),
+            "text_to_image": similarity(maximum_over="regions"),
+        }
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters."""
+        return f"{super().extra_repr()}, backend={self.backend!r}"

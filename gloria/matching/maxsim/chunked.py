@@ -1,0 +1,223 @@
+"""Hard-maximum matching in pure PyTorch: large matrix products, memory within a budget.
+
+Forward: only real tokens are compared. Keys are taken a block of whole items at a time, items of
+one length beside each other, and query tokens a block of rows at a time; one matrix product gives
+the scores of such a tile, one maximum per length its maxima.
+
+Backward: with ``w`` the upstream gradient of a pair and ``j*(i)`` the winners,
+``dq_i = Σ_key w · k_j*(i)`` and ``dk_j = Σ over the i that chose j of w · q_i``. Both are weighted
+sums of a few rows, the second after sorting by winner; neither needs a matrix product, nor
+additions in an order that varies. The winners are kept from the forward if they take no more than
+half of the budget (4 bytes per query token and key); otherwise the products are done again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
+from gloria.matching.maxsim.problem import MaxSimProblem
+
+TAKES_HALF_PRECISION = False
+
+TILE = 4 * 2**20
+"""Bytes of scores in a tile, budget permitting: about a processor's cache."""
+
+BYTES_PER_PAIR = 64
+"""What the backward holds at once of a query token and a key: winner, weight, and their sorting."""
+
+
+def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
+    """Why this backend cannot run the problem: never; it runs everything."""
+    return []
+
+
+class Packed(NamedTuple):
+    """Which tokens of a batch are real: one item after the other, short ones first, none empty."""
+
+    items: Tensor
+    """(item,) index of the item in the batch"""
+    lengths: list[int]
+    """tokens of each item"""
+    positions: Tensor
+    """(token,) index of the token in the flattened batch"""
+    first: int | None
+    """the first of the positions, if they are consecutive numbers"""
+
+    @classmethod
+    def of(cls, batch: Tensor, mask: Tensor | None) -> Packed:
+        """Of a batch ``(item, token, dim)``."""
+        count, tokens = batch.shape[:2]
+        positions = torch.arange(count * tokens, device=batch.device)
+        if mask is None or mask.all():
+            count = count if tokens else 0
+            return cls(torch.arange(count, device=batch.device), [tokens] * count, positions, 0)
+        lengths, items = mask.sum(1).sort(stable=True)
+        items, lengths = items[lengths > 0], lengths[lengths > 0]
+        positions = positions.view(mask.shape)[items][mask[items]]
+        return cls(items, lengths.tolist(), positions, None)
+
+    def blocks(self, most_items: int, most_tokens: int) -> Iterator[tuple[slice, Packed]]:
+        """Runs of consecutive items within both bounds, at least one item long."""
+        first = start = 0
+        while first < len(self.lengths):
+            last, end = first + 1, start + self.lengths[first]
+            while last < min(first + most_items, len(self.lengths)):
+                if end + self.lengths[last] - start > most_tokens:
+                    break
+                end, last = end + self.lengths[last], last + 1
+            run = slice(first, last)
+            yield (
+                run,
+                Packed(
+                    self.items[run],
+                    self.lengths[run],
+                    self.positions[start:end],
+                    None if self.first is None else self.first + start,
+                ),
+            )
+            first, start = last, end
+
+    def take(self, flat: Tensor, part: slice = slice(None)) -> Tensor:
+        """The vectors of the tokens ``(token, dim)``, or of a part of them."""
+        if self.first is None:
+            return flat[self.positions[part]]
+        return flat[self.first : self.first + len(self.positions)][part]
+
+
+def blocks_of_keys(
+    queries: Packed, keys: Packed, vector: int, budget: int
+) -> Iterator[tuple[slice, Packed]]:
+    """Keys in blocks whose pairs fit in half of the budget, and whose tiles are near to square.
+
+    ``vector`` is the size of a token in bytes.
+    """
+    rows = max(len(queries.positions), 1)
+    scores = min(TILE, budget // 4) // 4
+    square = scores // min(rows, math.isqrt(scores) + 1)
+    return keys.blocks(
+        most_items=max(budget // (2 * BYTES_PER_PAIR * rows), 1),
+        most_tokens=min(square, budget // (8 * max(vector, 1))),
+    )
+
+
+def maxima(
+    queries: Tensor, keys: Tensor, rows: Packed, block: Packed, budget: int, with_winners: bool
+) -> tuple[Tensor, Tensor]:
+    """The highest score of each row with each key of a block, and where it is.
+
+    Args:
+        queries: ``(token, dim)``.
+        keys: ``(token, dim)``.
+        rows: which of the queries.
+        block: which of the keys.
+        budget: bytes.
+        with_winners: also say which key token won; costs a slower maximum.
+
+    Returns:
+        Maxima ``(row, key)`` and winners ``(row, key)``, int32 positions in ``keys``.
+    """
+    columns, height = block.take(keys), len(rows.positions)
+    highest = queries.new_empty(height, len(block.lengths))
+    winners = block.items.new_empty(highest.shape if with_winners else (0, 0), dtype=torch.int32)
+    vector, row = queries[:1].nbytes, columns[:, :1].nbytes
+    step = max(min(min(TILE, budget // 4) // row, budget // (8 * max(vector, 1))), 1)
+    tile = queries.new_empty(min(step, height), len(columns))
+    for start in range(0, height, step):
+        part = slice(start, start + step)
+        chunk = rows.take(queries, part)
+        scores = torch.mm(chunk, columns.T, out=tile[: len(chunk)])
+        key = token = 0
+        for length, group in groupby(block.lengths):
+            count = len(list(group))
+            end = token + count * length
+            of_length = scores[:, token:end].unflatten(1, (count, length))
+            these = part, slice(key, key + count)
+            if with_winners:
+                highest[these], index = of_length.max(-1)
+                index += torch.arange(token, end, length, device=index.device)
+                winners[these] = block.positions[index]
+            else:
+                highest[these] = of_length.amax(-1)
+            key, token = key + count, end
+    return highest, winners
+
+
+def forward(
+    queries: Tensor,
+    keys: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    keep_winners: bool,
+    memory_budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(query, key)``, and the winners ``(query · token, key)`` if they are to be kept."""
+    of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
+    scores = room_for_scores(queries, keys)
+    kept = room_for_winners(queries, keys, keep_winners)
+    lengths = torch.tensor(of_queries.lengths, dtype=torch.int64, device=queries.device)
+    starts = lengths.cumsum(0) - lengths
+    every_row = torch.arange(len(of_queries.positions), device=queries.device)
+    flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
+    vector = queries[:1, :1].nbytes
+    for run, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
+        highest, winners = maxima(
+            flat_queries, flat_keys, of_queries, block, memory_budget, keep_winners
+        )
+        scores[of_queries.items[:, None], block.items] = embedding_bag(
+            every_row, highest, starts, mode="sum"
+        )
+        if keep_winners:
+            kept[: len(every_row), run] = winners
+    return scores, kept
+
+
+def backward(
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    kept: Tensor,
+    memory_budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients for queries and keys."""
+    of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
+    rows = of_queries.positions
+    flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
+    for_queries, for_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
+    of_rows = rows.div(max(queries.shape[1], 1), rounding_mode="floor")
+    vector = queries[:1, :1].nbytes
+    step = max(memory_budget // (4 * max(vector, 1)), 1)
+    for run, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
+        if kept.numel():
+            winners = kept[: len(rows), run].contiguous()
+        else:
+            _, winners = maxima(flat_queries, flat_keys, of_queries, block, memory_budget, True)
+        weights = gradient[of_rows[:, None], block.items]
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            for_queries[rows[part]] += embedding_bag(
+                winners[part], flat_keys, mode="sum", per_sample_weights=weights[part]
+            )
+        winner, order = winners.flatten().sort(stable=True)
+        chosen, times = winner.unique_consecutive(return_counts=True)
+        for_keys[chosen] = embedding_bag(
+            rows[order // len(block.lengths)],
+            flat_queries,
+            times.cumsum(0) - times,
+            mode="sum",
+            per_sample_weights=weights.flatten()[order],
+        )
+    return for_queries.view_as(queries), for_keys.view_as(keys)
+
+
+summed_maxima = differentiable("maxsim_chunked", forward, backward)
+"""``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""

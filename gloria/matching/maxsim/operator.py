@@ -1,0 +1,108 @@
+"""A forward and a backward as one operator of ``torch.library``.
+
+What the backends do depends on lengths, which a compiler cannot see: it takes the operator as a
+whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gloria.matching.maxsim.problem import MaxSimInputs
+
+
+class Forward(Protocol):
+    """Computes the sums of the maxima."""
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        keep_winners: bool,
+        memory_budget: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores ``(query, key)`` and, if they are to be kept, :func:`room_for_winners`, filled."""
+        ...
+
+
+class Backward(Protocol):
+    """Computes both gradients."""
+
+    def __call__(
+        self,
+        gradient: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        kept: Tensor,
+        memory_budget: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients for queries and keys, contiguous, from the winners kept or found again."""
+        ...
+
+
+class SummedMaxima(Protocol):
+    """A backend's function."""
+
+    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> Tensor:
+        """``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
+        ...
+
+
+def room_for_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """Zeros ``(query, key)``, in float32 or float64."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    return queries.new_zeros(queries.shape[0], keys.shape[0], dtype=dtype)
+
+
+def room_for_winners(queries: Tensor, keys: Tensor, keep: bool) -> Tensor:
+    """int32 zeros ``(query · token, key)``; none if they are not to be kept."""
+    shape = (queries.shape[0] * queries.shape[1], keys.shape[0]) if keep else (0, 0)
+    return queries.new_zeros(shape, dtype=torch.int32)
+
+
+def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMaxima:
+    """Register ``gloria::name`` and ``gloria::name_backward``; what calls the first.
+
+    The winners are kept for the backward if they take no more than half of the memory budget.
+    """
+    forward_operator = torch.library.custom_op(f"gloria::{name}", forward, mutates_args=())
+    backward_operator = torch.library.custom_op(
+        f"gloria::{name}_backward", backward, mutates_args=()
+    )
+
+    @forward_operator.register_fake
+    def _(
+        queries: Tensor, keys: Tensor, _: Any, __: Any, keep_winners: bool, ___: int
+    ) -> tuple[Tensor, Tensor]:
+        return room_for_scores(queries, keys), room_for_winners(queries, keys, keep_winners)
+
+    @backward_operator.register_fake
+    def _(_: Tensor, queries: Tensor, keys: Tensor, *__: Any) -> tuple[Tensor, Tensor]:
+        return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
+        ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
+
+    def differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = backward_operator(gradient, *ctx.saved_tensors, ctx.memory_budget)
+        return *gradients, None, None, None, None
+
+    forward_operator.register_autograd(differentiate, setup_context=save)
+
+    def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
+        queries, keys = inputs.queries, inputs.keys
+        needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
+        size_of_winners = 4 * queries.shape[0] * queries.shape[1] * keys.shape[0]
+        keep_winners = needs_gradient and size_of_winners <= memory_budget // 2
+        scores: Tensor = forward_operator(*inputs, keep_winners, memory_budget)[0]
+        return scores
+
+    return summed_maxima

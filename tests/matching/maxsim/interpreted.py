@@ -1,0 +1,167 @@
+"""The Triton kernels in Triton's interpreter, on the CPU; run by ``test_triton.py``.
+
+The interpreter has to be chosen before triton is imported, so these tests have a process to
+themselves.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.library import opcheck
+from triton import language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from gloria.functional import max_similarity
+from gloria.matching.maxsim import MAXIMA_OVER, MaxSimInputs, einops, triton
+
+OPERATORS = torch.ops.gloria
+WHOLE = 2**24
+sides = pytest.mark.parametrize("maximum_over", MAXIMA_OVER)
+
+
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch):
+    """The interpreter keeps bfloat16 as its bits, and would multiply those."""
+
+    def widen(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16
+        return TensorHandle(bits.view(np.float32), tl.float32)
+
+    create_dot = InterpreterBuilder.create_dot
+    monkeypatch.setattr(
+        InterpreterBuilder,
+        "create_dot",
+        lambda self, a, b, *rest: create_dot(self, widen(a), widen(b), *rest),
+    )
+
+
+def with_gradients(regions, words, *masks, **options):
+    regions, words = (x.detach().clone().requires_grad_() for x in (regions, words))
+    value = max_similarity(regions, words, *masks, **options)
+    generator = torch.Generator().manual_seed(99)
+    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    return value.detach(), *torch.autograd.grad(value, (regions, words), upstream)
+
+
+@sides
+@pytest.mark.parametrize(
+    "sizes, budget",  # image, text, region, word, dim
+    [
+        ((1, 1, 1, 1, 1), WHOLE),
+        ((2, 3, 5, 4, 3), 1),
+        ((3, 9, 20, 17, 7), WHOLE),  # more than one block of keys, more than one step in a key
+        ((3, 9, 20, 17, 7), 50_000),  # blocks of keys one after the other
+        ((2, 2, 70, 3, 40), WHOLE),  # more than one block of rows, more than one step in dim
+        ((1, 3, 150, 2, 33), WHOLE),  # a key that is longer than a tile
+    ],
+)
+def test_equals_the_definition(
+    sizes, maximum_over, budget, make_pairs, assert_values, assert_gradients
+):
+    pairs = make_pairs(*sizes, masked_regions=sizes[0] > 1, dtype=torch.float32)
+    wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
+    options = {"maximum_over": maximum_over, "product": "dot"}
+    value, *gradients = with_gradients(*pairs, backend="triton", memory_budget=budget, **options)
+    expected, *references = with_gradients(*wide, backend="einops", **options)
+    assert_values(value, expected)
+    for actual, reference in zip(gradients, references, strict=True):
+        assert_gradients(actual, reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@sides
+def test_half_precision_multiplies_as_it_is(
+    maximum_over, dtype, make_pairs, assert_values, assert_gradients
+):
+    pairs = make_pairs(3, 4, 9, 5, 16, masked_regions=True, dtype=dtype, scale=0.5)
+    wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
+    options = {"maximum_over": maximum_over, "product": "dot"}
+    value, *gradients = with_gradients(*pairs, backend="triton", **options)
+    expected, *references = with_gradients(*wide, backend="einops", **options)
+    assert value.dtype == torch.float32
+    assert_values(value, expected)
+    for actual, reference in zip(gradients, references, strict=True):
+        assert actual.dtype == dtype
+        assert_gradients(actual, reference)
+
+
+@sides
+def test_padding_is_exactly_inert(maximum_over, make_pairs):
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    options = {"maximum_over": maximum_over, "backend": "triton"}
+    dirty = pairs._replace(
+        regions=pairs.regions.masked_fill(~pairs.region_mask[..., None], torch.nan),
+        words=pairs.words.masked_fill(~pairs.word_mask[..., None], torch.nan),
+    )
+    for clean, changed in zip(
+        with_gradients(*pairs, **options), with_gradients(*dirty, **options), strict=True
+    ):
+        assert torch.equal(clean, changed)
+
+
+# the interpreter multiplies with numpy, which warns
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@sides
+def test_a_bad_item_spoils_its_own_row_or_column_only(maximum_over, bad, make_pairs):
+    regions, words, mask, _ = make_pairs(3, 4, 6, 5, 7, dtype=torch.float32)
+    regions[1, 2], words[2, 0] = bad, bad
+    options = {"maximum_over": maximum_over, "backend": "triton", "product": "dot"}
+    finite = max_similarity(regions, words, mask, **options).isfinite()
+    expected = torch.ones(3, 4, dtype=torch.bool)
+    expected[1], expected[:, 2] = False, False
+    assert torch.equal(finite, expected)
+
+
+def test_of_equal_maxima_the_first_takes_the_gradient():
+    regions = torch.ones(1, 40, 1)
+    words, mask = torch.ones(1, 1, 1), torch.ones(1, 1, dtype=torch.bool)
+    _, gradient, _ = with_gradients(regions, words, mask, product="dot", backend="triton")
+    assert gradient.flatten().nonzero().flatten().tolist() == [0]
+
+
+def test_items_without_a_real_token_score_zero(make_pairs):
+    """Only a compiler's trace lets them pass."""
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    pairs.word_mask[1], pairs.region_mask[2] = False, False
+    words = pairs.words.masked_fill(~pairs.word_mask[..., None], 0).requires_grad_()
+    regions = pairs.regions.masked_fill(~pairs.region_mask[..., None], 0).requires_grad_()
+    results = []
+    for backend in (triton, einops):
+        inputs = MaxSimInputs(words, regions, pairs.word_mask, pairs.region_mask)
+        scores = backend.summed_maxima(inputs, WHOLE)
+        results.append((scores, *torch.autograd.grad(scores.square().sum(), (words, regions))))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@sides
+@pytest.mark.parametrize("images, texts", [(0, 3), (2, 0), (0, 0)])
+def test_an_empty_batch_gives_an_empty_matrix(images, texts, maximum_over):
+    mask = torch.ones(texts, 3, dtype=torch.bool)
+    value, *gradients = with_gradients(
+        torch.zeros(images, 5, 4), torch.zeros(texts, 3, 4), mask, backend="triton"
+    )
+    assert value.shape == (images, texts)
+    assert not any(gradient.any() for gradient in gradients)
+
+
+# opcheck itself looks at the gradients of tensors that are no leaves
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_is_an_operator(make_pairs):
+    pairs = make_pairs(2, 2, 3, 3, 4, masked_regions=True, dtype=torch.float32)
+    inputs = (pairs.words, pairs.regions, pairs.word_mask, pairs.region_mask)
+    leaves = [each.clone().requires_grad_() for each in inputs[:2]]
+    opcheck(OPERATORS.maxsim_triton, (*leaves, *inputs[2:], True, WHOLE))
+    scores, winners = OPERATORS.maxsim_triton(*inputs, True, WHOLE)
+    opcheck(OPERATORS.maxsim_triton_backward, (torch.ones_like(scores), *inputs, winners, WHOLE))
+
+
+def test_compiles_in_one_graph(make_pairs):
+    pairs = make_pairs(2, 3, 5, 4, 6, dtype=torch.float32)
+    compiled = torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        compiled(*pairs, backend="triton"), max_similarity(*pairs, backend="einops")
+    )
