@@ -2,6 +2,7 @@
 
 | backend  | what it is                                     | runs            |
 |----------|------------------------------------------------|-----------------|
+| `triton` | fused kernels, forward and backward            | CUDA, ROCm      |
 | `chunked` | plain PyTorch, tile by tile in a memory budget | everything     |
 | `einops` | the definition; memory image·text·word·region  | everything      |
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from gloria.checks import check_choice
 from gloria.errors import BackendError
-from gloria.matching import chunked, einops
+from gloria.matching import chunked, einops, triton
 from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
 
 
@@ -54,7 +55,7 @@ class Backend(Protocol):
 
 
 # Fastest first: this is the order in which "auto" asks.
-BACKENDS: dict[str, Backend] = {"chunked": chunked, "einops": einops}
+BACKENDS: dict[str, Backend] = {"triton": triton, "chunked": chunked, "einops": einops}
 
 
 def choose_backend(problem: Problem, backend: str = "auto") -> Backend:
@@ -76,7 +77,13 @@ def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> An
     """
     check_choice("backend", backend, ("auto", *backends))
     if backend == "auto":
-        return next(each for each in backends.values() if not each.reasons_not_supported(problem))
+        return next(
+            each
+            for name, each in backends.items()
+            # on a CPU, Triton's interpreter runs if named: it is for tests
+            if (name, problem.device) != ("triton", "cpu")
+            and not each.reasons_not_supported(problem)
+        )
     reasons = backends[backend].reasons_not_supported(problem)
     if reasons:
         raise BackendError(f"backend {backend!r} cannot run this: {' '.join(reasons)}")

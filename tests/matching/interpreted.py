@@ -1,0 +1,406 @@
+"""The Triton kernels against the definition in float64; run by ``test_triton.py``.
+
+In Triton's interpreter, on the CPU, which has to be chosen before triton is imported: so these
+tests have a process to themselves. Without it (``pytest tests/matching/interpreted.py``) they run
+on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+
+from gloria.errors import BackendError
+from gloria.functional import local_similarity
+from gloria.matching import (
+    ATTENTION_VARIANTS,
+    MatchingInputs,
+    MatchingOptions,
+    Problem,
+    choose_backend,
+    einops,
+    triton,
+)
+from gloria.matching.triton import Blocks, Launch, attention_cosine
+
+DEVICE = "cpu" if triton.INTERPRETED else "cuda"
+
+pytestmark = [
+    # numpy's, of NaN that a test put there or in columns that are not stored
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|All-NaN slice) encountered"),
+    # torch's own, of opcheck
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+# Greatest error over greatest value, of cosines and of gradients.
+TOLERANCE = {
+    # sums of float32 products; the softmaxes' exponents amplify the error of a score by 1/τ
+    torch.float32: (1e-6, 4e-5),
+    # scores are exact products of the inputs in both; attention, Gram matrix and score gradient
+    # have 8 bits (2e-3), and the radial part of a gradient cancels
+    torch.bfloat16: (3e-3, 4e-2),
+    torch.float16: (3e-3, 4e-2),
+}
+
+SMALL = Blocks(16, 16, *[Launch(16, 4, 1)] * 4)
+"""Blocks that any problem fills several of."""
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(triton, "choose_blocks", lambda *_: SMALL)
+
+
+@pytest.fixture(autouse=True)
+def true_bfloat16(monkeypatch):
+    """Triton's interpreter multiplies bfloat16 as integers and truncates to it; mend that."""
+    if DEVICE == "cuda":
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def widen(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def true_cast(self, source, target):
+        if target.scalar != tl.bfloat16:
+            return cast(self, widen(source), target)
+        wide = np.ascontiguousarray(widen(source).data, dtype=np.float32)
+        bits = torch.from_numpy(wide).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return TensorHandle(bits, tl.bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", true_cast)
+    monkeypatch.setattr(
+        InterpreterBuilder,
+        "create_fp_to_fp",
+        lambda self, source, target, _: true_cast(self, source, target),
+    )
+    monkeypatch.setattr(
+        InterpreterBuilder,
+        "create_dot",
+        lambda self, left, right, *rest: dot(self, widen(left), widen(right), *rest),
+    )
+
+
+def options(attention="regions", temperature=0.25, budget=2**26):
+    return MatchingOptions(attention, temperature, 0.2, "max", budget)
+
+
+def draw(images, texts, regions, words, dim, *, masked=False, scale=1.0, dtype=torch.float32):
+    """Inputs with holes in the masks, zeros under them, and an upstream gradient."""
+    generator = torch.Generator().manual_seed(0)
+    normal = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    coin = functools.partial(torch.rand, generator=generator)
+    word_mask = coin(texts, words) < 0.6
+    word_mask[:1] = True
+    word_mask[:, 0] |= ~word_mask.any(1)
+    region_mask = None
+    regions_, words_ = scale * normal(images, regions, dim), scale * normal(texts, words, dim)
+    if masked:
+        region_mask = coin(images, regions) < 0.7
+        region_mask[:, 0] |= ~region_mask.any(1)
+        regions_ = regions_ * region_mask[..., None]
+    words_ = words_ * word_mask[..., None]
+    inputs = MatchingInputs(regions_.to(dtype), words_.to(dtype), word_mask, region_mask)
+    upstream = normal(images, texts, words) * word_mask
+    return to_device(inputs), upstream.to(DEVICE)
+
+
+def to_device(inputs):
+    return MatchingInputs(*(None if each is None else each.to(DEVICE) for each in inputs))
+
+
+def differentiate(backend, inputs, upstream, chosen):
+    """Cosines at real words, and the gradients of regions and words."""
+    regions = inputs.regions.detach().requires_grad_()
+    words = inputs.words.detach().requires_grad_()
+    cosine = backend.word_cosines(inputs._replace(regions=regions, words=words), chosen)
+    gradients = torch.autograd.grad(cosine, (regions, words), upstream.to(cosine.dtype))
+    return [cosine.detach() * inputs.word_mask, *gradients]
+
+
+def wide(inputs):
+    return inputs._replace(regions=inputs.regions.double(), words=inputs.words.double())
+
+
+def expected_of(inputs, upstream, chosen):
+    """By the definition, without what it gives to masked positions."""
+    cosine, regions, words = differentiate(einops, wide(inputs), upstream, chosen)
+    if inputs.region_mask is not None:
+        regions = regions * inputs.region_mask[..., None]
+    return [cosine, regions, words * inputs.word_mask[..., None]]
+
+
+def error(actual, expected, unit):
+    """Greatest error over the greatest value, or over ``unit`` where all are far smaller."""
+    assert actual.shape == expected.shape
+    assert actual.isfinite().all()
+    scale = expected.abs().max().clamp_min(1e-2 * unit)
+    return float((actual.double() - expected).abs().max() / scale)
+
+
+def assert_equals_the_definition(inputs, upstream, chosen, tolerance=None):
+    values, gradients = tolerance or TOLERANCE[inputs.regions.dtype]
+    actual = differentiate(triton, inputs, upstream, chosen)
+    expected = expected_of(inputs, upstream, chosen)
+    assert error(actual[0], expected[0], 1.0) <= values
+    for part, ours, theirs in zip(inputs[:2], actual[1:], expected[1:], strict=True):
+        # of a cosine: dr over the length of what it is a cosine of
+        assert error(ours, theirs, upstream.abs().max() / part.abs().max().double()) <= gradients
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1, 1), (3, 2, 7, 1, 5), (2, 4, 37, 13, 20), (1, 3, 1, 16, 33)]
+)
+def test_equals_the_definition(sizes, attention, masked, small_blocks):
+    assert_equals_the_definition(*draw(*sizes, masked=masked), options(attention))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize(
+    "sizes", [(2, 3, 49, 9, 100), (1, 2, 361, 3, 8), (1, 3, 5, 97, 64), (1, 1, 3, 256, 768)]
+)
+def test_equals_the_definition_in_the_blocks_it_chooses(sizes, attention):
+    assert_equals_the_definition(*draw(*sizes, scale=sizes[-1] ** -0.25), options(attention))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_half_precision(attention, dtype, small_blocks):
+    sizes = (2, 2, 20, 14, 64)
+    inputs, upstream = draw(*sizes, masked=True, scale=0.3, dtype=dtype)
+    # as a gradient scaler makes it
+    assert_equals_the_definition(inputs, 2.0**8 * upstream, options(attention))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_the_blocks_it_chooses(dtype):
+    inputs, upstream = draw(1, 3, 70, 20, 64, scale=0.3, dtype=dtype)
+    assert_equals_the_definition(inputs, upstream, options("words_then_regions"))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_sharp_attention(attention, small_blocks):
+    """Exponents of hundreds; under 'words_then_regions' too they then need a maximum."""
+    inputs, upstream = draw(2, 3, 37, 9, 8, masked=True)
+    assert_equals_the_definition(inputs, upstream, options(attention, 0.02), (1e-5, 1e-3))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("scale", [1e-5, 3e-5])
+def test_short_vectors(scale, attention, small_blocks):
+    """At 1e-5 the clamp of the norms' product holds, at 3e-5 for some words."""
+    inputs, upstream = draw(2, 3, 20, 9, 4, scale=scale)
+    assert_equals_the_definition(inputs, upstream, options(attention))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_long_vectors(attention, small_blocks):
+    inputs, upstream = draw(2, 3, 20, 9, 4, scale=1e15)
+    cosine, *gradients = differentiate(triton, inputs, upstream, options(attention))
+    expected, *_ = expected_of(inputs, upstream, options(attention))
+    assert error(cosine, expected, 1.0) <= TOLERANCE[torch.float32][0]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_float32_is_float64_within_1e_5(small_blocks):
+    inputs, upstream = draw(2, 3, 40, 12, 64, scale=64**-0.25)
+    for attention in ATTENTION_VARIANTS:
+        actual = triton.word_cosines(inputs, options(attention))
+        expected, *_ = expected_of(inputs, upstream, options(attention))
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_strides_do_not_matter(attention, small_blocks):
+    inputs, upstream = draw(2, 3, 20, 9, 8, masked=True)
+    turned = MatchingInputs(*(each.mT.contiguous().mT for each in inputs))
+    expanded = upstream[..., :1].expand_as(upstream)
+    for ours, theirs in zip(
+        differentiate(triton, turned, expanded, options(attention)),
+        differentiate(triton, inputs, expanded.contiguous(), options(attention)),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_the_memory_budget_changes_nothing(attention, small_blocks):
+    inputs, upstream = draw(3, 2, 20, 9, 8)
+    whole = differentiate(triton, inputs, upstream, options(attention))
+    for budget in (1, 20_000):
+        parts = differentiate(triton, inputs, upstream, options(attention, budget=budget))
+        assert torch.equal(parts[0], whole[0])
+        torch.testing.assert_close(parts[1], whole[1])
+        torch.testing.assert_close(parts[2], whole[2])
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_upper_bounds_of_the_sizes_do_as_well(attention, small_blocks, monkeypatch):
+    """What a captured CUDA graph runs with, for it cannot ask how many words there are."""
+    inputs, upstream = draw(2, 3, 20, 9, 8)
+    known = differentiate(triton, inputs, upstream, options(attention))
+    monkeypatch.setattr(triton, "capturing", lambda _: True)
+    for ours, theirs in zip(
+        differentiate(triton, inputs, upstream, options(attention)), known, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_the_same_inputs_give_the_same_bits(attention, small_blocks):
+    inputs, upstream = draw(2, 3, 20, 9, 8)
+    first, second = (differentiate(triton, inputs, upstream, options(attention)) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("sizes", [(0, 3, 5, 4, 8), (2, 0, 5, 4, 8), (0, 0, 5, 4, 8)])
+def test_empty_sides(sizes, attention):
+    inputs, upstream = draw(*sizes)
+    cosine, regions, words = differentiate(triton, inputs, upstream, options(attention))
+    assert cosine.shape == (sizes[0], sizes[1], sizes[3])
+    assert not regions.any()
+    assert not words.any()
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_a_text_or_an_image_without_anything_real_is_zero(attention, small_blocks):
+    """Only a compiler's trace lets one through."""
+    inputs, upstream = draw(3, 4, 20, 9, 8, masked=True)
+    inputs.word_mask[1] = False
+    inputs.words[1] = 0
+    inputs.region_mask[2] = False
+    inputs.regions[2] = 0
+    cosine, regions, words = differentiate(triton, inputs, upstream, options(attention))
+    assert not cosine[2].any()
+    assert not regions[2].any()
+    assert not cosine[:, 1].any()
+    assert not words[1].any()
+    assert cosine[:2, 0].all()
+    assert regions.isfinite().all()
+    assert words.isfinite().all()
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_what_is_masked_changes_no_bit(attention, small_blocks):
+    inputs, _ = draw(2, 4, 20, 9, 8, masked=True)
+    similarity = functools.partial(local_similarity, attention=attention, backend="triton")
+    regions = inputs.regions.masked_fill(~inputs.region_mask[..., None], math.nan)
+    words = inputs.words.masked_fill(~inputs.word_mask[..., None], math.nan)
+    assert torch.equal(similarity(regions, words, *inputs[2:]), similarity(*inputs))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_image_or_text_spoils_its_row_or_column_only(bad, attention, small_blocks):
+    inputs, _ = draw(2, 3, 20, 9, 8)
+    similarity = functools.partial(local_similarity, attention=attention, backend="triton")
+    whole = similarity(*inputs)
+    for part, axis, index in ((inputs.regions, 0, 1), (inputs.words, 1, 2)):
+        kept, value = part.clone(), bad
+        part[index, 0, 3] = value
+        spoiled = similarity(*inputs)
+        part.copy_(kept)
+        assert not spoiled.select(axis, index).isfinite().any()
+        others = [each for each in range(whole.shape[axis]) if each != index]
+        others = torch.tensor(others, device=DEVICE)
+        assert torch.equal(spoiled.index_select(axis, others), whole.index_select(axis, others))
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_packing(width):
+    """Every real word once; texts whole, in slots of 8, as many to a window as fit."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(70, 13, generator=generator) < torch.rand(70, 1, generator=generator)
+    mask[3], mask[:, 0] = False, True
+    words = torch.randn(70, 13, 5, generator=generator)
+    mask, words = mask.to(DEVICE), words.to(DEVICE)
+    for over_words in (False, True):
+        starts, sizes = triton.place(mask, over_words, width)
+        packed = triton.pack(words, mask, starts, sizes, 16)
+        index = packed.word_of_column.long()
+        assert torch.equal(index[index >= 0], mask.flatten().nonzero()[:, 0])
+        torch.testing.assert_close(packed.words[index >= 0, :5], words[mask])
+        torch.testing.assert_close(packed.lengths[index >= 0], words[mask].norm(dim=1))
+        assert not packed.words[index < 0].any()
+        assert not packed.words[:, 5:].any()
+        assert torch.equal(
+            packed.column_of_word[mask.flatten()].long(), (index >= 0).nonzero()[:, 0]
+        )
+        if over_words:
+            edges = packed.windows[: packed.window_count + 1].tolist()
+            slots = [8 * math.ceil(max(1, n) / 8) for n in mask.sum(1).tolist()]
+            expected, room = [0], width
+            for k, slot in enumerate(slots):
+                if slot > room:
+                    expected.append(sum(slots[:k]))
+                    room = width
+                room -= slot
+            assert edges == [*expected, len(index)]
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_is_a_well_behaved_operator(attention, small_blocks):
+    inputs, upstream = draw(2, 3, 5, 6, 8, masked=True)
+    regions, words = (x.detach().requires_grad_() for x in inputs[:2])
+    arguments = (regions, words, *inputs[2:], attention, 0.25, 2**20)
+    torch.library.opcheck(attention_cosine, arguments)
+    saved = attention_cosine(*arguments)
+    torch.library.opcheck(
+        triton.attention_cosine_backward,
+        (upstream.float(), *inputs, *(x.detach() for x in saved), attention, 0.25, 2**20),
+        # it has no gradient, and says so
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_compiles_into_one_graph(attention, small_blocks):
+    inputs, _ = draw(2, 3, 5, 6, 8)
+    regions, words = (x.detach().requires_grad_() for x in inputs[:2])
+    similarity = functools.partial(
+        local_similarity, word_mask=inputs.word_mask, attention=attention, backend="triton"
+    )
+    compiled = torch.compile(similarity, fullgraph=True, backend="aot_eager")
+    upstream = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled(regions, words), (regions, words), upstream),
+        torch.autograd.grad(similarity(regions, words), (regions, words), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_takes_half_precision_under_autocast(small_blocks):
+    inputs, _ = draw(2, 3, 5, 6, 8, dtype=torch.bfloat16)
+    plain = local_similarity(*inputs, backend="triton")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert torch.equal(local_similarity(*inputs, backend="triton"), plain)
+    assert plain.dtype == torch.float32
+
+
+def test_a_second_derivative_is_refused(small_blocks):
+    inputs, _ = draw(2, 2, 5, 6, 8)
+    regions = inputs.regions.requires_grad_()
+    cosine = triton.word_cosines(inputs._replace(regions=regions), options())
+    (gradient,) = torch.autograd.grad(cosine.sum(), regions, create_graph=True)
+    with pytest.raises(BackendError, match=r"'triton' has no second derivative. Use .*'einops'"):
+        gradient.sum().backward()
+
+
+def test_is_chosen_for_a_gpu_only():
+    inputs, _ = draw(2, 2, 5, 6, 8)
+    problem = Problem.of(inputs.regions, inputs.words, None, options())
+    assert (choose_backend(problem) is triton) is (DEVICE == "cuda")
+    assert choose_backend(problem, "triton") is triton

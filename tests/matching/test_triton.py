@@ -1,0 +1,78 @@
+"""The Triton backend where there is no GPU: all of it in the interpreter, and what it refuses.
+
+What compilers make of it is in ``test_triton_compile.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gloria.matching import MatchingOptions, Problem, triton
+
+
+@pytest.mark.slow
+def test_everything_in_the_interpreter():
+    """See ``interpreted.py``."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("interpreted.py"))],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d\d passed", done.stdout)
+    assert not re.search("skipped|deselected|xfailed", done.stdout)
+
+
+OPTIONS = MatchingOptions("words_then_regions", 0.25, 0.2, "max")
+PAPER = Problem(48, 361, 48, 97, 768, torch.bfloat16, "cuda", False, OPTIONS)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """One that has what it takes."""
+    monkeypatch.setattr(triton, "INSTALLED", True)
+    monkeypatch.setattr(triton, "kernels", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    triton.what_is_wrong.cache_clear()
+    yield monkeypatch
+    triton.what_is_wrong.cache_clear()
+
+
+def test_the_reasons_are_named(machine):
+    assert triton.reasons_not_supported(PAPER) == []
+    assert triton.reasons_not_supported(
+        PAPER._replace(dtype=torch.float64, device="mps", words=300, texts=10**6)
+    ) == [
+        "It runs on CUDA and ROCm devices; the tensors are on mps.",
+        "It takes float32, bfloat16 and float16; got torch.float64.",
+        "Under 'words_then_regions' it takes at most 256 word positions per text; got 300.",
+        "It counts regions · texts · words of one image in 32 bits; got 361 · 1000000 · 300.",
+    ]
+    dense = MatchingOptions("regions", 0.25, 0.2, "max")
+    assert triton.reasons_not_supported(PAPER._replace(words=300, options=dense)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("gloria.matching.triton.INSTALLED", False, "triton is not installed: pip install"),
+        ("torch.cuda.is_available", lambda: False, "finds no CUDA or ROCm device"),
+        ("torch.cuda.get_device_capability", lambda: (7, 5), r"capability 8\.0; .* has 7\.5"),
+        ("gloria.matching.triton.kernels", lambda: 1 / 0, "broken: ZeroDivisionError: division"),
+    ],
+)
+def test_so_is_what_is_wrong_with_the_machine(name, value, reason, machine):
+    machine.setattr(name, value)
+    (said,) = triton.reasons_not_supported(PAPER)
+    assert re.search(reason, said)
