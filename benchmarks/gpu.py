@@ -36,9 +36,10 @@ from gloria.functional import local_similarity
 from gloria.matching import ATTENTION_VARIANTS, MatchingInputs, MatchingOptions, einops
 from gloria.matching import triton as backend
 from gloria.matching.cost import Device, count
+from gloria.matching.triton_support import INTERPRETED
 
 SMOKE = "--smoke" in sys.argv
-DEVICE = "cuda" if torch.cuda.is_available() and not backend.INTERPRETED else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 RESULTS = Path(__file__).with_name("results")
 
 # Greatest error over greatest value, of cosines and of gradients; reasons in the tests.
@@ -195,7 +196,7 @@ def machine(sizes: Sizes) -> dict[str, Any]:
         "triton": getattr(__import__("triton"), "__version__", None),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
-        "interpreted": backend.INTERPRETED,
+        "interpreted": INTERPRETED,
         "architecture": backend.architecture(),
     }
     side = 64 if SMOKE else 8192
@@ -492,7 +493,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[stage.__name__ for stage in STAGES])
     parser.add_argument("--output", type=Path, help="folder of the results")
     arguments = parser.parse_args()
-    if DEVICE == "cpu" and not (SMOKE and backend.INTERPRETED):
+    if DEVICE == "cpu" and not (SMOKE and INTERPRETED):
         print(
             "No GPU here, and this measures one. Its logic runs without: "
             "TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke"

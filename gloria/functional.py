@@ -66,6 +66,7 @@ from gloria.matching.maxsim import (
     MaxSimProblem,
 )
 from gloria.matching.problem import EPS, MEMORY_BUDGET, full_precision
+from gloria.matching.triton_support import capturing
 
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
@@ -904,8 +905,8 @@ def _check_matched(images: int, texts: int) -> None:
 def _check_not_empty(
     mask: Tensor, row: str, column: str, error: type[EmptyTextError] | type[EmptyImageError]
 ) -> None:
-    # a compiler's trace has no values, and a meta tensor never has any
-    if torch.compiler.is_compiling() or mask.device.type == "meta":
+    # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
+    if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
         return
     filled = mask.any(dim=1)
     if not filled.all():

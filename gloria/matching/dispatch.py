@@ -1,14 +1,13 @@
 """Which backend runs a matching problem.
 
-| backend  | what it is                                     | runs            |
-|----------|------------------------------------------------|-----------------|
-| `triton` | fused kernels, forward and backward            | CUDA, ROCm      |
-| `chunked` | plain PyTorch, tile by tile in a memory budget | everything     |
-| `einops` | the definition; memory image·text·word·region  | everything      |
+| backend   | what it is                                     | "auto" takes it               |
+|-----------|------------------------------------------------|-------------------------------|
+| `triton`  | fused kernels for CUDA and ROCm                | wherever it can run           |
+| `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere; it runs everything |
+| `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`  |
 
 A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``
-and ``TAKES_HALF_PRECISION``. ``"auto"`` takes the first of :data:`BACKENDS` that can run; a backend
-that was named and cannot run raises with all its reasons.
+and ``TAKES_HALF_PRECISION``. A backend that was named and cannot run raises with all its reasons.
 """
 
 from __future__ import annotations
@@ -54,12 +53,20 @@ class Backend(Protocol):
         ...
 
 
+TINY = 2**15
+"""Image · text · word · region elements below which, on a CPU, the definition is the fastest.
+
+Such a problem is all overhead, of which the definition has the least.
+"""
+
 # Fastest first: this is the order in which "auto" asks.
 BACKENDS: dict[str, Backend] = {"triton": triton, "chunked": chunked, "einops": einops}
 
 
 def choose_backend(problem: Problem, backend: str = "auto") -> Backend:
     """The backend module for a problem, out of :data:`BACKENDS`; raises as :func:`choose`."""
+    if backend == "auto" and _is_tiny(problem):
+        return einops
     return choose(BACKENDS, problem, backend)
 
 
@@ -80,7 +87,7 @@ def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> An
         return next(
             each
             for name, each in backends.items()
-            # on a CPU, Triton's interpreter runs if named: it is for tests
+            # on a CPU Triton runs in its interpreter, which is for tests: only when named
             if (name, problem.device) != ("triton", "cpu")
             and not each.reasons_not_supported(problem)
         )
@@ -93,6 +100,13 @@ def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> An
 def explain(backends: Mapping[str, AnyBackend], problem: Any) -> dict[str, list[str]]:
     """Each backend's reasons not to run the problem; empty = can run."""
     return {name: each.reasons_not_supported(problem) for name, each in backends.items()}
+
+
+def _is_tiny(problem: Problem) -> bool:
+    # a compiled graph may serve other batch sizes than the one it is traced with
+    if problem.device != "cpu" or torch.compiler.is_compiling():
+        return False
+    return problem.images * problem.texts * problem.words * problem.regions < TINY
 
 
 PAPER_PROBLEM = Problem(

@@ -15,8 +15,6 @@ The design, its count of operations and what was measured are in ``triton.md``; 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -26,15 +24,9 @@ from torch.nn.functional import pad
 
 from gloria.errors import BackendError
 from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
+from gloria.matching.triton_support import capturing, multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-INSTALLED = importlib.util.find_spec("triton") is not None
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether kernels run on CPU tensors, in Triton's interpreter: for tests."""
 
 MOST_WORDS = 256
 """Words per text where a softmax runs over them: a text must lie in one window."""
@@ -48,9 +40,7 @@ BOUNDED = 8.0
 
 def reasons_not_supported(problem: Problem) -> list[str]:
     """Why the kernels cannot run the problem: machine, dtype, or words per text."""
-    reasons = [] if (missing := why_no_kernels(problem.device)) is None else [missing]
-    if problem.dtype not in DTYPES:
-        reasons.append(f"It takes float32, bfloat16 and float16; got {problem.dtype}.")
+    reasons = why_not_here(problem.device, problem.dtype, kernels)
     if problem.options.attention == "words_then_regions" and problem.words > MOST_WORDS:
         reasons.append(
             f"Under 'words_then_regions' it takes at most {MOST_WORDS} word positions per text; "
@@ -62,33 +52,6 @@ def reasons_not_supported(problem: Problem) -> list[str]:
             f"{problem.texts} · {problem.words}."
         )
     return reasons
-
-
-def why_no_kernels(device: str) -> str | None:
-    """Why no kernel runs on a device of this type here, or None."""
-    if not INSTALLED:
-        return "triton is not installed: pip install gloria-torch[triton]."
-    if device != "cuda" and not (device == "cpu" and INTERPRETED):
-        return f"It runs on CUDA and ROCm devices; the tensors are on {device}."
-    if torch.compiler.is_compiling():
-        return None  # what follows cannot be traced, and torch's own compiler uses triton
-    return what_is_wrong(device)
-
-
-@functools.cache
-def what_is_wrong(device: str) -> str | None:
-    """What is wrong with this machine's device or its triton; asked once."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return "torch finds no CUDA or ROCm device here."
-    if device == "cuda" and torch.version.hip is None:
-        major, minor = torch.cuda.get_device_capability()
-        if major < 8:
-            return f"It needs compute capability 8.0; the device has {major}.{minor}."
-    try:
-        kernels()
-    except Exception as error:  # an installed and broken triton raises anything
-        return f"triton is installed and broken: {type(error).__name__}: {error}."
-    return None
 
 
 def kernels() -> ModuleType:
@@ -330,7 +293,7 @@ def attention_cosine(
                 REGIONS=blocks.attend.regions,
                 WIDTH=blocks.width,
                 DIM=blocks.inner,
-                PRECISION=precision(regions.dtype),
+                PRECISION=multiply_precision(regions.dtype),
                 num_warps=blocks.attend.warps,
                 num_stages=blocks.attend.stages,
             )  # fmt: skip
@@ -345,7 +308,7 @@ def attention_cosine(
                 RUNNING_MAX=running_max,
                 REGIONS=blocks.attend.regions,
                 WIDTH=blocks.width,
-                PRECISION=precision(regions.dtype),
+                PRECISION=multiply_precision(regions.dtype),
                 num_warps=blocks.cosine.warps,
                 num_stages=blocks.cosine.stages,
             )  # fmt: skip
@@ -412,7 +375,7 @@ def attention_cosine_backward(
                 REGIONS=launch.regions,
                 WIDTH=blocks.width,
                 DIM=blocks.inner,
-                PRECISION=precision(regions.dtype),
+                PRECISION=multiply_precision(regions.dtype),
                 num_warps=launch.warps,
                 num_stages=launch.stages,
             )  # fmt: skip
@@ -425,7 +388,7 @@ def attention_cosine_backward(
                 REGIONS=launch.regions,
                 WIDTH=blocks.width,
                 INNER=blocks.inner,
-                PRECISION=precision(regions.dtype),
+                PRECISION=multiply_precision(regions.dtype),
                 num_warps=launch.warps,
                 num_stages=launch.stages,
             )  # fmt: skip
@@ -507,21 +470,10 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.float32 else torch.bfloat16
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 multiplies: as the user asks of torch's own products."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
-
-
 def chunks(images: int, bytes_each: int, budget: int) -> list[tuple[int, int]]:
     """As few and as even runs of images as the budget allows."""
     step = ceil_div(images, ceil_div(images, max(1, budget // bytes_each)))
     return [(first, min(first + step, images)) for first in range(0, images, step)]
-
-
-def capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def round_up(size: int, step: int) -> int:

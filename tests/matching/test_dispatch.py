@@ -27,6 +27,7 @@ PICKY = SimpleNamespace(
 def picky(monkeypatch):
     """A faster backend, first in line, that takes texts of 7 words only."""
     monkeypatch.setattr("gloria.matching.dispatch.BACKENDS", {"picky": PICKY, **BACKENDS})
+    monkeypatch.setattr("gloria.matching.dispatch.TINY", 0)
 
 
 def test_the_definition_is_always_there():
@@ -53,6 +54,21 @@ def test_auto_takes_the_first_that_can_run(picky, make_pairs):
     assert choose_backend(PAPER_PROBLEM._replace(words=7)) is PICKY
     assert local_similarity(*make_pairs(2, 2, 5, 7, 3), aggregation="max").eq(42).all()
     assert local_similarity(*make_pairs(2, 2, 5, 6, 3)).ne(42).all()
+
+
+def test_auto_takes_the_definition_for_tiny_problems_on_a_cpu():
+    sizes = {"images": 8, "texts": 8, "words": 16, "regions": 31}  # 31,744 elements
+    tiny = PAPER_PROBLEM._replace(**sizes)
+    assert choose_backend(tiny) is einops
+    assert choose_backend(tiny._replace(regions=32)) is BACKENDS["chunked"]
+    assert choose_backend(tiny._replace(device="xpu")) is BACKENDS["chunked"]
+    assert choose_backend(tiny, "chunked") is BACKENDS["chunked"]
+
+
+def test_auto_never_takes_the_interpreter():
+    """Triton can run on a CPU in the tests, which set TRITON_INTERPRET; nobody would want it."""
+    problem = PAPER_PROBLEM._replace(dtype=torch.float32, device="cpu")
+    assert choose_backend(problem) is BACKENDS["chunked"]
 
 
 def test_a_named_backend_that_cannot_run_gives_all_its_reasons(picky, make_pairs):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gloria.matching import MatchingOptions, Problem, triton
+from gloria.matching import MatchingOptions, Problem, triton, triton_support
 
 
 @pytest.mark.slow
@@ -40,13 +40,13 @@ PAPER = Problem(48, 361, 48, 97, 768, torch.bfloat16, "cuda", False, OPTIONS)
 @pytest.fixture
 def machine(monkeypatch):
     """One that has what it takes."""
-    monkeypatch.setattr(triton, "INSTALLED", True)
+    monkeypatch.setattr(triton_support, "INSTALLED", True)
     monkeypatch.setattr(triton, "kernels", lambda: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
-    triton.what_is_wrong.cache_clear()
+    triton_support.what_is_wrong.cache_clear()
     yield monkeypatch
-    triton.what_is_wrong.cache_clear()
+    triton_support.what_is_wrong.cache_clear()
 
 
 def test_the_reasons_are_named(machine):
@@ -66,7 +66,7 @@ def test_the_reasons_are_named(machine):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("gloria.matching.triton.INSTALLED", False, "triton is not installed: pip install"),
+        ("gloria.matching.triton_support.INSTALLED", False, "triton is not installed: pip install"),
         ("torch.cuda.is_available", lambda: False, "finds no CUDA or ROCm device"),
         ("torch.cuda.get_device_capability", lambda: (7, 5), r"capability 8\.0; .* has 7\.5"),
         ("gloria.matching.triton.kernels", lambda: 1 / 0, "broken: ZeroDivisionError: division"),

@@ -16,8 +16,6 @@ Nothing here waits for the device: lengths stay there, launches depend on shapes
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -27,13 +25,9 @@ from torch import Tensor
 
 from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
 from gloria.matching.maxsim.problem import MaxSimProblem
+from gloria.matching.triton_support import multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-INSTALLED = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 BYTES_PER_PAIR = 64
 """What the backward holds at once of a query token and a key: winner, weight, and their sorting."""
@@ -41,9 +35,7 @@ BYTES_PER_PAIR = 64
 
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     """Why the kernels cannot run the problem: machine, dtype or size."""
-    reasons = [] if (missing := why_no_kernels(problem.device)) is None else [missing]
-    if problem.dtype not in DTYPES:
-        reasons.append(f"It takes float32, bfloat16 and float16; got {problem.dtype}.")
+    reasons = why_not_here(problem.device, problem.dtype, kernels)
     for name, tokens in (
         ("query", problem.queries * problem.query_tokens),
         ("key", problem.keys * problem.key_tokens),
@@ -51,21 +43,6 @@ def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
         if tokens >= 2**31:
             reasons.append(f"It counts {name} tokens in 32 bits; got {tokens}.")
     return reasons
-
-
-def why_no_kernels(device: str) -> str | None:
-    """Why no kernel runs on a device of this type here, or None."""
-    if not INSTALLED:
-        return "triton is not installed: pip install gloria-torch[triton]."
-    if device != "cuda" and not (device == "cpu" and INTERPRETED):
-        return f"It runs on CUDA and ROCm devices; the tensors are on {device}."
-    if torch.compiler.is_compiling():
-        return None  # a trace cannot import; that it works shows when the kernel runs
-    try:
-        kernels()
-    except Exception as error:  # an installed and broken triton raises anything
-        return f"triton is installed and broken: {type(error).__name__}: {error}."
-    return None
 
 
 def kernels() -> ModuleType:
@@ -169,7 +146,7 @@ def maxima(
             keys.shape[1],
             keys.shape[2],
             WITH_WINNERS=with_winners,
-            PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            PRECISION=multiply_precision(queries.dtype),
             **blocks._asdict(),
         )
     return highest, winners

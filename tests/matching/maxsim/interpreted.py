@@ -4,12 +4,9 @@ The interpreter has to be chosen before triton is imported, so these tests have 
 themselves.
 """
 
-import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
-from triton import language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from gloria.functional import max_similarity
 from gloria.matching.maxsim import MAXIMA_OVER, MaxSimInputs, einops, triton
@@ -19,22 +16,7 @@ WHOLE = 2**24
 sides = pytest.mark.parametrize("maximum_over", MAXIMA_OVER)
 
 
-@pytest.fixture(autouse=True)
-def products_of_bfloat16(monkeypatch):
-    """The interpreter keeps bfloat16 as its bits, and would multiply those."""
-
-    def widen(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        bits = handle.data.astype(np.uint32) << 16
-        return TensorHandle(bits.view(np.float32), tl.float32)
-
-    create_dot = InterpreterBuilder.create_dot
-    monkeypatch.setattr(
-        InterpreterBuilder,
-        "create_dot",
-        lambda self, a, b, *rest: create_dot(self, widen(a), widen(b), *rest),
-    )
+pytestmark = pytest.mark.usefixtures("true_bfloat16")
 
 
 def with_gradients(regions, words, *masks, **options):

@@ -142,18 +142,10 @@ def test_the_backward_has_no_atomics(architecture, tmp_path):
     assert_nothing_spills(compiled, tmp_path)
 
 
-def test_the_reasons_are_named(monkeypatch):
-    problem = MaxSimProblem(2, 3, 4, 5, 6, torch.float64, "cpu")
-    where, what = triton.reasons_not_supported(problem)
-    assert where == "It runs on CUDA and ROCm devices; the tensors are on cpu."
-    assert what == "It takes float32, bfloat16 and float16; got torch.float64."
-    large = problem._replace(dtype=torch.float16, key_tokens=2**30)
-    assert triton.reasons_not_supported(large)[1:] == [
-        "It counts key tokens in 32 bits; got 4294967296."
+def test_the_reasons_are_named():
+    problem = MaxSimProblem(2, 3, 4, 5, 6, torch.float64, "mps")
+    assert triton.reasons_not_supported(problem._replace(key_tokens=2**30)) == [
+        "It runs on CUDA and ROCm devices; the tensors are on mps.",
+        "It takes float32, bfloat16 and float16; got torch.float64.",
+        "It counts key tokens in 32 bits; got 4294967296.",
     ]
-    monkeypatch.setattr(triton, "INSTALLED", False)
-    assert "pip install gloria-torch[triton]" in triton.reasons_not_supported(problem)[0]
-    monkeypatch.setattr(triton, "INSTALLED", True)
-    monkeypatch.setattr(triton, "kernels", lambda: 1 / 0)
-    broken = triton.reasons_not_supported(problem._replace(dtype=torch.float16, device="cuda"))
-    assert broken == ["triton is installed and broken: ZeroDivisionError: division by zero."]

@@ -1,0 +1,70 @@
+"""What the Triton backends ask of the machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether kernels run on CPU tensors, in Triton's interpreter: for tests."""
+
+
+def why_not_here(device: str, dtype: torch.dtype, kernels: Callable[[], object]) -> list[str]:
+    """Sentences that say why no kernel runs on a device of this type with this dtype.
+
+    Args:
+        device: type of the tensors' device.
+        dtype: of the tensors.
+        kernels: imports the kernels, and triton with them.
+    """
+    machine = _why_no_kernels(device, kernels)
+    reasons = [] if machine is None else [machine]
+    if dtype not in DTYPES:
+        reasons.append(f"It takes float32, bfloat16 and float16; got {dtype}.")
+    return reasons
+
+
+def multiply_precision(dtype: torch.dtype) -> str:
+    """How kernels multiply: float32 in TF32 only where the user allows torch's products that."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured, so that nothing may wait for the device."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _why_no_kernels(device: str, kernels: Callable[[], object]) -> str | None:
+    if not INSTALLED:
+        return "triton is not installed: pip install gloria-torch[triton]."
+    if device != "cuda" and not (device == "cpu" and INTERPRETED):
+        return f"It runs on CUDA and ROCm devices; the tensors are on {device}."
+    if torch.compiler.is_compiling():
+        return None  # what follows cannot be traced; if it fails, it does when the kernel runs
+    return what_is_wrong(device, kernels)
+
+
+@functools.cache
+def what_is_wrong(device: str, kernels: Callable[[], object]) -> str | None:
+    """What is wrong with this machine's device or its triton, or None; asked once."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device here."
+    if device == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            return f"It needs compute capability 8.0; the device has {major}.{minor}."
+    try:
+        kernels()
+    except Exception as error:  # an installed and broken triton raises anything
+        return f"triton is installed and broken: {type(error).__name__}: {error}."
+    return None
