@@ -31,6 +31,7 @@ from workloads import GLOBAL_WORKLOADS, WORKLOADS
 
 import gloria
 from gloria.matching.cost import COUNTED, Device, count
+from gloria.weights import write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCES = ("definition", "matrix")
@@ -59,15 +60,16 @@ class Case(NamedTuple):
         return local_peers(inputs, workload._replace(pairs=8), self.attention, self.mode)
 
 
-def cases(workloads: list[str]) -> Iterator[Case]:
-    """Every case of the named workloads."""
+def cases(workloads: list[str], modes: tuple[str, ...] = ("fwd", "fwdbwd")) -> Iterator[Case]:
+    """Every case of the named workloads in these modes."""
     for name in workloads:
         if name in GLOBAL_WORKLOADS:
             yield Case(name, "", "fwdbwd")
             continue
         for attention in WORKLOADS[name].attentions:
             for mode in WORKLOADS[name].modes:
-                yield Case(name, attention, mode)
+                if mode in modes:
+                    yield Case(name, attention, mode)
 
 
 def measure(
@@ -159,6 +161,8 @@ def peak_memory(case: Case, peer: str, device: str, dtype: torch.dtype) -> int:
     warm = case._replace(workload="global-1024" if case.attention == "" else "small")
     warm.peers(device, dtype)[peer]()
     run = case.peers(device, dtype)[peer]
+    if peer == "compiled":
+        run()  # compiling takes memory of its own
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -233,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--workloads", nargs="+", choices=known, default=known[1:])
+    parser.add_argument("--modes", nargs="+", choices=("fwd", "fwdbwd"), default=("fwd", "fwdbwd"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     parser.add_argument("--seconds", type=float, default=20, help="of the rounds of a case")
@@ -242,7 +247,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(args.device, dtype), "workloads": {}, "cases": []}
     best = Device(0.0, 0.0)
-    for case in cases(args.workloads):
+    for case in cases(args.workloads, tuple(args.modes)):
         print(*case, flush=True)
         # again and again: a busy moment must not lower the roof
         best = Device(*map(max, best, rates(args.device, dtype)))
@@ -251,7 +256,7 @@ def main() -> None:
         figures = measure(case, args.device, dtype, args.seconds, args.patience)
         results["cases"].append({**case._asdict(), "peers": figures})
         results["workloads"][case.workload] = described(case.workload)
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(args.out, json.dumps(results, indent=1) + "\n")
 
 
 def described(name: str) -> str:

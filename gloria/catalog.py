@@ -153,7 +153,7 @@ def _register_built_ins(catalog: Catalog) -> None:
     register("soft_target", "gloria.losses:SoftTargetContrastiveLoss")
     register("sparc", "gloria.losses:SPARCLoss")
     register("mgca", "gloria.losses:MGCALoss")
-    register("filip", "gloria.losses:FilipLoss")
+    register("filip", "gloria.losses:FILIPLoss")
     register("colbert", "gloria.losses:ColBERTLoss")
 
 

@@ -168,9 +168,10 @@ def local_similarity(
             contract of :mod:`gloria.aggregators`.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
-        memory_budget: bytes of working memory beside inputs, result and gradients, forward and
-            backward together; what fits is kept for the backward, the rest is computed again. The
-            least that works is one image at a time; ``"einops"`` knows no bound.
+        memory_budget: bytes of working memory, forward and backward together, beside inputs,
+            result, gradients and a few numbers per image and word; what fits is kept for the
+            backward, the rest is computed again. The least that works is one image and one text at
+            a time (``"triton"``: one image); ``"einops"`` knows no bound.
 
     Returns:
         ``(image, text)``. The number of images and of texts may differ, and may be 0.
@@ -204,10 +205,9 @@ def local_similarity(
     _check_local(regions, words, word_mask, region_mask)
     engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
     with full_precision(regions):
-        inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
-        if engine.TAKES_HALF_PRECISION:
-            dtype = torch.promote_types(regions.dtype, words.dtype)
-            inputs = inputs._replace(regions=inputs.regions.to(dtype), words=inputs.words.to(dtype))
+        inputs = _matching_inputs(
+            regions, words, word_mask, region_mask, product, engine.TAKES_HALF_PRECISION
+        )
         return aggregate_words(engine.word_cosines(inputs, options), word_mask, options)
 
 
@@ -333,10 +333,9 @@ def max_similarity(
     queries, keys = (words, regions) if by_word else (regions, words)
     engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(queries, keys), backend)
     with full_precision(regions):
-        sides = _matching_inputs(regions, words, word_mask, region_mask, product)
-        if engine.TAKES_HALF_PRECISION:
-            dtype = torch.promote_types(regions.dtype, words.dtype)
-            sides = sides._replace(regions=sides.regions.to(dtype), words=sides.words.to(dtype))
+        sides = _matching_inputs(
+            regions, words, word_mask, region_mask, product, engine.TAKES_HALF_PRECISION
+        )
         inputs = (
             MaxSimInputs(sides.words, sides.regions, word_mask, region_mask)
             if by_word
@@ -923,22 +922,33 @@ def _matching_inputs(
     word_mask: Tensor,
     region_mask: Tensor | None,
     product: Product,
+    keep_half_precision: bool = False,
 ) -> MatchingInputs:
-    """Widened, with zeros under the masks, and such that every product left is a plain dot."""
-    regions, words = _real_vectors(regions, words, word_mask, region_mask)
+    """With zeros under the masks, widened, and such that every product left is a plain dot."""
+    dtype = torch.promote_types(regions.dtype, words.dtype)
+    if not keep_half_precision:
+        dtype = torch.promote_types(dtype, torch.float32)
+    regions, words = _zero_masked(regions, words, word_mask, region_mask)
+    if product != "dot":
+        regions, words = _widen_together(regions, words)
     if product == "cosine":
         regions, words = _unit(regions), _unit(words)
     elif product == "scaled_dot":
         # the cosine r does not see the length of a word vector, only the attention does
         words = words / words.shape[-1] ** 0.5
-    return MatchingInputs(regions, words, word_mask, region_mask)
+    return MatchingInputs(regions.to(dtype), words.to(dtype), word_mask, region_mask)
 
 
 def _real_vectors(
     regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Widened, with zeros under the masks."""
-    regions, words = _widen_together(regions, words)
+    return _zero_masked(*_widen_together(regions, words), word_mask, region_mask)
+
+
+def _zero_masked(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     words = words.masked_fill(~word_mask[..., None], 0.0)
     if region_mask is not None:
         regions = regions.masked_fill(~region_mask[..., None], 0.0)

@@ -7,6 +7,7 @@ them, and the loss takes the tensors it names.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -182,18 +183,21 @@ class GLoRIA(nn.Module):
         Args:
             images: normalised images, or what :meth:`encode_image` returned.
             texts: texts, or what :meth:`encode_text` returned.
-            kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the local similarity
-                of the model's own local loss; ``"both"``: their weighted sum; None: ``"both"``, or
-                ``"global"`` where the loss has no local part.
-            aggregation: of words, instead of the local loss's own.
+            kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the similarity of the
+                model's own local loss; ``"both"``: their weighted sum; None: what the loss trains,
+                so ``"both"`` where it has a global and a local part.
+            aggregation: of words, instead of the local loss's own; for GLoRIA's local loss.
             weights: of the global and the local part in ``"both"``. The published code's score is
                 ``aggregation="max", weights=(0.5, 2.5)``.
 
         Raises:
-            OptionError: the model's loss has no local part and ``kind`` needs one.
+            OptionError: the model's loss has no local part and ``kind`` needs one, or takes no
+                ``aggregation``.
         """
         if kind is None:
-            kind = "both" if self._find_local_loss() is not None else "global"
+            kind = "global"
+            if self._find_local_loss() is not None:
+                kind = "both" if "image_embeddings" in self._loss_inputs else "local"
         check_choice("kind", kind, ("global", "local", "both"))
         if not isinstance(images, ImageFeatures):
             images = self.encode_image(images)
@@ -201,12 +205,14 @@ class GLoRIA(nn.Module):
             texts = self.encode_text(texts)
         if kind == "global":
             return global_similarity(images.pooled, texts.pooled)
-        local = self.local_loss.similarity(
-            images.regions,
-            texts.words,
-            texts.word_mask,
-            images.region_mask,
-            aggregation=aggregation,
+        matcher = self.local_loss
+        options = {} if aggregation is None else {"aggregation": aggregation}
+        if options and not isinstance(matcher, LocalContrastiveLoss):
+            raise OptionError(
+                f"aggregation is for LocalContrastiveLoss; the model's is {type(matcher).__name__}."
+            )
+        local: Tensor = matcher.similarity(
+            images.regions, texts.words, texts.word_mask, images.region_mask, **options
         )
         if kind == "local":
             return local
@@ -269,19 +275,27 @@ class GLoRIA(nn.Module):
         return upsample_attention(grid_maps, size, stride=stride, offset=offset)
 
     @property
-    def local_loss(self) -> LocalContrastiveLoss:
-        """The local part of the model's loss: the matcher of training is the one of inference."""
+    def local_loss(self) -> Any:
+        """The local part of the model's loss: the matcher of training is the one of inference.
+
+        The loss, or its ``local_loss``, if it has a method ``similarity(regions, words, word_mask,
+        region_mask)``, as :class:`~gloria.losses.LocalContrastiveLoss` does.
+        """
         local = self._find_local_loss()
         if local is None:
             raise OptionError(
                 f"the model's loss {type(self.loss).__name__} has no local matching; use "
-                f"kind='global', or a loss that is or has (as `local_loss`) a LocalContrastiveLoss."
+                f"kind='global', or a loss that is or has (as `local_loss`) one with a method "
+                f"similarity(regions, words, word_mask, region_mask)."
             )
         return local
 
-    def _find_local_loss(self) -> LocalContrastiveLoss | None:
+    def _find_local_loss(self) -> Any:
         local = getattr(self.loss, "local_loss", self.loss)
-        return local if isinstance(local, LocalContrastiveLoss) else None
+        similarity = getattr(local, "similarity", None)
+        if similarity is None or "regions" not in inspect.signature(similarity).parameters:
+            return None
+        return local
 
 
 def create_model(

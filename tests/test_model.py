@@ -11,6 +11,8 @@ from gloria.errors import ContractError, EmptyTextError, OptionError, ShapeError
 from gloria.functional import global_similarity, local_attention, local_similarity
 from gloria.heads import Projection
 from gloria.losses import (
+    ColBERTLoss,
+    FILIPLoss,
     GlobalContrastiveLoss,
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
@@ -275,3 +277,19 @@ def test_without_a_kind_it_is_all_that_the_loss_compares(images):
     torch.testing.assert_close(
         whole.similarity(images, TEXTS), whole.similarity(images, TEXTS, "global")
     )
+
+
+@pytest.mark.parametrize("loss", [LocalContrastiveLoss(), FILIPLoss(), ColBERTLoss()])
+def test_a_loss_that_trains_no_pooled_features_does_not_score_by_them(loss, images):
+    """Their projections are as they were made: the cosine of them would be chance."""
+    local = GLoRIA(Patches(), Bag(), loss=loss)
+    features = local.encode_image(images), local.encode_text(TEXTS)
+    expected = loss.similarity(features[0].regions, features[1].words, features[1].word_mask)
+    torch.testing.assert_close(local.similarity(*features), expected)
+    torch.testing.assert_close(local.similarity(*features, "local"), expected)
+
+
+def test_only_our_local_loss_can_be_told_another_aggregation(images):
+    model = GLoRIA(Patches(), Bag(), loss=ColBERTLoss())
+    with pytest.raises(OptionError, match="aggregation is for LocalContrastiveLoss; the model's"):
+        model.similarity(images, TEXTS, aggregation="max")

@@ -120,10 +120,11 @@ def devices() -> dict[str, str]:
 def backends() -> dict[str, list[str]]:
     """Each matching backend's reasons not to run here; empty = it can."""
     try:
-        from gloria.matching.dispatch import explain_backends
+        from gloria.matching.dispatch import PAPER_PROBLEM, explain_backends
+        from gloria.training.devices import pick_device
     except Exception as cause:
         return {"none": [describe(cause)]}
-    return explain_backends()
+    return explain_backends(PAPER_PROBLEM._replace(device=pick_device("auto").type))
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -86,7 +86,8 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         words=args.words,
         dim=args.dim,
         dtype=getattr(torch, DTYPES[args.dtype]),
-        device=pick_device(args.device).type,
+        # a device to plan for need not be here
+        device=pick_device().type if args.device == "auto" else _device_type(args.device),
         has_region_mask=False,
         options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
     )
@@ -121,6 +122,17 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         "cannot_run": {name: why for name, why in explain_backends(problem).items() if why},
         "backends": backends,
     }
+
+
+def _device_type(name: str) -> str:
+    import torch
+
+    from gloria.errors import OptionError
+
+    try:
+        return torch.device(name).type
+    except RuntimeError as cause:
+        raise OptionError(f"device must be one that torch knows, or auto; got {name!r}.") from cause
 
 
 def render(facts: dict[str, Any]) -> str:

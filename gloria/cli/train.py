@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
 
 
+COLUMNS = {"image_column": "image", "report_column": "report", "split_column": "split"}
+"""What the columns of a CSV file are called unless said otherwise."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     data = parser.add_argument_group("data")
@@ -50,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--skip-broken", action="store_true", help="read every image first; leave out broken ones"
     )
-    data.add_argument("--image-column", default="image", metavar="NAME")
-    data.add_argument("--report-column", default="report", metavar="NAME")
-    data.add_argument("--split-column", default="split", metavar="NAME")
+    for name, default in COLUMNS.items():
+        data.add_argument(f"--{name.replace('_', '-')}", default=default, metavar="NAME")
     data.add_argument("--train-split", default="train", metavar="NAME")
     data.add_argument("--val-split", metavar="NAME", help="default: what the format calls it")
     data.add_argument("--image-size", type=int, default=64, metavar="PX", help="square side")
@@ -218,6 +221,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     from gloria.cli.progress import Progress, say
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
 
+    _refuse_unused(args)
     common: dict[str, Any] = {
         "size": (args.image_size, args.image_size),
         "channels": args.channels,
@@ -246,6 +250,20 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     if data.skipped:
         say(f"{split}: {len(data.skipped)} left out, first: {data.skipped[0]}", False)
     return data
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """An option that the format does not read is an error, not ignored."""
+    from gloria.errors import OptionError
+
+    unread = []
+    if args.format != "csv":
+        unread += ["bits", "window", *COLUMNS]
+    if args.format != "chexpert-plus":
+        unread += ["images"]
+    for name in unread:
+        if getattr(args, name) != COLUMNS.get(name):
+            raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
 
 
 def _image_options(args: argparse.Namespace) -> dict[str, Any]:

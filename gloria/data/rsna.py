@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -58,9 +59,12 @@ class RSNA(Radiographs):
             places.setdefault(patient, where)
             if label:
                 try:
-                    known.append(Box(*map(float, written)))
+                    box = Box(*map(float, written))
                 except ValueError as cause:
                     raise DataError(f"{where}: a box is four numbers; got {written}.") from cause
+                if not all(map(math.isfinite, box)) or min(box.width, box.height) <= 0:
+                    raise DataError(f"{where}: a box must have a place and a size; got {written}.")
+                known.append(box)
         records = [
             Record(
                 id=patient,

@@ -95,6 +95,7 @@ def draw_splits(
         raise OptionError(f"shares must each be above 0; got {dict(shares)}.")
     if not math.isclose(sum(shares.values()), 1):
         raise OptionError(f"shares must add up to 1; {dict(shares)} are {sum(shares.values())}.")
+    _patients(ids, labels, patients)  # refuses what does not fit, before anything is drawn
     owners = list(ids if patients is None else patients)
     left = list(range(len(ids)))
     every = np.asarray(labels)

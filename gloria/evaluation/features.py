@@ -107,15 +107,14 @@ def pair_similarity(
     """Similarity of every image with every text, in bounded memory.
 
     The same as ``model.similarity(images, texts, kind)`` in eval mode and without gradients, for
-    ``block`` images and texts at a time; texts of like length together, since padding costs as
-    much as words.
+    ``block`` images at a time; the local matching of these keeps to its own ``memory_budget``.
 
     Args:
         model: any; its modes are left as they were.
         images: of :func:`encode_images`, at least one.
         texts: of :func:`encode_texts`, at least one.
         kind: as in :meth:`~gloria.model.GLoRIA.similarity`.
-        block: images, and texts, at a time; it does not change the result.
+        block: images at a time; it does not change the result.
 
     Returns:
         ``(image, text)``, both in the order given.
@@ -128,21 +127,12 @@ def pair_similarity(
     for name, features in (("images", images), ("texts", texts)):
         if not len(features.pooled):
             raise DataError(f"{name} must hold at least one; there is nothing to compare.")
-    order = texts.word_mask.sum(1).argsort()
-    columns = []
     with evaluating(model):
-        for chosen in order.split(block):
-            part = select_texts(texts, chosen.tolist())
-            longest = max(len(tokens) for tokens in part.tokens)
-            part = part._replace(
-                words=part.words[:, :longest], word_mask=part.word_mask[:, :longest]
-            )
-            rows = [
-                model.similarity(select_images(images, slice(start, start + block)), part, kind)
-                for start in range(0, len(images.pooled), block)
-            ]
-            columns.append(torch.cat(rows))
-    return torch.cat(columns, dim=1)[:, order.argsort()]
+        rows = [
+            model.similarity(select_images(images, slice(start, start + block)), texts, kind)
+            for start in range(0, len(images.pooled), block)
+        ]
+    return torch.cat(rows)
 
 
 def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures:

@@ -8,7 +8,7 @@ from gloria.losses.base import (
     inputs_of,
 )
 from gloria.losses.colbert import ColBERTLoss
-from gloria.losses.filip import FilipLoss
+from gloria.losses.filip import FILIPLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.global_local_contrastive import GlobalLocalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
@@ -20,7 +20,7 @@ from gloria.losses.sparc import SPARCLoss
 __all__ = [
     "LOSS_INPUTS",
     "ColBERTLoss",
-    "FilipLoss",
+    "FILIPLoss",
     "GlobalContrastiveLoss",
     "GlobalLocalContrastiveLoss",
     "GlobalLocalLoss",

@@ -14,7 +14,7 @@ from gloria.matching.maxsim import MAXSIM_BACKENDS
 from gloria.matching.problem import MEMORY_BUDGET
 
 
-class FilipLoss(SimilarityLoss):
+class FILIPLoss(SimilarityLoss):
     """InfoNCE whose two directions have each their own pair matrix.
 
     On L2-normalised regions ``v_j`` and words ``t_i`` of one image and one text::
@@ -46,7 +46,7 @@ class FilipLoss(SimilarityLoss):
 
     Example:
         >>> import torch
-        >>> loss = FilipLoss()
+        >>> loss = FILIPLoss()
         >>> regions, words = torch.randn(4, 49, 64), torch.randn(4, 20, 64)
         >>> word_mask = torch.arange(20) < torch.tensor([[20], [12], [5], [1]])
         >>> loss(regions, words, word_mask).backward()
@@ -114,6 +114,13 @@ class FilipLoss(SimilarityLoss):
             "image_to_text": similarity(maximum_over="words"),
             "text_to_image": similarity(maximum_over="regions"),
         }
+
+    def similarity(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """The mean of S_it and S_ti, ``(image, text)``: one score, to rank by."""
+        matrices = self.similarities(regions, words, word_mask, region_mask)
+        return (matrices["image_to_text"] + matrices["text_to_image"]) / 2
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""

@@ -42,6 +42,7 @@ from gloria.matching.problem import (
     MatchingOptions,
     Problem,
     full_precision,
+    refuse_second_derivative,
 )
 
 TAKES_HALF_PRECISION = False
@@ -103,9 +104,10 @@ class Block(NamedTuple):
 
     def by_text(self, *tiles: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Each group's part of some tiles, as ``(text, word, image · region)``."""
-        for start, texts, length in self.groups:
-            rows = slice(start, start + texts * length)
-            yield tuple(tile[rows].view(texts, length, -1) for tile in tiles)
+        sizes = [texts * length for _, texts, length in self.groups]
+        parts = zip(*(tile.split(sizes) for tile in tiles), strict=True)
+        for (_, texts, length), part in zip(self.groups, parts, strict=True):
+            yield tuple(rows.view(texts, length, -1) for rows in part)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class Kept(NamedTuple):
 
     scores: Tensor
     pulls: Tensor
+    attended: tuple[Tensor, Tensor] | None
+    """Logits and weights, where there is room for all of them."""
 
 
 @dataclass
@@ -243,6 +247,11 @@ class Matcher:
         gram = together * across**2 if self.use_gram else 0
         at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
         self.room = options.memory_budget - at_work * bytes_each
+        # logits and weights are the cheapest to make again: kept only if all else is
+        everything = sum(self.size_kept(block, slice(0, images)) for block in self.blocks)
+        everything += images * across**2 * self.use_gram
+        everything += images * across * len(words) * (1 + self.two_softmaxes)
+        self.keeps_attended = everything * bytes_each <= self.room
 
     def forward(self, keep: bool) -> Forward:
         """The cosines; with ``keep``, what fits the budget stays for the backward."""
@@ -259,10 +268,13 @@ class Matcher:
                 here = block.words, images
                 kept = keep and self.fits(self.size_kept(block, images))
                 scores = self.scores(block, images, fresh=kept)
-                _, weights = self.attend(scores, block, images)
+                attended = self.attend(scores, block, images, kept and self.keeps_attended)
+                _, weights = attended
                 pulls = self.pull(weights, block, images, gram, fresh=kept)
                 if kept:
-                    result.tiles[block.words.start, images.start] = Kept(scores, pulls)
+                    result.tiles[block.words.start, images.start] = Kept(
+                        scores, pulls, attended if self.keeps_attended else None
+                    )
                 products = self.tile(1, block, images)
                 torch.sum(weights, -1, out=total[here])
                 if gram is None:
@@ -282,7 +294,8 @@ class Matcher:
         self, grad: Tensor, result: Forward, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of regions and packed words, where needed, from that of the cosines."""
-        grad_regions = self.regions.new_zeros(self.regions.shape) if needs[0] else None
+        empty = self.regions.new_empty if self.blocks else self.regions.new_zeros
+        grad_regions = empty(self.regions.shape) if needs[0] else None
         grad_words = self.words.new_zeros(self.words.shape) if needs[1] else None
         exact = (grad * result.cosine).masked_fill(result.bounded, 0.0)
         d_numerator = grad / result.denominator
@@ -297,7 +310,8 @@ class Matcher:
                 here = block.words, images, None
                 kept = result.tiles.pop((block.words.start, images.start), None)
                 scores = kept.scores if kept else self.scores(block, images)
-                logits, weights = self.attend(scores, block, images)
+                attended = kept.attended if kept else None
+                logits, weights = attended or self.attend(scores, block, images)
                 pulls = kept.pulls if kept else self.pull(weights, block, images, gram)
                 overlap = pulls
                 if gram is None:
@@ -319,7 +333,11 @@ class Matcher:
                 if grad_regions is None:
                     continue
                 into = grad_regions[images]
-                into.flatten(0, 1).addmm_(grad_scores.flatten(1).mT, self.words[block.words])
+                into.flatten(0, 1).addmm_(
+                    grad_scores.flatten(1).mT,
+                    self.words[block.words],
+                    beta=0 if block is self.blocks[0] else 1,  # 0: what stood there is not read
+                )
                 # scratch 1 held the logits, which are done with
                 spread = torch.mul(weights, d_square[here], out=self.tile(1, block, images))
                 if grad_gram is None:
@@ -345,12 +363,14 @@ class Matcher:
         torch.mm(self.words[block.words], regions.mT, out=out.flatten(1))
         return out
 
-    def attend(self, scores: Tensor, block: Block, images: slice) -> tuple[Tensor, Tensor]:
+    def attend(
+        self, scores: Tensor, block: Block, images: slice, fresh: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The logits of the softmax over regions, and its weights ``e``, not normalised."""
         mask = None if self.region_mask is None else ~self.region_mask[images]
-        logits, weights = scores, self.tile(2, block, images)
+        logits, weights = scores, self.tile(2, block, images, fresh)
         if self.two_softmaxes:
-            logits = self.tile(1, block, images)
+            logits = self.tile(1, block, images, fresh)
             for text, softmax in block.by_text(scores, logits):
                 torch.softmax(text, 1, out=softmax)
         if self.two_softmaxes and self.steepness <= STEEPEST_WITHOUT_PEAK:
@@ -515,7 +535,9 @@ def _word_cosines_backward(
     packing = Packing.of(word_mask)
     matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
     packed = grad.flatten(1).index_select(1, packing.positions).mT
-    grad_regions, grad_words = matcher.backward(packed, matcher.forward(keep=True), (True, True))
+    with full_precision(grad):
+        result = matcher.forward(keep=True)
+        grad_regions, grad_words = matcher.backward(packed, result, (True, True))
     assert grad_regions is not None
     assert grad_words is not None
     return grad_regions, packing.unpack_words(grad_words)
@@ -541,3 +563,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _word_cosines.register_autograd(_differentiate, setup_context=_keep_inputs)
+_word_cosines_backward.register_autograd(refuse_second_derivative)

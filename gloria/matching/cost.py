@@ -4,13 +4,14 @@ With B images of M regions, N texts of W words, R of all these words real, vecto
 ``E = B·M·R`` real pair elements and ``P = B·M·N·W`` padded ones, the matrix products take::
 
     einops    forward  4·P·D              backward  8·P·D
-    chunked   forward  2·E·(D + A)        backward  2·E·(2·D + 2·A + k·(D + A))
+    chunked   forward  2·E·(D + A)        backward  2·E·(2·D + A' + k·(D + A))
     triton    forward  2·E·(D + M/2)      backward  2·E·(3·D + 2·M)
 
 operations, a multiplication and an addition being two. A is what the pull of the attention weights
 costs per pair element: M with the Gram matrices, which take ``2·B·M²·D`` more, once made and once
-for their gradient, or D without. k is the share of the tiles that do not fit the memory budget and
-are computed again. The elementwise steps are not counted: they are a few operations per element.
+for their gradient, or D without; A' is M with them and 2·D without. k is the share of the tiles
+that do not fit the memory budget and are computed again. The elementwise steps are not counted: a
+few operations per element.
 
 Bytes are what has to travel to and from memory if every step reads its operands once and writes
 its result once, tiles that fit a cache staying there. A time from :meth:`Work.seconds` is a
@@ -40,7 +41,12 @@ class Device(NamedTuple):
 
 
 DEVICES = {"NVIDIA H200, bfloat16": Device(790e12, 4.3e12)}
-"""Rates that were measured, with large matrix products and large copies."""
+"""Taken as the rates of large matrix products in bfloat16 and of large copies."""
+
+
+NUMBERS_PER_COSINE = 10
+"""Numbers per image and word position, padding included, that no budget bounds: the cosines, their
+aggregation, and both backward."""
 
 
 class Work(NamedTuple):
@@ -139,11 +145,15 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     keepable = size * (images * real_words * (regions + pull) + gram * images * regions**2)
     kept = max(0, min(keepable, problem.options.memory_budget - working))
     again = 1 - kept / keepable if keepable else 0.0
+    twice = problem.options.attention == "words_then_regions"
+    attended = size * element * (2 if twice else 1)
+    if working + keepable + attended <= problem.options.memory_budget:
+        kept += attended
     small = size * _numbers(problem, real_words)
     return Cost(
         Work(scores_and_pulls + grams, small + kept),
         Work(gradients + grams + round(again * (scores_and_pulls + grams)), 2 * small + kept),
-        working + kept,
+        working + kept + _of_cosines(problem, size),
     )
 
 
@@ -155,14 +165,22 @@ def _triton(problem: Problem, real_words: int) -> Cost:
     # what stands between two kernels is bfloat16 for either half type
     tile = element * inputs
     grams = 2 * images * regions**2 * dim
+    of_image = inputs * (3 * regions * real_words + 2 * regions**2)
     small = inputs * _numbers(problem, real_words)
     return Cost(
         # the weights, written and read
         Work(element * (2 * dim + regions) + grams, small + 2 * tile),
         # weights, score gradient and softmax written, read, two of them again, then multiplied
         Work(2 * element * (3 * dim + 2 * regions) + 2 * grams, 2 * small + 12 * tile),
-        min(problem.options.memory_budget, 3 * tile + 2 * images * regions**2 * inputs),
+        max(of_image, min(problem.options.memory_budget, images * of_image))
+        + (inputs + 4) * real_words * dim
+        + _of_cosines(problem, 4),
     )
+
+
+def _of_cosines(problem: Problem, size: int) -> int:
+    """Bytes of the cosines, what is made of them, and the gradients: some numbers a position."""
+    return NUMBERS_PER_COSINE * size * problem.images * problem.texts * problem.words
 
 
 def _numbers(problem: Problem, words: int) -> int:

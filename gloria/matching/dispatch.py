@@ -21,6 +21,7 @@ from torch import Tensor
 from gloria.checks import check_choice
 from gloria.errors import BackendError
 from gloria.matching import chunked, einops, triton
+from gloria.matching.cost import count
 from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
 
 
@@ -53,11 +54,9 @@ class Backend(Protocol):
         ...
 
 
-TINY = 2**15
-"""Image · text · word · region elements below which, on a CPU, the definition is the fastest.
-
-Such a problem is all overhead, of which the definition has the least.
-"""
+TINY = 2**19
+"""Bytes that the definition takes, as :mod:`gloria.matching.cost` counts them, below which it is
+the fastest on a CPU: such a problem is all overhead."""
 
 # Fastest first: this is the order in which "auto" asks.
 BACKENDS: dict[str, Backend] = {"triton": triton, "chunked": chunked, "einops": einops}
@@ -106,7 +105,7 @@ def _is_tiny(problem: Problem) -> bool:
     # a compiled graph may serve other batch sizes than the one it is traced with
     if problem.device != "cpu" or torch.compiler.is_compiling():
         return False
-    return problem.images * problem.texts * problem.words * problem.regions < TINY
+    return count(problem, "einops").memory < TINY
 
 
 PAPER_PROBLEM = Problem(

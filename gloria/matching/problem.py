@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer, check_positive
+from gloria.errors import BackendError
 
 AttentionVariant = Literal["regions", "words_then_regions"]
 WordAggregation = Literal["logsumexp", "logmeanexp", "max", "mean"]
@@ -39,6 +40,14 @@ def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     device = like.device.type
     return (
         torch.autocast(device, enabled=False) if device in _AUTOCAST else contextlib.nullcontext()
+    )
+
+
+def refuse_second_derivative(*_: object) -> None:
+    """The backward of an operator's backward, where there is none."""
+    raise BackendError(
+        "a fused or compiled backend has no second derivative. Use backend='einops', which has "
+        "every one."
     )
 
 

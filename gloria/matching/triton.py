@@ -22,8 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gloria.errors import BackendError
-from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem
+from gloria.matching.problem import (
+    MatchingInputs,
+    MatchingOptions,
+    Problem,
+    refuse_second_derivative,
+)
 from gloria.matching.triton_support import capturing, multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
@@ -298,7 +302,7 @@ def attention_cosine(
                 num_stages=blocks.attend.stages,
             )  # fmt: skip
             # eᵀ G e = eᵀ U e with the lower half folded onto the upper
-            folded = gram.triu() + gram.triu(1)
+            folded = gram.triu().add_(gram.triu(1))
             kernels().cosine[(grid,)](
                 weights, partial, folded,
                 packed.lengths, packed.word_of_column, packed.windows,
@@ -437,12 +441,6 @@ def differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None
         upstream, *ctx.saved_tensors, *ctx.options
     )
     return regions_gradient, words_gradient, None, None, None, None, None
-
-
-def refuse_second_derivative(*_: Any) -> None:
-    raise BackendError(
-        "backend 'triton' has no second derivative. Use backend='einops', which has every one."
-    )
 
 
 attention_cosine.register_autograd(differentiate, setup_context=save)

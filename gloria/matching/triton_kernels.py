@@ -1,6 +1,7 @@
 """The Triton kernels of local matching; what calls them is :mod:`gloria.matching.triton`.
 
-The only module that imports triton, itself imported when a kernel is first needed. The symbols are
+With its neighbour in ``maxsim`` the only module that imports triton, itself imported when a kernel
+is first needed. The symbols are
 those of :func:`gloria.functional.local_similarity`; the design and its count are in ``triton.md``.
 
 The real words of all texts stand in one list of *columns*. A *window* is a run of at most WIDTH
@@ -433,7 +434,10 @@ def cosine(
         divisor = tl.maximum(norm * length, EPS, propagate_nan=tl.PropagateNan.ALL)
         word = tl.load(word_of_column_ptr + column, mask=inside, other=-1)
         at = (first_image + local) * (texts * words) + word
-        tl.store(cosine_ptr + at, product / total / divisor, mask=word >= 0)
+        value = product / total / divisor
+        # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
+        value = tl.where(value > 1, 1.0, tl.where(value < -1, -1.0, value))
+        tl.store(cosine_ptr + at, value, mask=word >= 0)
         tl.store(shift_ptr + at, top + tl.log(total), mask=word >= 0)
         tl.store(norm_ptr + at, norm, mask=word >= 0)
 

@@ -100,7 +100,7 @@ def test_every_attention_variant_can_be_planned(capsys):
         (["--memory-budget", "0"], "memory-budget must be at least 1; got 0"),
         (["--tflops", "3"], "tflops and bandwidth must be given together, or neither"),
         (["--tflops", "3", "--bandwidth", "-1"], "bandwidth must be a finite number above 0"),
-        (["--device", "abacus"], "device 'abacus' can't be used here"),
+        (["--device", "abacus"], "device must be one that torch knows, or auto; got 'abacus'"),
     ],
 )
 def test_bad_numbers_are_one_line(capsys, change, message):

@@ -173,6 +173,13 @@ def test_other_formats(tmp_path, capsys):
     assert "sections must be a tuple of" in capsys.readouterr().err
     assert run(path, tmp_path / "run", "--format", "mimic-cxr") == 1
     assert "has no mimic-cxr-...-metadata.csv.gz" in capsys.readouterr().err
+    for format_, option in (
+        ("chexpert-plus", ["--bits", "12"]),
+        ("mimic-cxr", ["--report-column", "text"]),
+        ("csv", ["--images", str(tmp_path)]),
+    ):
+        assert run(path, tmp_path / "run", "--format", format_, *option) == 1
+        assert f"{option[0][2:]} is not for --format {format_}" in capsys.readouterr().err
 
 
 def test_any_encoder_and_loss_can_be_configured(table, tmp_path):

@@ -42,6 +42,8 @@ def test_one_item_for_each_patient(write, tmp_path):
         ([["a1", "1", "1", "1", "1", "0"]], "row 2: Target is 0 and the box"),
         ([["a1", "1", "1", "", "1", "1"]], "row 2: a box is four numbers"),
         ([["a1", "1", "x", "1", "1", "1"]], "row 2: a box is four numbers"),
+        ([["a1", "1", "nan", "1", "1", "1"]], "row 2: a box must have a place and a size"),
+        ([["a1", "1", "1", "0", "1", "1"]], "row 2: a box must have a place and a size"),
         ([["a1", "", "", "", "", "nan"]], "row 2, column 'Target': a label is .*got 'nan'"),
         ([ROWS[0], ["a1", *ROWS[1][1:]]], "row 3: a1 is both negative and positive"),
         ([ROWS[1], ["b2", *ROWS[0][1:]]], "row 3: b2 is both negative and positive"),

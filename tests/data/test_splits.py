@@ -110,6 +110,8 @@ def test_what_can_not_be_drawn():
         draw_share(ids, [[1]], 0.5, seed=0)
     with pytest.raises(ShapeError, match="and 1"):
         draw_share(ids, labels, 0.5, seed=0, patients=["p"])
+    with pytest.raises(ShapeError, match="and 1"):
+        draw_splits(ids, labels, {"train": 0.5, "val": 0.5}, seed=0, patients=["p"])
     with pytest.raises(OptionError, match="shares must add up to 1"):
         draw_splits(ids, labels, {"train": 0.5, "val": 0.4}, seed=0)
     with pytest.raises(OptionError, match="shares must each be above 0"):

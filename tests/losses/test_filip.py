@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 import gloria
 from gloria.errors import OptionError, ShapeError
 from gloria.functional import max_similarity
-from gloria.losses import FilipLoss, inputs_of
+from gloria.losses import FILIPLoss, inputs_of
 
 
 @pytest.mark.parametrize("masked_regions", [False, True])
@@ -21,7 +21,7 @@ def test_each_direction_has_its_own_matrix(sizes, masked_regions, make_pairs, na
     of_words = naive.max_similarity(*pairs, maximum_over="regions")
     rows, _ = naive.contrastive_terms(of_regions, 0.07)
     _, columns = naive.contrastive_terms(of_words, 0.07)
-    loss = FilipLoss(learnable=False)
+    loss = FILIPLoss(learnable=False)
     terms = loss.terms(*pairs)
     assert_values(terms["image_to_text"], rows)
     assert_values(terms["text_to_image"], columns)
@@ -29,8 +29,8 @@ def test_each_direction_has_its_own_matrix(sizes, masked_regions, make_pairs, na
 
 
 def test_the_paper_learns_its_temperature_from_seven_hundredths():
-    paper = FilipLoss.from_preset("paper")
-    assert repr(paper) == repr(FilipLoss())
+    paper = FILIPLoss.from_preset("paper")
+    assert repr(paper) == repr(FILIPLoss())
     assert paper.temperature().item() == pytest.approx(0.07)
     assert len(list(paper.parameters())) == 1
 
@@ -39,13 +39,13 @@ def test_perfect_pairs_in_closed_form():
     """Cosine 1 within a pair, 0 across: each direction -log(e^a / (e^a + 3)), half of each."""
     tokens = 5 * torch.eye(4).double()[:, None].expand(-1, 3, -1)
     mask = torch.ones(4, 3, dtype=torch.bool)
-    value = FilipLoss(temperature=0.1, learnable=False)(tokens, tokens, mask)
+    value = FILIPLoss(temperature=0.1, learnable=False)(tokens, tokens, mask)
     assert value.item() == pytest.approx(math.log1p(3 * math.exp(-10)), rel=1e-9)
 
 
 def test_uninformative_pairs_cost_the_log_of_the_batch():
     zeros, mask = torch.zeros(5, 3, 4, requires_grad=True), torch.ones(5, 3, dtype=torch.bool)
-    value = FilipLoss()(zeros, zeros, mask)
+    value = FILIPLoss()(zeros, zeros, mask)
     value.backward()
     assert value.item() == pytest.approx(math.log(5))
     assert zeros.grad.eq(0).all()
@@ -53,7 +53,7 @@ def test_uninformative_pairs_cost_the_log_of_the_batch():
 
 def test_weights_are_those_of_the_directions(make_pairs):
     pairs = make_pairs(4, 4, 5, 3, 6)
-    loss = FilipLoss(image_to_text_weight=0.25, text_to_image_weight=2.0)
+    loss = FILIPLoss(image_to_text_weight=0.25, text_to_image_weight=2.0)
     terms = loss.terms(*pairs)
     expected = 0.25 * terms["image_to_text"] + 2.0 * terms["text_to_image"]
     torch.testing.assert_close(loss(*pairs), expected)
@@ -61,14 +61,14 @@ def test_weights_are_those_of_the_directions(make_pairs):
 
 def test_gradcheck(make_pairs):
     regions, words, *masks = make_pairs(2, 2, 3, 3, 2, masked_regions=True)
-    loss = FilipLoss().double()
+    loss = FILIPLoss().double()
     leaves = regions.requires_grad_(), words.requires_grad_()
     assert gradcheck(lambda v, t, *_: loss(v, t, *masks), (*leaves, *loss.parameters()))
 
 
 def test_matrices_may_be_rectangular_and_the_loss_may_not(make_pairs):
     pairs = make_pairs(2, 3, 5, 4, 6)
-    loss = FilipLoss(backend="einops")
+    loss = FILIPLoss(backend="einops")
     matrices = loss.similarities(*pairs)
     assert torch.equal(
         matrices["image_to_text"], max_similarity(*pairs, maximum_over="words", backend="einops")
@@ -80,13 +80,13 @@ def test_matrices_may_be_rectangular_and_the_loss_may_not(make_pairs):
 
 def test_options_are_checked_when_the_loss_is_made():
     with pytest.raises(OptionError, match=r"backend must be one of 'auto', .*; got 'fast'"):
-        FilipLoss(backend="fast")
+        FILIPLoss(backend="fast")
     with pytest.raises(OptionError, match="memory_budget must be at least 1; got 0"):
-        FilipLoss(memory_budget=0)
+        FILIPLoss(memory_budget=0)
 
 
 def test_is_registered_and_asks_for_regions_and_words():
     loss = gloria.create_loss("filip", preset="paper", backend="einops")
-    assert isinstance(loss, FilipLoss)
+    assert isinstance(loss, FILIPLoss)
     assert inputs_of(loss) == ("regions", "words", "word_mask", "region_mask")
     assert "backend='einops'" in repr(loss)

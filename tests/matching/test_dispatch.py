@@ -57,10 +57,10 @@ def test_auto_takes_the_first_that_can_run(picky, make_pairs):
 
 
 def test_auto_takes_the_definition_for_tiny_problems_on_a_cpu():
-    sizes = {"images": 8, "texts": 8, "words": 16, "regions": 31}  # 31,744 elements
-    tiny = PAPER_PROBLEM._replace(**sizes)
+    tiny = PAPER_PROBLEM._replace(images=4, texts=4, words=20, regions=49, dim=64)
     assert choose_backend(tiny) is einops
-    assert choose_backend(tiny._replace(regions=32)) is BACKENDS["chunked"]
+    assert choose_backend(tiny._replace(images=8)) is BACKENDS["chunked"]
+    assert choose_backend(tiny._replace(dim=768)) is BACKENDS["chunked"]
     assert choose_backend(tiny._replace(device="xpu")) is BACKENDS["chunked"]
     assert choose_backend(tiny, "chunked") is BACKENDS["chunked"]
 

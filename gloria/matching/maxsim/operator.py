@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gloria.matching.maxsim.problem import MaxSimInputs
+from gloria.matching.problem import refuse_second_derivative
 
 
 class Forward(Protocol):
@@ -96,6 +97,7 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         return *gradients, None, None, None, None
 
     forward_operator.register_autograd(differentiate, setup_context=save)
+    backward_operator.register_autograd(refuse_second_derivative)
 
     def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
         queries, keys = inputs.queries, inputs.keys
