@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_weight
+from gloria.checks import check_choice, check_integer, check_weight
 from gloria.errors import OptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
+from gloria.matching.maxsim import MAXSIM_BACKENDS
 
 LOSS_INPUTS = (
     "image_embeddings",
@@ -192,6 +193,42 @@ class GlobalLocalLoss(PairLoss):
     def extra_repr(self) -> str:
         """Show the weights."""
         return f"global_weight={self.global_weight}, local_weight={self.local_weight}"
+
+
+class LateInteractionLoss(SimilarityLoss):
+    """Symmetric InfoNCE on a hard maximum over regions or words.
+
+    Subclasses define ``terms`` and ``similarity`` of ``(regions, words, word_mask, region_mask)``.
+
+    Args:
+        backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
+        memory_budget: bytes of working memory for the matching, forward and backward.
+        rest: of :class:`SimilarityLoss`.
+    """
+
+    def __init__(self, *, backend: str, memory_budget: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
+        check_integer("memory_budget", memory_budget, 1)
+        self.backend = backend
+        self.memory_budget = memory_budget
+
+    def forward(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            regions: ``(image, region, dim)``.
+            words: ``(text, word, dim)``, text k belonging to image k.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
+        return self.total(self.terms(regions, words, word_mask, region_mask))
+
+    def extra_repr(self) -> str:
+        """Show the hyper-parameters."""
+        return f"{super().extra_repr()}, backend={self.backend!r}"
 
 
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:

@@ -6,14 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer
 from gloria.functional import max_similarity
-from gloria.losses.base import SimilarityLoss
-from gloria.matching.maxsim import MAXSIM_BACKENDS
+from gloria.losses.base import LateInteractionLoss
 from gloria.matching.problem import MEMORY_BUDGET
 
 
-class ColBERTLoss(SimilarityLoss):
+class ColBERTLoss(LateInteractionLoss):
     """InfoNCE on the sum, over the words of a text, of each word's best region.
 
     On L2-normalised regions ``v_j`` and words ``t_i`` of one image and one text::
@@ -70,24 +68,9 @@ class ColBERTLoss(SimilarityLoss):
             minimum_temperature=minimum_temperature,
             image_to_text_weight=image_to_text_weight,
             text_to_image_weight=text_to_image_weight,
+            backend=backend,
+            memory_budget=memory_budget,
         )
-        check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
-        check_integer("memory_budget", memory_budget, 1)
-        self.backend = backend
-        self.memory_budget = memory_budget
-
-    def forward(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            regions: ``(image, region, dim)``.
-            words: ``(text, word, dim)``, text k belonging to image k.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
-        return self.total(self.terms(regions, words, word_mask, region_mask))
 
     def terms(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
@@ -108,7 +91,3 @@ class ColBERTLoss(SimilarityLoss):
             backend=self.backend,
             memory_budget=self.memory_budget,
         )
-
-    def extra_repr(self) -> str:
-        """Show the hyper-parameters."""
-        return f"{super().extra_repr()}, backend={self.backend!r}"
