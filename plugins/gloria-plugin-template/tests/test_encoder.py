@@ -17,7 +17,7 @@ def test_a_region_sees_its_patch_and_nothing_else():
 
 
 def test_the_recipe_makes_it_again(tmp_path):
-    name, options = PatchEncoder(width=5, patch_size=4).recipe(tmp_path)
-    assert name == "template_patches"
-    again = PatchEncoder(**options)
+    recipe = PatchEncoder(width=5, patch_size=4).recipe(tmp_path)
+    assert recipe.name == "template_patches"
+    again = PatchEncoder(**recipe.options)
     assert (again.pooled_dim, again.region_dim, again.patch_size) == (5, 5, 4)
