@@ -10,10 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from gloria.visualize.figure import new_figure, save_figure, style_axes
 
 COLOURS = {
     "definition": "#d1495b",
@@ -34,7 +31,8 @@ def draw(results: dict[str, Any], out: Path) -> None:
     }
     if not sweep:
         raise SystemExit("no workload batch-N in these results")
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure = new_figure(10, 4.2)
+    panels = figure.subplots(1, 2)
     titles = {"fastest": "time (s)", "memory": "peak memory (MiB)"}
     units = {"fastest": 1.0, "memory": 2**20}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
@@ -50,9 +48,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
             axes.loglog(*zip(*points, strict=True), style, marker="o", color=colour, label=peer)
         axes.set_xticks(sorted(sweep), [str(pairs) for pairs in sorted(sweep)])
         axes.minorticks_off()
-        axes.set(xlabel="images and texts in a batch", title=title)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes, title, "images and texts in a batch")
     panels[0].legend(frameon=False)
     machine = results["machine"]
     workload = results["workloads"][f"batch-{max(sweep)}"]
@@ -61,7 +57,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
         f"{machine['dtype']}\nlargest: {workload}",
         fontsize=10,
     )
-    figure.savefig(out, dpi=150)
+    save_figure(figure, out)
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ INTRODUCTION = """\
 # Benchmarks
 
 Written by `python benchmarks/report.py --write docs/benchmarks.md` from what
-`python benchmarks/measure.py` left in `benchmarks/results`. Peers ran side by side, in turns; a
-time is that of the fastest round, and **the ratios are the figures**: seconds are the machine's.
-Every peer was first held to the definition's values and gradients.
+`python benchmarks/measure.py --out benchmarks/results/NAME.json` left. Peers ran side by side, in
+turns; a time is that of the fastest round, and **the ratios are the figures**: seconds are the
+machine's. Every peer was first held to the definition's values and gradients.
 
 | peer | what it is |
 |---|---|

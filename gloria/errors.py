@@ -21,6 +21,10 @@ class OptionError(GloriaError, ValueError):
     """An option has a value outside what is allowed."""
 
 
+class UnknownOptionError(OptionError, TypeError):
+    """Something is made by its name with an option that it does not have."""
+
+
 class EmptyTextError(GloriaError, ValueError):
     """A text has no valid word left, so it can be matched with nothing."""
 

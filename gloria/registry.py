@@ -29,6 +29,7 @@ from gloria.errors import (
     OptionError,
     PluginWarning,
     UnknownNameError,
+    UnknownOptionError,
 )
 
 T = TypeVar("T")
@@ -264,6 +265,10 @@ class Registry(Generic[T]):
                 f"{self.kind} {entry} needs something that cannot be imported: {describe(cause)}."
             ) from cause
         except Exception as error:
+            if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+                raise UnknownOptionError(
+                    f"{self.kind} {entry} has no such option: {error}."
+                ) from error
             error.add_note(f"while creating {self.kind} {name!r}: {entry}")
             raise
         if complaint := self._check(thing):

@@ -4,9 +4,11 @@ For instance the published setting, whose reports fill 22 of their 97 positions 
 
   gloria plan --images 48 --regions 361 --words 97 --mean-words 22 --dim 768
 
-Operations are those of the matrix products; memory comes on top of the inputs, the result and
-their gradients. Times are lower bounds, the larger of operations / rate and bytes / bandwidth of
-a device: no measurements, and no kernel reaches them.
+Operations are those of the matrix products. Memory comes on top of the inputs, the result and their
+gradients: what the memory budget bounds, and some numbers per image and word position, padding
+included, which it does not. Times are lower bounds, the larger of operations / rate and bytes /
+bandwidth of a device: no measurements, and no kernel reaches them. The tiles of
+chunked are taken to stay in a cache, so its bytes are the most optimistic.
 """
 
 from __future__ import annotations

@@ -290,11 +290,12 @@ def _width(text: str) -> int | None:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """``NAME=VALUE``, the value as JSON if it is JSON."""
+    """``NAME=VALUE``, the value as JSON if it is JSON; Python's spelling of it will do."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE; got {text!r}")
+    spelled = {"True": "true", "False": "false", "None": "null"}
     try:
-        return name, json.loads(value)
+        return name, json.loads(spelled.get(value, value))
     except ValueError:
         return name, value

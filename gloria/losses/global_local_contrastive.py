@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -58,16 +59,30 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
         self.local_loss = local_loss or LocalContrastiveLoss()
 
     @classmethod
-    def from_preset(cls, preset: str, **overrides: Any) -> Self:
-        """Both parts with the constants of a named preset; overrides are of this class.
+    def from_preset(
+        cls,
+        preset: str,
+        *,
+        global_options: Mapping[str, Any] | None = None,
+        local_options: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """Both parts with the constants of a named preset, some of them overridden.
+
+        Args:
+            preset: ``"paper"``, ``"official"`` or ``"stable"``.
+            global_options: keyword arguments of :class:`GlobalContrastiveLoss`.
+            local_options: keyword arguments of :class:`LocalContrastiveLoss`, such as
+                ``{"backend": "chunked"}``.
+            overrides: keyword arguments of this class.
 
         Raises:
             OptionError: no such preset.
         """
         check_choice("preset", preset, cls.presets)
         parts = {
-            "global_loss": GlobalContrastiveLoss.from_preset(preset),
-            "local_loss": LocalContrastiveLoss.from_preset(preset),
+            "global_loss": GlobalContrastiveLoss.from_preset(preset, **(global_options or {})),
+            "local_loss": LocalContrastiveLoss.from_preset(preset, **(local_options or {})),
         }
         return cls(**{**parts, **overrides})
 

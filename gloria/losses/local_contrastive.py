@@ -44,7 +44,8 @@ class LocalContrastiveLoss(SimilarityLoss):
         image_to_text_weight: w_it.
         text_to_image_weight: w_ti.
         backend: ``"auto"`` or the name of a matching backend.
-        memory_budget: bytes of working memory for the matching, forward and backward.
+        memory_budget: bytes of working memory for the matching, forward and backward, beside a few
+            numbers per image and word position.
 
     Presets:
         - ``"paper"`` (the defaults): the printed formulas; ``"regions"`` on raw products, 1/4,

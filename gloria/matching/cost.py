@@ -44,7 +44,7 @@ DEVICES = {"NVIDIA H200, bfloat16": Device(790e12, 4.3e12)}
 """Taken as the rates of large matrix products in bfloat16 and of large copies."""
 
 
-NUMBERS_PER_COSINE = 10
+NUMBERS_PER_COSINE = 5
 """Numbers per image and word position, padding included, that no budget bounds: the cosines, their
 aggregation, and both backward."""
 

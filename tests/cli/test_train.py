@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import gloria
-from gloria.cli import main
+from gloria.cli import main, train
 
 # the vocabulary of twelve reports spells most other words letter by letter
 pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.TruncatedTextWarning")
@@ -203,6 +203,10 @@ def test_any_encoder_and_loss_can_be_configured(table, tmp_path):
 def test_an_option_is_name_and_value(table, tmp_path, capsys):
     assert run(table, tmp_path, "--image-option", "frozen") == 2
     assert "must be NAME=VALUE; got 'frozen'" in capsys.readouterr().err
+    assert train._option("learnable=False") == train._option("learnable=false")
+    assert train._option("learnable=False") == ("learnable", False)
+    assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 1
+    assert "has no such option" in capsys.readouterr().err
 
 
 def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):

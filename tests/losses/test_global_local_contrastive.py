@@ -223,3 +223,17 @@ def test_small_encoders_overfit_a_small_batch(preset):
         optimizer.step()
     assert precision() == 1.0
     assert loss(*features()).item() < start / 4
+
+
+def test_a_preset_with_options_of_its_parts():
+    loss = GlobalLocalContrastiveLoss.from_preset(
+        "stable",
+        global_options={"learnable": True},
+        local_options={"backend": "chunked", "memory_budget": 2**20},
+        local_weight=0.5,
+    )
+    assert loss.local_loss.backend == "chunked"
+    assert loss.local_loss.memory_budget == 2**20
+    assert loss.local_loss.product == "cosine"  # of the preset
+    assert loss.global_loss.temperature.raw is not None
+    assert loss.local_weight == 0.5
