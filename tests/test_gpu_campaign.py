@@ -41,7 +41,8 @@ def test_every_stage_runs_and_is_written_down(tmp_path):
     assert {row["pairs"] for row in report["scaling"]} == {2, 3}
     assert len(report["tuning"]) == 2
     assert report["profile"]
-    assert {"memory", "largest", "sanitizer"} < set(report)
+    assert set(report["hard_max"]["small"]) >= {"einops", "chunked", "triton"}
+    assert {"memory", "largest", "contrastive", "sanitizer"} < set(report)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")

@@ -5,13 +5,13 @@ With B images of M regions, N texts of W words, R of all these words real, vecto
 
     einops    forward  4·P·D              backward  8·P·D
     chunked   forward  2·E·(D + A)        backward  2·E·(2·D + A' + k·(D + A))
-    triton    forward  2·E·(D + M/2)      backward  2·E·(3·D + 2·M)
+    triton    forward  2·E·(D + M)        backward  2·E·(2·D + M + k·(D + M))
 
 operations, a multiplication and an addition being two. A is what the pull of the attention weights
 costs per pair element: M with the Gram matrices, which take ``2·B·M²·D`` more, once made and once
 for their gradient, or D without; A' is M with them and 2·D without. k is the share of the tiles
-that do not fit the memory budget and are computed again. The elementwise steps are not counted: a
-few operations per element.
+that do not fit the memory budget and are computed again; of ``triton``, all or nothing. The
+elementwise steps are not counted: a few operations per element.
 
 Bytes are what has to travel to and from memory if every step reads its operands once and writes
 its result once, tiles that fit a cache staying there. A time from :meth:`Work.seconds` is a
@@ -158,20 +158,25 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
 
 
 def _triton(problem: Problem, real_words: int) -> Cost:
-    """Tiles of some images at a time, between fused kernels; all made again by the backward."""
+    """Library products and fused kernels in turn, for some images at a time."""
     images, regions, _, _, dim = problem[:5]
     element = images * regions * real_words
+    # scores are float32; what else stands between two steps is bfloat16 for either half type
     inputs = problem.dtype.itemsize
-    # what stands between two kernels is bfloat16 for either half type
-    tile = element * inputs
+    of_image = regions * real_words * (4 + 4 * inputs) + 2 * inputs * regions * (regions + dim)
+    kept = images * of_image <= problem.options.memory_budget
     grams = 2 * images * regions**2 * dim
-    of_image = inputs * (3 * regions * real_words + 2 * regions**2)
     small = inputs * _numbers(problem, real_words)
+    # scores written and read; weights written, multiplied; with what is attended, read again
+    attend = Work(2 * element * (dim + regions) + grams, small + element * (8 + 3 * inputs))
+    forward = attend + Work(0, element * 2 * inputs)
+    # all three read, two gradients written; one read by two products, the other with the weights
+    backward = Work(
+        2 * element * (2 * dim + regions) + grams, 2 * small + element * (4 + 8 * inputs)
+    )
     return Cost(
-        # the weights, written and read
-        Work(element * (2 * dim + regions) + grams, small + 2 * tile),
-        # weights, score gradient and softmax written, read, two of them again, then multiplied
-        Work(2 * element * (3 * dim + 2 * regions) + 2 * grams, 2 * small + 12 * tile),
+        forward,
+        backward if kept else backward + attend,
         max(of_image, min(problem.options.memory_budget, images * of_image))
         + (inputs + 4) * real_words * dim
         + _of_cosines(problem, 4),

@@ -24,7 +24,7 @@ from gloria.matching import (
     einops,
     triton,
 )
-from gloria.matching.triton import Blocks, Launch, attention_cosine
+from gloria.matching.triton import Blocks, attention_cosine
 from gloria.matching.triton_support import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -47,13 +47,11 @@ TOLERANCE = {
     torch.float16: (3e-3, 4e-2),
 }
 
-SMALL = Blocks(16, 16, *[Launch(16, 4, 1)] * 4)
-"""Blocks that any problem fills several of."""
-
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(triton, "choose_blocks", lambda *_: SMALL)
+    """Few words at a time, so that any text takes several."""
+    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(64, 2, 1))
 
 
 def options(attention="regions", temperature=0.25, budget=2**26):
@@ -206,9 +204,8 @@ def test_the_memory_budget_changes_nothing(attention, small_blocks):
     whole = differentiate(triton, inputs, upstream, options(attention))
     for budget in (1, 20_000):
         parts = differentiate(triton, inputs, upstream, options(attention, budget=budget))
-        assert torch.equal(parts[0], whole[0])
-        torch.testing.assert_close(parts[1], whole[1])
-        torch.testing.assert_close(parts[2], whole[2])
+        for ours, theirs in zip(parts, whole, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
@@ -295,36 +292,23 @@ def test_regions_that_cancel_give_no_cosine_beyond_1(small_blocks):
     assert cosine.abs().max() <= 1
 
 
-@pytest.mark.parametrize("width", [16, 64])
-def test_packing(width):
-    """Every real word once; texts whole, in slots of 8, as many to a window as fit."""
+def test_packing():
+    """Every real word once, in order, with its length and both tables."""
     generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(70, 13, generator=generator) < torch.rand(70, 1, generator=generator)
+    mask = torch.rand(70, 37, generator=generator) < torch.rand(70, 1, generator=generator)
     mask[3], mask[:, 0] = False, True
-    words = torch.randn(70, 13, 5, generator=generator)
+    words = torch.randn(70, 37, 5, generator=generator)
     mask, words = mask.to(DEVICE), words.to(DEVICE)
-    for over_words in (False, True):
-        starts, sizes = triton.place(mask, over_words, width)
-        packed = triton.pack(words, mask, starts, sizes, 16)
-        index = packed.word_of_column.long()
-        assert torch.equal(index[index >= 0], mask.flatten().nonzero()[:, 0])
-        torch.testing.assert_close(packed.words[index >= 0, :5], words[mask])
-        torch.testing.assert_close(packed.lengths[index >= 0], words[mask].norm(dim=1))
-        assert not packed.words[index < 0].any()
-        assert not packed.words[:, 5:].any()
-        assert torch.equal(
-            packed.column_of_word[mask.flatten()].long(), (index >= 0).nonzero()[:, 0]
-        )
-        if over_words:
-            edges = packed.windows[: packed.window_count + 1].tolist()
-            slots = [8 * math.ceil(max(1, n) / 8) for n in mask.sum(1).tolist()]
-            expected, room = [0], width
-            for k, slot in enumerate(slots):
-                if slot > room:
-                    expected.append(sum(slots[:k]))
-                    room = width
-                room -= slot
-            assert edges == [*expected, len(index)]
+    packed = triton.pack(words, mask, 16)
+    places = mask.flatten().nonzero()[:, 0]
+    assert torch.equal(packed.word_of_column.long(), places)
+    assert torch.equal(packed.words[:, :5], words[mask])
+    assert not packed.words[:, 5:].any()
+    torch.testing.assert_close(packed.lengths, words[mask].norm(dim=1))
+    column_of_word = torch.full((70 * 37,), -1, device=DEVICE)
+    column_of_word[places] = torch.arange(len(places), device=DEVICE)
+    assert torch.equal(packed.column_of_word.long(), column_of_word)
+    assert packed.starts.diff().tolist() == mask.sum(1).tolist()
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
@@ -336,7 +320,7 @@ def test_is_a_well_behaved_operator(attention, small_blocks):
     saved = attention_cosine(*arguments)
     torch.library.opcheck(
         triton.attention_cosine_backward,
-        (upstream.float(), *inputs, *(x.detach() for x in saved), attention, 0.25, 2**20),
+        (upstream.float(), *inputs, *(each.detach() for each in saved), attention, 0.25, 2**20),
         # it has no gradient, and says so
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
@@ -367,10 +351,25 @@ def test_takes_half_precision_under_autocast(small_blocks):
     assert plain.dtype == torch.float32
 
 
-def test_a_second_derivative_is_refused(small_blocks):
+def test_a_second_derivative_goes_by_the_definition(small_blocks):
+    inputs, upstream = draw(2, 2, 5, 6, 8)
+
+    def second(backend, inputs):
+        regions = inputs.regions.requires_grad_()
+        cosine = backend.word_cosines(inputs._replace(regions=regions), options())
+        (gradient,) = torch.autograd.grad(
+            cosine, regions, upstream.to(cosine.dtype), create_graph=True
+        )
+        return torch.autograd.grad(gradient.square().sum(), regions)[0]
+
+    expected = second(einops, wide(inputs))
+    assert error(second(triton, inputs), expected, 1.0) <= 1e-4
+
+
+def test_a_second_derivative_of_a_compiled_graph_is_refused(small_blocks):
     inputs, _ = draw(2, 2, 5, 6, 8)
     regions = inputs.regions.requires_grad_()
-    cosine = triton.word_cosines(inputs._replace(regions=regions), options())
+    cosine, _ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
     (gradient,) = torch.autograd.grad(cosine.sum(), regions, create_graph=True)
     with pytest.raises(BackendError, match=r"no second derivative. Use backend='einops'"):
         gradient.sum().backward()
