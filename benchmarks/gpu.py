@@ -80,7 +80,7 @@ class Sizes:
             self.pairs = [48, 96, 128, 256, 512, 1024]
             self.regions, self.dim, self.words = 361, 768, 97
             self.profile = [48, 512]
-            self.tuning = [(361, 768, 256), (196, 768, 256)]
+            self.tuning = [(361, 768, 256), (196, 768, 256), (49, 768, 256)]
             self.memory, self.largest = 128, 2048
             self.hard_maximum = [name for name in hard_maximum.WORKLOADS if name != "small"]
             self.contrastive = [8192, 32768]
@@ -363,9 +363,9 @@ def tuning(sizes: Sizes) -> dict[str, Any]:
                 took = or_why_not(functools.partial(kernel_times, run))
             if isinstance(took, dict):
                 for name in KERNELS:
-                    rows[name].append([took.get(name), *blocks])
+                    rows[name].append([took.get(name), *getattr(blocks, name)])
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
-            "columns": "microseconds, regions, words, warps; the default first",
+            "columns": "microseconds, words, warps, stages; the default first",
             **{name: some[:1] + sorted(some[1:], key=str_last) for name, some in rows.items()},
         }
     return found
@@ -380,13 +380,15 @@ def str_last(row: list[Any]) -> tuple[bool, float]:
 
 
 def candidates(regions: int) -> Iterator[backend.Blocks]:
-    """Block sizes to time, the default first."""
+    """Block sizes to time, the default first; the same for all kernels."""
     default = backend.choose_blocks(regions)
     yield default
-    warps = {max(1, default.warps // 2), default.warps, default.warps * 2}
-    for words, number in itertools.product((2, 4, 8, 16), sorted(warps)):
-        if not SMOKE and (words, number) != default[1:]:
-            yield default._replace(words=words, warps=number)
+    usual = default.regions // 128
+    warps = sorted({max(1, usual // 4), max(1, usual // 2), usual})
+    for words, number, stages in itertools.product((1, 2, 4, 8), warps, (1, 3)):
+        # beyond 64 numbers of each tensor a thread runs out of registers
+        if not SMOKE and words * default.regions <= number * 2048:
+            yield backend.Blocks(default.regions, *[backend.Launch(words, number, stages)] * 3)
 
 
 def compile_blocks(regions: int, dim: int, attention: str, blocks: backend.Blocks) -> str:

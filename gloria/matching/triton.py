@@ -73,26 +73,35 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
 # Block sizes.
 
 
+class Launch(NamedTuple):
+    """How one kernel runs."""
+
+    words: int
+    """Words at a time"""
+    warps: int
+    stages: int
+    """Depth of the pipeline over words"""
+
+
 class Blocks(NamedTuple):
     """How the matching kernels run."""
 
     regions: int
     """Regions that a program holds: all of an image, and what fills a power of two"""
-    words: int
-    """Words at a time"""
-    warps: int
+    attend: Launch
+    cosine: Launch
+    score_gradient: Launch
 
 
 def choose_blocks(regions: int) -> Blocks:
-    """The blocks for images of so many regions; how many images and texts changes nothing.
-
-    A thread reads four neighbouring regions of each word, and with eight words at a time holds 32
-    numbers of every tensor.
-    """
+    """The blocks for images of so many regions; how many images and texts changes nothing."""
     width = 128
     while width < regions:
         width *= 2
-    return Blocks(width, 8 if width <= 2048 else 4, min(width // 128, 16))
+    warps = max(1, width // 512)
+    return Blocks(
+        width, Launch(2, warps, 1), Launch(8, max(1, width // 128), 1), Launch(2, warps, 1)
+    )
 
 
 # The texts' words, packed.
@@ -206,13 +215,13 @@ class Matcher:
             return result, norm, None
         for first, last in chunks(self.images, self.bytes_forward, self.budget):
             attended, product = self.attend(first, last)
-            words = self.blocks.words
-            kernels().cosine[(ceil_div(self.columns, words) * (last - first),)](
+            launch = self.blocks.cosine
+            kernels().cosine[(ceil_div(self.columns, launch.words) * (last - first),)](
                 attended.weights, attended.attended, product,
                 self.packed.lengths, self.packed.word_of_column, result, norm,
                 first, last - first, self.padded // OCTET,
                 self.texts, self.positions, self.columns,
-                WORDS=words, REGIONS=self.blocks.regions, num_warps=self.blocks.warps,
+                WORDS=launch.words, REGIONS=self.blocks.regions, num_warps=launch.warps,
             )  # fmt: skip
         return result, norm, attended if keep and self.fits else None
 
@@ -223,12 +232,14 @@ class Matcher:
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
         product = scores.new_empty((images, self.columns))
+        launch = self.blocks.attend
         kernels().attend[(self.texts * images,)](
             scores, self.region_mask, self.packed.starts, weights, product,
             first, images, self.region_count, self.padded // OCTET, self.columns,
             self.inverse_temperature,
             MASKED=self.region_mask is not None, OVER_WORDS=self.over_words,
-            WORDS=self.blocks.words, REGIONS=self.blocks.regions, num_warps=self.blocks.warps,
+            WORDS=launch.words, REGIONS=self.blocks.regions, STAGES=launch.stages,
+            num_warps=launch.warps,
         )  # fmt: skip
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
@@ -258,14 +269,18 @@ class Matcher:
             attended = kept or self.attend(first, last)[0]
             part = self.regions[first:last].to(self.kind)
             gradient, curved = self.empty(last - first), self.empty(last - first)
+            terms = norm.new_empty((last - first, 3, self.columns))
+            kernels().differentiate_cosine[(last - first, ceil_div(self.columns, 256))](
+                upstream, cosine, norm, self.packed.lengths, self.packed.word_of_column, terms,
+                first, self.texts, self.positions, self.columns, BLOCK=256,
+            )  # fmt: skip
+            launch = self.blocks.score_gradient
             kernels().score_gradient[(self.texts * (last - first),)](
-                *attended, self.packed.starts,
-                upstream, cosine, norm, self.packed.lengths, self.packed.word_of_column,
-                gradient, curved,
-                first, last - first, self.padded // OCTET, self.texts, self.positions,
-                self.inverse_temperature,
+                *attended, self.packed.starts, terms, gradient, curved,
+                last - first, self.padded // OCTET, self.columns, self.inverse_temperature,
                 OVER_WORDS=self.over_words,
-                WORDS=self.blocks.words, REGIONS=self.blocks.regions, num_warps=self.blocks.warps,
+                WORDS=launch.words, REGIONS=self.blocks.regions, STAGES=launch.stages,
+                num_warps=launch.warps,
             )  # fmt: skip
             through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
             rows = gradient.flatten(1)

@@ -17,6 +17,9 @@ import triton.language as tl
 EPS = tl.constexpr(1e-8)
 """gloria.matching.problem.EPS; a kernel reads constexpr globals only."""
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+"""The units compute powers of 2."""
+
 launched = triton.jit(
     do_not_specialize=["first_image", "images", "regions", "octets", "texts", "words", "columns"]
 )
@@ -150,6 +153,7 @@ def attend(
     scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, product_ptr,
     first_image, images, regions, octets, columns, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention ``a`` of one text on one image, and ``<c, t> = Σ_j a_j s_j`` of its words."""
     local = tl.program_id(0) % images
@@ -162,24 +166,26 @@ def attend(
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)
     if OVER_WORDS:
-        for first in range(start, end, WORDS):
+        for first in tl.range(start, end, WORDS, num_stages=STAGES):
             word = first + tl.arange(0, WORDS)
             scores = read(scores_ptr, word, end, row, at, stored)
             scores = tl.where((word < end)[:, None], scores, float("-inf"))
-            higher = tl.maximum(top, tl.max(scores, 0))
-            total = total * tl.exp(top - higher) + tl.sum(tl.exp(scores - higher[None, :]), 0)
+            higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
+            power = tl.exp2(scores * LOG2_E - higher[None, :])
+            total = total * tl.exp2(top - higher) + tl.sum(power, 0)
             top = higher
         total = 1 / total
-    for first in range(start, end, WORDS):
+    for first in tl.range(start, end, WORDS, num_stages=STAGES):
         word = first + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
         exponent = scores
         if OVER_WORDS:
-            exponent = tl.exp(scores - top[None, :]) * total[None, :]
-        exponent = tl.where(real[None, :], exponent * inverse_temperature, float("-inf"))
+            exponent = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
+        exponent *= inverse_temperature * LOG2_E
+        exponent = tl.where(real[None, :], exponent, float("-inf"))
         highest = tl.max(exponent, 1)
         highest = tl.where(highest == float("-inf"), 0.0, highest)  # an image without a region
-        weights = tl.where(real[None, :], tl.exp(exponent - highest[:, None]), 0.0)
+        weights = tl.exp2(exponent - highest[:, None])
         sums = tl.sum(weights, 1)
         weights *= (1 / tl.where(sums == 0, 1.0, sums))[:, None]
         write(weights_ptr, weights, word, end, row, at, stored)
@@ -220,42 +226,62 @@ def cosine(
 # Backward.
 
 
+@launched
+def differentiate_cosine(
+    upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr, terms_ptr,
+    first_image, texts, words, columns, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What the gradient of a score needs to know of its word, ``terms (image, 3, column)``.
+
+    ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds; and the average of
+    both over the regions, ``dnum num + 2 dq q``, which is 0 but at the clamp.
+    """
+    local = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    word = tl.load(word_of_column_ptr + column, mask=inside, other=-1)
+    real = word >= 0
+    at = (first_image + local) * (texts * words) + word
+    upstream = tl.load(upstream_ptr + at, mask=real, other=0.0)
+    cosine = tl.load(cosine_ptr + at, mask=real, other=0.0)
+    norm = tl.load(norm_ptr + at, mask=real, other=0.0)
+    product = norm * tl.load(lengths_ptr + column, mask=inside, other=0.0)
+    clamped = product < EPS
+    divisor = tl.maximum(product, EPS, propagate_nan=tl.PropagateNan.ALL)
+    terms = terms_ptr + local * 3 * columns + column
+    tl.store(terms, upstream / divisor, mask=inside)
+    curvature = tl.where(clamped, 0.0, -upstream * cosine / (norm * norm))
+    tl.store(terms + columns, curvature, mask=inside)
+    tl.store(terms + 2 * columns, tl.where(clamped, upstream * cosine, 0.0), mask=inside)
+
+
 @triton.jit
 def pull(
-    scores, weights, attended, word, end, image, texts, words,
-    upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr,
+    scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at, stored,
 ):  # fmt: skip
-    """``a de``, the direct part of ds, and ``2 dq a`` of a tile; (word, region) each.
+    """Of a tile, (word, region): s; ``a de``; the direct part of ds; and ``2 dq a``.
 
-    ``de = dnum (s - num) + 2 dq (G a - q)``: what is subtracted has no effect (a sums to 1) and
-    keeps both parts small. ``num = <c, t>``, ``q = ‖c‖²``, ``dnum = dr / (‖c‖ y)``,
-    ``2 dq = -dr r / q``, or 0 where the clamp holds.
+    ``de = dnum s + 2 dq G a``, less its average over the regions.
     """
     inside = word < end
-    origin = tl.load(word_of_column_ptr + word, mask=inside, other=0)
-    source = image * (texts * words) + origin
-    upstream = tl.load(upstream_ptr + source, mask=inside, other=0.0)
-    value = tl.load(cosine_ptr + source, mask=inside, other=0.0)
-    norm = tl.load(norm_ptr + source, mask=inside, other=0.0)
-    product = norm * tl.load(lengths_ptr + word, mask=inside, other=0.0)
-    divisor = tl.maximum(product, EPS, propagate_nan=tl.PropagateNan.ALL)
-    slope = upstream / divisor
-    square = norm * norm
-    curvature = tl.where(product < EPS, 0.0, -upstream * value / square)
-    curved = curvature[:, None] * weights
+    slope = tl.load(terms_ptr + word, mask=inside, other=0.0)
+    curvature = tl.load(terms_ptr + columns + word, mask=inside, other=0.0)
+    average = tl.load(terms_ptr + 2 * columns + word, mask=inside, other=0.0)
+    scores = read(scores_ptr, word, end, row, at, stored)
+    weights = read(weights_ptr, word, end, row, at, stored)
+    attended = read(attended_ptr, word, end, row, at, stored)
     direct = slope[:, None] * weights
-    through = direct * (scores - (value * divisor)[:, None])
-    through += curved * (attended - square[:, None])
-    return through, direct, curved
+    curved = curvature[:, None] * weights
+    through = direct * scores + curved * attended - average[:, None] * weights
+    return scores, through, direct, curved
 
 
 @launched
 def score_gradient(
-    scores_ptr, weights_ptr, attended_ptr, starts_ptr,
-    upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr,
+    scores_ptr, weights_ptr, attended_ptr, starts_ptr, terms_ptr,
     gradient_ptr, curved_ptr,
-    first_image, images, octets, texts, words, inverse_temperature,
-    OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
+    images, octets, columns, inverse_temperature,
+    OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``ds`` of one text on one image, and ``2 dq a``, of which the Gram matrix's gradient is made.
 
@@ -267,40 +293,33 @@ def score_gradient(
     start = tl.load(starts_ptr + text)
     end = tl.load(starts_ptr + text + 1)
     at, stored, row = place(local, images, octets, REGIONS)
-    image = (first_image + local).to(tl.int64)
+    terms_ptr += local.to(tl.int64) * 3 * columns
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)
     mean = tl.zeros((REGIONS,), tl.float32)
     if OVER_WORDS:
-        for first in range(start, end, WORDS):
+        for first in tl.range(start, end, WORDS, num_stages=STAGES):
             word = first + tl.arange(0, WORDS)
-            scores = read(scores_ptr, word, end, row, at, stored)
-            weights = read(weights_ptr, word, end, row, at, stored)
-            attended = read(attended_ptr, word, end, row, at, stored)
-            through, _, _ = pull(
-                scores, weights, attended, word, end, image, texts, words,
-                upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr,
+            scores, through, _, _ = pull(
+                scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at,
+                stored,
             )  # fmt: skip
             scores = tl.where((word < end)[:, None], scores, float("-inf"))
-            higher = tl.maximum(top, tl.max(scores, 0))
-            power = tl.exp(scores - higher[None, :])
-            rescale = tl.exp(top - higher)
+            higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
+            power = tl.exp2(scores * LOG2_E - higher[None, :])
+            rescale = tl.exp2(top - higher)
             total = total * rescale + tl.sum(power, 0)
             mean = mean * rescale + tl.sum(power * through, 0)
             top = higher
         total = 1 / total
         mean *= total
-    for first in range(start, end, WORDS):
+    for first in tl.range(start, end, WORDS, num_stages=STAGES):
         word = first + tl.arange(0, WORDS)
-        scores = read(scores_ptr, word, end, row, at, stored)
-        weights = read(weights_ptr, word, end, row, at, stored)
-        attended = read(attended_ptr, word, end, row, at, stored)
-        gradient, direct, curved = pull(
-            scores, weights, attended, word, end, image, texts, words,
-            upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr,
-        )  # fmt: skip
+        scores, gradient, direct, curved = pull(
+            scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at, stored
+        )
         if OVER_WORDS:
-            softmax = tl.exp(scores - top[None, :]) * total[None, :]
+            softmax = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
             gradient = softmax * (gradient - mean[None, :])
         gradient = gradient * inverse_temperature + direct
         write(gradient_ptr, gradient, word, end, row, at, stored)

@@ -24,7 +24,7 @@ from gloria.matching import (
     einops,
     triton,
 )
-from gloria.matching.triton import Blocks, attention_cosine
+from gloria.matching.triton import Blocks, Launch, attention_cosine
 from gloria.matching.triton_support import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -32,7 +32,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [
     pytest.mark.usefixtures("true_bfloat16"),
     # numpy's, of NaN that a test put there or in columns that are not stored
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|All-NaN slice) encountered"),
+    pytest.mark.filterwarnings("ignore:(invalid|overflow|divide by zero|All-NaN).* encountered"),
     # torch's own, of opcheck
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
@@ -51,7 +51,7 @@ TOLERANCE = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Few words at a time, so that any text takes several."""
-    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(64, 2, 1))
+    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(64, *[Launch(2, 1, 1)] * 3))
 
 
 def options(attention="regions", temperature=0.25, budget=2**26):
