@@ -365,13 +365,13 @@ def tuning(sizes: Sizes) -> dict[str, Any]:
                 for name in KERNELS:
                     rows[name].append([took.get(name), *getattr(blocks, name)])
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
-            "columns": "microseconds, words, warps, stages; the default first",
+            "columns": "microseconds, regions, words, warps, stages; the default first",
             **{name: some[:1] + sorted(some[1:], key=str_last) for name, some in rows.items()},
         }
     return found
 
 
-KERNELS = ("attend", "cosine", "score_gradient")
+KERNELS = backend.Blocks._fields
 
 
 def str_last(row: list[Any]) -> tuple[bool, float]:
@@ -380,15 +380,14 @@ def str_last(row: list[Any]) -> tuple[bool, float]:
 
 
 def candidates(regions: int) -> Iterator[backend.Blocks]:
-    """Block sizes to time, the default first; the same for all kernels."""
+    """Block sizes to time, the default first; the same for all kernels but for the regions."""
     default = backend.choose_blocks(regions)
     yield default
-    usual = default.regions // 128
-    warps = sorted({max(1, usual // 4), max(1, usual // 2), usual})
-    for words, number, stages in itertools.product((1, 2, 4, 8), warps, (1, 3)):
-        # beyond 64 numbers of each tensor a thread runs out of registers
-        if not SMOKE and words * default.regions <= number * 2048:
-            yield backend.Blocks(default.regions, *[backend.Launch(words, number, stages)] * 3)
+    for words, warps, stages in itertools.product((1, 2, 4, 8), (1, 2, 4), (1, 3)):
+        if not SMOKE:
+            yield backend.Blocks(
+                *(backend.Launch(each[0], words, warps, stages) for each in default)
+            )
 
 
 def compile_blocks(regions: int, dim: int, attention: str, blocks: backend.Blocks) -> str:
@@ -405,7 +404,7 @@ def kernel_times(run: Run) -> dict[str, float]:
     run()
     synchronize()
     runs = [device_times(run) for _ in range(2)]
-    return {name: min(each[name] for each in runs) for name in runs[0]}
+    return {name: min(each[name] for each in runs) for name in KERNELS}
 
 
 def device_times(run: Run) -> dict[str, float]:

@@ -62,7 +62,7 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
     """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
     cosine: Tensor
     if torch.compiler.is_compiling():
-        cosine, _ = attention_cosine(
+        cosine, *_ = attention_cosine(
             *inputs, options.attention, options.attention_temperature, options.memory_budget
         )
     else:
@@ -76,6 +76,8 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
 class Launch(NamedTuple):
     """How one kernel runs."""
 
+    regions: int
+    """Regions of a program"""
     words: int
     """Words at a time"""
     warps: int
@@ -86,21 +88,29 @@ class Launch(NamedTuple):
 class Blocks(NamedTuple):
     """How the matching kernels run."""
 
-    regions: int
-    """Regions that a program holds: all of an image, and what fills a power of two"""
     attend: Launch
+    """All regions of an image, and what fills a power of two"""
     cosine: Launch
+    """As many"""
+    attend_again: Launch
     score_gradient: Launch
 
 
 def choose_blocks(regions: int) -> Blocks:
-    """The blocks for images of so many regions; how many images and texts changes nothing."""
+    """The blocks for images of so many regions; how many images and texts changes nothing.
+
+    Measured on an H200 (``triton.md``): 16 numbers of each tensor in a thread, and one warp, for
+    which a sum over a text's words never leaves a thread.
+    """
     width = 128
     while width < regions:
         width *= 2
-    warps = max(1, width // 512)
+    words = max(1, 512 // width)
     return Blocks(
-        width, Launch(2, warps, 1), Launch(8, max(1, width // 128), 1), Launch(2, warps, 1)
+        attend=Launch(width, words, max(1, width // 1024), 3),
+        cosine=Launch(width, 8, max(1, width // 128), 1),
+        attend_again=Launch(128, 4, 1, 3),
+        score_gradient=Launch(128, 4, 1, 3),
     )
 
 
@@ -150,6 +160,16 @@ def pack(words: Tensor, word_mask: Tensor, dim: int) -> Packed:
 
 
 # Forward and backward.
+
+
+class Found(NamedTuple):
+    """What the forward leaves, (image, text, word) each."""
+
+    cosine: Tensor
+    norm: Tensor
+    """Length of what a word attends to"""
+    shift: Tensor
+    """What makes its attention sum to 1"""
 
 
 class Attended(NamedTuple):
@@ -206,41 +226,54 @@ class Matcher:
         """Whether everything may stay from the forward to the backward."""
         return self.images * self.bytes_backward <= self.budget
 
-    def forward(self, *, keep: bool) -> tuple[Tensor, Tensor, Attended | None]:
-        """Cosines; norms of what is attended, both (image, text, word); and what is kept."""
+    def forward(self, *, keep: bool) -> tuple[Found, Attended | None]:
+        """What is found, and what is kept."""
         shape = self.images, self.texts, self.positions
-        result, norm = (self.words.new_zeros(shape, dtype=torch.float32) for _ in range(2))
+        found = Found(*(self.words.new_zeros(shape, dtype=torch.float32) for _ in range(3)))
         attended = None
         if not (self.images and self.columns):
-            return result, norm, None
+            return found, None
         for first, last in chunks(self.images, self.bytes_forward, self.budget):
-            attended, product = self.attend(first, last)
+            attended, product = self.attend(first, last, found.shift)
             launch = self.blocks.cosine
             kernels().cosine[(ceil_div(self.columns, launch.words) * (last - first),)](
                 attended.weights, attended.attended, product,
-                self.packed.lengths, self.packed.word_of_column, result, norm,
+                self.packed.lengths, self.packed.word_of_column, found.cosine, found.norm,
                 first, last - first, self.padded // OCTET,
                 self.texts, self.positions, self.columns,
-                WORDS=launch.words, REGIONS=self.blocks.regions, num_warps=launch.warps,
+                WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps,
             )  # fmt: skip
-        return result, norm, attended if keep and self.fits else None
+        return found, attended if keep and self.fits else None
 
-    def attend(self, first: int, last: int) -> tuple[Attended, Tensor]:
-        """Of some images; and ``<c, t>``, (image, column)."""
+    def attend(
+        self, first: int, last: int, shift: Tensor, *, again: bool = False
+    ) -> tuple[Attended, Tensor]:
+        """Of some images; and ``<c, t>``, (image, column), where it is not done ``again``."""
         images = last - first
         part = self.regions[first:last]
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
         product = scores.new_empty((images, self.columns))
-        launch = self.blocks.attend
-        kernels().attend[(self.texts * images,)](
-            scores, self.region_mask, self.packed.starts, weights, product,
-            first, images, self.region_count, self.padded // OCTET, self.columns,
-            self.inverse_temperature,
-            MASKED=self.region_mask is not None, OVER_WORDS=self.over_words,
-            WORDS=launch.words, REGIONS=self.blocks.regions, STAGES=launch.stages,
-            num_warps=launch.warps,
-        )  # fmt: skip
+        launch = self.blocks.attend_again if again else self.blocks.attend
+        blocks = ceil_div(self.padded, launch.regions)
+        where = scores, self.region_mask, self.packed.starts, self.packed.word_of_column, weights
+        sizes = first, images, self.region_count, self.padded // OCTET, self.texts, self.positions
+        options = {
+            "MASKED": self.region_mask is not None,
+            "OVER_WORDS": self.over_words,
+            "WORDS": launch.words,
+            "REGIONS": launch.regions,
+            "STAGES": launch.stages,
+            "num_warps": launch.warps,
+        }
+        if again:
+            kernels().attend_again[(self.texts * images * blocks,)](
+                *where, shift, *sizes, blocks, self.inverse_temperature, **options
+            )
+        else:
+            kernels().attend[(self.texts * images,)](
+                *where, product, shift, *sizes, self.columns, self.inverse_temperature, **options
+            )
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
@@ -253,7 +286,7 @@ class Matcher:
         return new(shape, dtype=self.kind, device=self.words.device)
 
     def backward(
-        self, upstream: Tensor, cosine: Tensor, norm: Tensor, kept: Attended | None
+        self, upstream: Tensor, found: Found, kept: Attended | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of regions and words."""
         upstream = upstream.contiguous()
@@ -266,20 +299,22 @@ class Matcher:
         packed_gradient: Tensor | None = None
         budget = self.images * self.bytes_backward if kept else self.budget
         for first, last in chunks(self.images, self.bytes_backward, budget):
-            attended = kept or self.attend(first, last)[0]
+            attended = kept or self.attend(first, last, found.shift, again=True)[0]
             part = self.regions[first:last].to(self.kind)
             gradient, curved = self.empty(last - first), self.empty(last - first)
-            terms = norm.new_empty((last - first, 3, self.columns))
+            terms = upstream.new_empty((last - first, 3, self.columns))
             kernels().differentiate_cosine[(last - first, ceil_div(self.columns, 256))](
-                upstream, cosine, norm, self.packed.lengths, self.packed.word_of_column, terms,
+                upstream, found.cosine, found.norm,
+                self.packed.lengths, self.packed.word_of_column, terms,
                 first, self.texts, self.positions, self.columns, BLOCK=256,
             )  # fmt: skip
             launch = self.blocks.score_gradient
-            kernels().score_gradient[(self.texts * (last - first),)](
+            blocks = ceil_div(self.padded, launch.regions)
+            kernels().score_gradient[(self.texts * (last - first) * blocks,)](
                 *attended, self.packed.starts, terms, gradient, curved,
-                last - first, self.padded // OCTET, self.columns, self.inverse_temperature,
+                last - first, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
                 OVER_WORDS=self.over_words,
-                WORDS=launch.words, REGIONS=self.blocks.regions, STAGES=launch.stages,
+                WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
                 num_warps=launch.warps,
             )  # fmt: skip
             through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
@@ -291,7 +326,7 @@ class Matcher:
             packed_gradient = more if packed_gradient is None else packed_gradient.add_(more)
         kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
             packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
-            upstream, cosine, norm, words_gradient,
+            upstream, found.cosine, found.norm, words_gradient,
             self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
             WORDS=16, DIM=128,
         )  # fmt: skip
@@ -319,28 +354,29 @@ class _WordCosines(torch.autograd.Function):
                 *inputs, options.attention, options.attention_temperature, options.memory_budget
             )
             needed = any(ctx.needs_input_grad)
-            cosine, norm, kept = matcher.forward(keep=needed)
+            found, kept = matcher.forward(keep=needed)
         if needed:
-            ctx.matcher, ctx.norm, ctx.kept, ctx.options = matcher, norm, kept, options
-            ctx.save_for_backward(cosine, *inputs)
-        return cosine
+            ctx.matcher, ctx.kept, ctx.options = matcher, kept, options
+            ctx.save_for_backward(*found, *inputs)
+        return found.cosine
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        cosine, *inputs = ctx.saved_tensors  # as they were, or torch says so
+        *found, regions, words, word_mask, region_mask = ctx.saved_tensors
+        inputs = MatchingInputs(regions, words, word_mask, region_mask)
         if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
             return *by_definition(ctx, inputs, upstream), None, None, None
         with full_precision(upstream), torch.cuda.device_of(upstream):
-            gradients = ctx.matcher.backward(upstream, cosine, ctx.norm, ctx.kept)
+            gradients = ctx.matcher.backward(upstream, Found(*found), ctx.kept)
         return *gradients, None, None, None
 
 
-def by_definition(ctx: Any, inputs: list[Any], upstream: Tensor) -> list[Tensor | None]:
+def by_definition(ctx: Any, inputs: MatchingInputs, upstream: Tensor) -> list[Tensor | None]:
     """Gradients of regions and words that can be differentiated any number of times."""
     needed = ctx.needs_input_grad[:2]
     with full_precision(upstream):
-        wide = [each.float() for each in inputs[:2]]
-        cosine = einops.word_cosines(MatchingInputs(*wide, *inputs[2:]), ctx.options)
+        wide = inputs._replace(regions=inputs.regions.float(), words=inputs.words.float())
+        cosine = einops.word_cosines(wide, ctx.options)
         wanted = [each for each, need in zip(inputs, needed, strict=False) if need]
         found = iter(torch.autograd.grad(cosine, wanted, upstream, create_graph=True))
     return [next(found) if need else None for need in needed]
@@ -358,14 +394,14 @@ def attention_cosine(
     attention: str,
     temperature: float,
     memory_budget: int,
-) -> tuple[Tensor, Tensor]:
-    """The cosines, and the norms of what is attended, which the backward needs."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`Found`."""
     with torch.cuda.device_of(regions):
         matcher = Matcher(
             regions, words, word_mask, region_mask, attention, temperature, memory_budget
         )
-        cosine, norm, _ = matcher.forward(keep=False)
-    return cosine, norm
+        found, _ = matcher.forward(keep=False)
+    return found.cosine, found.norm, found.shift
 
 
 @torch.library.custom_op("gloria::word_cosines_backward", mutates_args=())
@@ -377,6 +413,7 @@ def attention_cosine_backward(
     region_mask: Tensor | None,
     cosine: Tensor,
     norm: Tensor,
+    shift: Tensor,
     attention: str,
     temperature: float,
     memory_budget: int,
@@ -386,14 +423,14 @@ def attention_cosine_backward(
         matcher = Matcher(
             regions, words, word_mask, region_mask, attention, temperature, memory_budget
         )
-        return matcher.backward(upstream, cosine, norm, None)
+        return matcher.backward(upstream, Found(cosine, norm, shift), None)
 
 
 @attention_cosine.register_fake
-def _(regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = (regions.shape[0], *words.shape[:2])
-    cosine, norm = (regions.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    return cosine, norm
+    cosine, norm, shift = (regions.new_empty(shape, dtype=torch.float32) for _ in range(3))
+    return cosine, norm, shift
 
 
 @attention_cosine_backward.register_fake
@@ -401,13 +438,13 @@ def _(_: Tensor, regions: Tensor, words: Tensor, *__: Any) -> tuple[Tensor, Tens
     return regions.new_empty(regions.shape), words.new_empty(words.shape)
 
 
-def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, attention, temperature, memory_budget = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.options = attention, temperature, memory_budget
 
 
-def differentiate(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     gradients = attention_cosine_backward(upstream, *ctx.saved_tensors, *ctx.options)
     return *gradients, None, None, None, None, None
 

@@ -21,8 +21,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 """The units compute powers of 2."""
 
 launched = triton.jit(
-    do_not_specialize=["first_image", "images", "regions", "octets", "texts", "words", "columns"]
-)
+    do_not_specialize=[
+        "first_image", "images", "regions", "octets", "texts", "words", "columns", "blocks",
+    ]
+)  # fmt: skip
 """Of a kernel: sizes that come with a batch compile nothing anew."""
 
 
@@ -103,15 +105,16 @@ def unpack_word_gradient(
         )
 
 
-# What the matching kernels share: one program per (text, image), or (block of columns, image).
+# What the matching kernels share. A program takes one image, and the words of one text or a block
+# of columns; all regions, or where nothing is summed over regions, a block of them.
 
 
 @triton.jit
-def place(local, images, octets, REGIONS: tl.constexpr):
-    """The regions of an image in a row, whether they are stored, and how long a row is."""
-    region = tl.arange(0, REGIONS)
+def locate(block, local, images, octets, REGIONS: tl.constexpr):
+    """Which regions a program has; where they stand in a row; which do; and how long a row is."""
+    region = block * REGIONS + tl.arange(0, REGIONS)
     width = octets * 8
-    return local * width + region, region < width, (images * width).to(tl.int64)
+    return region, local * width + region, region < width, (images * width).to(tl.int64)
 
 
 @triton.jit
@@ -136,13 +139,41 @@ def write(pointer, tile, word, end, row, at, stored):
 
 
 @triton.jit
-def real_regions(region_mask_ptr, image, regions, REGIONS: tl.constexpr, MASKED: tl.constexpr):
+def real_regions(region_mask_ptr, region, image, regions, MASKED: tl.constexpr):
     """Which regions of an image there are to look at."""
-    region = tl.arange(0, REGIONS)
     real = region < regions
     if MASKED:
         real &= tl.load(region_mask_ptr + image * regions + region, mask=real, other=0) != 0
     return real
+
+
+@triton.jit
+def sum_over_words(
+    scores_ptr, start, end, row, at, stored,
+    WORDS: tl.constexpr, REGIONS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Of the softmax over a text's words, by region: highest exponent, in base 2, and 1 / Σ."""
+    top = tl.full((REGIONS,), float("-inf"), tl.float32)
+    total = tl.zeros((REGIONS,), tl.float32)
+    for first in tl.range(start, end, WORDS, num_stages=STAGES):
+        word = first + tl.arange(0, WORDS)
+        scores = read(scores_ptr, word, end, row, at, stored)
+        scores = tl.where((word < end)[:, None], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
+        power = tl.exp2(scores * LOG2_E - higher[None, :])
+        total = total * tl.exp2(top - higher) + tl.sum(power, 0)
+        top = higher
+    return top, 1 / total
+
+
+@triton.jit
+def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS: tl.constexpr):
+    """``x / τ`` in base 2, x being the scores or their softmax over words."""
+    exponent = scores
+    if OVER_WORDS:
+        exponent = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
+    exponent *= inverse_temperature * LOG2_E
+    return tl.where(real[None, :], exponent, float("-inf"))
 
 
 # Forward.
@@ -150,47 +181,42 @@ def real_regions(region_mask_ptr, image, regions, REGIONS: tl.constexpr, MASKED:
 
 @launched
 def attend(
-    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, product_ptr,
-    first_image, images, regions, octets, columns, inverse_temperature,
+    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr,
+    product_ptr, shift_ptr,
+    first_image, images, regions, octets, texts, words, columns, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Attention ``a`` of one text on one image, and ``<c, t> = Σ_j a_j s_j`` of its words."""
+    """Attention ``a`` of one text on one image, and of its words ``<c, t> = Σ_j a_j s_j``.
+
+    ``shift (image, text, word)`` is such that ``a = 2^(x / τ - shift)``, x / τ in base 2.
+    """
     local = tl.program_id(0) % images
     text = tl.program_id(0) // images
     start = tl.load(starts_ptr + text)
     end = tl.load(starts_ptr + text + 1)
-    at, stored, row = place(local, images, octets, REGIONS)
+    region, at, stored, row = locate(0, local, images, octets, REGIONS)
     image = (first_image + local).to(tl.int64)
-    real = real_regions(region_mask_ptr, image, regions, REGIONS, MASKED)
-    top = tl.full((REGIONS,), float("-inf"), tl.float32)
-    total = tl.zeros((REGIONS,), tl.float32)
+    real = real_regions(region_mask_ptr, region, image, regions, MASKED)
+    top, total = 0.0, 0.0
     if OVER_WORDS:
-        for first in tl.range(start, end, WORDS, num_stages=STAGES):
-            word = first + tl.arange(0, WORDS)
-            scores = read(scores_ptr, word, end, row, at, stored)
-            scores = tl.where((word < end)[:, None], scores, float("-inf"))
-            higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
-            power = tl.exp2(scores * LOG2_E - higher[None, :])
-            total = total * tl.exp2(top - higher) + tl.sum(power, 0)
-            top = higher
-        total = 1 / total
+        top, total = sum_over_words(scores_ptr, start, end, row, at, stored, WORDS, REGIONS, STAGES)
     for first in tl.range(start, end, WORDS, num_stages=STAGES):
         word = first + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
-        exponent = scores
-        if OVER_WORDS:
-            exponent = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
-        exponent *= inverse_temperature * LOG2_E
-        exponent = tl.where(real[None, :], exponent, float("-inf"))
+        exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
         highest = tl.max(exponent, 1)
         highest = tl.where(highest == float("-inf"), 0.0, highest)  # an image without a region
         weights = tl.exp2(exponent - highest[:, None])
         sums = tl.sum(weights, 1)
-        weights *= (1 / tl.where(sums == 0, 1.0, sums))[:, None]
+        sums = tl.where(sums == 0, 1.0, sums)
+        weights *= (1 / sums)[:, None]
         write(weights_ptr, weights, word, end, row, at, stored)
-        product = tl.sum(weights * scores, 1)
-        tl.store(product_ptr + local * columns + word, product, mask=word < end)
+        inside = word < end
+        tl.store(product_ptr + local * columns + word, tl.sum(weights * scores, 1), mask=inside)
+        origin = tl.load(word_of_column_ptr + word, mask=inside, other=0)
+        target = shift_ptr + image * (texts * words) + origin
+        tl.store(target, highest + tl.log2(sums), mask=inside)
 
 
 @launched
@@ -206,7 +232,7 @@ def cosine(
     """
     local = tl.program_id(0) % images
     column = tl.program_id(0) // images * WORDS + tl.arange(0, WORDS)
-    at, stored, row = place(local, images, octets, REGIONS)
+    _, at, stored, row = locate(0, local, images, octets, REGIONS)
     weights = read(weights_ptr, column, columns, row, at, stored)
     attended = read(attended_ptr, column, columns, row, at, stored)
     square = tl.sum(weights * attended, 1)
@@ -224,6 +250,34 @@ def cosine(
 
 
 # Backward.
+
+
+@launched
+def attend_again(
+    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr, shift_ptr,
+    first_image, images, regions, octets, texts, words, blocks, inverse_temperature,
+    MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The same attention, now that ``shift`` is known: a block of regions without the others."""
+    block = tl.program_id(0) % blocks
+    local = tl.program_id(0) // blocks % images
+    text = tl.program_id(0) // blocks // images
+    start = tl.load(starts_ptr + text)
+    end = tl.load(starts_ptr + text + 1)
+    region, at, stored, row = locate(block, local, images, octets, REGIONS)
+    image = (first_image + local).to(tl.int64)
+    real = real_regions(region_mask_ptr, region, image, regions, MASKED)
+    top, total = 0.0, 0.0
+    if OVER_WORDS:
+        top, total = sum_over_words(scores_ptr, start, end, row, at, stored, WORDS, REGIONS, STAGES)
+    for first in tl.range(start, end, WORDS, num_stages=STAGES):
+        word = first + tl.arange(0, WORDS)
+        scores = read(scores_ptr, word, end, row, at, stored)
+        exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
+        origin = tl.load(word_of_column_ptr + word, mask=word < end, other=0)
+        shift = tl.load(shift_ptr + image * (texts * words) + origin, mask=word < end, other=0.0)
+        write(weights_ptr, tl.exp2(exponent - shift[:, None]), word, end, row, at, stored)
 
 
 @launched
@@ -280,19 +334,20 @@ def pull(
 def score_gradient(
     scores_ptr, weights_ptr, attended_ptr, starts_ptr, terms_ptr,
     gradient_ptr, curved_ptr,
-    images, octets, columns, inverse_temperature,
+    images, octets, columns, blocks, inverse_temperature,
     OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``ds`` of one text on one image, and ``2 dq a``, of which the Gram matrix's gradient is made.
+    """``ds`` of one text on a block of regions, and ``2 dq a`` for the Gram matrix's gradient.
 
     Through the softmax over regions ``dx = a de / τ``, and where x is a softmax over words, through
     that: ``ds = p (dx - Σ_i p dx)``. Both, and ``dnum a``, which reaches s directly.
     """
-    local = tl.program_id(0) % images
-    text = tl.program_id(0) // images
+    block = tl.program_id(0) % blocks
+    local = tl.program_id(0) // blocks % images
+    text = tl.program_id(0) // blocks // images
     start = tl.load(starts_ptr + text)
     end = tl.load(starts_ptr + text + 1)
-    at, stored, row = place(local, images, octets, REGIONS)
+    _, at, stored, row = locate(block, local, images, octets, REGIONS)
     terms_ptr += local.to(tl.int64) * 3 * columns
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)

@@ -50,8 +50,9 @@ TOLERANCE = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Few words at a time, so that any text takes several."""
-    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(64, *[Launch(2, 1, 1)] * 3))
+    """Few words and regions at a time, so that any text takes several."""
+    launches = [Launch(64, 2, 1, 1)] * 2 + [Launch(16, 2, 1, 1)] * 2
+    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(*launches))
 
 
 def options(attention="regions", temperature=0.25, budget=2**26):
@@ -369,7 +370,7 @@ def test_a_second_derivative_goes_by_the_definition(small_blocks):
 def test_a_second_derivative_of_a_compiled_graph_is_refused(small_blocks):
     inputs, _ = draw(2, 2, 5, 6, 8)
     regions = inputs.regions.requires_grad_()
-    cosine, _ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
+    cosine, *_ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
     (gradient,) = torch.autograd.grad(cosine.sum(), regions, create_graph=True)
     with pytest.raises(BackendError, match=r"no second derivative. Use backend='einops'"):
         gradient.sum().backward()
