@@ -206,8 +206,9 @@ def local_similarity(
     engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
     with full_precision(regions):
         inputs = _matching_inputs(
-            regions, words, word_mask, region_mask, product, engine.TAKES_HALF_PRECISION
-        )
+            regions, words, word_mask, region_mask, product,
+            engine.TAKES_HALF_PRECISION, engine.READS_MASKED_WORDS,
+        )  # fmt: skip
         return aggregate_words(engine.word_cosines(inputs, options), word_mask, options)
 
 
@@ -923,12 +924,14 @@ def _matching_inputs(
     region_mask: Tensor | None,
     product: Product,
     keep_half_precision: bool = False,
+    masked_words_are_read: bool = True,
 ) -> MatchingInputs:
     """With zeros under the masks, widened, and such that every product left is a plain dot."""
     dtype = torch.promote_types(regions.dtype, words.dtype)
     if not keep_half_precision:
         dtype = torch.promote_types(dtype, torch.float32)
-    regions, words = _zero_masked(regions, words, word_mask, region_mask)
+    read = masked_words_are_read or product != "dot"
+    regions, words = _zero_masked(regions, words, word_mask if read else None, region_mask)
     if product != "dot":
         regions, words = _widen_together(regions, words)
     if product == "cosine":
@@ -947,9 +950,10 @@ def _real_vectors(
 
 
 def _zero_masked(
-    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+    regions: Tensor, words: Tensor, word_mask: Tensor | None, region_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    words = words.masked_fill(~word_mask[..., None], 0.0)
+    if word_mask is not None:
+        words = words.masked_fill(~word_mask[..., None], 0.0)
     if region_mask is not None:
         regions = regions.masked_fill(~region_mask[..., None], 0.0)
     return regions, words

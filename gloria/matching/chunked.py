@@ -46,6 +46,7 @@ from gloria.matching.problem import (
 )
 
 TAKES_HALF_PRECISION = False
+READS_MASKED_WORDS = False
 
 CACHE_TILE = 4 * 2**20
 """Bytes of a tile on a CPU, so that the steps between two products find it in the cache."""

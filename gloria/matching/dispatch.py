@@ -42,6 +42,9 @@ class Backend(Protocol):
     TAKES_HALF_PRECISION: bool
     """Whether float16 and bfloat16 inputs come as they are; otherwise they come as float32."""
 
+    READS_MASKED_WORDS: bool
+    """Whether zeros have to stand in masked words; otherwise anything may."""
+
     def word_cosines(self, inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
         """Cosine of each word with the region feature it attends to, ``(image, text, word)``.
 

@@ -14,6 +14,7 @@ from gloria.aggregators import masked_softmax
 from gloria.matching.problem import EPS, MatchingInputs, MatchingOptions, Problem
 
 TAKES_HALF_PRECISION = False
+READS_MASKED_WORDS = True
 
 
 def reasons_not_supported(problem: Problem) -> list[str]:

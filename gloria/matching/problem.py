@@ -82,7 +82,7 @@ class MatchingInputs(NamedTuple):
     regions: Tensor
     """(image, region, dim)"""
     words: Tensor
-    """(text, word, dim); padded positions hold zeros"""
+    """(text, word, dim); masked positions hold zeros, or anything where no backend reads them"""
     word_mask: Tensor
     """(text, word) boolean"""
     region_mask: Tensor | None

@@ -31,6 +31,7 @@ from gloria.matching.problem import (
 from gloria.matching.triton_support import capturing, why_not_here
 
 TAKES_HALF_PRECISION = True
+READS_MASKED_WORDS = False
 
 OCTET = 8
 """Widths of rows are multiples of it: what is read 16 bytes at a time, and what products like."""
@@ -346,9 +347,15 @@ class _WordCosines(torch.autograd.Function):
     """The cosines outside a compiled graph, where what fits the budget is kept."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *inputs, options = arguments
-        regions = inputs[0]
+    def forward(
+        ctx: Any,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None,
+        options: MatchingOptions,
+    ) -> Tensor:
+        inputs = regions, words, word_mask, region_mask
         with full_precision(regions), torch.cuda.device_of(regions):
             matcher = Matcher(
                 *inputs, options.attention, options.attention_temperature, options.memory_budget
@@ -377,7 +384,7 @@ def by_definition(ctx: Any, inputs: MatchingInputs, upstream: Tensor) -> list[Te
     with full_precision(upstream):
         wide = inputs._replace(regions=inputs.regions.float(), words=inputs.words.float())
         cosine = einops.word_cosines(wide, ctx.options)
-        wanted = [each for each, need in zip(inputs, needed, strict=False) if need]
+        wanted = [each for each, need in zip(inputs[:2], needed, strict=True) if need]
         found = iter(torch.autograd.grad(cosine, wanted, upstream, create_graph=True))
     return [next(found) if need else None for need in needed]
 

@@ -232,7 +232,7 @@ def cosine(
     """
     local = tl.program_id(0) % images
     column = tl.program_id(0) // images * WORDS + tl.arange(0, WORDS)
-    _, at, stored, row = locate(0, local, images, octets, REGIONS)
+    _region, at, stored, row = locate(0, local, images, octets, REGIONS)
     weights = read(weights_ptr, column, columns, row, at, stored)
     attended = read(attended_ptr, column, columns, row, at, stored)
     square = tl.sum(weights * attended, 1)
@@ -347,7 +347,7 @@ def score_gradient(
     text = tl.program_id(0) // blocks // images
     start = tl.load(starts_ptr + text)
     end = tl.load(starts_ptr + text + 1)
-    _, at, stored, row = locate(block, local, images, octets, REGIONS)
+    _region, at, stored, row = locate(block, local, images, octets, REGIONS)
     terms_ptr += local.to(tl.int64) * 3 * columns
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)
@@ -355,7 +355,7 @@ def score_gradient(
     if OVER_WORDS:
         for first in tl.range(start, end, WORDS, num_stages=STAGES):
             word = first + tl.arange(0, WORDS)
-            scores, through, _, _ = pull(
+            scores, through, direct, curved = pull(
                 scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at,
                 stored,
             )  # fmt: skip

@@ -206,7 +206,7 @@ def test_the_memory_budget_changes_nothing(attention, small_blocks):
     for budget in (1, 20_000):
         parts = differentiate(triton, inputs, upstream, options(attention, budget=budget))
         for ours, theirs in zip(parts, whole, strict=True):
-            torch.testing.assert_close(ours, theirs)
+            assert error(ours, theirs.double(), 1.0) <= TOLERANCE[torch.float32][1]
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
