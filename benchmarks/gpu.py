@@ -80,9 +80,10 @@ class Sizes:
             self.pairs = [48, 96, 128, 256, 512, 1024]
             self.regions, self.dim, self.words = 361, 768, 97
             self.profile = [48, 512]
-            self.tuning = [(361, 768, 256), (196, 768, 256), (49, 768, 256)]
+            self.tuning = [(361, 768, 256), (196, 768, 256)]
             self.memory, self.largest = 128, 2048
-            self.hard_maximum = [name for name in hard_maximum.WORKLOADS if name != "small"]
+            # the peer tunes itself for each, ten seconds at a time
+            self.hard_maximum = ["colbert-train", "colbert-train-ragged", "words-find-regions-256"]
             self.contrastive = [8192, 32768]
 
     def workload(self, pairs: int) -> Workload:
@@ -120,7 +121,9 @@ def peers() -> dict[str, Similarity]:
 
 def run_of(similarity: Similarity, inputs: Inputs, mode: str) -> Run:
     """What is timed: with an upstream gradient that is there before."""
-    upstream = torch.randn(len(inputs.regions), len(inputs.words), device=DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    shape = len(inputs.regions), len(inputs.words)
+    upstream = torch.randn(shape, generator=generator, device=DEVICE)
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
@@ -339,11 +342,12 @@ def captures(inputs: Inputs) -> bool:
 
 
 def tuning(sizes: Sizes) -> dict[str, Any]:
-    """Microseconds of each kernel for many block sizes; for ``choose_blocks`` to follow.
+    """Microseconds of each kernel for many block sizes; the stages after it use the fastest.
 
-    Compiled by many processes at once, timed by this one alone.
+    Compiled by many processes at once, timed by this one alone. ``choose_blocks`` is to follow.
     """
     found: dict[str, Any] = {}
+    fastest: dict[int, backend.Blocks] = {}
     cases = list(itertools.product(sizes.tuning, ATTENTION_VARIANTS))
     if DEVICE == "cuda":
         jobs = [
@@ -363,27 +367,29 @@ def tuning(sizes: Sizes) -> dict[str, Any]:
                 took = or_why_not(functools.partial(kernel_times, run))
             if isinstance(took, dict):
                 for name in KERNELS:
-                    rows[name].append([took.get(name), *getattr(blocks, name)])
+                    rows[name].append([took[name], *getattr(blocks, name)])
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
             "columns": "microseconds, regions, words, warps, stages; the default first",
-            **{name: some[:1] + sorted(some[1:], key=str_last) for name, some in rows.items()},
+            **{name: some[:1] + sorted(some[1:]) for name, some in rows.items()},
         }
-    return found
+        if attention == "words_then_regions" and all(rows.values()):
+            best = backend.Blocks(*(backend.Launch(*min(some)[1:]) for some in rows.values()))
+            fastest[best.attend.regions] = best
+    usual = backend.choose_blocks
+    backend.choose_blocks = lambda regions: fastest.get(  # type: ignore[assignment]
+        usual(regions).attend.regions, usual(regions)
+    )
+    return found | {"used": {width: best._asdict() for width, best in fastest.items()}}
 
 
 KERNELS = backend.Blocks._fields
-
-
-def str_last(row: list[Any]) -> tuple[bool, float]:
-    """By time; what has none comes last."""
-    return row[0] is None, row[0] or 0.0
 
 
 def candidates(regions: int) -> Iterator[backend.Blocks]:
     """Block sizes to time, the default first; the same for all kernels but for the regions."""
     default = backend.choose_blocks(regions)
     yield default
-    for words, warps, stages in itertools.product((1, 2, 4, 8), (1, 2, 4), (1, 3)):
+    for words, warps, stages in itertools.product((1, 2, 4, 8), (1, 2), (1, 3)):
         if not SMOKE:
             yield backend.Blocks(
                 *(backend.Launch(each[0], words, warps, stages) for each in default)
@@ -426,7 +432,17 @@ def timings(sizes: Sizes) -> dict[str, Any]:
         table[name] = {"roofline": roofline(workload, "words_then_regions", inputs)}
         for peer, similarity in peers().items():
             table[name][peer] = "no time left" if out_of_time(0.95) else both(similarity, inputs)
+        table[name]["errors of triton"] = or_why_not(lambda inputs=inputs: errors_beside(inputs))
     return table
+
+
+def errors_beside(inputs: Inputs) -> list[float]:
+    """Of what was timed, beside the definition: value and both gradients, to the greatest."""
+    ours, theirs = (run_of(of_backend(name), inputs, "fwdbwd") for name in ("triton", "einops"))
+    return [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max())
+        for a, b in zip(ours(), theirs(), strict=True)
+    ]
 
 
 def scaling(sizes: Sizes) -> list[dict[str, Any]]:
@@ -566,15 +582,15 @@ def said(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 STAGES = (
     machine,
+    tuning,
     parity,
     profile,
-    scaling,
-    largest,
-    memory,
-    hard_max,
-    contrastive,
-    tuning,
     timings,
+    scaling,
+    memory,
+    largest,
+    contrastive,
+    hard_max,
     sanitizer,
 )
 

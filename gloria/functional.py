@@ -65,7 +65,7 @@ from gloria.matching.maxsim import (
     MaxSimInputs,
     MaxSimProblem,
 )
-from gloria.matching.problem import EPS, MEMORY_BUDGET, full_precision
+from gloria.matching.problem import EPS, full_precision, memory_budget_on
 from gloria.matching.triton_support import capturing
 
 Product = Literal["dot", "scaled_dot", "cosine"]
@@ -84,7 +84,7 @@ class LocalMatching(TypedDict, total=False):
     aggregation: WordAggregation | AggregatorFunction
     match_temperature: float
     backend: str
-    memory_budget: int
+    memory_budget: int | None
 
 
 class ContrastiveTerms(NamedTuple):
@@ -138,7 +138,7 @@ def local_similarity(
     aggregation: WordAggregation | AggregatorFunction = "logsumexp",
     match_temperature: float = 1 / 5,
     backend: str = "auto",
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Local similarity of every image with every text, ``(image, text)``.
 
@@ -169,9 +169,10 @@ def local_similarity(
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
-            result, gradients and a few numbers per image and word; what fits is kept for the
-            backward, the rest is computed again. The least that works is one image and one text at
-            a time (``"triton"``: one image); ``"einops"`` knows no bound.
+            result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB
+            elsewhere. What fits is kept for the backward, the rest is computed again. The least
+            that works is one image and one text at a time (``"triton"``: one image); ``"einops"``
+            knows no bound.
 
     Returns:
         ``(image, text)``. The number of images and of texts may differ, and may be 0.
@@ -198,8 +199,9 @@ def local_similarity(
         >>> local_similarity(regions, words, word_mask).shape
         torch.Size([2, 3])
     """
+    budget = memory_budget_on(regions.device.type, memory_budget)
     options = MatchingOptions(
-        attention, attention_temperature, match_temperature, aggregation, memory_budget
+        attention, attention_temperature, match_temperature, aggregation, budget
     )
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
@@ -276,7 +278,7 @@ def max_similarity(
     reduction: MaximumReduction = "mean",
     product: Product = "cosine",
     backend: str = "auto",
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Hard-maximum similarity (MaxSim) of every image with every text, ``(image, text)``.
 
@@ -298,7 +300,7 @@ def max_similarity(
         product: ``"cosine"``, everything on L2-normalised vectors, as in both papers; ``"dot"``,
             the raw product; ``"scaled_dot"``, divided by √dim.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.maxsim`).
-        memory_budget: bytes of working memory beside inputs, result and gradients; as in
+        memory_budget: bytes of working memory beside inputs, result and gradients; default as in
             :func:`local_similarity`.
 
     Returns:
@@ -328,6 +330,7 @@ def max_similarity(
     check_choice("maximum_over", maximum_over, MAXIMA_OVER)
     check_choice("reduction", reduction, MAXIMUM_REDUCTIONS)
     check_choice("product", product, PRODUCTS)
+    memory_budget = memory_budget_on(regions.device.type, memory_budget)
     check_integer("memory_budget", memory_budget, 1)
     _check_local(regions, words, word_mask, region_mask)
     by_word = maximum_over == "regions"

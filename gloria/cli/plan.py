@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the embeddings")
     parser.add_argument("--attention", choices=("regions", "words_then_regions"), default="regions")
     parser.add_argument(
-        "--memory-budget", type=int, metavar="MIB", help="default: 128, that of the losses"
+        "--memory-budget", type=int, metavar="MIB", help="default: 128 for a CPU, 512 elsewhere"
     )
     parser.add_argument("--device", default="auto", help="for which auto chooses: cpu, cuda, ...")
     parser.add_argument("--tflops", type=float, help="rate of your device, 1e12 operations/s")
@@ -58,7 +58,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     from gloria.matching import MatchingOptions, Problem, choose_backend, explain_backends
     from gloria.matching.cost import COUNTED, DEVICES, Device, count
     from gloria.matching.dispatch import BACKENDS
-    from gloria.matching.problem import MEMORY_BUDGET
+    from gloria.matching.problem import memory_budget_on
     from gloria.training.devices import pick_device
 
     texts = args.images if args.texts is None else args.texts
@@ -69,7 +69,9 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     check_positive("mean-words", mean_words)
     if mean_words > args.words:
         raise OptionError(f"mean-words must be at most words = {args.words}; got {mean_words}.")
-    budget = MEMORY_BUDGET
+    # a device to plan for need not be here
+    device = pick_device().type if args.device == "auto" else _device_type(args.device)
+    budget = memory_budget_on(device, None)
     if args.memory_budget is not None:
         check_integer("memory-budget", args.memory_budget, 1)
         budget = args.memory_budget * 2**20
@@ -88,8 +90,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         words=args.words,
         dim=args.dim,
         dtype=getattr(torch, DTYPES[args.dtype]),
-        # a device to plan for need not be here
-        device=pick_device().type if args.device == "auto" else _device_type(args.device),
+        device=device,
         has_region_mask=False,
         options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
     )

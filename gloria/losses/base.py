@@ -202,14 +202,15 @@ class LateInteractionLoss(SimilarityLoss):
 
     Args:
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: bytes of working memory for the matching, forward and backward.
+        memory_budget: as in :func:`~gloria.functional.max_similarity`.
         rest: of :class:`SimilarityLoss`.
     """
 
-    def __init__(self, *, backend: str, memory_budget: int, **rest: Any) -> None:
+    def __init__(self, *, backend: str, memory_budget: int | None, **rest: Any) -> None:
         super().__init__(**rest)
         check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
-        check_integer("memory_budget", memory_budget, 1)
+        if memory_budget is not None:
+            check_integer("memory_budget", memory_budget, 1)
         self.backend = backend
         self.memory_budget = memory_budget
 

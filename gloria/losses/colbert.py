@@ -8,7 +8,6 @@ from torch import Tensor
 
 from gloria.functional import max_similarity
 from gloria.losses.base import LateInteractionLoss
-from gloria.matching.problem import MEMORY_BUDGET
 
 
 class ColBERTLoss(LateInteractionLoss):
@@ -29,7 +28,7 @@ class ColBERTLoss(LateInteractionLoss):
             long texts the better of short ones along a row.
         text_to_image_weight: w_ti. Paper: 1.
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: bytes of working memory for the matching, forward and backward.
+        memory_budget: as in :func:`~gloria.functional.max_similarity`.
 
     Presets: ``"paper"`` (the defaults).
 
@@ -60,7 +59,7 @@ class ColBERTLoss(LateInteractionLoss):
         image_to_text_weight: float = 0.0,
         text_to_image_weight: float = 1.0,
         backend: str = "auto",
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__(
             temperature=temperature,

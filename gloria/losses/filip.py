@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gloria.functional import max_similarity
 from gloria.losses.base import LateInteractionLoss
-from gloria.matching.problem import MEMORY_BUDGET
 
 
 class FILIPLoss(LateInteractionLoss):
@@ -30,7 +29,7 @@ class FILIPLoss(LateInteractionLoss):
         image_to_text_weight: w_it. Paper: 1/2.
         text_to_image_weight: w_ti. Paper: 1/2.
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: bytes of working memory for the matching, forward and backward.
+        memory_budget: as in :func:`~gloria.functional.max_similarity`.
 
     Presets: ``"paper"`` (the defaults).
 
@@ -61,7 +60,7 @@ class FILIPLoss(LateInteractionLoss):
         image_to_text_weight: float = 0.5,
         text_to_image_weight: float = 0.5,
         backend: str = "auto",
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__(
             temperature=temperature,

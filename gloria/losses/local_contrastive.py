@@ -21,7 +21,7 @@ from gloria.matching import (
     MatchingOptions,
     WordAggregation,
 )
-from gloria.matching.problem import MEMORY_BUDGET
+from gloria.matching.problem import memory_budget_on
 
 
 class LocalContrastiveLoss(SimilarityLoss):
@@ -44,8 +44,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         image_to_text_weight: w_it.
         text_to_image_weight: w_ti.
         backend: ``"auto"`` or the name of a matching backend.
-        memory_budget: bytes of working memory for the matching, forward and backward, beside a few
-            numbers per image and word position.
+        memory_budget: as in :func:`~gloria.functional.local_similarity`.
 
     Presets:
         - ``"paper"`` (the defaults): the printed formulas; ``"regions"`` on raw products, 1/4,
@@ -95,7 +94,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         image_to_text_weight: float = 1.0,
         text_to_image_weight: float = 1.0,
         backend: str = "auto",
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
     ) -> None:
         super().__init__(
             temperature=temperature,
@@ -105,9 +104,8 @@ class LocalContrastiveLoss(SimilarityLoss):
             text_to_image_weight=text_to_image_weight,
         )
         # checks its values, so that a wrong one is an error here and not at the first batch
-        MatchingOptions(
-            attention, attention_temperature, match_temperature, aggregation, memory_budget
-        )
+        budget = memory_budget_on("cpu", memory_budget)
+        MatchingOptions(attention, attention_temperature, match_temperature, aggregation, budget)
         check_choice("product", product, PRODUCTS)
         check_choice("backend", backend, ("auto", *BACKENDS))
         self.attention: AttentionVariant = attention

@@ -24,7 +24,17 @@ EPS = 1e-8
 """Lower bound of the product of norms in the cosine, as in the published code."""
 
 MEMORY_BUDGET = 128 * 2**20
-"""Bytes of working memory that a backend may take beside inputs, results and gradients."""
+"""Bytes of working memory that a backend may take on a CPU, beside inputs, results, gradients."""
+
+MEMORY_BUDGET_OF_ACCELERATORS = 512 * 2**20
+"""The same elsewhere: the published batch of 48 fits, and launches do not outlast their work."""
+
+
+def memory_budget_on(device: str, memory_budget: int | None) -> int:
+    """The budget asked for, or where there is none the usual one of a type of device."""
+    if memory_budget is not None:
+        return memory_budget
+    return MEMORY_BUDGET if device == "cpu" else MEMORY_BUDGET_OF_ACCELERATORS
 
 
 # asked once, here: torch 2.10 cannot ask inside a compiled graph
