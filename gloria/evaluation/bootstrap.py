@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals: how far a figure would move with other images of the same kind."""
+"""Bootstrap confidence intervals: how a figure would move with other images of the same kind."""
 
 from __future__ import annotations
 
