@@ -2,7 +2,7 @@
 
     python benchmarks/study.py run --out runs/study --seeds 5 --processes 2
     python benchmarks/study.py run --out runs/study --rows gloria,global --device cuda
-    python benchmarks/study.py report --results benchmarks/results/study --write
+    python benchmarks/study.py report --write     # benchmarks/results/study -> docs/study.md
 
 A run that was stopped goes on where it stood: every (row, seed) has a file of its own, which every
 task fills in as soon as it is done. With a seed change the training data, the test data, the
@@ -31,6 +31,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import study_report
 import torch
 
 import gloria
@@ -43,8 +44,11 @@ from gloria.model import GLoRIA
 from gloria.training.loop import TrainingRecipe, train
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
+from gloria.visualize import save_figure
 from gloria.weights import load_model, save_model, write_text
 
+RESULTS = Path(__file__).parent / "results" / "study"
+PAGE = Path(__file__).parents[1] / "docs" / "study.md"
 Figures = dict[str, Any]
 
 
@@ -319,6 +323,20 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def report(args: argparse.Namespace) -> int:
+    """The page of what was measured, printed or written into the docs with its pictures."""
+    results = study_report.load(args.results, list(ROWS))
+    page = study_report.page(results, {name: row.about for name, row in ROWS.items()})
+    if not args.write:
+        print(page)
+        return 0
+    text = args.page.read_text(encoding="utf-8")
+    write_text(args.page, study_report.replace_between(text, page))
+    if results:
+        save_figure(study_report.draw(results), args.page.with_suffix(".png"))
+    return 0
+
+
 def since(begin: float) -> str:
     """Seconds up to now."""
     return f"{time.perf_counter() - begin:.0f} s so far"
@@ -340,6 +358,11 @@ def parser() -> argparse.ArgumentParser:
     for name, value in asdict(Sizes()).items():
         running.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     running.set_defaults(function=run)
+    reporting = commands.add_parser("report", help="the tables and pictures of what was measured")
+    reporting.add_argument("--results", type=Path, default=RESULTS)
+    reporting.add_argument("--write", action="store_true", help="into the page; default: print")
+    reporting.add_argument("--page", type=Path, default=PAGE)
+    reporting.set_defaults(function=report)
     return top
 
 

@@ -1,0 +1,319 @@
+"""Write the study's page from what its runs left: tables, pictures, and which rows differ.
+
+Nothing between the page's markers is typed by hand; what is above and below them is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gloria.evaluation.tables import Cell, Spread, Table, as_markdown, markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BEGIN = "<!-- written by `python benchmarks/study.py report --write`: do not edit -->"
+END = "<!-- end of what is written -->"
+REFERENCE = "gloria"
+NONE = "–"
+
+Result = dict[str, Any]
+Results = dict[str, dict[int, Result]]
+
+
+class Column(NamedTuple):
+    """One figure of a run."""
+
+    name: str
+    read: Callable[[Result], float | None]
+
+
+def load(folder: Path, order: Sequence[str]) -> Results:
+    """Row and seed: what is known of it; rows in a given order, then as they come."""
+    results: Results = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        results.setdefault(result["row"], {})[result["seed"]] = result
+    known = [row for row in order if row in results]
+    known += [row for row in results if row not in order]
+    return {row: dict(sorted(results[row].items())) for row in known}
+
+
+def at(*keys: str) -> Callable[[Result], float | None]:
+    """The figure at a path of keys; None where it leads nowhere."""
+
+    def read(result: Result) -> float | None:
+        value: Any = result
+        for key in keys:
+            if not isinstance(value, Mapping) or key not in value:
+                return None
+            value = value[key]
+        return None if value is None else float(value)
+
+    return read
+
+
+RETRIEVAL = [Column(f"Prec@{k}", at("gallery", "image_to_text", str(k))) for k in (5, 10, 100)]
+ZERO_SHOT = [Column("Acc", at("gallery", "zero_shot_accuracy"))]
+ATTENTION = {
+    "peak_near_mask": "peak near mask",
+    "auroc": "AUROC against mask",
+    "correct_side": "correct side",
+}
+
+
+def page(results: Results, about: Mapping[str, str]) -> str:
+    """What stands between the markers."""
+    if not results:
+        return "No results yet.\n"
+    return "\n".join(
+        [
+            head(results),
+            what_is_what(results, about),
+            *(
+                as_markdown(table(task, caption, columns, results))
+                for task, caption, columns in TABLES
+                if any(values(results, column) for column in columns)
+            ),
+            attention(results),
+            differences(results),
+        ]
+    )
+
+
+TABLES: list[tuple[str, str, list[Column]]] = [
+    (
+        "retrieval",
+        "Phantoms, a 5xN set: an image asks for reports of its class; chance is 20",
+        RETRIEVAL,
+    ),
+    (
+        "zero-shot",
+        "Phantoms, the same set: five classes by prompts, averaged over a class's prompts; chance "
+        "of the accuracy is 0.2",
+        ZERO_SHOT,
+    ),
+]
+
+
+def head(results: Results) -> str:
+    """Where the figures come from, and what they are not."""
+    every = [result for runs in results.values() for result in runs.values()]
+    machines = {
+        f"{each['machine']['device']}, torch {each['machine']['torch']}, Python "
+        f"{each['machine']['python']}, gloria {each['machine']['gloria']}"
+        for each in every
+    }
+    sizes = every[0]["settings"]["sizes"]
+    seeds = sorted({len(runs) for runs in results.values()})
+    return (
+        f"**Phantom radiographs.** They show that training works and where words attend. They are "
+        f"no evidence about real radiographs, nor for or against any paper.\n\n"
+        f"{' or '.join(map(str, seeds))} seeds a row, mean ± standard deviation over seeds. With a "
+        f"seed change the training images, the test images, the weights and the order of training; "
+        f"rows of one seed share their images. {sizes['steps']} steps of 32 of {sizes['train']:,} "
+        f"phantoms; tested on 5x{sizes['per_class']} images of one finding each and on "
+        f"{sizes['test']} of any. Measured on {'; '.join(sorted(machines))}.\n"
+    )
+
+
+def what_is_what(results: Results, about: Mapping[str, str]) -> str:
+    """Rows, what they are, and how their training went."""
+    lines: list[tuple[str, ...]] = [("row", "what it is", "seconds to train", "loss, first → last")]
+    for row, runs in results.items():
+        seconds = [s for run in runs.values() if (s := at("seconds", "training")(run)) is not None]
+        losses = [
+            tuple(statistics.mean(run["loss"][key] for run in trained) for key in ("first", "last"))
+            if (trained := [run for run in runs.values() if "loss" in run])
+            else None
+        ][0]
+        failed = [str(seed) for seed, run in runs.items() if "failed" in run]
+        lines.append(
+            (
+                f"`{row}`",
+                about.get(row, "") + (f"; failed with seed {', '.join(failed)}" if failed else ""),
+                f"{statistics.mean(seconds):.0f}" if seconds else NONE,
+                f"{losses[0]:.2f} → {losses[1]:.2f}" if losses else NONE,
+            )
+        )
+    return markdown(lines) + "\n"
+
+
+def values(results: Results, column: Column) -> dict[str, dict[int, float]]:
+    """Row and seed: the figure; rows and seeds without it are left out."""
+    found = {
+        row: {
+            seed: value
+            for seed, run in runs.items()
+            if (value := column.read(run)) is not None and not math.isnan(value)
+        }
+        for row, runs in results.items()
+    }
+    return {row: figures for row, figures in found.items() if figures}
+
+
+def table(task: str, caption: str, columns: Sequence[Column], results: Results) -> Table:
+    """A task's figures, with the published rows below."""
+    by_column = [values(results, column) for column in columns]
+    rows: dict[str, Sequence[Cell]] = {
+        f"`{row}`": [
+            Spread.of(list(figures[row].values())) if row in figures else None
+            for figures in by_column
+        ]
+        for row in results
+        if any(row in figures for figures in by_column)
+    }
+    return Table(task, caption, tuple(column.name for column in columns), rows)
+
+
+def attention(results: Results) -> str:
+    """Where findings' words attend, each figure beside its control."""
+    lines: list[tuple[str, ...]] = [
+        ("", *(name for each in ATTENTION.values() for name in (each, "*other image*")))
+    ]
+    borrowed = []
+    for row, runs in results.items():
+        cells = []
+        for name in ATTENTION:
+            for which in ("matched", "other_image"):
+                found = values({row: runs}, Column("", at("grounding", which, name)))
+                cells.append(spread(list(found.get(row, {}).values())))
+        if set(cells) == {NONE}:
+            continue
+        own = all(run["grounding"]["own_attention"] for run in runs.values() if "grounding" in run)
+        borrowed += [] if own else [row]
+        lines.append((f"`{row}`" + ("" if own else " †"), *cells))
+    if len(lines) == 1:
+        return ""
+    note = (
+        "\n\n† This loss attends to nothing; it is read with GLoRIA's attention. Where regions and "
+        "words have no part in the loss, their projections were never trained."
+        if borrowed
+        else ""
+    )
+    return (
+        "## Where words attend\n\n"
+        "The attention of the words that name a finding, against the finding's mask: the share of "
+        "peaks within 4 px, the mean pixel AUROC, the share of one-sided findings with most "
+        "attention on their side. Beside each, the same words on **another image** with the same "
+        "finding, against the first image's mask: what knowing the finding's usual place is "
+        f"worth.\n\n{markdown(lines)}{note}\n"
+    )
+
+
+COMPARED = [
+    *RETRIEVAL[:1],
+    *ZERO_SHOT,
+    Column("peak near mask", at("grounding", "matched", "peak_near_mask")),
+    Column("correct side", at("grounding", "matched", "correct_side")),
+]
+
+
+def differences(results: Results) -> str:
+    """Each row less the reference, seed by seed, with a t interval."""
+    if REFERENCE not in results or len(results) < 2:
+        return ""
+    columns = [column for column in COMPARED if REFERENCE in values(results, column)]
+    lines: list[tuple[str, ...]] = [("", *(column.name for column in columns))]
+    for row in results:
+        if row == REFERENCE:
+            continue
+        cells = []
+        for column in columns:
+            found = values(results, column)
+            cells.append(difference(found.get(row, {}), found[REFERENCE]))
+        lines.append((f"`{row}`", *cells))
+    return (
+        f"## Which rows differ\n\n"
+        f"The row less `{REFERENCE}`, seed by seed: mean and 95 % interval (Student's t over "
+        f"seeds). **Bold: the interval leaves out 0**; of the rest no order can be told. Of "
+        f"{(len(lines) - 1) * len(columns)} intervals about one in twenty would leave out 0 by "
+        f"chance.\n\n{markdown(lines)}\n"
+    )
+
+
+def difference(row: Mapping[int, float], reference: Mapping[int, float]) -> str:
+    """Mean of the paired differences and its interval."""
+    pairs = [row[seed] - reference[seed] for seed in row if seed in reference]
+    if len(pairs) < 2:
+        return NONE
+    low, high = t_interval(pairs)
+    mean = statistics.mean(pairs)
+    cell = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{cell}**" if low > 0 or high < 0 else cell
+
+
+def t_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean."""
+    from scipy import stats
+
+    count = len(differences)
+    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    mean = statistics.mean(differences)
+    return mean - float(half), mean + float(half)
+
+
+def spread(numbers: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
+    if not numbers:
+        return NONE
+    each = Spread.of(numbers)
+    return f"{each.mean:.2f}" if each.runs == 1 else f"{each.mean:.2f} ± {each.sd:.2f}"
+
+
+def draw(results: Results) -> Figure:
+    """A panel for each figure: every seed a dot, the mean a line; the control an open dot."""
+    from gloria.visualize.figure import COLOURS, FAINT, INK, new_figure, style_axes
+
+    panels = [(column, None) for column in (*RETRIEVAL[:1], *ZERO_SHOT)]
+    panels += [
+        (
+            Column(title, at("grounding", "matched", name)),
+            Column("other image", at("grounding", "other_image", name)),
+        )
+        for name, title in ATTENTION.items()
+    ]
+    panels = [panel for panel in panels if values(results, panel[0])]
+    rows = list(results)
+    figure = new_figure(2.6 * len(panels) + 1.2, 0.8 + 0.3 * len(rows))
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (column, control) in zip(every, panels, strict=True):
+        style_axes(axes, column.name)
+        axes.grid(visible=False, axis="y")
+        found = values(results, column)
+        beside = values(results, control) if control else {}
+        for place, row in enumerate(rows):
+            if row in beside:
+                axes.scatter(
+                    list(beside[row].values()),
+                    [place + 0.2] * len(beside[row]),
+                    s=16,
+                    facecolors="none",
+                    edgecolors=FAINT,
+                    linewidths=0.8,
+                )
+            if row in found:
+                numbers = list(found[row].values())
+                axes.scatter(numbers, [place] * len(numbers), s=18, color=COLOURS[0], zorder=3)
+                axes.plot([statistics.mean(numbers)] * 2, [place - 0.32, place + 0.32], color=INK)
+        axes.set_xlim(-0.03, 1.03)
+    every[0].set_yticks(range(len(rows)), rows)
+    every[0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.suptitle(
+        "Phantoms, a dot for every seed; open: the same words on another image", fontsize=10
+    )
+    return figure
+
+
+def replace_between(text: str, generated: str) -> str:
+    """A page with what is between its markers renewed."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"the page must have the lines\n{BEGIN}\n{END}")
+    return f"{before}{begin}\n\n{generated}\n{end}{after}"
