@@ -1,5 +1,14 @@
 """What a model can do, in figures. Functions of tensors, for any model and any data."""
 
+from gloria.evaluation.classification import (
+    Figure,
+    Thresholds,
+    accuracy,
+    choose_thresholds,
+    multiclass_metrics,
+    multilabel_auroc,
+    multilabel_metrics,
+)
 from gloria.evaluation.grounding import attention_auroc, correct_side, left_share, pointing_hit
 from gloria.evaluation.retrieval import (
     class_relevance,
@@ -8,18 +17,24 @@ from gloria.evaluation.retrieval import (
     precision_at_k,
     recall_at_k,
 )
-from gloria.evaluation.zero_shot import accuracy, class_scores
+from gloria.evaluation.zero_shot import class_scores
 from gloria.geometry import upsample_attention
 
 __all__ = [
+    "Figure",
+    "Thresholds",
     "accuracy",
     "attention_auroc",
+    "choose_thresholds",
     "class_relevance",
     "class_scores",
     "correct_side",
     "left_share",
     "mean_average_precision",
     "median_rank",
+    "multiclass_metrics",
+    "multilabel_auroc",
+    "multilabel_metrics",
     "pointing_hit",
     "precision_at_k",
     "recall_at_k",

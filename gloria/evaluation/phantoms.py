@@ -21,6 +21,7 @@ from gloria.data.phantom import (
     split_words,
 )
 from gloria.errors import DataError
+from gloria.evaluation.classification import accuracy
 from gloria.evaluation.features import (
     encode_images,
     encode_texts,
@@ -31,7 +32,7 @@ from gloria.evaluation.features import (
 )
 from gloria.evaluation.grounding import attention_auroc, correct_side, pointing_hit
 from gloria.evaluation.retrieval import class_relevance, precision_at_k
-from gloria.evaluation.zero_shot import accuracy, class_scores
+from gloria.evaluation.zero_shot import class_scores
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gloria.checks import check_choice, check_same_size, check_tensor
-from gloria.errors import DataError, OptionError
+from gloria.errors import OptionError
+from gloria.evaluation.classification import check_no_nan
 from gloria.evaluation.retrieval import check_labels
 
 
@@ -46,7 +47,7 @@ def class_scores(
     check_labels("prompt_class", prompt_class, "prompt")
     check_choice("reduction", reduction, ("mean", "max"))
     check_same_size("prompts", "similarity", similarity.shape[1], "prompt_class", len(prompt_class))
-    _check_not_nan("similarity", similarity)
+    check_no_nan("similarity", similarity)
     classes = prompt_class.unique().tolist()
     if not classes or classes != list(range(len(classes))):
         raise OptionError(
@@ -56,43 +57,3 @@ def class_scores(
     if reduction == "mean":
         return torch.stack([scores.mean(1) for scores in of_class], dim=1)
     return torch.stack([scores.amax(1) for scores in of_class], dim=1)
-
-
-def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """The share of images whose highest score is that of their own class.
-
-    Among equal scores the lower class wins.
-
-    Args:
-        scores: ``(image, class)``.
-        labels: ``(image,)`` integers, the true class.
-
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``labels`` does not hold integers.
-        OptionError: a label is no class.
-        DataError: there is no image, or ``scores`` holds NaN.
-
-    Example:
-        >>> accuracy(torch.tensor([[0.3, 0.5], [0.9, 0.1]]), torch.tensor([1, 1]))
-        0.5
-    """
-    check_tensor("scores", scores, ("image", "class"))
-    check_labels("labels", labels, "image")
-    check_same_size("images", "scores", scores.shape[0], "labels", len(labels))
-    if not len(labels):
-        raise DataError("scores must hold at least one image; there is nothing to count.")
-    _check_not_nan("scores", scores)
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= scores.shape[1]:
-        wrong = lowest if lowest < 0 else highest
-        raise OptionError(f"labels must be from 0 to {scores.shape[1] - 1}; got {wrong}.")
-    best = scores == scores.amax(1, keepdim=True)
-    predicted = best.int().argmax(1)  # the first of equals
-    return float((predicted == labels).double().mean())
-
-
-def _check_not_nan(name: str, values: Tensor) -> None:
-    if values.isnan().any():
-        image = values.isnan().any(1).nonzero()[0].item()
-        raise DataError(f"{name} holds NaN, first at image {image}.")

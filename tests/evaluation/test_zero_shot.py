@@ -1,11 +1,10 @@
-"""Zero-shot scores against loops and scikit-learn."""
+"""Zero-shot scores against loops."""
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score
 
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
-from gloria.evaluation.zero_shot import accuracy, class_scores
+from gloria.evaluation.zero_shot import class_scores
 
 PROMPT_CLASS = torch.tensor([2, 0, 1, 0, 2, 2, 1])
 
@@ -40,19 +39,6 @@ def test_the_number_of_prompts_gives_no_class_an_advantage():
     torch.testing.assert_close(scores, torch.full((2, 3), -0.3))
 
 
-def test_accuracy_equals_scikit_learn():
-    scores = draw(200, 5)
-    labels = torch.arange(200) % 5
-    expected = accuracy_score(labels, scores.argmax(1))
-    assert accuracy(scores, labels) == pytest.approx(expected)
-
-
-def test_the_lower_class_wins_a_tie():
-    scores = torch.tensor([[0.0, 1.0, 1.0]]).expand(3, 3)
-    assert accuracy(scores, torch.tensor([1, 1, 1])) == 1
-    assert accuracy(scores, torch.tensor([2, 2, 2])) == 0
-
-
 @pytest.mark.parametrize("numbers", [[0, 2, 2], [1, 1, 2], [-1, 0, 1]])
 def test_classes_are_numbered_without_a_gap(numbers):
     with pytest.raises(OptionError, match=r"prompt_class must number .* from 0 without a gap"):
@@ -72,17 +58,3 @@ def test_bad_input_is_named():
         class_scores(similarity, PROMPT_CLASS)
     with pytest.raises(OptionError, match="prompt_class must number"):
         class_scores(draw(2, 0), torch.zeros(0, dtype=torch.long))
-
-
-def test_bad_labels_are_named():
-    scores = draw(3, 2)
-    with pytest.raises(OptionError, match="labels must be from 0 to 1; got 2"):
-        accuracy(scores, torch.tensor([0, 1, 2]))
-    with pytest.raises(OptionError, match="labels must be from 0 to 1; got -1"):
-        accuracy(scores, torch.tensor([0, 1, -1]))
-    with pytest.raises(ShapeError, match="scores and labels must agree in images"):
-        accuracy(scores, torch.tensor([0, 1]))
-    with pytest.raises(DataError, match="at least one image"):
-        accuracy(scores[:0], torch.zeros(0, dtype=torch.long))
-    with pytest.raises(DataError, match="scores holds NaN, first at image 0"):
-        accuracy(scores * float("nan"), torch.tensor([0, 1, 1]))
