@@ -5,7 +5,13 @@ from gloria.data.images import fit, load_image, normalize
 from gloria.data.leaks import check_splits, find_leaks
 from gloria.data.mimic_cxr import MIMICCXR
 from gloria.data.pairs import ImageReport, PhantomPairs
-from gloria.data.protocols import chexpert_5x200, draw_exclusive
+from gloria.data.protocols import (
+    chexpert_5x200,
+    chexpert_8x200,
+    class_labels,
+    draw_exclusive,
+    read_queries,
+)
 from gloria.data.radiographs import Radiograph, Radiographs, Record
 from gloria.data.reports import (
     FINDINGS_AND_IMPRESSION,
@@ -41,6 +47,8 @@ __all__ = [
     "SIIM",
     "check_splits",
     "chexpert_5x200",
+    "chexpert_8x200",
+    "class_labels",
     "draw_exclusive",
     "draw_share",
     "draw_splits",
@@ -52,6 +60,7 @@ __all__ = [
     "parse_sections",
     "random_sentences",
     "read_ids",
+    "read_queries",
     "read_splits",
     "split_sentences",
     "write_ids",
