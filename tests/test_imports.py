@@ -14,6 +14,7 @@ HEAVY = {
     "pandas",
     "pydicom",
     "scipy",
+    "segmentation_models_pytorch",
     "sklearn",
     "timm",
     "torchmetrics",

@@ -3,6 +3,7 @@
 from gloria.data.chexpert import CheXpert, CheXpertPlus
 from gloria.data.images import fit, load_image, normalize
 from gloria.data.leaks import check_splits, find_leaks
+from gloria.data.masked import MaskedImage, PhantomMasks
 from gloria.data.mimic_cxr import MIMICCXR
 from gloria.data.pairs import ImageReport, PhantomPairs
 from gloria.data.protocols import (
@@ -37,6 +38,8 @@ __all__ = [
     "ImageReport",
     "ImageReportTable",
     "MIMICCXR",
+    "MaskedImage",
+    "PhantomMasks",
     "PhantomPairs",
     "RANDOM_SENTENCE",
     "RSNA",

@@ -2,5 +2,12 @@
 
 from gloria.heads.classification import ImageClassifier, multilabel_loss
 from gloria.heads.projection import Projection
+from gloria.heads.segmentation import SegmentationModel, segmentation_model
 
-__all__ = ["ImageClassifier", "Projection", "multilabel_loss"]
+__all__ = [
+    "ImageClassifier",
+    "Projection",
+    "SegmentationModel",
+    "multilabel_loss",
+    "segmentation_model",
+]
