@@ -21,6 +21,7 @@ HEAVY = {
     "tqdm",
     "transformers",
     "triton",
+    "yaml",
 }
 
 
