@@ -22,6 +22,7 @@ HEAVY = {
     "tqdm",
     "transformers",
     "triton",
+    "yaml",
 }
 
 

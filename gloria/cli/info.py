@@ -36,6 +36,7 @@ PACKAGES = {
     "torchmetrics": "torchmetrics",
     "pillow": "PIL",
     "pydicom": "pydicom",
+    "pyyaml": "yaml",
     "matplotlib": "matplotlib",
     "triton": "triton",
 }

@@ -17,7 +17,13 @@ from gloria.evaluation.retrieval import (
     precision_at_k,
     recall_at_k,
 )
-from gloria.evaluation.zero_shot import class_scores
+from gloria.evaluation.zero_shot import (
+    class_scores,
+    ensemble_embeddings,
+    pair_probability,
+    zero_shot_probabilities,
+    zero_shot_scores,
+)
 from gloria.geometry import upsample_attention
 
 __all__ = [
@@ -29,14 +35,18 @@ __all__ = [
     "class_relevance",
     "class_scores",
     "correct_side",
+    "ensemble_embeddings",
     "left_share",
     "mean_average_precision",
     "median_rank",
     "multiclass_metrics",
     "multilabel_auroc",
     "multilabel_metrics",
+    "pair_probability",
     "pointing_hit",
     "precision_at_k",
     "recall_at_k",
     "upsample_attention",
+    "zero_shot_probabilities",
+    "zero_shot_scores",
 ]

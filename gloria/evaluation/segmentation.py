@@ -165,9 +165,7 @@ def choose_thresholds(
             raise DataError(f"class {number} has no image with a mask to choose a threshold on.")
         used = positive if on == "positives" else torch.ones_like(positive)
         dice = overlap.dice[used, number].mean(0).tolist()
-        best = max(
-            range(len(dice)), key=lambda index: (dice[index], -abs(thresholds[index] - 0.5))
-        )
+        best = max(range(len(dice)), key=lambda index: (dice[index], -abs(thresholds[index] - 0.5)))
         chosen.append(float(thresholds[best]))
     return tuple(chosen)
 

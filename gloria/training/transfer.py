@@ -9,7 +9,7 @@ neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,15 +25,14 @@ from gloria.evaluation.classification import (
     multilabel_auroc,
     multilabel_metrics,
 )
-from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
+from gloria.evaluation.features import encode_texts, similarity_by_kind
 from gloria.evaluation.published import ZERO_SHOT_COLUMNS
 from gloria.evaluation.retrieval import class_relevance, evaluate_retrieval, precision_at_k
-from gloria.evaluation.segmentation import Overlap
-from gloria.evaluation.tables import Cell, Spread, Table
+from gloria.evaluation.tables import Cell, Table
 from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
 from gloria.model import GLoRIA
 from gloria.training.classification import ClassifierRecipe, label_efficiency
-from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
+from gloria.training.segmentation import SegmentationRecipe
 
 Report = dict[str, Any]
 Progress = Callable[[int], Any]
@@ -271,8 +270,12 @@ def _classification(
         "columns": [f"{100 * fraction:g}%" for fraction in settings.fractions],
         "rows": _with_spread(
             {"": list(intervals.values())},
-            {"": [[run["auroc"] for run in report["rows"]["model"][share]["runs"]]
-                  for share in report["rows"]["model"]]},
+            {
+                "": [
+                    [run["auroc"] for run in report["rows"]["model"][share]["runs"]]
+                    for share in report["rows"]["model"]
+                ]
+            },
         ),
         "details": report,
     }
