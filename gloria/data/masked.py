@@ -56,7 +56,7 @@ class PhantomMasks(Dataset[MaskedImage]):
         >>> from gloria.data.phantom import PhantomDataset
         >>> masks = PhantomMasks(PhantomDataset("train", count=8), ["pneumothorax"])
         >>> masks[3].image.shape, masks[3].mask.shape, masks.labels[3]
-        (torch.Size([1, 64, 64]), torch.Size([1, 64, 64]), array([1], dtype=uint8))
+        (torch.Size([1, 64, 64]), torch.Size([1, 64, 64]), array([1], dtype=int8))
     """
 
     def __init__(self, items: Sequence[PhantomItem], classes: Sequence[str]) -> None:
@@ -79,14 +79,19 @@ class PhantomMasks(Dataset[MaskedImage]):
 
     @property
     def ids(self) -> list[str]:
-        """The items' names: their places in ``items``."""
-        return [str(row) for row in self._rows]
+        """Names of the items: their numbers in ``items``."""
+        return [f"{row:05d}" for row in self._rows]
 
     @property
-    def labels(self) -> NDArray[np.uint8]:
-        """Which findings each shows, ``(image, class)``, 1 = shown."""
+    def patients(self) -> list[str]:
+        """Whose the images are: each is its own patient."""
+        return self.ids
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """Which findings the films show, ``(image, class)``: 1 positive, 0 negative."""
         labels = [self.items[row].labels[self._findings] for row in self._rows]
-        return np.array(labels, np.uint8).reshape(len(self), len(self.classes))
+        return np.array(labels, np.int8).reshape(len(self), len(self.classes))
 
     def select(self, ids: Iterable[str]) -> Self:
         """The items of an id list, in its order; :func:`~gloria.data.draw_share` draws one.

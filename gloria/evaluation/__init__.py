@@ -1,5 +1,6 @@
 """What a model can do, in figures. Functions of tensors, for any model and any data."""
 
+from gloria.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
     Figure,
     Thresholds,
@@ -17,6 +18,13 @@ from gloria.evaluation.retrieval import (
     precision_at_k,
     recall_at_k,
 )
+from gloria.evaluation.segmentation import (
+    Overlap,
+    count_overlap,
+    evaluate_segmentation,
+    measure_overlap,
+    summarize_overlap,
+)
 from gloria.evaluation.zero_shot import (
     class_scores,
     ensemble_embeddings,
@@ -28,16 +36,23 @@ from gloria.geometry import upsample_attention
 
 __all__ = [
     "Figure",
+    "Interval",
+    "Overlap",
     "Thresholds",
     "accuracy",
     "attention_auroc",
+    "bootstrap",
+    "bootstrap_mean",
     "choose_thresholds",
     "class_relevance",
     "class_scores",
     "correct_side",
+    "count_overlap",
     "ensemble_embeddings",
+    "evaluate_segmentation",
     "left_share",
     "mean_average_precision",
+    "measure_overlap",
     "median_rank",
     "multiclass_metrics",
     "multilabel_auroc",
@@ -46,6 +61,7 @@ __all__ = [
     "pointing_hit",
     "precision_at_k",
     "recall_at_k",
+    "summarize_overlap",
     "upsample_attention",
     "zero_shot_probabilities",
     "zero_shot_scores",

@@ -62,6 +62,18 @@ class Overlap(NamedTuple):
         either = self.predicted + self.marked - self.both
         return torch.where(either == 0, 1.0, self.both.double() / either.clamp_min(1))
 
+    def at(self, columns: Sequence[int]) -> Overlap:
+        """Of counts ``(image, class, threshold)``, those of each class at its own threshold.
+
+        Args:
+            columns: which threshold, one per class.
+
+        Returns:
+            Counts, each ``(image, class)``.
+        """
+        classes = list(range(len(columns)))
+        return Overlap(*(counts[:, classes, list(columns)] for counts in self))
+
 
 def count_overlap(predicted: Tensor, masks: Tensor) -> Overlap:
     """Count the pixels of each mask.
@@ -245,9 +257,8 @@ def evaluate_segmentation(
         )
     of_class = (given * model.classes)[: model.classes]
     every = measure_overlap(model, items, of_class, batch_size=batch_size, progress=progress)
-    # each class at its own threshold
-    own = Overlap(*(counts.diagonal(dim1=1, dim2=2) for counts in every))
-    return {**summarize_overlap(own), "thresholds": [float(each) for each in of_class]}
+    chosen = every.at(range(model.classes))
+    return {**summarize_overlap(chosen), "thresholds": [float(each) for each in of_class]}
 
 
 def _check_thresholds(thresholds: Sequence[float]) -> None:

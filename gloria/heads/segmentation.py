@@ -60,9 +60,9 @@ def segmentation_model(
             f"{type(image_encoder).__name__}. Of a GLoRIA model, take model.image_encoder."
         )
     encoder: Any = copy.deepcopy(image_encoder)
-    stages = getattr(encoder, "stages", ())
+    stages: Any = getattr(encoder, "stages", ())
     if len({stage.stride for stage in stages}) > 1:
-        pyramid: nn.Module = StagePyramid([stage.dim for stage in stages], stages[0].stride)
+        pyramid: Pyramid = StagePyramid([stage.dim for stage in stages], stages[0].stride)
     else:
         pyramid = BlockPyramid(len(stages), encoder.region_dim, width)
     return SegmentationModel(encoder, pyramid, classes, width)
@@ -75,20 +75,19 @@ class SegmentationModel(nn.Module):
 
     Args:
         image_encoder: becomes a part of the model as it is.
-        pyramid: called as ``pyramid(image_encoder, images)``, gives maps, the finest first; its
-            ``dims`` are their widths.
+        pyramid: gives its maps.
         classes: masks of an image.
         width: of the decoder's first block.
     """
 
     def __init__(
-        self, image_encoder: nn.Module, pyramid: nn.Module, classes: int, width: int
+        self, image_encoder: nn.Module, pyramid: Pyramid, classes: int, width: int
     ) -> None:
         super().__init__()
         unet = require("segmentation_models_pytorch.decoders.unet.decoder", "tasks")
         start = require("segmentation_models_pytorch.base.initialization", "tasks")
         self.image_encoder: Any = image_encoder
-        self.pyramid: Any = pyramid
+        self.pyramid = pyramid
         self.classes = int(classes)
         widths = _widths(width, len(self.pyramid.dims))
         # the decoder asks for the image's channels first, and does not use them
@@ -126,7 +125,21 @@ class SegmentationModel(nn.Module):
         return logits
 
 
-class StagePyramid(nn.Module):
+class Pyramid(nn.Module):
+    """Maps of an image encoder, from fine to coarse.
+
+    Attributes:
+        dims: widths of the maps.
+    """
+
+    dims: tuple[int, ...]
+
+    def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
+        raise NotImplementedError
+
+
+class StagePyramid(Pyramid):
     """The maps of every stage, each coarser than or as fine as the one before.
 
     An encoder that begins with a coarse map, as one of patches of 4 pixels does, is given empty
@@ -147,7 +160,7 @@ class StagePyramid(nn.Module):
         return [*_empty_maps(images, self.empty), *encoder.feature_maps(images)]
 
 
-class BlockPyramid(nn.Module):
+class BlockPyramid(Pyramid):
     """Four blocks' maps of one size, enlarged 8, 4, 2 times and not at all.
 
     Args:
