@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -9,6 +10,48 @@ from gloria.checks import check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
 from gloria.errors import DtypeError, ShapeError
 from gloria.types import ImageEncoder, ImageInput
+
+
+class LinearHead(nn.Linear):
+    r"""A linear layer that standardises its features first, which changes how fast it learns only.
+
+    .. math:: z = W \frac{x - m}{s} + b
+
+    What it can learn is what a linear layer can. But one learning rate serves features of any
+    scale, so that encoders are compared by what is in their features: those of an untrained ResNet
+    differ so little between images that a plain layer learns next to nothing from them.
+
+    Args:
+        in_features: width of the features.
+        out_features: number of logits.
+
+    Attributes:
+        mean: m, ``(in_features,)``; 0 until :meth:`standardize` is called.
+        std: s, ``(in_features,)``; 1 until then.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("mean", torch.zeros(in_features))
+        self.register_buffer("std", torch.ones(in_features))
+
+    def standardize(self, features: Tensor) -> None:
+        """Take mean and standard deviation from the features ``(image, dim)`` of training images.
+
+        A feature that hardly varies, less than a thousandth of the most varying one, is taken to
+        vary by that, so that rounding is not blown up to a signal.
+        """
+        std = features.std(0, correction=0)
+        least = 1e-3 * std.amax()
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(std.clamp(min=least) if least > 0 else torch.ones_like(std))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(image, out_features)`` of features ``(image, in_features)``."""
+        return super().forward((features - self.mean) / self.std)
 
 
 class ImageClassifier(Freezable):
@@ -51,7 +94,7 @@ class ImageClassifier(Freezable):
         if not isinstance(encoder, nn.Module):
             raise DtypeError(f"encoder must be an nn.Module; got {type(encoder).__name__}.")
         self.encoder = encoder
-        self.head = nn.Linear(encoder.pooled_dim, classes)
+        self.head = LinearHead(encoder.pooled_dim, classes)
         if frozen:
             self.freeze("encoder")
 

@@ -140,7 +140,8 @@ def train_classifier(
     Nothing is written. A frozen encoder without augmentation encodes each image once.
 
     Args:
-        classifier: trained in place; in eval mode afterwards.
+        classifier: trained in place; in eval mode afterwards, and its convolutions, where images
+            go through them in every step, in the memory format ``channels_last``.
         train: images, normalised here. Uncertain labels have no influence.
         validation: images of other patients; the weights of the step with the highest mean AUROC
             on them are kept, the first of equals. Classes without positive or negative images here
@@ -159,14 +160,12 @@ def train_classifier(
     """
     recipe = recipe or _usual_recipe(classifier.frozen)
     loss = _weighted_loss(classifier, class_weight, pos_weight)
-    return _fit(
-        _learner(classifier, recipe),
-        _examples("train", train, classifier, recipe, workers),
-        _examples("validation", validation, classifier, recipe, workers),
-        recipe,
-        loss,
-        on_step,
-    )
+    examples = _examples("train", train, classifier, recipe, workers)
+    watched = _examples("validation", validation, classifier, recipe, workers)
+    learner = _learner(classifier, examples, recipe)
+    trained = _fit(learner, examples, watched, recipe, loss, on_step)
+    classifier.eval()
+    return trained
 
 
 def evaluate_classifier(
@@ -273,7 +272,7 @@ def label_efficiency(
             for seed in seeds:
                 share = draw_share(ids, labels, fraction, seed=seed, patients=patients)
                 part = everything.take([number[name] for name in share])
-                learner = _learner(_build(encoder, len(classes), frozen, seed), recipe)
+                learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
                 trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
                 scores = _scores(learner, tested, recipe.batch_size)
                 figure = multilabel_auroc(scores, tested.labels)
@@ -379,10 +378,6 @@ class _Images:
 _Examples = _Features | _Images
 
 
-def _encodes_once(classifier: ImageClassifier, recipe: ClassifierRecipe) -> bool:
-    return classifier.frozen and recipe.augmentation is None
-
-
 def _examples(
     name: str,
     data: LabelledImages,
@@ -390,15 +385,25 @@ def _examples(
     recipe: ClassifierRecipe,
     workers: int,
 ) -> _Examples:
-    """The inputs of what :func:`_learner` gives."""
+    """Images; or features, where these never change."""
     images = _Images(name, data, classifier, recipe.augmentation, workers)
-    if _encodes_once(classifier, recipe):
+    if classifier.frozen and recipe.augmentation is None:
         return images.encode(classifier.encoder, recipe.batch_size)
     return images
 
 
-def _learner(classifier: ImageClassifier, recipe: ClassifierRecipe) -> nn.Module:
-    return classifier.head if _encodes_once(classifier, recipe) else classifier
+def _learner(classifier: ImageClassifier, train: _Examples, recipe: ClassifierRecipe) -> nn.Module:
+    """What learns from the examples: the classifier, or its linear layer if they are features.
+
+    A frozen encoder's features are standardised here, by those of the training images.
+    """
+    if not classifier.frozen:
+        return classifier  # its features are about to change
+    if isinstance(train, _Features):
+        classifier.head.standardize(train.pooled)
+        return classifier.head
+    classifier.head.standardize(train.encode(classifier.encoder, recipe.batch_size).pooled)
+    return classifier
 
 
 def _fit(
