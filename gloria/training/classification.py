@@ -211,6 +211,7 @@ def label_efficiency(
     pos_weight: Sequence[float] | None = None,
     workers: int = 0,
     progress: Callable[[int], Any] = lambda trained: None,
+    on_scores: Callable[[str, float, int, Tensor], Any] = lambda *scores: None,
 ) -> dict[str, Any]:
     """Test AUROC of classifiers on image encoders, trained on shares of the labels.
 
@@ -233,6 +234,8 @@ def label_efficiency(
         workers: processes that load images.
         progress: called with the number of classifiers trained since the last call, as
             ``tqdm.update`` is.
+        on_scores: called with the row, fraction and seed of each classifier and its logits of the
+            test images, ``(image, class)``: for intervals over images, say.
 
     Returns:
         What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has the ``mean`` and ``sd`` over
@@ -275,6 +278,7 @@ def label_efficiency(
                 learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
                 trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
                 scores = _scores(learner, tested, recipe.batch_size)
+                on_scores(row, fraction, seed, scores)
                 figure = multilabel_auroc(scores, tested.labels)
                 runs.append(
                     {

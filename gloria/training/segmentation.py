@@ -24,8 +24,8 @@ from gloria.errors import DataError, OptionError
 from gloria.evaluation.segmentation import (
     THRESHOLDS,
     MaskedItems,
+    Overlap,
     choose_thresholds,
-    evaluate_segmentation,
     measure_overlap,
     summarize_overlap,
 )
@@ -206,6 +206,7 @@ def segmentation_efficiency(
     width: int = 256,
     workers: int = 0,
     progress: Callable[[int], Any] = lambda trained: None,
+    on_overlap: Callable[[str, float, int, Overlap], Any] = lambda *overlap: None,
 ) -> dict[str, Any]:
     """Test Dice and IoU of U-Nets on image encoders, trained on shares of the masks.
 
@@ -226,6 +227,8 @@ def segmentation_efficiency(
         workers: processes that load training images.
         progress: called with the number of models trained since the last call, as ``tqdm.update``
             is.
+        on_overlap: called with the row, fraction and seed of each model and the counts of the test
+            images, ``(image, class)``: for intervals over images, say.
 
     Returns:
         What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has, for each of
@@ -260,9 +263,11 @@ def segmentation_efficiency(
                 trained = train_segmenter(
                     model, part, validation, replace(recipe, seed=seed), workers=workers
                 )
-                figures = evaluate_segmentation(
+                every = measure_overlap(
                     model, test, trained.thresholds, batch_size=recipe.batch_size
                 )
+                overlap = every.at(range(classes))
+                on_overlap(row, fraction, seed, overlap)
                 runs.append(
                     {
                         "seed": seed,
@@ -270,7 +275,10 @@ def segmentation_efficiency(
                         "share": hash_ids(share),
                         "best_step": trained.best_step,
                         "validation_dice": trained.validation_dice,
-                        "test": figures,
+                        "test": {
+                            **summarize_overlap(overlap),
+                            "thresholds": list(trained.thresholds),
+                        },
                     }
                 )
                 progress(1)
