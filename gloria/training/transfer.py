@@ -8,15 +8,17 @@ neither.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
-from gloria.data.transfer import TASKS, TransferData
+from gloria.data.transfer import TASKS, LabelledPairs, TransferData
 from gloria.errors import DataError
 from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
@@ -25,14 +27,16 @@ from gloria.evaluation.classification import (
     multilabel_auroc,
     multilabel_metrics,
 )
-from gloria.evaluation.features import encode_texts, similarity_by_kind
+from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
 from gloria.evaluation.published import ZERO_SHOT_COLUMNS
 from gloria.evaluation.retrieval import class_relevance, evaluate_retrieval, precision_at_k
-from gloria.evaluation.tables import Cell, Table
+from gloria.evaluation.segmentation import Overlap, summarize_overlap
+from gloria.evaluation.tables import Cell, Spread, Table
 from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
 from gloria.model import GLoRIA
 from gloria.training.classification import ClassifierRecipe, label_efficiency
-from gloria.training.segmentation import SegmentationRecipe
+from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
+from gloria.types import ImageFeatures
 
 Report = dict[str, Any]
 Progress = Callable[[int], Any]
@@ -126,7 +130,7 @@ def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
     rows: dict[str, Sequence[Cell]] = {}
     for model, report in reports.items():
         for name, cells in report["rows"].items():
-            rows[f"{model}, {name}" if name else model] = [_read_cell(cell) for cell in cells]
+            rows[f"{model}, {name}" if name else model] = [_read(cell) for cell in cells]
     first = next(iter(reports.values()))
     return Table(task, first["protocol"], tuple(first["columns"]), rows)
 
@@ -136,7 +140,7 @@ def _retrieval(
 ) -> Report:
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
-    ks = [k for k in settings.ks if k <= len(gallery)]
+    ks = [k for k in settings.ks if k <= len(labels)]
     images = _encode(model, gallery, settings, progress)
     texts = encode_texts(model, gallery.reports, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)
@@ -144,106 +148,95 @@ def _retrieval(
     for kind, similarity in similarities.items():
         matrix = similarity.cpu()
         details[kind] = evaluate_retrieval(matrix, relevant, ks)
-        intervals = _precision_intervals(matrix, relevant, ks, settings)
+        each = [
+            precision_at_k(*query, ks)
+            for query in zip(matrix[:, None], relevant[:, None], strict=True)
+        ]
+        found = bootstrap_mean(
+            {f"Prec@{k}": [precision[k] for precision in each] for k in ks},
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
         name = f"{kind} similarity" if len(similarities) > 1 else ""
-        rows[name] = [_write_cell(intervals.get(k)) for k in settings.ks]
-    rows["chance"] = [float(relevant.double().mean())] * len(settings.ks)
+        rows[name] = [_write(found.get(f"Prec@{k}")) for k in settings.ks]
     return {
-        "protocol": f"{_name_gallery(data)}: an image asks for reports of its class; "
-        f"[95 % interval over queries]",
+        "protocol": f"{_name_gallery(data, labels)}: an image asks for reports of its class; "
+        f"chance {100 / len(data.classes):.0f}; 95 % intervals over the queries",
         "columns": [f"Prec@{k}" for k in settings.ks],
         "rows": rows,
         "details": details,
     }
 
 
-def _precision_intervals(
-    similarity: Tensor, relevant: Tensor, ks: Sequence[int], settings: TransferSettings
-) -> dict[int, Interval]:
-    """Of the precision at each K, over queries; the candidates stay as they are."""
-    each = [
-        precision_at_k(similarity[query : query + 1], relevant[query : query + 1], ks)
-        for query in range(len(similarity))
-    ]
-    by_name = bootstrap_mean(
-        {str(k): [precision[k] for precision in each] for k in ks},
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
-    return {k: by_name[str(k)] for k in ks}
-
-
 def _zero_shot(
     model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
 ) -> Report:
+    """The class whose prompts match best; of a single class, whether it is there."""
     if data.gallery is None:
         return _zero_shot_pairs(model, data, settings, progress)
     gallery, labels = _gallery(data)
     prompts = {name: data.prompts[name] for name in data.classes}
     scores = zero_shot_scores(model, _encode(model, gallery, settings, progress), prompts).cpu()
-    figures = multiclass_metrics(scores, labels)
-    intervals = bootstrap(
-        lambda index: _decisions(multiclass_metrics(scores[index], labels[index])),
-        len(labels),
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
-    count = len(data.classes)
     return {
-        "protocol": f"{_name_gallery(data)}: the class whose prompts match best, of {count}; means "
-        f"over classes, each against the others; [95 % interval over images]",
-        "columns": list(ZERO_SHOT_COLUMNS),
-        "rows": {"": [_write_cell(intervals[name]) for name in ZERO_SHOT_COLUMNS]},
-        "details": figures,
+        "protocol": f"{_name_gallery(data, labels)}: the class whose prompts match best; all but "
+        f"the accuracy are means over classes, each against the others; chance of the accuracy "
+        f"{1 / len(prompts):.2f}; 95 % intervals over the images",
+        **_decisions(
+            lambda index: multiclass_metrics(scores[index], labels[index]), len(labels), settings
+        ),
     }
 
 
 def _zero_shot_pairs(
     model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
 ) -> Report:
-    """One class, yes or no: by positive and negative prompts, and a threshold of validation."""
-    prompts = {name: data.prompts[name] for name in data.classes}
+    prompts: Any = {name: data.prompts[name] for name in data.classes}
+    columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
     scores, labels = {}, {}
     for split in ("val", "test"):
         items = getattr(data.labelled, split)
         images = _encode(model, items, settings, progress)
         scores[split] = zero_shot_probabilities(model, images, prompts).cpu()
-        labels[split] = torch.as_tensor(items.labels)
+        labels[split] = torch.as_tensor(items.labels)[:, columns]
     thresholds = choose_thresholds(scores["val"], labels["val"])
-
-    def figures(index: Tensor) -> Report:
-        return multilabel_metrics(scores["test"][index], labels["test"][index], thresholds)
-
-    everything = torch.arange(len(labels["test"]))
-    intervals = bootstrap(
-        lambda index: _decisions(figures(index)),
-        len(everything),
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
     return {
-        "protocol": f"{data.name}, {len(everything)} test images: {' and '.join(data.classes)} or "
-        f"not by prompts, thresholds chosen on {len(labels['val'])} validation images; "
-        f"[95 % interval over images]",
-        "columns": list(ZERO_SHOT_COLUMNS),
-        "rows": {"": [_write_cell(intervals[name]) for name in ZERO_SHOT_COLUMNS]},
-        "details": {**figures(everything), "thresholds": thresholds.values.tolist()},
+        "protocol": f"{data.name}, {len(labels['test'])} test images: {', '.join(data.classes)} or "
+        f"not, by pairs of prompts; threshold chosen on {len(labels['val'])} other images; 95 % "
+        f"intervals over the images",
+        **_decisions(
+            lambda index: multilabel_metrics(
+                scores["test"][index], labels["test"][index], thresholds
+            ),
+            len(labels["test"]),
+            settings,
+        ),
     }
 
 
-def _decisions(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The columns of the zero-shot table; NaN where a figure is undefined."""
+def _decisions(
+    metrics: Callable[[Tensor], Mapping[str, Any]], units: int, settings: TransferSettings
+) -> Report:
+    """The zero-shot table's columns and row, with all figures."""
     names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
-    values = [figures[name] for name in names]
-    means = [value["mean"] if isinstance(value, Mapping) else value for value in values]
-    return dict(zip(ZERO_SHOT_COLUMNS, map(_number, means), strict=True))
+
+    def columns(index: Tensor) -> dict[str, float | None]:
+        figures = [metrics(index)[name] for name in names]
+        means = [each["mean"] if isinstance(each, Mapping) else each for each in figures]
+        return dict(zip(ZERO_SHOT_COLUMNS, means, strict=True))
+
+    found = _intervals(columns, units, settings)
+    return {
+        "columns": list(ZERO_SHOT_COLUMNS),
+        "rows": {"": [_write(found[name]) for name in ZERO_SHOT_COLUMNS]},
+        "details": metrics(torch.arange(units)),
+    }
 
 
 def _classification(
     model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
 ) -> Report:
     scores: dict[float, list[Tensor]] = {fraction: [] for fraction in settings.fractions}
-    report = label_efficiency(
+    details = label_efficiency(
         {"model": model.image_encoder},
         *data.labelled,
         fractions=settings.fractions,
@@ -251,31 +244,179 @@ def _classification(
         recipe=settings.classification,
         workers=settings.workers,
         progress=progress,
-        on_scores=lambda row, fraction, seed, given: scores[fraction].append(given.cpu()),
+        on_scores=lambda row, fraction, seed, logits: scores[fraction].append(logits.cpu()),
     )
     labels = torch.as_tensor(data.labelled.test.labels)
 
-    def auroc(index: Tensor) -> dict[str, float]:
+    def mean_auroc(index: Tensor) -> dict[str, float | None]:
         return {
-            f"{fraction:g}": _mean(
-                _number(multilabel_auroc(each[index], labels[index])["mean"]) for each in of_share
+            _share(fraction): _mean(
+                [multilabel_auroc(logits[index], labels[index])["mean"] for logits in draws]
             )
-            for fraction, of_share in scores.items()
+            for fraction, draws in scores.items()
         }
 
-    intervals = bootstrap(auroc, len(labels), resamples=settings.resamples, seed=settings.seed)
+    runs = details["rows"]["model"].values()
     return {
         "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
-        f"{len(report['classes'])} classes, {len(labels)} test images; {_how_uncertain(settings)}",
-        "columns": [f"{100 * fraction:g}%" for fraction in settings.fractions],
+        f"{_counted(len(details['classes']), 'class', 'classes')}, {len(labels)} test images; "
+        f"{_uncertainty(settings)}",
+        "columns": list(map(_share, settings.fractions)),
         "rows": _with_spread(
-            {"": list(intervals.values())},
-            {
-                "": [
-                    [run["auroc"] for run in report["rows"]["model"][share]["runs"]]
-                    for share in report["rows"]["model"]
-                ]
-            },
+            "",
+            _intervals(mean_auroc, len(labels), settings),
+            [[run["auroc"] for run in share["runs"]] for share in runs],
         ),
-        "details": report,
+        "details": details,
     }
+
+
+def _segmentation(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
+    details = segmentation_efficiency(
+        {"model": model.image_encoder},
+        *data.masked,
+        fractions=settings.fractions,
+        seeds=settings.drawn,
+        recipe=settings.segmentation,
+        workers=settings.workers,
+        progress=progress,
+        on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
+    )
+    shares = details["rows"]["model"].values()
+    rows: dict[str, Any] = {}
+    for name, figure in (("positives", "dice_positives"), ("all images", "dice_all")):
+        rows |= _with_spread(
+            name,
+            _intervals(partial(_mean_dice, counts, figure), details["images"]["test"], settings),
+            [[run["test"].get(figure) for run in share["runs"]] for share in shares],
+        )
+    classes = ", ".join(data.masked.test.classes)
+    return {
+        "protocol": f"{data.name}: U-Net on the image encoder, {classes}, "
+        f"{details['images']['test']} test images; positives: those with a mask; all images: an "
+        f"empty prediction on an empty mask counts 1; {_uncertainty(settings)}",
+        "columns": list(map(_share, settings.fractions)),
+        "rows": rows,
+        "details": details,
+    }
+
+
+def _mean_dice(
+    counts: Mapping[float, Sequence[Overlap]], figure: str, index: Tensor
+) -> dict[str, float | None]:
+    """By share, the mean over its draws, for some of the images."""
+    return {
+        _share(fraction): _mean(
+            [
+                summarize_overlap(Overlap(*(count[index] for count in draw))).get(figure)
+                for draw in draws
+            ]
+        )
+        for fraction, draws in counts.items()
+    }
+
+
+_TASKS = {
+    "retrieval": _retrieval,
+    "zero-shot": _zero_shot,
+    "classification": _classification,
+    "segmentation": _segmentation,
+}
+
+
+def _gallery(data: TransferData) -> tuple[LabelledPairs, Tensor]:
+    """The gallery, and which of its classes each image is of."""
+    gallery = data.gallery
+    if gallery is None:
+        raise DataError(f"{data.name} has no images of exactly one class each.")
+    columns = [list(gallery.classes).index(name) for name in data.classes]
+    positive = torch.as_tensor(gallery.labels)[:, columns] == 1
+    if not (positive.sum(1) == 1).all():
+        wrong = int((positive.sum(1) != 1).nonzero()[0])
+        raise DataError(
+            f"gallery images must each be of exactly one of {', '.join(data.classes)}; image "
+            f"{wrong} is of {int(positive[wrong].sum())}."
+        )
+    return gallery, positive.int().argmax(1)
+
+
+def _name_gallery(data: TransferData, labels: Tensor) -> str:
+    counts = labels.bincount(minlength=len(data.classes)).unique().tolist()
+    size = f"{len(data.classes)}x{counts[0]}" if len(counts) == 1 else f"{len(labels)} images"
+    return f"{data.name}, {size}"
+
+
+def _encode(
+    model: GLoRIA, items: Any, settings: TransferSettings, progress: Progress
+) -> ImageFeatures:
+    images = (items[index].image for index in range(len(items)))
+    return encode_images(model, images, settings.batch_size, progress=progress)
+
+
+def _intervals(
+    figures: Callable[[Tensor], Mapping[str, float | None]],
+    units: int,
+    settings: TransferSettings,
+) -> dict[str, Interval | None]:
+    """Bootstrap intervals; None for a figure that all units together do not define."""
+    defined = [name for name, value in figures(torch.arange(units)).items() if value is not None]
+
+    def numbers(index: Tensor) -> dict[str, float]:
+        found = figures(index)
+        return {name: _number(found[name]) for name in defined}
+
+    known = bootstrap(numbers, units, resamples=settings.resamples, seed=settings.seed)
+    return {name: known.get(name) for name in figures(torch.arange(units))}
+
+
+def _with_spread(
+    name: str, intervals: Mapping[str, Interval | None], runs: Sequence[Sequence[float | None]]
+) -> dict[str, list[Any]]:
+    """A row of intervals and, of several draws of labels, one of their spread."""
+    rows = {name: [_write(each) for each in intervals.values()]}
+    if len(runs[0]) > 1:
+        over = f"over {len(runs[0])} draws of labels"
+        spreads = [
+            None if None in each else _write(Spread.of([_number(value) for value in each]))
+            for each in runs
+        ]
+        rows[f"{name}, {over}" if name else over] = spreads
+    return rows
+
+
+def _uncertainty(settings: TransferSettings) -> str:
+    how = "95 % intervals over the test images"
+    if settings.seeds == 1:
+        return f"{how}, of one draw of labels"
+    return f"{how} of the mean of {settings.seeds} draws of labels; ± standard deviation over these"
+
+
+def _write(cell: Interval | Spread | None) -> Report | None:
+    return None if cell is None else dict(cell._asdict())
+
+
+def _read(cell: Any) -> Cell:
+    if isinstance(cell, Mapping):
+        return Interval(**cell) if "low" in cell else Spread(**cell)
+    return None if cell is None else float(cell)
+
+
+def _share(fraction: float) -> str:
+    return f"{100 * fraction:g}%"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
