@@ -56,6 +56,7 @@ class TransferSettings:
         workers: processes that load images in training.
         classification: recipe of a linear probe; None = the usual.
         segmentation: recipe of a U-Net; None = the usual.
+        width: of the U-Net's first decoder block.
     """
 
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -67,9 +68,10 @@ class TransferSettings:
     workers: int = 0
     classification: ClassifierRecipe | None = None
     segmentation: SegmentationRecipe | None = None
+    width: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "resamples", "batch_size"):
+        for name in ("seeds", "resamples", "batch_size", "width"):
             check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
 
@@ -281,6 +283,7 @@ def _segmentation(
         fractions=settings.fractions,
         seeds=settings.drawn,
         recipe=settings.segmentation,
+        width=settings.width,
         workers=settings.workers,
         progress=progress,
         on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
