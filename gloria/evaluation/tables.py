@@ -144,10 +144,15 @@ def as_markdown(table: Table, published: bool = True, level: int = 2) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines as a Markdown table: the first is the head, the first column is on the left."""
+def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lines as a Markdown table.
+
+    Args:
+        lines: of equally many cells; the first is the head.
+        left: how many columns are on the left; figures are on the right.
+    """
     head, *rows = lines
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
 
 
