@@ -3,6 +3,8 @@
 from gloria.evaluation.grounding import attention_auroc, correct_side, left_share, pointing_hit
 from gloria.evaluation.retrieval import (
     class_relevance,
+    evaluate_queries,
+    evaluate_retrieval,
     mean_average_precision,
     median_rank,
     precision_at_k,
@@ -17,6 +19,8 @@ __all__ = [
     "class_relevance",
     "class_scores",
     "correct_side",
+    "evaluate_queries",
+    "evaluate_retrieval",
     "left_share",
     "mean_average_precision",
     "median_rank",
