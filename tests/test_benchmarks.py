@@ -77,6 +77,7 @@ def test_a_plot_of_the_sweep(tmp_path):
 
 def test_the_benchmark_of_retrieval_scores_every_pair():
     import retrieval
+
     from gloria.training.small import small_model
 
     figures = retrieval.measure(small_model(["report"]), 6, 4, quiet=True)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shortlist", type=int, default=200, metavar="N", help="images to compare by region"
     )
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep features here; default: keep none"
+        "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")

@@ -1,6 +1,7 @@
 """Images with reports: the built-in phantom radiographs, and readers of data on disk."""
 
 from gloria.data.chexpert import CheXpert, CheXpertPlus
+from gloria.data.folder import ImageFolder
 from gloria.data.images import fit, load_image, normalize
 from gloria.data.leaks import check_splits, find_leaks
 from gloria.data.mimic_cxr import MIMICCXR
@@ -34,6 +35,7 @@ __all__ = [
     "FINDINGS_AND_IMPRESSION",
     "FULL_REPORT",
     "IMPRESSION",
+    "ImageFolder",
     "ImageReport",
     "ImageReportTable",
     "MIMICCXR",

@@ -6,7 +6,7 @@ A store is a folder::
     <name>.safetensors  the features of some images: pooled, regions and, if any, region_mask
 
 Files are only ever added, and each write is whole or not there: an encoding that was stopped goes
-on where it stood.
+on where it stood. Regions take most of the space: of each image, 4 bytes for each number.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def store_images(
 
     Raises:
         DataError: the folder holds the features of another model, or of images prepared in another
-            way, which are left alone; it is damaged; no image can be read; or an image's features
-            are not finite.
+            way, which are left alone; it is damaged, or can't be written to; no image can be read;
+            or an image's features are not finite.
         OptionError: ``batch_size`` or ``shard_size`` is below 1.
     """
     check_integer("shard_size", shard_size, 1)
@@ -250,7 +250,10 @@ def _write_shard(folder: Path, features: ImageFeatures) -> str:
     name = f"{uuid4().hex[:12]}.safetensors"
 
     def write(draft: Path) -> None:
-        save_file(tensors, draft)
+        try:
+            save_file(tensors, draft)
+        except SafetensorError as cause:
+            raise DataError(f"features can't be written to {folder}: {cause}.") from cause
         # safetensors writes for the owner only
         shutil.copymode(folder / "index.json", draft)
 

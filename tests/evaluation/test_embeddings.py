@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from gloria.data.folder import ImageFolder
 from gloria.data.phantom import PhantomDataset
 from gloria.errors import DataError, OptionError
+from gloria.evaluation import embeddings
 from gloria.evaluation.embeddings import store_images
 from gloria.evaluation.features import encode_images
 from gloria.training.randomness import isolated
@@ -235,6 +237,21 @@ def test_features_that_are_not_finite_are_an_error(tmp_path, films):
     with pytest.raises(DataError, match=r"features of .*0\.png are not finite"):
         store(tmp_path, model, films)
     assert not list((tmp_path / "store").glob("*.safetensors"))
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(
+    tmp_path, model, films, monkeypatch
+):
+    def fill(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(embeddings, "save_file", fill)
+    with pytest.raises(DataError, match=r"can't be written to .*store: No space left on device"):
+        store(tmp_path, model, films)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["index.json"]
+    monkeypatch.undo()
+    assert store(tmp_path, model, films).encoded == 7
 
 
 def test_whoever_may_read_the_index_may_read_the_features(tmp_path, model, films):
