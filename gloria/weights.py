@@ -148,7 +148,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def write_file(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make a new file and put it in place when it is whole."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
@@ -161,11 +161,7 @@ def write_file(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-
-    def write(draft: Path) -> None:
-        draft.write_text(text, encoding="utf-8")
-
-    write_file(path, write)
+    write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def hash_model(folder: str | Path) -> str:

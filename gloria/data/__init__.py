@@ -2,6 +2,7 @@
 
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.chexpert import CheXpert, CheXpertPlus
+from gloria.data.folder import ImageFolder
 from gloria.data.images import fit, load_image, normalize
 from gloria.data.leaks import check_splits, find_leaks
 from gloria.data.masked import MaskedImage, PhantomMasks
@@ -45,6 +46,7 @@ __all__ = [
     "FINDINGS_AND_IMPRESSION",
     "FULL_REPORT",
     "IMPRESSION",
+    "ImageFolder",
     "ImageReport",
     "ImageReportTable",
     "MIMICCXR",

@@ -13,6 +13,8 @@ from gloria.evaluation.classification import (
 from gloria.evaluation.grounding import attention_auroc, correct_side, left_share, pointing_hit
 from gloria.evaluation.retrieval import (
     class_relevance,
+    evaluate_queries,
+    evaluate_retrieval,
     mean_average_precision,
     median_rank,
     precision_at_k,
@@ -50,6 +52,8 @@ __all__ = [
     "count_overlap",
     "ensemble_embeddings",
     "evaluate_segmentation",
+    "evaluate_queries",
+    "evaluate_retrieval",
     "left_share",
     "mean_average_precision",
     "measure_overlap",
