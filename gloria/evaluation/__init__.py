@@ -1,7 +1,7 @@
 """What a model can do, in figures. Functions of tensors, for any model and any data."""
 
 from gloria.evaluation.classification import (
-    Figure,
+    ClassMetric,
     Thresholds,
     accuracy,
     choose_thresholds,
@@ -27,7 +27,7 @@ from gloria.evaluation.zero_shot import (
 from gloria.geometry import upsample_attention
 
 __all__ = [
-    "Figure",
+    "ClassMetric",
     "Thresholds",
     "accuracy",
     "attention_auroc",
