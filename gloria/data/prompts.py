@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gloria.checks import check_integer, require
-from gloria.errors import DataError, DtypeError, GloriaError, OptionError, UnknownNameError
+from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
 from gloria.weights import write_text
 
 
@@ -268,7 +268,7 @@ def _located(where: str) -> Iterator[None]:
     """Inside: an error says where in the file it arose."""
     try:
         yield
-    except GloriaError as cause:
+    except (DataError, DtypeError, OptionError) as cause:
         raise DataError(f"{where}: {cause}") from cause
 
 

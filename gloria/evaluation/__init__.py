@@ -2,7 +2,7 @@
 
 from gloria.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
-    Figure,
+    ClassMetric,
     Thresholds,
     accuracy,
     choose_thresholds,
@@ -37,9 +37,9 @@ from gloria.evaluation.zero_shot import (
 from gloria.geometry import upsample_attention
 
 __all__ = [
-    "Figure",
     "Interval",
     "Overlap",
+    "ClassMetric",
     "Thresholds",
     "accuracy",
     "attention_auroc",

@@ -10,7 +10,6 @@ and its mean is over the others.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -23,7 +22,7 @@ from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_labels
 
 
-class Figure(TypedDict):
+class ClassMetric(TypedDict):
     """One metric, class by class.
 
     Attributes:
@@ -37,7 +36,7 @@ class Figure(TypedDict):
     undefined: list[int]
 
 
-def multilabel_auroc(scores: Tensor, labels: Tensor) -> Figure:
+def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
     """How well each class's scores tell its positive images from its negative ones.
 
     The area under the ROC curve: the chance that a positive image has a higher score than a
@@ -66,13 +65,13 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> Figure:
         >>> multilabel_auroc(scores, torch.tensor([[0, 0], [1, 0], [1, -1]]))
         {'per_class': [1.0, None], 'mean': 1.0, 'undefined': [1]}
     """
-    labels = check_multilabel(scores, labels)
-    return _figure([_auroc(*known) for known in _classes(scores, labels)])
+    scores, labels = check_multilabel(scores, labels)
+    return _metric([_auroc(*known) for known in _classes(scores, labels)])
 
 
 def multilabel_metrics(
     scores: Tensor, labels: Tensor, thresholds: Thresholds | float
-) -> dict[str, Figure]:
+) -> dict[str, ClassMetric]:
     """What each class's scores and decisions are worth, for classes that do not exclude each other.
 
     An image is called positive for a class if its score is at least the class's threshold. With
@@ -106,15 +105,15 @@ def multilabel_metrics(
         >>> figures["sensitivity"]["mean"], figures["ppv"]["mean"]
         (0.5, 1.0)
     """
-    labels = check_multilabel(scores, labels)
+    scores, labels = check_multilabel(scores, labels)
     if not isinstance(thresholds, Thresholds):
         thresholds = _same_for_all(thresholds, scores.shape[1])
-    if thresholds.chosen_on == _fingerprint(scores, labels):
+    if thresholds.chosen_on is not None and _same(thresholds.chosen_on, _sort(scores, labels)):
         raise DataError(
             "thresholds were chosen on these very images; figures on them would flatter. Choose "
             "them on validation images, and score test images."
         )
-    figures = _decision_figures(thresholds.decide(scores), labels, thresholds.undefined)
+    figures = _decision_metrics(thresholds.decide(scores), labels, thresholds.undefined)
     return {**figures, "auroc": multilabel_auroc(scores, labels)}
 
 
@@ -130,7 +129,7 @@ def multiclass_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
 
     Returns:
         ``accuracy``, a number, of :func:`accuracy`; and ``sensitivity``, ``specificity``, ``ppv``,
-        ``npv``, ``f1`` and ``auroc``, each a :class:`Figure`.
+        ``npv``, ``f1`` and ``auroc``, each a :class:`ClassMetric`.
 
     Raises what :func:`accuracy` raises.
 
@@ -144,9 +143,10 @@ def multiclass_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
         (0.6666666666666666, [1.0, 0.5, None])
     """
     share = accuracy(scores, labels)
-    classes = scores.shape[1]
-    truth = one_hot(labels.long(), classes).to(scores.device)
-    figures = _decision_figures(one_hot(_predict(scores), classes) == 1, truth, [])
+    truth, decided = (
+        one_hot(each.cpu().long(), scores.shape[1]) for each in (labels, _predict(scores))
+    )
+    figures = _decision_metrics(decided == 1, truth, [])
     return {**figures, "accuracy": share, "auroc": multilabel_auroc(scores, truth)}
 
 
@@ -188,12 +188,12 @@ class Thresholds:
 
     Attributes:
         values: ``(class,)``; NaN where a class has none.
-        chosen_on: what tells the images that :func:`choose_thresholds` saw, so that figures on
-            the same are refused; None = thresholds that were not chosen on images.
+        chosen_on: the scores and labels that :func:`choose_thresholds` saw, sorted, so that
+            figures on the same images are refused; None = thresholds from elsewhere.
     """
 
     values: Tensor
-    chosen_on: str | None = None
+    chosen_on: tuple[Tensor, Tensor] | None = None
 
     @property
     def undefined(self) -> list[int]:
@@ -231,8 +231,8 @@ def choose_thresholds(
 
     Thresholds that are chosen on the images which they are then scored on flatter the figures;
     :func:`multilabel_metrics` refuses that. Candidates are the scores themselves; of equally good
-    ones the highest is taken, and then the middle between it and the next lower score, so that
-    rounding moves no image across.
+    ones the highest is taken, and then the middle between it and the next lower score, if there
+    is one, so that rounding moves no image across.
 
     Args:
         validation_scores: ``(image, class)``.
@@ -252,17 +252,16 @@ def choose_thresholds(
         tensor([0.5000], dtype=torch.float64)
     """
     check_choice("maximize", maximize, ("f1", "youden"))
-    labels = check_multilabel(validation_scores, validation_labels)
-    scores = validation_scores.double()
+    scores, labels = check_multilabel(validation_scores, validation_labels)
     values = [_threshold(*known, maximize) for known in _classes(scores, labels)]
-    return Thresholds(torch.tensor(values, dtype=torch.float64), _fingerprint(scores, labels))
+    return Thresholds(torch.tensor(values, dtype=torch.float64), _sort(scores, labels))
 
 
-def check_multilabel(scores: Tensor, labels: Tensor) -> Tensor:
+def check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Require scores and labels of images for classes.
 
     Returns:
-        The labels as ``int64``, on the scores' device.
+        The scores in float64 and the labels in int64, on the CPU, where sums have one order.
 
     Raises what :func:`multilabel_auroc` raises.
     """
@@ -280,7 +279,7 @@ def check_multilabel(scores: Tensor, labels: Tensor) -> Tensor:
             f"scores must hold at least one image and one class; got {tuple(scores.shape)}."
         )
     check_no_nan("scores", scores)
-    labels = labels.to(scores.device, torch.int64)
+    labels = labels.to("cpu", torch.int64)
     wrong = (labels < -1) | (labels > 1)
     if wrong.any():
         image, column = wrong.nonzero()[0].tolist()
@@ -288,7 +287,7 @@ def check_multilabel(scores: Tensor, labels: Tensor) -> Tensor:
             f"labels must be 1 (positive), 0 (negative) or -1 (uncertain); "
             f"got {int(labels[image, column])} at image {image}, class {column}."
         )
-    return labels
+    return scores.detach().to("cpu", torch.float64), labels
 
 
 def check_no_nan(name: str, values: Tensor) -> None:
@@ -329,8 +328,10 @@ def _predict(scores: Tensor) -> Tensor:
     return (scores == scores.amax(1, keepdim=True)).int().argmax(1)
 
 
-def _decision_figures(decided: Tensor, labels: Tensor, undefined: list[int]) -> dict[str, Figure]:
-    """Every figure that takes decisions, ``(image, class)`` boolean."""
+def _decision_metrics(
+    decided: Tensor, labels: Tensor, undefined: list[int]
+) -> dict[str, ClassMetric]:
+    """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
     metrics = require("torchmetrics.functional.classification", "tasks")
     counts = metrics.multilabel_stat_scores(
         decided.int(),
@@ -354,7 +355,7 @@ def _decision_figures(decided: Tensor, labels: Tensor, undefined: list[int]) -> 
             # torchmetrics would make it 0 where there is nothing to divide by
             value = None if number in undefined or not whole else part / whole
             figures.setdefault(name, []).append(value)
-    return {name: _figure(per_class) for name, per_class in figures.items()}
+    return {name: _metric(per_class) for name, per_class in figures.items()}
 
 
 def _threshold(scores: Tensor, labels: Tensor, maximize: str) -> float:
@@ -375,13 +376,22 @@ def _threshold(scores: Tensor, labels: Tensor, maximize: str) -> float:
     return middle if middle > below else value
 
 
-def _fingerprint(scores: Tensor, labels: Tensor) -> str:
-    """The same for the same images in any order."""
-    rows = torch.cat([scores.double(), labels.double()], dim=1).cpu().numpy()
-    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in rows))).hexdigest()
+def _sort(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each class's scores by label and value, and the labels: the same for images in any order."""
+    scores, order = scores.sort(dim=0)
+    labels, by_label = labels.gather(0, order).sort(dim=0, stable=True)
+    return scores.gather(0, by_label), labels
 
 
-def _figure(per_class: list[float | None]) -> Figure:
+def _same(these: tuple[Tensor, Tensor], those: tuple[Tensor, Tensor]) -> bool:
+    """Whether both are of the same images, give or take the rounding of another batch or device."""
+    tolerance = 1e-5 * float(these[0].abs().median())
+    return torch.equal(these[1], those[1]) and torch.allclose(
+        these[0], those[0], rtol=1e-5, atol=tolerance
+    )
+
+
+def _metric(per_class: list[float | None]) -> ClassMetric:
     defined = [value for value in per_class if value is not None]
     return {
         "per_class": per_class,

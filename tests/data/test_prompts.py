@@ -1,6 +1,7 @@
 """Prompts: all combinations in order, files that say where they are wrong."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -13,7 +14,13 @@ from gloria.data.prompts import (
     select_prompts,
     write_prompts,
 )
-from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
+from gloria.errors import (
+    DataError,
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    UnknownNameError,
+)
 
 EFFUSION = Combinations(
     severity=["", "small"], subtype=["effusion", "fluid"], location=["", "on the left"]
@@ -201,3 +208,12 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"latin\.yaml is not UTF-8"):
         read_prompts(tmp_path / "latin.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["latin.yaml"]
+
+
+def test_json_does_without_yaml(tmp_path, monkeypatch):
+    write_prompts(tmp_path / "prompts.yaml", SETS)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    write_prompts(tmp_path / "prompts.json", SETS)
+    assert read_prompts(tmp_path / "prompts.json") == SETS
+    with pytest.raises(MissingDependencyError, match=r"yaml .*gloria-torch\[tasks\]"):
+        read_prompts(tmp_path / "prompts.yaml")

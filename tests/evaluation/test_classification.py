@@ -1,6 +1,7 @@
 """Classification figures against scikit-learn and plain loops."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from sklearn.metrics import (
 )
 from torch.nn.functional import one_hot
 
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.errors import (
+    DataError,
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    ShapeError,
+)
 from gloria.evaluation.classification import (
     Thresholds,
     accuracy,
@@ -78,9 +85,11 @@ def test_equal_scores_are_chance():
     assert figure["mean"] == 0.5
 
 
-def test_labels_may_be_of_any_integers_or_booleans():
+def test_scores_and_labels_may_be_of_any_width():
     scores, labels = draw(50)
     expected = multilabel_auroc(scores, labels)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):  # eighths are exact in all
+        assert multilabel_auroc(scores.to(dtype).requires_grad_(), labels) == expected
     assert multilabel_auroc(scores, labels.to(torch.int8)) == expected
     known = labels == 1
     assert multilabel_auroc(scores, known) == multilabel_auroc(scores, known.long())
@@ -247,14 +256,22 @@ def test_a_class_without_both_kinds_has_no_threshold_and_no_decisions():
     assert figures["auroc"]["undefined"] == []
 
 
-def test_the_images_that_thresholds_were_chosen_on_are_refused_in_any_order():
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_the_images_that_thresholds_were_chosen_on_are_refused(scale):
+    """In any order, and scored once more in other batches, which rounds differently."""
     scores, labels = draw(60)
+    scores *= scale
     thresholds = choose_thresholds(scores, labels)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    for rows in (slice(None), order):
-        with pytest.raises(DataError, match="chosen on these very images"):
-            multilabel_metrics(scores[rows], labels[rows].to(torch.int8), thresholds)
-    assert multilabel_metrics(*draw(60, seed=1), thresholds)
+    rounded = scores + 1e-7 * scale * torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+    for again in (scores, scores.double(), rounded):
+        for rows in (slice(None), order):
+            with pytest.raises(DataError, match="chosen on these very images"):
+                multilabel_metrics(again[rows], labels[rows].to(torch.int8), thresholds)
+    others, other_labels = draw(60, seed=1)
+    assert multilabel_metrics(scale * others, other_labels, thresholds)
+    assert multilabel_metrics(scale * others, labels, thresholds)
+    assert multilabel_metrics(scores, other_labels, thresholds)
     assert multilabel_metrics(scores, labels, Thresholds(thresholds.values))  # on purpose
 
 
@@ -299,3 +316,10 @@ def test_bad_classes_are_named():
         accuracy(scores[:0], torch.zeros(0, dtype=torch.long))
     with pytest.raises(DataError, match="scores holds NaN, first at image 0"):
         accuracy(scores * NAN, torch.tensor([0, 1, 1]))
+
+
+def test_accuracy_does_without_torchmetrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
+    assert accuracy(torch.eye(2), torch.tensor([0, 1])) == 1
+    with pytest.raises(MissingDependencyError, match=r"torchmetrics .*gloria-torch\[tasks\]"):
+        multilabel_auroc(*draw(10))
