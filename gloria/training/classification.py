@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import mean, stdev
@@ -23,7 +24,7 @@ from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, OptionError, ShapeError
-from gloria.evaluation.classification import Figure, multilabel_auroc
+from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating
 from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
@@ -162,6 +163,7 @@ def train_classifier(
     loss = _weighted_loss(classifier, class_weight, pos_weight)
     examples = _examples("train", train, classifier, recipe, workers)
     watched = _examples("validation", validation, classifier, recipe, workers)
+    _check_defined("validation", watched.labels)
     learner = _learner(classifier, examples, recipe)
     trained = _fit(learner, examples, watched, recipe, loss, on_step)
     classifier.eval()
@@ -175,7 +177,7 @@ def evaluate_classifier(
     augmentation: Augmentation | None = None,
     batch_size: int = 64,
     workers: int = 0,
-) -> Figure:
+) -> ClassMetric:
     """The AUROC of a classifier, in eval mode whatever mode it is in.
 
     Args:
@@ -269,6 +271,7 @@ def label_efficiency(
             _examples(name, data, first, recipe, workers)
             for name, data in (("train", train), ("validation", validation), ("test", test))
         )
+        _check_defined("validation", watched.labels)
         _check_defined("test", tested.labels)
         for fraction in fractions:
             runs: list[dict[str, Any]] = []
@@ -401,6 +404,8 @@ def _learner(classifier: ImageClassifier, train: _Examples, recipe: ClassifierRe
 
     A frozen encoder's features are standardised here, by those of the training images.
     """
+    if not (train.labels >= 0).any():
+        raise DataError("every label of the training images is uncertain; nothing can be learned.")
     if not classifier.frozen:
         return classifier  # its features are about to change
     if isinstance(train, _Features):
@@ -419,9 +424,6 @@ def _fit(
     on_step: OnStep | None = None,
 ) -> ClassifierTraining:
     """Train, and put the best weights back."""
-    _check_defined("validation", validation.labels)
-    if not (train.labels >= 0).any():
-        raise DataError("every label of the training images is uncertain; nothing can be learned.")
     learner.to(memory_format=torch.channels_last)  # as in the loop of pairs
     optimizer = torch.optim.AdamW(
         parameter_groups(learner, recipe.weight_decay), lr=recipe.learning_rate
@@ -434,7 +436,9 @@ def _fit(
     for step, (batch, inputs) in enumerate(
         zip(batches, train.load(batches, recipe.seed), strict=True)
     ):
-        with isolated(recipe.seed, step, 2):
+        # dropout draws; a linear layer does not, and this would take as long as its step
+        draws = isinstance(train, _Images)
+        with isolated(recipe.seed, step, 2) if draws else nullcontext():
             logits = learner(inputs)
         record = update(
             optimizer,
