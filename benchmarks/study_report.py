@@ -157,15 +157,16 @@ def head(results: Results) -> str:
         for each in every
     }
     sizes = every[0]["settings"]["sizes"]
-    seeds = sorted({len(runs) for runs in results.values()})
+    counts = sorted({len(runs) for runs in results.values()})
+    seeds = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
     return (
         f"**Phantom radiographs.** They show that training works and where words attend. They are "
         f"no evidence about real radiographs, nor for or against any paper.\n\n"
-        f"Seeds a row: {' to '.join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))}; mean ± standard deviation over seeds. With a "
-        f"seed change the training images, the test images, the weights and the order of training; "
-        f"rows of one seed share their images. {sizes['steps']} steps of 32 of {sizes['train']:,} "
-        f"phantoms; tested on 5x{sizes['per_class']} images of one finding each and on "
-        f"{sizes['test']} of any. Measured on {'; '.join(sorted(machines))}.\n"
+        f"Seeds of a row: {seeds}; mean ± standard deviation over seeds. With a seed change the "
+        f"training images, the test images, the weights and the order of training; rows of one "
+        f"seed share their images. {sizes['steps']} steps of 32 of {sizes['train']:,} phantoms; "
+        f"tested on 5x{sizes['per_class']} images of one finding each and on {sizes['test']} of "
+        f"any. Measured on {'; '.join(sorted(machines))}.\n"
     )
 
 
