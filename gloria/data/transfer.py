@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self
@@ -42,6 +44,11 @@ class LabelledPairs(Protocol):
     @property
     def labels(self) -> NDArray[np.int8]:
         """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Their names."""
         ...
 
     @property
@@ -90,6 +97,12 @@ class TransferData:
     prompts: Mapping[str, PromptSet | Sequence[str]]
     missing: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every image's id, report and labels, split by split."""
+        parts = [*self.labelled, *([] if self.gallery is None else [self.gallery])]
+        facts = [[list(part.ids), part.reports, part.labels.tolist()] for part in parts]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @classmethod
     def phantoms(

@@ -7,6 +7,7 @@ that is measured here can be compared with them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -119,7 +120,8 @@ def as_text(table: Table, published: bool = True) -> str:
         table: what to show.
         published: whether the published rows stand below.
     """
-    parts = [f"{table.title}\n{table.caption}\n", _aligned(table.lines())]
+    caption = textwrap.fill(table.caption, 100)
+    parts = [f"{table.title}\n{caption}\n", _aligned(table.lines())]
     if published:
         parts.append(f"-- {NOT_COMPARABLE}")
         parts += [

@@ -38,6 +38,9 @@ from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
 from gloria.types import ImageFeatures
 
+KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
+"""How the similarities are called in the retrieval table."""
+
 Report = dict[str, Any]
 Progress = Callable[[int], Any]
 
@@ -159,7 +162,7 @@ def _retrieval(
             resamples=settings.resamples,
             seed=settings.seed,
         )
-        name = f"{kind} similarity" if len(similarities) > 1 else ""
+        name = KINDS[kind] if len(similarities) > 1 else ""
         rows[name] = [_write(found.get(f"Prec@{k}")) for k in settings.ks]
     return {
         "protocol": f"{_name_gallery(data, labels)}: an image asks for reports of its class; "
