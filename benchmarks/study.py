@@ -45,18 +45,14 @@ from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.training.loop import TrainingRecipe, train
 from gloria.training.randomness import isolated
-from gloria.training.segmentation import SegmentationRecipe
 from gloria.training.small import small_model
-from gloria.training.transfer import TransferSettings, evaluate_task
+from gloria.training.transfer import PHANTOM_UNET, TransferSettings, evaluate_task
 from gloria.visualize import save_figure
 from gloria.weights import load_model, save_model, write_text
 
 RESULTS = Path(__file__).parent / "results" / "study"
 PAGE = Path(__file__).parents[1] / "docs" / "study.md"
 Figures = dict[str, Any]
-
-SEGMENTATION = SegmentationRecipe(steps=150, batch_size=16, learning_rate=1e-3, validate_every=50)
-"""Short: every row is segmented with three times."""
 
 
 class Row(NamedTuple):
@@ -175,8 +171,7 @@ def transfer(task: str, model: GLoRIA, data: Data, job: Job) -> Figures:
         seeds=1,
         seed=job.seed,
         resamples=1,  # the spread over seeds is what counts here
-        segmentation=SEGMENTATION,
-        width=64,
+        **PHANTOM_UNET,
     )
     details: Figures = evaluate_task(task, model, phantoms, settings)["details"]
     return details

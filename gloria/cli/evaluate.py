@@ -173,13 +173,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> TransferSettings:
     """How the tasks are evaluated; small phantoms are segmented with a small U-Net."""
-    from gloria.training.segmentation import SegmentationRecipe
-    from gloria.training.transfer import TransferSettings
+    from gloria.training.transfer import PHANTOM_UNET, TransferSettings
 
-    small: dict[str, Any] = {}
-    if args.format == "phantom":
-        recipe = SegmentationRecipe(steps=150, batch_size=16, learning_rate=1e-3)
-        small = {"segmentation": recipe, "width": 64}
+    small = PHANTOM_UNET if args.format == "phantom" else {}
     return TransferSettings(
         fractions=args.fractions, seeds=args.seeds, seed=args.seed, workers=args.workers, **small
     )

@@ -44,6 +44,12 @@ KINDS = {"global": "global similarity", "local": "local similarity", "both": "bo
 Report = dict[str, Any]
 Progress = Callable[[int], Any]
 
+PHANTOM_UNET: Mapping[str, Any] = {
+    "segmentation": SegmentationRecipe(steps=150, batch_size=16, learning_rate=1e-3),
+    "width": 64,
+}
+"""Of :class:`TransferSettings`: as much of a U-Net as 64 pixels need, and a CPU trains."""
+
 
 @dataclass(frozen=True)
 class TransferSettings:

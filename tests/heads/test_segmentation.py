@@ -138,7 +138,9 @@ def test_a_plain_transformer_hands_over_four_blocks_enlarged(depth, blocks):
             # enlarged first, then narrowed, in float64
             large = interpolate(block.double(), (size, size), mode="bilinear")
             weight, bias = narrow.weight.double(), narrow.bias.double()
-            torch.testing.assert_close(map_.double(), conv2d(large, weight, bias), rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                map_.double(), conv2d(large, weight, bias), rtol=0, atol=1e-5
+            )
     assert [map_.shape[1] for map_ in early] == [32, 64, 128]
 
 

@@ -24,7 +24,9 @@ def naive(logits, masks, gamma=2.0, smooth=1.0):
     focal, entropy, dice = [], [], []
     for c in range(logits.shape[1]):
         both = either = 0.0
-        for x, m in zip(logits[:, c].flatten().tolist(), masks[:, c].flatten().tolist(), strict=True):
+        for x, m in zip(
+            logits[:, c].flatten().tolist(), masks[:, c].flatten().tolist(), strict=True
+        ):
             p = 1 / (1 + math.exp(-x))
             right = p if m else 1 - p
             focal.append((1 - right) ** gamma * -math.log(right))
