@@ -72,7 +72,8 @@ def zero_shot_probabilities(
     """The probability of each class by itself, from pairs of positive and negative prompts.
 
     ``pair_probability(score of the positive prompts, score of the negative prompts)``, class by
-    class: an image may have several findings or none.
+    class: an image may have several findings or none. What an image's similarities with all texts
+    have in common cancels, so that images can be compared.
 
     Args:
         model: as in :func:`zero_shot_scores`.
