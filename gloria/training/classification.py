@@ -277,6 +277,11 @@ def label_efficiency(
     recipe = recipe or _usual_recipe(frozen)
     ids, labels, patients = train.ids, train.labels, train.patients
     number = {name: index for index, name in enumerate(ids)}
+    shares = {
+        (fraction, seed): draw_share(ids, labels, fraction, seed=seed, patients=patients)
+        for fraction in fractions
+        for seed in seeds
+    }
     table: dict[str, Any] = {row: {} for row in rows}
     for row, encoder in rows.items():
         # it encodes for every run of the row: they begin with the same encoder
@@ -291,7 +296,7 @@ def label_efficiency(
         for fraction in fractions:
             runs: list[dict[str, Any]] = []
             for seed in seeds:
-                share = draw_share(ids, labels, fraction, seed=seed, patients=patients)
+                share = shares[fraction, seed]
                 part = everything.take([number[name] for name in share])
                 learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
                 trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
