@@ -219,6 +219,20 @@ def test_the_seed_decides_to_the_bit_and_the_global_generator_is_left_alone(froz
     assert changed(runs[0][1], runs[2][1])
 
 
+def test_the_seed_decides_the_augmentation():
+    """All images are in every batch, so their order makes no difference but in rounding."""
+    found = []
+    for gain in (0.5, 0.0):
+        for seed in (0, 1):
+            augmentation = Augmentation(shift=0, gain=gain, offset=0)
+            recipe = replace(QUICK, batch_size=240, augmentation=augmentation, seed=seed)
+            classifier = probe()
+            train_classifier(classifier, TRAIN, VALIDATION, recipe)
+            found.append(classifier.head.weight)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    torch.testing.assert_close(found[2], found[3])
+
+
 def test_encoding_once_is_encoding_every_time():
     nothing = Augmentation(shift=0, gain=0, offset=0)  # images go through in every step
     cached, anew = probe(), probe()
