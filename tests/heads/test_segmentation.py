@@ -138,7 +138,9 @@ def test_a_plain_transformer_hands_over_four_blocks_enlarged(depth, blocks):
             # enlarged first, then narrowed, in float64
             large = interpolate(block.double(), (size, size), mode="bilinear")
             weight, bias = narrow.weight.double(), narrow.bias.double()
-            torch.testing.assert_close(map_.double(), conv2d(large, weight, bias), rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                map_.double(), conv2d(large, weight, bias), rtol=0, atol=1e-5
+            )
     assert [map_.shape[1] for map_ in early] == [32, 64, 128]
 
 
@@ -207,10 +209,12 @@ def test_bad_input():
     for options in ({"classes": 0}, {"width": 0}):
         with pytest.raises(OptionError, match="must be at least 1; got 0"):
             segmentation_model(encoder, **options)
-    with pytest.raises(ContractError, match="an ImageEncoder; got Linear. Of a GLoRIA model, take"):
+    with pytest.raises(
+        ContractError, match=r"an ImageEncoder; got Linear\. Of a GLoRIA model, take"
+    ):
         segmentation_model(nn.Linear(2, 2))
     with pytest.raises(ShapeError, match="images must have 1 channels"):
         build(encoder)(torch.zeros(1, 3, 32, 32))
+    vit = make("vit_tiny_patch16_224")
     with pytest.raises(ShapeError, match="cannot take images of"):
-        vit = make("vit_tiny_patch16_224")
         build(vit)(draw(vit, 60, 64))

@@ -24,7 +24,9 @@ def naive(logits, masks, gamma=2.0, smooth=1.0):
     focal, entropy, dice = [], [], []
     for c in range(logits.shape[1]):
         both = either = 0.0
-        for x, m in zip(logits[:, c].flatten().tolist(), masks[:, c].flatten().tolist(), strict=True):
+        for x, m in zip(
+            logits[:, c].flatten().tolist(), masks[:, c].flatten().tolist(), strict=True
+        ):
             p = 1 / (1 + math.exp(-x))
             right = p if m else 1 - p
             focal.append((1 - right) ** gamma * -math.log(right))
@@ -74,7 +76,7 @@ def test_gradients(loss):
 
 @pytest.mark.parametrize("loss", [focal_log_dice, dice_bce])
 def test_an_empty_mask_is_learned_by_marking_nothing(loss):
-    """smp's Dice loss is 0 there, whatever is marked."""
+    """The Dice loss of smp is 0 there, whatever is marked."""
     empty = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
     logits = torch.zeros(2, 1, 3, 3, requires_grad=True)
     value = loss(logits, empty)
