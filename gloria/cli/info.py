@@ -36,6 +36,7 @@ PACKAGES = {
     "torchmetrics": "torchmetrics",
     "pillow": "PIL",
     "pydicom": "pydicom",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
     "matplotlib": "matplotlib",
     "triton": "triton",
 }

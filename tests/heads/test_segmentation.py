@@ -154,6 +154,7 @@ class Regions(nn.Module):
         super().__init__()
         self.patch = nn.Conv2d(1, 6, 8, stride=8)
         self.hide = hide
+        self.stages = nn.ModuleList([self.patch])  # a word with other meanings
 
     def forward(self, images):
         maps = self.patch(images)
