@@ -37,6 +37,7 @@ PACKAGES = {
     "pillow": "PIL",
     "pydicom": "pydicom",
     "pyyaml": "yaml",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
     "matplotlib": "matplotlib",
     "triton": "triton",
 }

@@ -16,19 +16,7 @@ from torch import Tensor, nn
 from gloria.checks import check_integer, check_tensor, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
-from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry
-
-
-class Stage(NamedTuple):
-    """The feature map of one stage.
-
-    Attributes:
-        dim: its width.
-        stride: pixels of an image of the model's own size to a row of the map.
-    """
-
-    dim: int
-    stride: float
+from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
 
 
 class TimmImageEncoder(Freezable):

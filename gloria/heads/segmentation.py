@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from gloria.checks import check_integer, require
 from gloria.errors import ContractError
-from gloria.types import ImageEncoder, ImageInput
+from gloria.types import HasStages, ImageEncoder, ImageInput
 
 LEVELS = 4
 """Maps that are made of an encoder whose own are all of one size."""
@@ -46,11 +46,11 @@ def segmentation_model(
 
     Source: Ronneberger et al., U-Net, MICCAI 2015; Hatamizadeh et al., UNETR, WACV 2022.
 
-    Example::
-
-        encoder = gloria.create_image_encoder("timm:resnet50", pretrained=True)
-        model = segmentation_model(encoder)
-        model(images)  # (image, 3, height, width) -> logits (image, 1, height, width)
+    Example:
+        >>> from gloria.encoders import TimmImageEncoder
+        >>> encoder = TimmImageEncoder("resnet10t", in_chans=1)
+        >>> segmentation_model(encoder)(torch.zeros(2, 1, 65, 97)).shape
+        torch.Size([2, 1, 65, 97])
     """
     check_integer("classes", classes, 1)
     check_integer("width", width, 1)
@@ -60,7 +60,7 @@ def segmentation_model(
             f"{type(image_encoder).__name__}. Of a GLoRIA model, take model.image_encoder."
         )
     encoder: Any = copy.deepcopy(image_encoder)
-    stages: Any = getattr(encoder, "stages", ())
+    stages = encoder.stages if isinstance(encoder, HasStages) else ()
     if len({stage.stride for stage in stages}) > 1:
         pyramid: Pyramid = StagePyramid([stage.dim for stage in stages], stages[0].stride)
     else:

@@ -154,6 +154,7 @@ class Regions(nn.Module):
         super().__init__()
         self.patch = nn.Conv2d(1, 6, 8, stride=8)
         self.hide = hide
+        self.stages = nn.ModuleList([self.patch])  # a word with other meanings
 
     def forward(self, images):
         maps = self.patch(images)
@@ -209,10 +210,12 @@ def test_bad_input():
     for options in ({"classes": 0}, {"width": 0}):
         with pytest.raises(OptionError, match="must be at least 1; got 0"):
             segmentation_model(encoder, **options)
-    with pytest.raises(ContractError, match="an ImageEncoder; got Linear. Of a GLoRIA model, take"):
+    with pytest.raises(
+        ContractError, match=r"an ImageEncoder; got Linear\. Of a GLoRIA model, take"
+    ):
         segmentation_model(nn.Linear(2, 2))
     with pytest.raises(ShapeError, match="images must have 1 channels"):
         build(encoder)(torch.zeros(1, 3, 32, 32))
+    vit = make("vit_tiny_patch16_224")
     with pytest.raises(ShapeError, match="cannot take images of"):
-        vit = make("vit_tiny_patch16_224")
         build(vit)(draw(vit, 60, 64))

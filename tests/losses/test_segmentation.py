@@ -76,7 +76,7 @@ def test_gradients(loss):
 
 @pytest.mark.parametrize("loss", [focal_log_dice, dice_bce])
 def test_an_empty_mask_is_learned_by_marking_nothing(loss):
-    """smp's Dice loss is 0 there, whatever is marked."""
+    """The Dice loss of smp is 0 there, whatever is marked."""
     empty = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
     logits = torch.zeros(2, 1, 3, 3, requires_grad=True)
     value = loss(logits, empty)
