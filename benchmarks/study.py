@@ -201,7 +201,6 @@ def run_job(job: Job) -> str:
     Returns:
         What happened, in a line.
     """
-    torch.set_num_threads(1)
     result = read_result(job)
     missing = [name for name in TASKS if name not in result]
     if not missing or "failed" in result:
@@ -315,7 +314,12 @@ def run(args: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     with (
         tempfile.TemporaryDirectory(dir=args.out, prefix=".phantoms-") as cache,
-        ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(
+            args.processes,
+            mp_context=get_context("spawn"),  # CUDA does not survive a fork
+            initializer=torch.set_num_threads,
+            initargs=(1,),
+        ) as pool,
     ):
         jobs = [
             Job(row, seed, sizes, args.out, device, Path(cache))

@@ -317,48 +317,82 @@ def spread(numbers: Sequence[float]) -> str:
     return f"{each.mean:.2f}" if each.runs == 1 else f"{each.mean:.2f} ± {each.sd:.2f}"
 
 
+class Panel(NamedTuple):
+    """A figure of every row, with its control, and what chance gives."""
+
+    column: Column
+    control: Column | None = None
+    chance: float | None = None
+
+
+PANELS = [
+    Panel(RETRIEVAL[0], chance=0.2),
+    Panel(Column("zero-shot accuracy", ZERO_SHOT[0].read), chance=0.2),
+    Panel(Column("AUROC, 1 % of labels", CLASSIFICATION[0].read), chance=0.5),
+    Panel(Column("Dice, 1 % of masks", SEGMENTATION[0].read)),
+    *(
+        Panel(
+            Column(f"attention: {title}", at("grounding", "matched", name)),
+            Column("other image", at("grounding", "other_image", name)),
+            chance,
+        )
+        for name, title, chance in (
+            ("peak_near_mask", "near mask", None),
+            ("auroc", "AUROC", 0.5),
+            ("correct_side", "side", 0.5),
+        )
+    ),
+    Panel(Column("AUROC, 100 % of labels", CLASSIFICATION[2].read), chance=0.5),
+]
+
+
 def draw(results: Results) -> Figure:
     """A panel for each figure: every seed a dot, the mean a line; the control an open dot."""
-    from gloria.visualize.figure import COLOURS, FAINT, INK, new_figure, style_axes
+    from gloria.visualize.figure import FAINT, new_figure, style_axes
 
-    panels: list[tuple[Column, Column | None]] = [(column, None) for column in COMPARED[:5]]
-    panels += [
-        (
-            Column(title, at("grounding", "matched", name)),
-            Column("other image", at("grounding", "other_image", name)),
-        )
-        for name, title in ATTENTION.items()
-    ]
-    panels = [panel for panel in panels if values(results, panel[0])]
+    panels = [panel for panel in PANELS if values(results, panel.column)]
     rows = list(results)
-    figure = new_figure(2.6 * len(panels) + 1.2, 0.8 + 0.3 * len(rows))
-    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (column, control) in zip(every, panels, strict=True):
-        style_axes(axes, column.name)
+    columns = min(4, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(2.7 * columns + 1.2, lines * (0.7 + 0.24 * len(rows)) + 0.4)
+    every = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes in every.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(every.flat, panels, strict=False):
+        style_axes(axes, panel.column.name)
         axes.grid(visible=False, axis="y")
-        found = values(results, column)
-        beside = values(results, control) if control else {}
-        for place, row in enumerate(rows):
-            if row in beside:
-                axes.scatter(
-                    list(beside[row].values()),
-                    [place + 0.2] * len(beside[row]),
-                    s=16,
-                    facecolors="none",
-                    edgecolors=FAINT,
-                    linewidths=0.8,
-                )
-            if row in found:
-                numbers = list(found[row].values())
-                axes.scatter(numbers, [place] * len(numbers), s=18, color=COLOURS[0], zorder=3)
-                axes.plot([statistics.mean(numbers)] * 2, [place - 0.32, place + 0.32], color=INK)
+        if panel.chance is not None:
+            axes.axvline(panel.chance, color=FAINT, lw=1, ls=":")
+        if panel.control is not None:
+            _draw_dots(axes, rows, values(results, panel.control), filled=False)
+        _draw_dots(axes, rows, values(results, panel.column), filled=True)
         axes.set_xlim(-0.03, 1.03)
-    every[0].set_yticks(range(len(rows)), rows)
-    every[0].set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.suptitle(
-        "Phantoms, a dot for every seed; open: the same words on another image", fontsize=10
+        "Phantoms. A dot for every seed, a line for their mean; open: the same words on another "
+        "image; dotted: chance",
+        fontsize=10,
     )
     return figure
+
+
+def _draw_dots(
+    axes: Any, rows: Sequence[str], figures: Mapping[str, Mapping[int, float]], *, filled: bool
+) -> None:
+    """One line of dots for each row; the open ones a little lower."""
+    from gloria.visualize.figure import COLOURS, FAINT, INK
+
+    for place, row in enumerate(rows):
+        numbers = list(figures.get(row, {}).values())
+        if not numbers:
+            continue
+        if filled:
+            axes.scatter(numbers, [place] * len(numbers), s=18, color=COLOURS[0], zorder=3)
+            axes.plot([statistics.mean(numbers)] * 2, [place - 0.34, place + 0.34], color=INK)
+        else:
+            at_place = [place + 0.22] * len(numbers)
+            axes.scatter(numbers, at_place, s=16, facecolors="none", edgecolors=FAINT, lw=0.8)
 
 
 def replace_between(text: str, generated: str) -> str:
