@@ -107,6 +107,7 @@ def page(results: Results, about: Mapping[str, str]) -> str:
     return "\n".join(
         [
             head(results),
+            "![Figures of every row, a dot for each seed](study.png)\n",
             what_is_what(results, about),
             *(
                 as_markdown(table(task, caption, columns, results))

@@ -1,6 +1,9 @@
 """`gloria evaluate`: tables, files, going on where it stood, and clear refusals."""
 
+import argparse
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +204,18 @@ def test_wrong_percents_and_models(model, tmp_path, capsys):
     assert run(model, tmp_path / "out", "--fractions", "some") == 2
     assert run(tmp_path / "none", tmp_path / "out") == 1
     assert "is no saved model" in capsys.readouterr().err
+
+
+def test_the_code_and_the_commands_of_the_page(capsys):
+    """Its Python runs; its commands' options are ours."""
+    page = (Path(gloria.__file__).parents[1] / "docs" / "evaluate.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "evaluate.md", "exec"), {"__name__": "docs"})
+    assert "| untrained, both |" in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", "")
+    for command in commands.splitlines():
+        words = command.split()
+        assert words[:2] == ["gloria", "evaluate"]
+        evaluate._check(parser.parse_args(words[2:]))
