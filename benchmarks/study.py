@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pickle
 import platform
@@ -37,7 +38,6 @@ import torch
 import gloria
 from gloria.data import PhantomPairs
 from gloria.data.phantom import PhantomItem, phantom_item
-from gloria.data.transfer import TASKS as TRANSFER_TASKS
 from gloria.data.transfer import TransferData
 from gloria.errors import GloriaError, NonFiniteLossError, OptionError
 from gloria.evaluation.phantoms import evaluate_grounding
@@ -132,6 +132,13 @@ class Job(NamedTuple):
     out: Path
     device: str
     cache: Path
+    tasks: tuple[str, ...] = ()
+    deadline: float = math.inf
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether nothing more should be begun."""
+        return time.time() > self.deadline
 
     @property
     def file(self) -> Path:
@@ -190,8 +197,11 @@ def grounding(model: GLoRIA, data: Data, job: Job) -> Figures:
 
 
 TASKS: dict[str, Task] = {
-    **{name: partial(transfer, name) for name in TRANSFER_TASKS},
+    "retrieval": partial(transfer, "retrieval"),
+    "zero-shot": partial(transfer, "zero-shot"),
     "grounding": grounding,
+    "classification": partial(transfer, "classification"),
+    "segmentation": partial(transfer, "segmentation"),
 }
 
 
@@ -202,9 +212,11 @@ def run_job(job: Job) -> str:
         What happened, in a line.
     """
     result = read_result(job)
-    missing = [name for name in TASKS if name not in result]
+    missing = [name for name in job.tasks if name not in result]
     if not missing or "failed" in result:
         return "was there"
+    if job.out_of_time:
+        return "left for another run"
     start = time.perf_counter()
     data = load_data(job.cache, job.seed)
     if not (job.model / "config.json").is_file():
@@ -215,6 +227,8 @@ def run_job(job: Job) -> str:
             write_result(job, result)
             return f"failed: {error}"
     for name in missing:
+        if job.out_of_time:
+            return f"{', '.join(missing[missing.index(name) :])} left for another run"
         # loaded anew, so that no task sees what another did to the model
         model = load_model(job.model, device=job.device)
         begin = time.perf_counter()
@@ -302,14 +316,16 @@ def cache_file(cache: Path, seed: int) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Everything that is not there yet."""
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
-    unknown = [name for name in args.rows if name not in ROWS]
-    if unknown:
-        raise OptionError(f"rows must be of {', '.join(ROWS)}; got {', '.join(unknown)}.")
+    for what, given, known in (("rows", args.rows, ROWS), ("tasks", args.tasks, TASKS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise OptionError(f"{what} must be of {', '.join(known)}; got {', '.join(unknown)}.")
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
+    deadline = time.time() + 60 * args.minutes
     # a child reads it when it imports its libraries
     os.environ["OMP_NUM_THREADS"] = "1"
     with (
@@ -322,11 +338,11 @@ def run(args: argparse.Namespace) -> int:
         ) as pool,
     ):
         jobs = [
-            Job(row, seed, sizes, args.out, device, Path(cache))
+            Job(row, seed, sizes, args.out, device, Path(cache), tuple(args.tasks), deadline)
             for seed in range(args.first_seed, args.first_seed + args.seeds)
             for row in args.rows
         ]
-        todo = [job for job in jobs if any(task not in read_result(job) for task in TASKS)]
+        todo = [job for job in jobs if any(task not in read_result(job) for task in job.tasks)]
         print(f"{len(todo)} of {len(jobs)} to do, on {device_name(device)}", flush=True)
         seeds = dict.fromkeys(job.seed for job in todo)
         draw_data(Path(cache), seeds, sizes, pool)
@@ -340,7 +356,16 @@ def run(args: argparse.Namespace) -> int:
             said = future.result() if error is None else f"{type(error).__name__}: {error}"
             place = f"{number}/{len(todo)}"
             print(f"{place} {job.row}, seed {job.seed}: {said}; {since(begin)}", flush=True)
+            collect(args.out, args.collect or args.out / "collected" / "results.json")
     return 1 if failed else 0
+
+
+def collect(folder: Path, target: Path) -> None:
+    """All results in one file, whole or not at all: what the report reads."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(result) for result in results)
+    write_text(target, f"[\n{lines}\n]\n")
 
 
 def report(args: argparse.Namespace) -> int:
@@ -371,10 +396,20 @@ def parser() -> argparse.ArgumentParser:
     running = commands.add_parser("run", help="train and evaluate what is not there yet")
     running.add_argument("--out", type=Path, default=Path("runs/study"))
     running.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
+    running.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     running.add_argument("--seeds", type=int, default=3, help="how many")
     running.add_argument("--first-seed", type=int, default=0)
     running.add_argument("--processes", type=int, default=1, help="each with one thread")
     running.add_argument("--device", default="auto")
+    running.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin nothing more after these"
+    )
+    running.add_argument(
+        "--collect",
+        type=Path,
+        metavar="FILE",
+        help="all results in one file; default: collected/results.json in --out",
+    )
     for name, value in asdict(Sizes()).items():
         running.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     running.set_defaults(function=run)

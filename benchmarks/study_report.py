@@ -34,11 +34,16 @@ class Column(NamedTuple):
 
 
 def load(folder: Path, order: Sequence[str]) -> Results:
-    """Row and seed: what is known of it; rows in a given order, then as they come."""
+    """Row and seed: what is known of it; rows in a given order, then as they come.
+
+    Args:
+        folder: of files that ``study.py run`` collected.
+        order: of the rows.
+    """
     results: Results = {}
     for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        results.setdefault(result["row"], {})[result["seed"]] = result
+        for result in json.loads(path.read_text(encoding="utf-8")):
+            results.setdefault(result["row"], {})[result["seed"]] = result
     known = [row for row in order if row in results]
     known += [row for row in results if row not in order]
     return {row: dict(sorted(results[row].items())) for row in known}

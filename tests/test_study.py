@@ -76,10 +76,30 @@ def test_trains_evaluates_and_goes_on_where_it_stood(small, tmp_path, capsys, mo
 
     with pytest.raises(OptionError, match="has other settings"):
         run(tmp_path, "--rows", "global", "--steps", "3")
-    results = study_report.load(tmp_path, list(study.ROWS))
+    results = study_report.load(tmp_path / "collected", list(study.ROWS))
     page = study_report.page(results, ABOUT)
     assert "| `global` † |" in page
     assert f"{100 * gloria['retrieval']['both']['image_to_text']['precision@5']:.1f}" in page
+
+
+def test_begins_nothing_when_the_time_is_up(small, tmp_path, capsys):
+    assert run(tmp_path, "--rows", "random", "--seeds", "1", "--minutes", "0") == 0
+    assert "random, seed 0: left for another run" in capsys.readouterr().out
+    assert not (tmp_path / "random-0.json").exists()
+    assert (
+        run(
+            tmp_path,
+            "--rows",
+            "random",
+            "--seeds",
+            "1",
+            "--collect",
+            str(tmp_path / "a" / "b.json"),
+        )
+        == 0
+    )
+    (alone,) = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert alone == json.loads((tmp_path / "random-0.json").read_text())
 
 
 def test_a_row_that_diverges_is_a_finding_and_the_others_go_on(small, tmp_path, monkeypatch):
@@ -90,14 +110,17 @@ def test_a_row_that_diverges_is_a_finding_and_the_others_go_on(small, tmp_path, 
     assert run(tmp_path, "--rows", "official,random", "--seeds", "1") == 0
     failed = json.loads((tmp_path / "official-0.json").read_text())
     assert failed["failed"] == "step 1: loss is not finite"
-    page = study_report.page(study_report.load(tmp_path, list(study.ROWS)), ABOUT)
+    results = study_report.load(tmp_path / "collected", list(study.ROWS))
+    page = study_report.page(results, ABOUT)
     assert "failed with seed 0" in page
     assert "| `random` |" in page
 
 
-def test_unknown_rows(tmp_path):
+def test_unknown_rows_and_tasks(tmp_path):
     with pytest.raises(OptionError, match=r"rows must be of gloria, .*; got moco"):
         run(tmp_path, "--rows", "gloria,moco")
+    with pytest.raises(OptionError, match=r"tasks must be of retrieval, .*; got detection"):
+        run(tmp_path, "--tasks", "detection")
 
 
 def result(row, seed, precision, peak, control):
@@ -127,7 +150,7 @@ def written(tmp_path):
             result("gloria", seed, 0.8 + lower / 10, 0.9, 0.6),
             result("global", seed, 0.8 + lower / 10 - lower, 0.2, 0.3),
         ):
-            (tmp_path / f"{each['row']}-{seed}.json").write_text(json.dumps(each))
+            (tmp_path / f"{each['row']}-{seed}.json").write_text(json.dumps([each]))
     return study_report.load(tmp_path, list(study.ROWS))
 
 
