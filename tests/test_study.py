@@ -102,7 +102,9 @@ def test_begins_nothing_when_the_time_is_up(small, tmp_path, capsys):
     assert alone == json.loads((tmp_path / "random-0.json").read_text())
 
 
-def test_a_row_that_diverges_is_a_finding_and_the_others_go_on(small, tmp_path, monkeypatch):
+def test_a_row_that_diverges_is_a_finding_and_the_others_go_on(
+    small, tmp_path, monkeypatch, capsys
+):
     def diverge(*args):
         raise NonFiniteLossError("step 1: loss is not finite")
 
@@ -110,6 +112,8 @@ def test_a_row_that_diverges_is_a_finding_and_the_others_go_on(small, tmp_path, 
     assert run(tmp_path, "--rows", "official,random", "--seeds", "1") == 0
     failed = json.loads((tmp_path / "official-0.json").read_text())
     assert failed["failed"] == "step 1: loss is not finite"
+    assert run(tmp_path, "--rows", "official,random", "--seeds", "1") == 0
+    assert "0 of 2 to do" in capsys.readouterr().out
     results = study_report.load(tmp_path / "collected", list(study.ROWS))
     page = study_report.page(results, ABOUT)
     assert "failed with seed 0" in page

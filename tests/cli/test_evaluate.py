@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 import gloria
 from gloria.cli import evaluate, main
+from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.phantom import PhantomDataset
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
@@ -177,6 +179,87 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
     assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 1
     assert "which changed since" in capsys.readouterr().err
+
+
+def test_chexperts_own_files(model, tmp_path, capsys):
+    """Its 5xN set is drawn first; these patients are in no split."""
+    lines = [",".join(["Path", *CLASSES])]
+    for number in range(50):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        shown = COMPETITION_CLASSES[number % 5]
+        # a fracture beside it: not exclusive, whatever the tables' five classes say
+        also = "Fracture" if number >= 40 else ""
+        marks = ("1.0" if each in (shown, also) else "" for each in CLASSES)
+        lines.append(",".join([f"CheXpert-v1.0-small/{path}", *marks]))
+        file = tmp_path / "CheXpert-v1.0-small" / path
+        file.parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(file)
+    table = tmp_path / "CheXpert-v1.0-small" / "train.csv"
+    table.write_text("\n".join(lines))
+    given = ("--format", "chexpert", "--data", str(table), "--per-class", "3")
+    out = tmp_path / "out"
+    assert run(model, out, *given, "--tasks", "retrieval") == 0
+    assert "retrieval skipped: the images have no reports" in capsys.readouterr().out
+    args = argparse.Namespace(
+        data=table,
+        format="chexpert",
+        images=None,
+        labels=None,
+        prompts=None,
+        image_size=64,
+        per_class=3,
+        seed=0,
+        quiet=True,
+    )
+    data = evaluate._read_data(args, gloria.load_model(model))
+    held_out = set(data.gallery.patients)
+    assert len(held_out) == 15
+    assert data.gallery.labels.sum(0).tolist() == [3] * 5
+    assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
+    assert not held_out & {patient for split in data.labelled for patient in split.patients}
+
+    assert run(model, tmp_path / "more", *given[:-1], "9") == 1
+    assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["siim", "rsna"])
+def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys):
+    lines = {"siim": ["ImageId,EncodedPixels"], "rsna": ["patientId,x,y,width,height,Target"]}[kind]
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        write_dicom(tmp_path / "films" / f"{number}.dcm", rng.integers(0, 256, (64, 64)))
+        there = number % 2
+        if kind == "siim":
+            lines.append(f"{number},{'3 20' if there else '-1'}")
+        else:
+            lines.append(f"{number},{'3,4,20,20' if there else ',,,'},{there}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    given = ("--format", kind, "--data", str(tmp_path / "labels.csv"))
+    images = ("--images", str(tmp_path / "films"))
+    short = ("--tasks", "retrieval,zero-shot", "--seeds", "1")
+    assert run(model, tmp_path / "out", *given, *images, *short) == 0
+    printed = capsys.readouterr().out
+    assert "retrieval skipped: it needs two classes or more" in printed
+    assert f"{kind}, 8 test images" in printed
+    assert "threshold chosen on 4 other images" in printed
+    assert "segmentation" not in results(tmp_path / "out")["skipped"]
+
+
+def write_dicom(path, pixels):
+    """A radiograph of 8 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = pixels.astype("u1").tobytes()
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
 
 
 @pytest.mark.parametrize(
