@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from gloria.data import Radiographs
     from gloria.data.transfer import TransferData
     from gloria.evaluation.tables import Table
-    from gloria.model import GLoRIA
     from gloria.training.transfer import TransferSettings
 
 FORMATS = ("phantom", "csv", "chexpert", "chexpert-plus", "mimic-cxr", "rsna", "siim")
@@ -111,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate what is not there yet; print and write the tables."""
     from gloria.cli.progress import Progress, say
+    from gloria.errors import OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_work, evaluate_task
     from gloria.weights import load_model
@@ -118,6 +118,12 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     device = pick_device(args.device)
     models = {str(folder): load_model(folder, device=device) for folder in args.model}
+    channels = {model.image_encoder.image_input.channels for model in models.values()}
+    if len(channels) > 1:
+        raise OptionError(
+            f"models must take images of equally many channels; they take {sorted(channels)}. "
+            f"Evaluate them one by one."
+        )
     settings = _settings(args)
     results = _begin(args, settings)
     todo = [
@@ -128,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         and task not in results["skipped"]
     ]
     if todo:
-        data = _read_data(args, next(iter(models.values())))
+        data = _read_data(args, channels.pop())
         _accept(args, results, data)
     for name, task in todo:
         if task in results["skipped"]:
@@ -188,7 +194,7 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
 
     chosen = {
         **{name: str(getattr(args, name)) for name in ("format", "data", *READ_BY, "image_size")},
-        **{name: repr(value) for name, value in vars(settings).items() if name != "workers"},
+        **settings.description(),
     }
     file = args.out / "results.json"
     if not file.is_file():
@@ -234,7 +240,7 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
     results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
 
 
-def _read_data(args: argparse.Namespace, model: GLoRIA) -> TransferData:
+def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     """The data, and on them what each task needs."""
     from gloria.cli.progress import Progress
     from gloria.data import draw_exclusive
@@ -247,11 +253,12 @@ def _read_data(args: argparse.Namespace, model: GLoRIA) -> TransferData:
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
         count = sum(sizes.values()) + 4 * sizes["per_class"]
         with Progress(count, "draw", args.quiet) as progress:
-            return TransferData.phantoms(seed=args.seed, progress=progress.advance, **sizes)
+            return TransferData.phantoms(
+                seed=args.seed, size=args.image_size, progress=progress.advance, **sizes
+            )
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
-    channels = model.image_encoder.image_input.channels
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
         every = _read(args, channels, PATHOLOGIES, uncertain=-1)

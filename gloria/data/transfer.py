@@ -113,6 +113,7 @@ class TransferData:
         val: int = 200,
         test: int = 800,
         per_class: int = 100,
+        size: int = 64,
         progress: Callable[[int], Any] = lambda drawn: None,
     ) -> Self:
         """The built-in phantoms, drawn.
@@ -123,13 +124,14 @@ class TransferData:
             val: images that choose.
             test: images that are tested on.
             per_class: images of each of the five classes in the gallery.
+            size: height and width in pixels.
             progress: called with the number of phantoms drawn since the last call, as
                 ``tqdm.update`` is.
         """
-        sizes = {"train": train, "val": val, "test": test, f"test_5x{per_class}": 5 * per_class}
+        counts = {"train": train, "val": val, "test": test, f"test_5x{per_class}": 5 * per_class}
         drawn = [
-            list(PhantomDataset(split, count=count, seed=seed).draw(progress=progress))
-            for split, count in sizes.items()
+            list(PhantomDataset(split, count=count, seed=seed, size=size).draw(progress=progress))
+            for split, count in counts.items()
         ]
         return cls.of_phantoms(*drawn)
 

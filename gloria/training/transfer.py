@@ -8,9 +8,10 @@ neither.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from gloria.evaluation.segmentation import Overlap, summarize_overlap
 from gloria.evaluation.tables import Cell, Spread, Table
 from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
 from gloria.model import GLoRIA
+from gloria.registry import describe_target
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
 from gloria.types import ImageFeatures
@@ -88,6 +90,14 @@ class TransferSettings:
     def drawn(self) -> range:
         """The seeds of the shares."""
         return range(self.seed, self.seed + self.seeds)
+
+    def description(self) -> dict[str, Any]:
+        """What the figures depend on, in JSON values; the same in another process."""
+        values = {name: value for name, value in asdict(self).items() if name != "workers"}
+        if self.segmentation is not None:
+            values["segmentation"]["loss"] = describe_target(self.segmentation.loss)
+        described: dict[str, Any] = json.loads(json.dumps(values))
+        return described
 
 
 def evaluate_task(

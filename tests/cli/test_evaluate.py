@@ -66,7 +66,7 @@ def test_prints_and_writes_the_four_tables(tiny, model, tmp_path, capsys):
     found = results(tmp_path / "out")
     (tasks,) = (each["tasks"] for each in found["models"].values())
     assert list(tasks) == ["retrieval", "zero-shot", "classification", "segmentation"]
-    assert found["settings"]["seeds"] == "2"
+    assert found["settings"]["seeds"] == 2
     assert printed.err == ""
 
     assert run(model, tmp_path / "again", *SHORT, "--json") == 0
@@ -145,6 +145,14 @@ def test_several_models_are_rows_of_one_table(tiny, model, tmp_path, capsys):
     assert ours[0] == ours[1]
 
 
+def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
+    colour = small_model(["a report"], image_options={"in_chans": 3})
+    gloria.save_model(colour, tmp_path / "colour")
+    command = ["evaluate", "--model", str(model), str(tmp_path / "colour"), "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
+
+
 @pytest.fixture
 def table(tmp_path):
     """A CSV file with two classes, of twenty patients with two images each."""
@@ -211,7 +219,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
         seed=0,
         quiet=True,
     )
-    data = evaluate._read_data(args, gloria.load_model(model))
+    data = evaluate._read_data(args, 1)
     held_out = set(data.gallery.patients)
     assert len(held_out) == 15
     assert data.gallery.labels.sum(0).tolist() == [3] * 5

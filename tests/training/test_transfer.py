@@ -181,6 +181,16 @@ def test_masks_of_a_data_set_on_disk_are_segmented(model, pneumothorax):
     assert "one draw of labels" in report["protocol"]
 
 
+def test_settings_are_told_alike_in_every_process():
+    """A function's address would make a run that goes on another one."""
+    described = SETTINGS.description()
+    assert json.loads(json.dumps(described)) == described
+    assert "0x" not in json.dumps(described)
+    assert "focal_log_dice" in described["segmentation"]["loss"]
+    assert TransferSettings(workers=3).description() == TransferSettings().description()
+    assert TransferSettings(seeds=1).description() != TransferSettings().description()
+
+
 def test_what_can_not_be_evaluated_says_why(model, data, pneumothorax):
     with pytest.raises(OptionError, match="task must be one of 'retrieval'"):
         evaluate_task("detection", model, data)
