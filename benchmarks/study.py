@@ -383,6 +383,8 @@ def report(args: argparse.Namespace) -> int:
     write_text(args.page, study_report.replace_between(text, page))
     if results:
         save_figure(study_report.draw(results), args.page.with_suffix(".png"))
+        labels = args.page.with_name(f"{args.page.stem}-labels.png")
+        save_figure(study_report.draw_labels(results), labels)
     return 0
 
 

@@ -112,7 +112,8 @@ def page(results: Results, about: Mapping[str, str]) -> str:
     return "\n".join(
         [
             head(results),
-            "![Figures of every row, a dot for each seed](study.png)\n",
+            "![Figures of every row, a dot for each seed](study.png)\n\n"
+            "![AUROC and Dice by the share of the labels](study-labels.png)\n",
             what_is_what(results, about),
             *(
                 as_markdown(table(task, caption, columns, results))
@@ -380,6 +381,47 @@ def draw(results: Results) -> Figure:
         "image; dotted: chance",
         fontsize=10,
     )
+    return figure
+
+
+CURVES = ("gloria", "global", "local", "random")
+"""The rows whose curves over the labels are drawn; all of them could not be told apart."""
+
+
+def draw_labels(results: Results) -> Figure:
+    """AUROC and Dice by the share of the labels: mean, and standard deviation over seeds."""
+    from gloria.visualize.figure import COLOURS, new_figure, style_axes
+
+    figure = new_figure(8, 3.3)
+    panels = figure.subplots(1, 2)
+    for axes, title, columns in (
+        (panels[0], "AUROC of a linear classifier", CLASSIFICATION),
+        (panels[1], "Dice on positives", SEGMENTATION),
+    ):
+        style_axes(axes, title, "share of the training labels")
+        rows = [row for row in CURVES if row in results]
+        for number, row in enumerate(rows):
+            found = [
+                list(values({row: results[row]}, each).get(row, {}).values()) for each in columns
+            ]
+            if not all(found):
+                continue
+            spreads = [Spread.of(numbers) for numbers in found]
+            axes.errorbar(
+                [place + 0.04 * number for place in range(len(columns))],  # side by side
+                [each.mean for each in spreads],
+                yerr=[0 if each.runs == 1 else each.sd for each in spreads],
+                color=COLOURS[number],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                lw=1.4,
+                label=row,
+            )
+        axes.set_xticks(range(len(columns)), [column.name for column in columns])
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle("Phantoms; bars: standard deviation over seeds", fontsize=10)
     return figure
 
 

@@ -190,7 +190,8 @@ def test_the_picture_and_the_page_are_written_between_the_markers(written, tmp_p
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
     assert "stale words" not in text
-    assert (tmp_path / "study.png").stat().st_size > 10_000
+    for name in ("study.png", "study-labels.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
     before = text
     assert args.function(args) == 0
     assert page.read_text() == before
