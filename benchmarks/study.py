@@ -137,7 +137,6 @@ class Job(NamedTuple):
     tasks: tuple[str, ...] = ()
     deadline: float = math.inf
 
-    @property
     def out_of_time(self) -> bool:
         """Whether nothing more should be begun."""
         return time.time() > self.deadline
@@ -213,7 +212,7 @@ def run_job(job: Job) -> str:
     Returns:
         What happened, in a line.
     """
-    if job.out_of_time:
+    if job.out_of_time():
         return "left for another run"
     start = time.perf_counter()
     result = read_result(job)
@@ -227,7 +226,7 @@ def run_job(job: Job) -> str:
             write_result(job, result)
             return f"failed: {error}"
     for name in missing:
-        if job.out_of_time:
+        if job.out_of_time():
             return f"{', '.join(missing[missing.index(name) :])} left for another run"
         # loaded anew, so that no task sees what another did to the model
         model = load_model(job.model, device=job.device)

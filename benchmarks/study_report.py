@@ -171,7 +171,9 @@ def head(results: Results) -> str:
         f"no evidence about real radiographs, nor for or against any paper.\n\n"
         f"Seeds of a row: {seeds}; mean ± standard deviation over seeds. With a seed change the "
         f"training images, the test images, the weights and the order of training; rows of one "
-        f"seed share their images. {sizes['steps']} steps of 32 of {sizes['train']:,} phantoms; "
+        f"seed share their images. {sizes['steps']} steps of 32 of {sizes['train']:,} phantoms, "
+        f"findings at contrast {sizes['contrast']} (the demo's are at 1.7, where most figures are "
+        f"near 1); "
         f"tested on 5x{sizes['per_class']} images of one finding each and on {sizes['test']} of "
         f"any. Measured on {'; '.join(sorted(machines))}.\n"
     )

@@ -133,7 +133,7 @@ def result(row, seed, precision, peak, control):
     return {
         "row": row,
         "seed": seed,
-        "settings": {"sizes": {"steps": 7, "train": 40, "per_class": 4, "test": 9}},
+        "settings": {"sizes": {"steps": 7, "train": 40, "per_class": 4, "test": 9, "contrast": 1}},
         "machine": {"device": "Abacus", "torch": "2", "python": "3", "gloria": "1"},
         "seconds": {"training": 3.0},
         "loss": {"first": 9.0, "last": 1.0},
