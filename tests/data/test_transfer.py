@@ -48,6 +48,8 @@ def test_phantoms_have_all_four_tasks_and_say_what_they_are():
     labels = data.gallery.labels[:, : len(RETRIEVAL_CLASSES)]
     assert labels.argmax(1).tolist() == [0, 1, 2, 3, 4] * 2
     assert set(data.classes) <= set(data.prompts)
+    small = TransferData.phantoms(train=1, val=1, test=1, per_class=1, size=32)
+    assert small.masked.val[0].image.shape == (1, 32, 32)
 
 
 def test_patients_are_in_one_split_only_and_all_of_them_are(radiographs):
