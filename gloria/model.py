@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gloria import catalog
-from gloria.checks import check_choice, check_same_size
+from gloria.checks import check_choice, check_finite, check_same_size
 from gloria.errors import ContractError, OptionError, ShapeError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
@@ -192,13 +192,12 @@ class GLoRIA(nn.Module):
 
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one, or takes no
-                ``aggregation``.
+                ``aggregation``; a weight is not finite.
         """
-        if kind is None:
-            kind = "global"
-            if self._find_local_loss() is not None:
-                kind = "both" if "image_embeddings" in self._loss_inputs else "local"
+        kind = kind or self.trained_kind
         check_choice("kind", kind, ("global", "local", "both"))
+        for weight in weights:
+            check_finite("weights", weight)
         if not isinstance(images, ImageFeatures):
             images = self.encode_image(images)
         if not isinstance(texts, TextFeatures):
@@ -217,6 +216,13 @@ class GLoRIA(nn.Module):
         if kind == "local":
             return local
         return weights[0] * global_similarity(images.pooled, texts.pooled) + weights[1] * local
+
+    @property
+    def trained_kind(self) -> Literal["global", "local", "both"]:
+        """Which similarities the loss trains; what :meth:`similarity` gives unless told."""
+        if self._find_local_loss() is None:
+            return "global"
+        return "both" if "image_embeddings" in self._loss_inputs else "local"
 
     def attention(self, image: Tensor, text: str) -> AttentionMaps:
         """One map per word of a text: where it looks in an image.

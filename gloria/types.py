@@ -98,6 +98,18 @@ class RegionGeometry(NamedTuple):
     offset: float
 
 
+class Stage(NamedTuple):
+    """The feature map of one stage of an image encoder.
+
+    Attributes:
+        dim: its width.
+        stride: pixels to a row of it, of an image of the encoder's own size.
+    """
+
+    dim: int
+    stride: float
+
+
 class Recipe(NamedTuple):
     """How to make an architecture again, without its weights.
 
@@ -119,12 +131,13 @@ class ImageEncoder(Protocol):
     """An ``nn.Module`` that turns images into :class:`ImageFeatures`.
 
     ``pooled_dim`` and ``region_dim`` are read off the model, never typed by hand.
-    ``image_input`` says what it wants to be fed. Two more are optional:
+    ``image_input`` says what it wants to be fed. More is optional:
 
     - ``recipe(folder: Path) -> Recipe``: the encoder can be saved and loaded by name; it writes the
       files it needs (if any) into ``folder`` and returns how to make it again;
     - ``region_geometry: RegionGeometry | None``: where its regions are; without it, or None, they
-      are taken to tile the image, as a ViT's patches do.
+      are taken to tile the image, as a ViT's patches do;
+    - the feature maps of its stages: :class:`HasStages`.
     """
 
     pooled_dim: int
@@ -133,6 +146,22 @@ class ImageEncoder(Protocol):
 
     def __call__(self, images: Tensor) -> ImageFeatures:
         """Encode ``images (image, channel, height, width)``."""
+        ...
+
+
+@runtime_checkable
+class HasStages(Protocol):
+    """An image encoder that also gives the feature maps of its stages, for segmentation."""
+
+    stages: Sequence[Stage]
+
+    def feature_maps(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """The maps ``(image, dim, height, width)`` of some stages, in ascending order; or of all.
+
+        Args:
+            images: as in :meth:`ImageEncoder.__call__`.
+            stages: which; None = all.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ A saved model is a folder::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -147,15 +148,39 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a new file and put it in place when it is whole."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
     try:
-        draft.write_text(text, encoding="utf-8")
+        write(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def hash_model(folder: str | Path) -> str:
+    """SHA-256 of a saved model: of every file's name and bytes, so of weights and architecture.
+
+    Args:
+        folder: what :func:`save_model` wrote.
+
+    Raises:
+        CheckpointError: it is no saved model.
+    """
+    folder = Path(folder)
+    _read_config(folder)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _write(model: GLoRIA, folder: Path) -> None:

@@ -73,3 +73,14 @@ def test_a_plot_of_the_sweep(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="no workload batch-N"):
         plot.draw(json.loads(json.dumps(results())), tmp_path / "none.png")
+
+
+def test_the_benchmark_of_retrieval_scores_every_pair():
+    import retrieval
+
+    from gloria.training.small import small_model
+
+    figures = retrieval.measure(small_model(["report"]), 6, 4, quiet=True)
+    assert figures["pairs"] == 36
+    assert figures["pairs_per_second"] == pytest.approx(36 / figures["seconds"])
+    assert 0 <= figures["memory"] < 2**30

@@ -14,6 +14,7 @@ HEAVY = {
     "pandas",
     "pydicom",
     "scipy",
+    "segmentation_models_pytorch",
     "sklearn",
     "timm",
     "torchmetrics",
@@ -21,6 +22,7 @@ HEAVY = {
     "tqdm",
     "transformers",
     "triton",
+    "yaml",
 }
 
 

@@ -15,7 +15,7 @@ from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
 from gloria.training.small import small_model
 from gloria.types import Recipe, TextFeatures, TokenizedText
-from gloria.weights import load_model, load_weights, save_model
+from gloria.weights import hash_model, load_model, load_weights, save_model, write_file
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
 
@@ -210,3 +210,32 @@ def test_an_encoder_gets_back_the_files_it_wrote(images, tmp_path):
             load_model(tmp_path / "moved")
     finally:
         default_catalog().text_encoders.unregister(origin)
+
+
+def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
+    first = hash_model(save_model(model, tmp_path / "a"))
+    assert hash_model(save_model(model, tmp_path / "b")) == first
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    assert hash_model(save_model(model, tmp_path / "a")) != first
+    config = tmp_path / "b" / "config.json"
+    config.write_text(config.read_text().replace("-3", "-2"))  # another stage gives the regions
+    assert hash_model(tmp_path / "b") != first
+    with pytest.raises(CheckpointError, match="is no saved model"):
+        hash_model(tmp_path)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(draft):
+        draft.write_bytes(b"ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, fail)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+    write_file(path, lambda draft: draft.write_bytes(b"new"))
+    assert path.read_bytes() == b"new"

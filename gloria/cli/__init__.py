@@ -27,6 +27,8 @@ from gloria.errors import GloriaError
 COMMANDS = {
     "demo": "Train on the built-in phantom radiographs and see what was learned.",
     "train": "Train on your own images and reports.",
+    "search": "Find the images of a folder that fit a text best.",
+    "evaluate": "Retrieval, zero-shot, classification, segmentation: a model's tables.",
     "check-splits": "Look for patients and images that are in more than one split.",
     "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
     "plan": "Count what the local loss of a batch size would cost.",

@@ -36,6 +36,8 @@ PACKAGES = {
     "torchmetrics": "torchmetrics",
     "pillow": "PIL",
     "pydicom": "pydicom",
+    "pyyaml": "yaml",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
     "matplotlib": "matplotlib",
     "triton": "triton",
 }

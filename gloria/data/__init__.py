@@ -1,11 +1,27 @@
 """Images with reports: the built-in phantom radiographs, and readers of data on disk."""
 
+from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.chexpert import CheXpert, CheXpertPlus
+from gloria.data.folder import ImageFolder
 from gloria.data.images import fit, load_image, normalize
 from gloria.data.leaks import check_splits, find_leaks
+from gloria.data.masked import MaskedImage, PhantomMasks
 from gloria.data.mimic_cxr import MIMICCXR
 from gloria.data.pairs import ImageReport, PhantomPairs
-from gloria.data.protocols import chexpert_5x200, draw_exclusive
+from gloria.data.prompts import (
+    Combinations,
+    PromptSet,
+    read_prompts,
+    select_prompts,
+    write_prompts,
+)
+from gloria.data.protocols import (
+    chexpert_5x200,
+    chexpert_8x200,
+    class_labels,
+    draw_exclusive,
+    read_queries,
+)
 from gloria.data.radiographs import Radiograph, Radiographs, Record
 from gloria.data.reports import (
     FINDINGS_AND_IMPRESSION,
@@ -23,15 +39,21 @@ from gloria.data.splits import draw_share, draw_splits, hash_ids, read_ids, writ
 from gloria.data.table import ImageReportTable, read_splits
 
 __all__ = [
+    "CHEST_PROMPTS",
     "CheXpert",
     "CheXpertPlus",
+    "Combinations",
     "FINDINGS_AND_IMPRESSION",
     "FULL_REPORT",
     "IMPRESSION",
+    "ImageFolder",
     "ImageReport",
     "ImageReportTable",
     "MIMICCXR",
+    "MaskedImage",
+    "PhantomMasks",
     "PhantomPairs",
+    "PromptSet",
     "RANDOM_SENTENCE",
     "RSNA",
     "Radiograph",
@@ -41,6 +63,8 @@ __all__ = [
     "SIIM",
     "check_splits",
     "chexpert_5x200",
+    "chexpert_8x200",
+    "class_labels",
     "draw_exclusive",
     "draw_share",
     "draw_splits",
@@ -52,7 +76,11 @@ __all__ = [
     "parse_sections",
     "random_sentences",
     "read_ids",
+    "read_queries",
+    "read_prompts",
     "read_splits",
+    "select_prompts",
     "split_sentences",
     "write_ids",
+    "write_prompts",
 ]

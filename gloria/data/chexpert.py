@@ -43,6 +43,18 @@ COMPETITION_CLASSES = (
 )
 """The five classes of CheXpert's competition, of GLoRIA's tables and of CheXpert 5x200."""
 
+EIGHT_CLASSES = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Edema",
+    "Fracture",
+    "No Finding",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The eight classes of ConVIRT's retrieval sets, CheXpert 8x200."""
+
 UNCERTAIN: Mapping[str, int] = {
     "Atelectasis": 1,
     "Cardiomegaly": 0,

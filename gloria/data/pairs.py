@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gloria.data.phantom import PhantomItem
+from gloria.data.phantom import FINDINGS, PhantomItem
 
 
 class Pair(Protocol):
@@ -39,11 +41,16 @@ class ImageReport(NamedTuple):
 
 
 class PhantomPairs(Dataset[ImageReport]):
-    """Phantoms as pairs for training.
+    """Phantoms as pairs for training, with labels for classifiers.
 
     Args:
         items: a :class:`~gloria.data.phantom.PhantomDataset`, best drawn beforehand, or a list.
+
+    Attributes:
+        classes: what the labels say.
     """
+
+    classes = FINDINGS
 
     def __init__(self, items: Sequence[PhantomItem]) -> None:
         self.items = items
@@ -59,3 +66,18 @@ class PhantomPairs(Dataset[ImageReport]):
     def reports(self) -> list[str]:
         """All reports, without the images."""
         return [self.items[index].report for index in range(len(self.items))]
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the items, in their order: their numbers."""
+        return [f"{index:05d}" for index in range(len(self.items))]
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose the images are: each is its own patient."""
+        return self.ids
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """All labels, ``(image, class)``: 1 positive, 0 negative; the truth, as the film shows."""
+        return np.array([self.items[i].labels for i in range(len(self.items))], np.int8)

@@ -2,15 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gloria.checks import check_integer
-from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES, CheXpert
+from gloria.data.chexpert import (
+    CLASSES,
+    COMPETITION_CLASSES,
+    EIGHT_CLASSES,
+    PATHOLOGIES,
+    CheXpert,
+)
 from gloria.data.radiographs import Radiographs
+from gloria.data.rows import read_rows
 from gloria.errors import DataError, UnknownNameError
+
+TEXT_QUERIES: Mapping[str, tuple[str, ...]] = {
+    "Atelectasis": (
+        "Linear bibasilar opacities consistent with subsegmental atelectasis.",
+        "Left lower lobe volume loss with a raised hemidiaphragm, compatible with atelectasis.",
+        "Discoid atelectasis in the right mid lung.",
+        "Low lung volumes with crowded vessels and atelectasis at both bases.",
+        "Retrocardiac atelectasis.",
+    ),
+    "Cardiomegaly": (
+        "Moderate cardiomegaly.",
+        "The cardiothoracic ratio is above one half.",
+        "Severely enlarged heart with a globular contour.",
+        "Left ventricular enlargement displaces the cardiac apex.",
+        "Stable enlargement of the heart compared with the prior film.",
+    ),
+    "Edema": (
+        "Bilateral perihilar haze in a batwing pattern of alveolar edema.",
+        "Kerley B lines and thickened septa of interstitial edema.",
+        "Cephalization of the pulmonary vessels with mild pulmonary edema.",
+        "Diffuse airspace edema of congestive heart failure.",
+        "Indistinct vessels and peribronchial cuffing, in keeping with pulmonary edema.",
+    ),
+    "Fracture": (
+        "Acute displaced fracture of the left lateral sixth rib.",
+        "Healing fractures of several right posterior ribs with callus.",
+        "Fracture of the mid shaft of the right clavicle.",
+        "Compression fracture of a thoracic vertebral body.",
+        "Nondisplaced fracture of the proximal humerus.",
+    ),
+    "No Finding": (
+        "No acute cardiopulmonary process.",
+        "Normal heart size and clear lungs without effusion or pneumothorax.",
+        "Unremarkable chest radiograph.",
+        "Well expanded lungs with sharp costophrenic angles.",
+        "Normal mediastinal contours and normal pulmonary vasculature.",
+    ),
+    "Pleural Effusion": (
+        "Small left pleural effusion with a blunted costophrenic angle.",
+        "Large right pleural effusion with a meniscus.",
+        "Moderate bilateral pleural effusions layering posteriorly.",
+        "Pleural fluid tracks into the minor fissure.",
+        "A subpulmonic effusion seems to raise the right hemidiaphragm.",
+    ),
+    "Pneumonia": (
+        "Right lower lobe consolidation with air bronchograms, suspicious for pneumonia.",
+        "Lingular airspace disease obscures the left heart border, consistent with pneumonia.",
+        "Multifocal patchy opacities of bronchopneumonia.",
+        "Lobar pneumonia of the right upper lobe.",
+        "New focal infiltrate, most likely infectious.",
+    ),
+    "Pneumothorax": (
+        "Small right apical pneumothorax with a visible visceral pleural line.",
+        "Left tension pneumothorax with mediastinal shift to the right.",
+        "Deep sulcus sign of a pneumothorax on a supine film.",
+        "Collapsed right lung without lung markings in the periphery: complete pneumothorax.",
+        "Residual left pneumothorax after removal of the chest tube.",
+    ),
+}
+"""Five queries for each class of 8x200, our own: ConVIRT's were written by a radiologist."""
+
+
+class ImageQueries(NamedTuple):
+    """Images that ask, and images to find.
+
+    Attributes:
+        queries: ids, class by class.
+        candidates: ids, class by class; none of a patient that a query is of.
+    """
+
+    queries: list[str]
+    candidates: list[str]
 
 
 def draw_exclusive(
@@ -37,9 +119,7 @@ def draw_exclusive(
     labels = data.labels
     drawn: list[str] = []
     for name in classes:
-        if name not in data.classes:
-            raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
-        column = data.classes.index(name)
+        column = _column(data, name)
         exclusive = (labels[:, column] == 1) & (np.delete(labels, column, axis=1) == 0).all(1)
         found = sorted({data.records[index].id for index in np.flatnonzero(exclusive)})
         if len(found) < per_class:
@@ -79,3 +159,115 @@ def chexpert_5x200(
     """
     data = CheXpert(path, size=(1, 1), root=root, classes=PATHOLOGIES, uncertain=-1)
     return draw_exclusive(data, COMPETITION_CLASSES, per_class, seed=seed)
+
+
+def chexpert_8x200(
+    path: str | Path,
+    *,
+    seed: int,
+    per_class: int = 200,
+    queries_per_class: int = 10,
+    root: str | Path | None = None,
+) -> ImageQueries:
+    """The images of a CheXpert 8x200 set, for image-image and text-image retrieval.
+
+    Of each of :data:`~gloria.data.chexpert.EIGHT_CLASSES`, 200 exclusively positive images to find
+    and 10 that ask. Exclusive is meant as in :func:`chexpert_5x200`, among all fourteen classes.
+    ConVIRT's queries were chosen by an expert; these are drawn, of patients that have no image
+    among the candidates, so that no query finds another film of its own patient.
+
+    Args:
+        path: CheXpert's ``train.csv``.
+        seed: another seed is another set.
+        per_class: candidates of each class.
+        queries_per_class: images of each class that ask.
+        root: as in :class:`~gloria.data.CheXpert`.
+
+    Returns:
+        Ids of queries and candidates, each a list for :func:`~gloria.data.splits.write_ids`. None
+        of their patients should train.
+
+    Raises:
+        DataError: a class has too few such images.
+
+    Source: Zhang et al., ConVIRT, MLHC 2022. Its own lists are CSV files that
+    :class:`~gloria.data.CheXpert` and :func:`read_queries` read.
+    """
+    data = CheXpert(path, size=(1, 1), root=root, classes=CLASSES, uncertain=-1)
+    candidates = draw_exclusive(data, EIGHT_CLASSES, per_class, seed=seed)
+    others = data.without_patients(data.select(candidates).patients)
+    return ImageQueries(
+        draw_exclusive(others, EIGHT_CLASSES, queries_per_class, seed=seed), candidates
+    )
+
+
+def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
+    """Which of the classes each image is positive for.
+
+    Args:
+        data: each image positive for exactly one of ``classes``; it may be for others, too.
+        classes: of ``data.classes``.
+
+    Returns:
+        ``(image,)`` integers, an index into ``classes``.
+
+    Raises:
+        UnknownNameError: ``data`` has no such class.
+        DataError: an image is positive for none of the classes, or for several.
+    """
+    columns = [_column(data, name) for name in classes]
+    positive = data.labels[:, columns] == 1
+    wrong = np.flatnonzero(positive.sum(1) != 1)
+    if len(wrong):
+        has = [name for name, found in zip(classes, positive[wrong[0]], strict=True) if found]
+        raise DataError(
+            f"each image must be positive for exactly one of {', '.join(classes)}; {len(wrong)} "
+            f"are not, first: {data.records[wrong[0]].where}, positive for "
+            f"{' and '.join(has) or 'none'}."
+        )
+    return torch.from_numpy(positive.argmax(1))
+
+
+def read_queries(
+    path: str | Path,
+    classes: Sequence[str] = EIGHT_CLASSES,
+    *,
+    class_column: str = "Variable",
+    query_column: str = "Text",
+) -> dict[str, list[str]]:
+    """Queries by class, of a CSV file with a row for each, as ConVIRT's are.
+
+    Args:
+        path: the CSV file.
+        classes: what the file may ask for, and must ask for.
+        class_column: name of the column with the class.
+        query_column: name of the column with the query: a text, or an image's id.
+
+    Returns:
+        ``{class: queries}``, in the order of ``classes``.
+
+    Raises:
+        DataError: the file or a column is missing, a query is empty, or a class has none.
+        UnknownNameError: a row has another class.
+    """
+    found: dict[str, list[str]] = {name: [] for name in classes}
+    for row, cells in read_rows(Path(path), [class_column, query_column]):
+        name, query = cells[class_column], cells[query_column]
+        if name not in found:
+            raise UnknownNameError(
+                f"{path}, row {row}, column {class_column!r}: there is no class {name!r}; there "
+                f"are {', '.join(classes)}."
+            )
+        if not query:
+            raise DataError(f"{path}, row {row}, column {query_column!r}: no query.")
+        found[name].append(query)
+    without = [name for name, queries in found.items() if not queries]
+    if without:
+        raise DataError(f"{path} has no query for {', '.join(without)}.")
+    return found
+
+
+def _column(data: Radiographs, name: str) -> int:
+    if name not in data.classes:
+        raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
+    return data.classes.index(name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gloria.checks import check_integer, check_tensor, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
-from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry
+from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
 
 
 class TimmImageEncoder(Freezable):
@@ -52,6 +52,7 @@ class TimmImageEncoder(Freezable):
         region_geometry: where the regions are, for models of odd, symmetrically padded kernels
             throughout (ResNet, RegNet, ...): region i is centred on pixel ``stride * i``. None for
             all others: their regions are taken to tile the image, as patches do.
+        stages: width and stride of every stage's feature map.
         image_input: what the model wants to be fed; mean and standard deviation are averaged over
             the channels where ``in_chans`` is not what the weights were trained on.
 
@@ -122,6 +123,7 @@ class TimmImageEncoder(Freezable):
 
         self.pooled_dim = layout.pooled_dim
         self.region_dim = layout.stages[region_stage][0]
+        self.stages = tuple(Stage(dim, size[0] / height) for dim, height, _ in layout.stages)
         self.region_geometry = _region_geometry(sketch, in_chans, region_stage)
         self._norm = layout.norm
         self._takes_one_size = wanted["fixed_input_size"]
@@ -151,18 +153,7 @@ class TimmImageEncoder(Freezable):
             DtypeError: the images are not floating-point.
         """
         self._check(images)
-        try:
-            last, (feature_map,) = self.model.forward_intermediates(
-                images,
-                indices=[self.region_stage],
-                norm=self._norm,
-                stop_early=False,  # some models would stop at the stage and leave nothing to pool
-                output_fmt="NCHW",
-            )
-        except AssertionError as cause:
-            raise ShapeError(
-                f"{self.model_name} cannot take images of {tuple(images.shape[2:])} pixels. {cause}"
-            ) from cause
+        last, (feature_map,) = self._run(images, [self.region_stage])
         pooled = self.model.forward_head(last, pre_logits=True)
         height, width = feature_map.shape[2:]
         return ImageFeatures(
@@ -170,6 +161,23 @@ class TimmImageEncoder(Freezable):
             regions=rearrange(feature_map, "b d h w -> b (h w) d"),
             grid=(height, width),
         )
+
+    def feature_maps(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """The feature maps of several stages, for decoders that want more than regions.
+
+        Args:
+            images: as in :meth:`forward`.
+            stages: which, in ascending order; None = all. Plain transformers normalise each as
+                their last.
+
+        Returns:
+            A map ``(image, dim, height, width)`` per stage.
+
+        Raises what :meth:`forward` raises.
+        """
+        self._check(images)
+        indices = list(range(len(self.stages))) if stages is None else list(stages)
+        return list(self._run(images, indices)[1])
 
     def recipe(self, folder: Path) -> Recipe:
         """How to make this architecture again; nothing is written to ``folder``.
@@ -194,6 +202,22 @@ class TimmImageEncoder(Freezable):
             **self.options,
         }
         return Recipe(f"timm:{self.model_name}", options)
+
+    def _run(self, images: Tensor, stages: list[int]) -> tuple[Any, list[Tensor]]:
+        """What the model's head would be given, and the maps of the stages."""
+        try:
+            last, maps = self.model.forward_intermediates(
+                images,
+                indices=stages,
+                norm=self._norm,
+                stop_early=False,  # some models would stop at the stage and leave nothing to pool
+                output_fmt="NCHW",
+            )
+        except AssertionError as cause:
+            raise ShapeError(
+                f"{self.model_name} cannot take images of {tuple(images.shape[2:])} pixels. {cause}"
+            ) from cause
+        return last, maps
 
     def _check(self, images: Tensor) -> None:
         check_tensor("images", images, ("image", "channel", "height", "width"))

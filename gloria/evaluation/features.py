@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gloria.checks import check_integer
+from gloria.checks import check_finite, check_integer
 from gloria.data.images import normalize
 from gloria.errors import DataError
+from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 
@@ -31,13 +33,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def encode_images(model: GLoRIA, images: Sequence[Tensor], batch_size: int = 64) -> ImageFeatures:
+def encode_images(
+    model: GLoRIA,
+    images: Iterable[Tensor],
+    batch_size: int = 64,
+    *,
+    progress: Callable[[int], Any] = lambda encoded: None,
+) -> ImageFeatures:
     """Projected features of many images, in eval mode whatever mode the model is in.
 
     Args:
         model: any; its modes are left as they were.
-        images: each ``(channel, height, width)`` in [0, 1], all of one size; normalised here.
+        images: each ``(channel, height, width)`` in [0, 1], all of one size; normalised here. They
+            are taken a batch at a time, so a generator that reads files need not hold them all.
         batch_size: images encoded at a time; it does not change the result.
+        progress: called with the number of images encoded since the last call, as ``tqdm.update``.
 
     Returns:
         ``pooled (image, dim)`` and ``regions (image, region, dim)``, on the model's device and
@@ -48,29 +58,32 @@ def encode_images(model: GLoRIA, images: Sequence[Tensor], batch_size: int = 64)
         OptionError: ``batch_size`` is below 1.
     """
     check_integer("batch_size", batch_size, 1)
-    if not len(images):
-        raise DataError("images must hold at least one image; there is nothing to encode.")
     parts = []
+    left = iter(images)
     with evaluating(model):
-        for start in range(0, len(images), batch_size):
-            batch = torch.stack(list(images[start : start + batch_size])).to(model.device)
-            parts.append(model.encode_image(normalize(batch, model.image_encoder.image_input)))
-    masks = [part.region_mask for part in parts if part.region_mask is not None]
-    return ImageFeatures(
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([part.regions for part in parts]),
-        parts[0].grid,
-        torch.cat(masks) if masks else None,
-    )
+        while batch := list(islice(left, batch_size)):
+            stacked = torch.stack(batch).to(model.device)
+            parts.append(model.encode_image(normalize(stacked, model.image_encoder.image_input)))
+            progress(len(batch))
+    if not parts:
+        raise DataError("images must hold at least one image; there is nothing to encode.")
+    return join_images(parts)
 
 
-def encode_texts(model: GLoRIA, texts: Sequence[str], batch_size: int = 64) -> TextFeatures:
+def encode_texts(
+    model: GLoRIA,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    *,
+    progress: Callable[[int], Any] = lambda encoded: None,
+) -> TextFeatures:
     """Projected features of many texts, in eval mode whatever mode the model is in.
 
     Args:
         model: any; its modes are left as they were.
         texts: strings.
         batch_size: texts encoded at a time; it does not change the features of real words.
+        progress: called with the number of texts encoded since the last call, as ``tqdm.update``.
 
     Returns:
         ``pooled (text, dim)`` and ``words (text, word, dim)``, padded to the longest of all texts,
@@ -83,11 +96,12 @@ def encode_texts(model: GLoRIA, texts: Sequence[str], batch_size: int = 64) -> T
     check_integer("batch_size", batch_size, 1)
     if not len(texts):
         raise DataError("texts must hold at least one text; there is nothing to encode.")
+    parts = []
     with evaluating(model):
-        parts = [
-            model.encode_text(texts[start : start + batch_size])
-            for start in range(0, len(texts), batch_size)
-        ]
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            parts.append(model.encode_text(batch))
+            progress(len(batch))
     longest = max(part.words.shape[1] for part in parts)
     return TextFeatures(
         torch.cat([part.pooled for part in parts]),
@@ -103,6 +117,10 @@ def pair_similarity(
     texts: TextFeatures,
     kind: Literal["global", "local", "both"] | None = None,
     block: int = 32,
+    *,
+    aggregation: WordAggregation | AggregatorFunction | None = None,
+    weights: tuple[float, float] = (0.5, 0.5),
+    progress: Callable[[int], Any] = lambda compared: None,
 ) -> Tensor:
     """Similarity of every image with every text, in bounded memory.
 
@@ -115,6 +133,11 @@ def pair_similarity(
         texts: of :func:`encode_texts`, at least one.
         kind: as in :meth:`~gloria.model.GLoRIA.similarity`.
         block: images at a time; it does not change the result.
+        aggregation: as in :meth:`~gloria.model.GLoRIA.similarity`.
+        weights: of the global and the local part, as in
+            :meth:`~gloria.model.GLoRIA.similarity`.
+        progress: called with the number of images compared with all texts since the last call, as
+            ``tqdm.update``.
 
     Returns:
         ``(image, text)``, both in the order given.
@@ -127,12 +150,65 @@ def pair_similarity(
     for name, features in (("images", images), ("texts", texts)):
         if not len(features.pooled):
             raise DataError(f"{name} must hold at least one; there is nothing to compare.")
+    rows = []
     with evaluating(model):
-        rows = [
-            model.similarity(select_images(images, slice(start, start + block)), texts, kind)
-            for start in range(0, len(images.pooled), block)
-        ]
+        for start in range(0, len(images.pooled), block):
+            some = select_images(images, slice(start, start + block))
+            rows.append(
+                model.similarity(some, texts, kind, aggregation=aggregation, weights=weights)
+            )
+            progress(len(some.pooled))
     return torch.cat(rows)
+
+
+def similarity_by_kind(
+    model: GLoRIA,
+    images: ImageFeatures,
+    texts: TextFeatures,
+    block: int = 32,
+    *,
+    aggregation: WordAggregation | AggregatorFunction | None = None,
+    weights: tuple[float, float] = (0.5, 0.5),
+    progress: Callable[[int], Any] = lambda compared: None,
+) -> dict[str, Tensor]:
+    """Each similarity that the model's loss trains, and their weighted sum if it trains both.
+
+    The rows of a table that compares them, for the cost of one :func:`pair_similarity`.
+
+    Args and errors as in :func:`pair_similarity`.
+
+    Returns:
+        ``"global"``, ``"local"`` and ``"both"``, or the one there is; each ``(image, text)``.
+    """
+    if model.trained_kind != "both":
+        alone = pair_similarity(
+            model, images, texts, block=block, aggregation=aggregation, progress=progress
+        )
+        return {model.trained_kind: alone}
+    for weight in weights:
+        check_finite("weights", weight)
+    parts = {
+        "global": pair_similarity(model, images, texts, "global", block),
+        "local": pair_similarity(
+            model, images, texts, "local", block, aggregation=aggregation, progress=progress
+        ),
+    }
+    return parts | {"both": weights[0] * parts["global"] + weights[1] * parts["local"]}
+
+
+def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Features of several batches as those of one.
+
+    Args:
+        parts: at least one; all on one grid, and all with a ``region_mask`` or none.
+    """
+    masks = [part.region_mask for part in parts if part.region_mask is not None]
+    return ImageFeatures(
+        torch.cat([part.pooled for part in parts]),
+        torch.cat([part.regions for part in parts]),
+        parts[0].grid,
+        torch.cat(masks) if masks else None,
+    )
 
 
 def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures:

@@ -21,6 +21,7 @@ from gloria.data.phantom import (
     split_words,
 )
 from gloria.errors import DataError
+from gloria.evaluation.classification import accuracy
 from gloria.evaluation.features import (
     encode_images,
     encode_texts,
@@ -31,7 +32,7 @@ from gloria.evaluation.features import (
 )
 from gloria.evaluation.grounding import attention_auroc, correct_side, pointing_hit
 from gloria.evaluation.retrieval import class_relevance, precision_at_k
-from gloria.evaluation.zero_shot import accuracy, class_scores
+from gloria.evaluation.zero_shot import zero_shot_scores
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 
@@ -78,13 +79,7 @@ def evaluate_gallery(
     ks = [k for k in ks if k <= len(items)]
 
     prompts = phantom_prompts()
-    flat = [prompt for name in RETRIEVAL_CLASSES for prompt in prompts[name]]
-    prompt_class = torch.tensor(
-        [c for c, name in enumerate(RETRIEVAL_CLASSES) for _ in prompts[name]]
-    )
-    scores = class_scores(
-        pair_similarity(model, images, encode_texts(model, flat)).cpu(), prompt_class
-    )
+    scores = zero_shot_scores(model, images, {name: prompts[name] for name in RETRIEVAL_CLASSES})
     return {
         "image_to_text": precision_at_k(similarity, relevant, ks),
         "text_to_image": precision_at_k(similarity.T, relevant, ks),

@@ -18,6 +18,63 @@ from gloria.checks import check_mask, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 
+def evaluate_retrieval(
+    similarity: Tensor, relevant: Tensor, ks: Sequence[int] = (5, 10, 100)
+) -> dict[str, dict[str, float]]:
+    """Every figure of retrieval, images asking for texts and texts for images.
+
+    Args:
+        similarity: ``(image, text)``.
+        relevant: ``(image, text)`` boolean, True = they belong together.
+        ks: the K, each at most the number of images and of texts.
+
+    Returns:
+        ``image_to_text`` and ``text_to_image``, each as :func:`evaluate_queries` gives it.
+
+    Raises:
+        ShapeError, DtypeError, DataError: as :func:`recall_at_k`.
+        OptionError: a K is below 1 or above the number of images or texts.
+
+    Example:
+        >>> similarity = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+        >>> figures = evaluate_retrieval(similarity, torch.eye(2, dtype=torch.bool), ks=[1])
+        >>> figures["image_to_text"]["recall@1"], figures["text_to_image"]["recall@1"]
+        (0.5, 1.0)
+    """
+    return {
+        "image_to_text": evaluate_queries(similarity, relevant, ks),
+        "text_to_image": evaluate_queries(similarity.T, relevant.T, ks),
+    }
+
+
+def evaluate_queries(
+    similarity: Tensor, relevant: Tensor, ks: Sequence[int] = (5, 10, 100)
+) -> dict[str, float]:
+    """Every figure of one direction of retrieval.
+
+    Args:
+        similarity: ``(query, candidate)``.
+        relevant: ``(query, candidate)`` boolean, True = a right answer.
+        ks: the K, each at most the number of candidates.
+
+    Returns:
+        ``precision@K`` and ``recall@K`` of each K, ``median_rank`` and ``mean_average_precision``.
+
+    Raises what :func:`recall_at_k` raises.
+
+    Example:
+        >>> evaluate_queries(torch.tensor([[0.9, 0.5]]), torch.tensor([[False, True]]), ks=[2])
+        {'precision@2': 0.5, 'recall@2': 1.0, 'median_rank': 2.0, 'mean_average_precision': 0.5}
+    """
+    precision, recall = (f(similarity, relevant, ks) for f in (precision_at_k, recall_at_k))
+    return {
+        **{f"precision@{k}": precision[k] for k in ks},
+        **{f"recall@{k}": recall[k] for k in ks},
+        "median_rank": median_rank(similarity, relevant),
+        "mean_average_precision": mean_average_precision(similarity, relevant),
+    }
+
+
 def precision_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict[int, float]:
     """The share of relevant candidates among a query's first K, averaged over the queries.
 
@@ -44,7 +101,7 @@ def precision_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> d
         {1: 1.0, 2: 1.0, 3: 0.6666666666666666}
     """
     _check(similarity, relevant)
-    _check_ks(ks, similarity.shape[1])
+    check_ks(ks, similarity.shape[1])
     found = _found(similarity, relevant, max(ks, default=0))
     return {k: float(found[:, k - 1].mean()) / k for k in ks}
 
@@ -64,7 +121,7 @@ def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict
         {1: 0.5, 2: 1.0}
     """
     _check(similarity, relevant)
-    _check_ks(ks, similarity.shape[1])
+    check_ks(ks, similarity.shape[1])
     _check_answerable(relevant)
     found = _found(similarity, relevant, max(ks, default=0))
     total = relevant.sum(1)
@@ -143,6 +200,17 @@ def check_labels(name: str, labels: Tensor, axis: str) -> None:
         raise ShapeError(f"{name} must be ({axis},); got {tuple(labels.shape)}.")
 
 
+def check_ks(ks: Sequence[int], candidates: int) -> None:
+    """Require every K to be an integer from 1 to the number of candidates."""
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise DtypeError(f"ks must hold integers; got {k!r}.")
+        if not 1 <= k <= candidates:
+            raise OptionError(
+                f"ks must be from 1 to the number of candidates, {candidates}; got {k}."
+            )
+
+
 def _found(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
     """How many relevant candidates stand among the first 1, 2, ... k, ``(query, k)``, float64."""
     # One more than k shows whether the last place is contested by an equal.
@@ -165,16 +233,6 @@ def _check(similarity: Tensor, relevant: Tensor) -> None:
     if similarity.isnan().any():
         query, candidate = similarity.isnan().nonzero()[0].tolist()
         raise DataError(f"similarity holds NaN, first at query {query}, candidate {candidate}.")
-
-
-def _check_ks(ks: Sequence[int], candidates: int) -> None:
-    for k in ks:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise DtypeError(f"ks must hold integers; got {k!r}.")
-        if not 1 <= k <= candidates:
-            raise OptionError(
-                f"ks must be from 1 to the number of candidates, {candidates}; got {k}."
-            )
 
 
 def _check_answerable(relevant: Tensor) -> None:

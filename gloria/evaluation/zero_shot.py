@@ -1,15 +1,108 @@
-"""Zero-shot classification: an image's class is the one whose prompts it matches best."""
+"""Zero-shot classification: an image's class is the one whose prompts it matches best.
+
+An image's scores depend on its own features and the prompts, never on the images beside it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from gloria.checks import check_choice, check_same_size, check_tensor
-from gloria.errors import DataError, OptionError
+from gloria.checks import check_choice, check_positive, check_same_size, check_tensor
+from gloria.data.prompts import PromptSet
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.evaluation.classification import check_no_nan
+from gloria.evaluation.features import encode_texts, pair_similarity
 from gloria.evaluation.retrieval import check_labels
+from gloria.functional import global_similarity
+from gloria.model import GLoRIA
+from gloria.types import ImageFeatures
+
+Kind = Literal["global", "local", "both"]
+Reduction = Literal["mean", "max", "ensemble"]
+
+
+def zero_shot_scores(
+    model: GLoRIA,
+    images: ImageFeatures,
+    prompts: Mapping[str, PromptSet | Sequence[str]],
+    *,
+    kind: Kind | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Each image's score for each class: how well it matches the class's positive prompts.
+
+    Args:
+        model: any; evaluated in eval mode, its modes are left as they were.
+        images: of :func:`~gloria.evaluation.features.encode_images`.
+        prompts: by class, in the order of the columns; a list of texts is a class's prompts, too.
+            :func:`~gloria.data.select_prompts` puts them into the order of a data set's classes.
+        kind: of similarity, as in :meth:`~gloria.model.GLoRIA.similarity`.
+        reduction: over a class's prompts: ``"mean"`` or ``"max"`` of the similarities
+            (:func:`class_scores`), or ``"ensemble"``, the cosine with the mean of the prompts'
+            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``.
+
+    Returns:
+        ``(image, class)``, on the model's device and without gradients. Of several classes that
+        exclude each other, the highest score is the image's class; to say yes or no for each, see
+        :func:`zero_shot_probabilities`, or choose thresholds on validation images.
+
+    Raises:
+        OptionError: ``kind`` or ``reduction`` is unknown, or they do not go together; a class has
+            no prompt.
+        DtypeError: a class's prompts are no list of texts.
+        DataError: there is no class or no image, or a similarity is NaN.
+    """
+    return _score(model, images, _positive(prompts), kind, reduction)
+
+
+def zero_shot_probabilities(
+    model: GLoRIA,
+    images: ImageFeatures,
+    prompts: Mapping[str, PromptSet],
+    *,
+    temperature: float = 0.1,
+    kind: Kind | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """The probability of each class by itself, from pairs of positive and negative prompts.
+
+    ``pair_probability(score of the positive prompts, score of the negative prompts)``, class by
+    class: an image may have several findings or none. What an image's similarities with all texts
+    have in common cancels, so that images can be compared.
+
+    Args:
+        model: as in :func:`zero_shot_scores`.
+        images: as there.
+        prompts: by class, in the order of the columns, each with negative prompts.
+        temperature: as in :func:`pair_probability`.
+        kind: as in :func:`zero_shot_scores`.
+        reduction: as there, of the positive and of the negative prompts.
+
+    Returns:
+        ``(image, class)`` in [0, 1], on the model's device and without gradients.
+
+    Raises:
+        OptionError: a class has no negative prompt, or ``temperature`` is not above 0; and as
+            :func:`zero_shot_scores`, as the other errors.
+    """
+    positive, negative = _positive(prompts), {}
+    for name, each in prompts.items():
+        negative[name] = each.negative_prompts if isinstance(each, PromptSet) else []
+        if not negative[name]:
+            raise OptionError(
+                f"prompts must hold negative prompts for each class, in a PromptSet; "
+                f"{name!r} has none."
+            )
+    return pair_probability(
+        _score(model, images, positive, kind, reduction),
+        _score(model, images, negative, kind, reduction),
+        temperature,
+    )
 
 
 def class_scores(
@@ -23,7 +116,8 @@ def class_scores(
         similarity: ``(image, prompt)``.
         prompt_class: ``(prompt,)`` integers: which class a prompt describes. Classes run from 0,
             and each has a prompt.
-        reduction: ``"mean"``, as in the paper, or ``"max"``.
+        reduction: ``"mean"``, as in the paper, or ``"max"``, which favours classes with many
+            prompts.
 
     Returns:
         ``(image, class)``.
@@ -43,56 +137,125 @@ def class_scores(
         tensor([[0.3000, 0.5000]])
     """
     check_tensor("similarity", similarity, ("image", "prompt"))
-    check_labels("prompt_class", prompt_class, "prompt")
     check_choice("reduction", reduction, ("mean", "max"))
-    check_same_size("prompts", "similarity", similarity.shape[1], "prompt_class", len(prompt_class))
-    _check_not_nan("similarity", similarity)
-    classes = prompt_class.unique().tolist()
-    if not classes or classes != list(range(len(classes))):
-        raise OptionError(
-            f"prompt_class must number the classes from 0 without a gap; it holds {classes}."
-        )
-    of_class = [similarity[:, prompt_class == each] for each in classes]
+    members = _members(prompt_class, similarity.shape[1], "similarity")
+    check_no_nan("similarity", similarity)
+    of_class = [similarity[:, each] for each in members]
     if reduction == "mean":
         return torch.stack([scores.mean(1) for scores in of_class], dim=1)
     return torch.stack([scores.amax(1) for scores in of_class], dim=1)
 
 
-def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """The share of images whose highest score is that of their own class.
+def ensemble_embeddings(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
+    """One embedding for each class: the mean of its prompts' embeddings, each of length one.
 
-    Among equal scores the lower class wins.
+    ``e_c = mean over the prompts t of class c of t / ‖t‖``. The cosine with it ranks the images
+    of a class as the mean of the cosines does, and weighs classes otherwise: by how much their
+    prompts agree.
 
     Args:
-        scores: ``(image, class)``.
-        labels: ``(image,)`` integers, the true class.
+        text_embeddings: pooled, ``(prompt, dim)``.
+        prompt_class: ``(prompt,)`` integers, as in :func:`class_scores`.
+
+    Returns:
+        ``(class, dim)``, for :func:`~gloria.functional.global_similarity`.
 
     Raises:
         ShapeError: the shapes do not fit.
-        DtypeError: ``labels`` does not hold integers.
-        OptionError: a label is no class.
-        DataError: there is no image, or ``scores`` holds NaN.
+        DtypeError: ``prompt_class`` does not hold integers.
+        OptionError: a class has no prompt.
+
+    Source: CLIP (Radford et al., 2021), section 3.1.4.
 
     Example:
-        >>> accuracy(torch.tensor([[0.3, 0.5], [0.9, 0.1]]), torch.tensor([1, 1]))
-        0.5
+        >>> ensemble_embeddings(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        tensor([[0.5000, 0.5000]])
     """
-    check_tensor("scores", scores, ("image", "class"))
-    check_labels("labels", labels, "image")
-    check_same_size("images", "scores", scores.shape[0], "labels", len(labels))
-    if not len(labels):
-        raise DataError("scores must hold at least one image; there is nothing to count.")
-    _check_not_nan("scores", scores)
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= scores.shape[1]:
-        wrong = lowest if lowest < 0 else highest
-        raise OptionError(f"labels must be from 0 to {scores.shape[1] - 1}; got {wrong}.")
-    best = scores == scores.amax(1, keepdim=True)
-    predicted = best.int().argmax(1)  # the first of equals
-    return float((predicted == labels).double().mean())
+    check_tensor("text_embeddings", text_embeddings, ("prompt", "dim"))
+    members = _members(prompt_class, text_embeddings.shape[0], "text_embeddings")
+    units = normalize(text_embeddings, dim=1)
+    return torch.stack([units[each].mean(0) for each in members])
 
 
-def _check_not_nan(name: str, values: Tensor) -> None:
-    if values.isnan().any():
-        image = values.isnan().any(1).nonzero()[0].item()
-        raise DataError(f"{name} holds NaN, first at image {image}.")
+def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.1) -> Tensor:
+    """The probability of a finding, from a score for it and a score against it.
+
+    ``p = exp(positive / τ) / (exp(positive / τ) + exp(negative / τ))``
+
+    Args:
+        positive: any shape, such as ``(image, class)``.
+        negative: the same shape.
+        temperature: τ, in the unit of the scores. It moves no probability across 0.5, and changes
+            no order of images.
+
+    Returns:
+        The shape of ``positive``, in [0, 1].
+
+    Raises:
+        ShapeError: the shapes differ.
+        DtypeError: one is no floating-point tensor.
+        OptionError: ``temperature`` is not above 0.
+        DataError: a score is NaN.
+
+    Example:
+        >>> pair_probability(torch.tensor([0.3, 0.1]), torch.tensor([0.1, 0.1]))
+        tensor([0.8808, 0.5000])
+    """
+    check_positive("temperature", temperature)
+    for name, scores in (("positive", positive), ("negative", negative)):
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            given = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+            raise DtypeError(f"{name} must be a floating-point tensor; got {given}.")
+        if scores.isnan().any():
+            raise DataError(f"{name} holds NaN.")
+    if positive.shape != negative.shape:
+        raise ShapeError(
+            f"positive and negative must be of one shape; got {tuple(positive.shape)} and "
+            f"{tuple(negative.shape)}."
+        )
+    return ((positive - negative) / temperature).sigmoid()
+
+
+def _score(
+    model: GLoRIA,
+    images: ImageFeatures,
+    prompts: Mapping[str, Sequence[str]],
+    kind: Kind | None,
+    reduction: Reduction,
+) -> Tensor:
+    """Scores ``(image, class)`` of lists of prompts."""
+    check_choice("reduction", reduction, ("mean", "max", "ensemble"))
+    if not prompts:
+        raise DataError("prompts must hold at least one class; there is nothing to score.")
+    texts = encode_texts(model, [prompt for each in prompts.values() for prompt in each])
+    prompt_class = torch.tensor(
+        [number for number, each in enumerate(prompts.values()) for _ in each],
+        device=texts.pooled.device,
+    )
+    if reduction != "ensemble":
+        return class_scores(pair_similarity(model, images, texts, kind), prompt_class, reduction)
+    if kind not in (None, "global"):
+        raise OptionError(f"reduction='ensemble' needs kind='global'; got {kind!r}.")
+    scores = global_similarity(images.pooled, ensemble_embeddings(texts.pooled, prompt_class))
+    check_no_nan("similarity", scores)
+    return scores
+
+
+def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, list[str]]:
+    """The positive prompts by class, checked."""
+    return {
+        name: (each if isinstance(each, PromptSet) else PromptSet(each)).prompts
+        for name, each in prompts.items()
+    }
+
+
+def _members(prompt_class: Tensor, prompts: int, name: str) -> list[Tensor]:
+    """Which prompts are of each class, each ``(prompt,)`` boolean."""
+    check_labels("prompt_class", prompt_class, "prompt")
+    check_same_size("prompts", name, prompts, "prompt_class", len(prompt_class))
+    classes = prompt_class.unique().tolist()
+    if not classes or classes != list(range(len(classes))):
+        raise OptionError(
+            f"prompt_class must number the classes from 0 without a gap; it holds {classes}."
+        )
+    return [prompt_class == each for each in classes]

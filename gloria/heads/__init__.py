@@ -1,5 +1,13 @@
 """Heads: what stands between an encoder and a loss."""
 
+from gloria.heads.classification import ImageClassifier, multilabel_loss
 from gloria.heads.projection import Projection
+from gloria.heads.segmentation import SegmentationModel, segmentation_model
 
-__all__ = ["Projection"]
+__all__ = [
+    "ImageClassifier",
+    "Projection",
+    "SegmentationModel",
+    "multilabel_loss",
+    "segmentation_model",
+]

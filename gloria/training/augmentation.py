@@ -52,24 +52,52 @@ class Augmentation:
         Raises:
             ShapeError: the images are smaller than the crop.
         """
-        images = self._crop(images, generator)
+        return self.with_masks(images, images[:, :0].bool(), generator)[0]
+
+    def with_masks(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Vary each image as :meth:`__call__` does, and move its masks along.
+
+        Args:
+            images: as in :meth:`__call__`.
+            masks: boolean, ``(image, class, height, width)``; their border is repeated, too.
+            generator: as in :meth:`__call__`.
+
+        Returns:
+            Images, the same as without masks, and their masks.
+
+        Raises:
+            ShapeError: the images are smaller than the crop, or the masks not of their size.
+        """
+        if masks.shape[0] != images.shape[0] or masks.shape[2:] != images.shape[2:]:
+            raise ShapeError(
+                f"masks must be (image, class, height, width) of images {tuple(images.shape)}; "
+                f"got {tuple(masks.shape)}."
+            )
+        # moved as more channels of one picture
+        moved = self._crop(torch.cat([images, masks.to(images.dtype)], 1), generator)
+        moved = self._shift(moved, generator)
+        images, masks = moved[:, : images.shape[1]], moved[:, images.shape[1] :] > 0.5
+        vary = torch.randn(2, len(images), 1, 1, 1, generator=generator).to(images.device)
+        return images * (1 + self.gain * vary[0]) + self.offset * vary[1], masks
+
+    def center(self, images: Tensor) -> Tensor:
+        """The middle of the images, of the crop's size: what is validated and tested on."""
+        return images if self.crop is None else center_crop(images, (self.crop, self.crop))
+
+    def _shift(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count, _, height, width = images.shape
         reach_y, reach_x = round(self.shift * height), round(self.shift * width)
         padded = pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
         top = torch.randint(2 * reach_y + 1, (count,), generator=generator).tolist()
         left = torch.randint(2 * reach_x + 1, (count,), generator=generator).tolist()
-        shifted = torch.stack(
+        return torch.stack(
             [
                 image[:, y : y + height, x : x + width]
                 for image, y, x in zip(padded, top, left, strict=True)
             ]
         )
-        vary = torch.randn(2, count, 1, 1, 1, generator=generator).to(images.device)
-        return shifted * (1 + self.gain * vary[0]) + self.offset * vary[1]
-
-    def center(self, images: Tensor) -> Tensor:
-        """The middle of the images, of the crop's size: what is validated and tested on."""
-        return images if self.crop is None else center_crop(images, (self.crop, self.crop))
 
     def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.crop is None:

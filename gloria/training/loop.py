@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.data.pairs import Pair
-from gloria.errors import DataError, GloriaError, NonFiniteLossError, OptionError
+from gloria.errors import DataError, OptionError
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
+from gloria.training.loading import load_batches, stack_images
 from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.training.steps import parameter_groups, update
 from gloria.types import ScheduledLoss
 from gloria.weights import save_model
 
@@ -142,7 +143,7 @@ def train(
     folder = None if folder is None else Path(folder)
     model.to(memory_format=torch.channels_last)  # convolutions are 1.5 times faster on the CPU
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
     fixed: dict[str, Any] = {**asdict(recipe), "betas": list(recipe.betas), "pairs": len(pairs)}
     if recipe.text_policy is not None:  # in words, since JSON holds no function
@@ -156,20 +157,9 @@ def train(
     batches = StepBatches(
         len(pairs), recipe.batch_size, recipe.seed, range(progress.step, recipe.steps)
     )
-    loader: DataLoader[Any] = DataLoader(
-        _Batches(pairs),
-        sampler=batches,
-        batch_size=None,  # each item is a batch
-        num_workers=workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator().manual_seed(recipe.seed),  # or it draws from the global one
-        persistent_workers=workers > 0,
-    )
     model.train()
-    for batch in loader:
-        if isinstance(batch, GloriaError):
-            raise batch
-        images, reports = batch
+    loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
+    for images, reports in loaded:
         record = _train_step(model, optimizer, images, reports, recipe, progress.step)
         progress.step += 1
         progress.history.append(record)
@@ -192,31 +182,7 @@ def train(
 
 def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:
     """Stack a batch's images; keep its reports as they are."""
-    shapes = {tuple(item.image.shape) for item in items}
-    if len(shapes) > 1:
-        raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
-    return torch.stack([item.image for item in items]), [item.report for item in items]
-
-
-class _Batches(Dataset[Any]):
-    """Batches by the indices of their pairs.
-
-    An error is returned, for the main process to raise: a loading process would wrap it in the
-    text of its own traceback.
-    """
-
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, list[str]] | GloriaError:
-        try:
-            return collate([self.pairs[index] for index in indices])
-        except GloriaError as error:
-            return error
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+    return stack_images(items), [item.report for item in items]
 
 
 @torch.no_grad()
@@ -250,9 +216,6 @@ def _train_step(
     recipe: TrainingRecipe,
     step: int,
 ) -> dict[str, float]:
-    learning_rate = recipe.learning_rate_at(step)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     if recipe.augmentation is not None:
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
         images = recipe.augmentation(images, generator)
@@ -264,35 +227,19 @@ def _train_step(
             part.at_step(step)
     with isolated(recipe.seed, step, 2):
         output = model(_prepare(images, model), reports)
-    optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradient_norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-    values = {"loss": output.loss, **output.terms, "gradient_norm": gradient_norm}
-    # one transfer for all: each would wait for the device
-    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    record = dict(zip(values, numbers, strict=True))
-    wrong = {name: value for name, value in record.items() if not math.isfinite(value)}
-    if wrong:
-        raise NonFiniteLossError(
-            f"step {step + 1}: {wrong} is not finite; nothing was updated. Lower the learning "
-            f"rate, or look at the images and reports of this step."
-        )
-    optimizer.step()
-    return {"step": step + 1, "learning_rate": learning_rate, **record}
+    return update(
+        optimizer,
+        output.loss,
+        step=step,
+        learning_rate=recipe.learning_rate_at(step),
+        clip_norm=recipe.clip_norm,
+        terms=output.terms,
+    )
 
 
 def _prepare(images: Tensor, model: GLoRIA) -> Tensor:
     images = images.to(model.device).contiguous(memory_format=torch.channels_last)
     return normalize(images, model.image_encoder.image_input)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _check_enough(name: str, pairs: Pairs, least: int) -> None:

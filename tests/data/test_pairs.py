@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gloria.data import ImageReport, PhantomPairs
-from gloria.data.phantom import PhantomDataset
+from gloria.data.phantom import FINDINGS, PhantomDataset
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,12 @@ def test_a_loader_makes_batches_of_them(dataset):
     assert [len(batch.report) for batch in batches] == [3, 3, 1]
     assert batches[0].image.shape == (3, 1, 40, 40)
     assert [text for batch in batches for text in batch.report] == PhantomPairs(dataset).reports
+
+
+def test_labels_are_what_the_films_show(dataset):
+    pairs = PhantomPairs(dataset)
+    assert pairs.classes == FINDINGS
+    shown = [[name in item.sides for name in pairs.classes] for item in dataset]
+    assert pairs.labels.tolist() == np.array(shown, int).tolist()
+    assert pairs.labels.any()
+    assert len(set(pairs.ids)) == len(pairs) == len(pairs.patients)

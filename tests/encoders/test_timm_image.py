@@ -129,6 +129,13 @@ def test_pooled_and_regions_are_the_models_own(name):
     by_hand = [feature_map[:, :, row, column] for row in range(height) for column in range(width)]
     torch.testing.assert_close(features.regions, torch.stack(by_hand, 1), rtol=1e-5, atol=1e-5)
 
+    with torch.no_grad():
+        every, (last,) = encoder.feature_maps(pictures), encoder.feature_maps(pictures, [-1])
+    torch.testing.assert_close(every, maps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(last, maps[-1], rtol=1e-5, atol=1e-5)
+    strides = [pictures.shape[2] / map_.shape[2] for map_ in maps]
+    assert encoder.stages == tuple((m.shape[1], s) for m, s in zip(maps, strides, strict=True))
+
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_parameter_learns(name):

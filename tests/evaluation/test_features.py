@@ -14,6 +14,7 @@ from gloria.evaluation.features import (
     pair_similarity,
     select_images,
     select_texts,
+    similarity_by_kind,
 )
 from gloria.evaluation.phantoms import evaluate_gallery, evaluate_grounding
 from gloria.training.randomness import isolated
@@ -197,3 +198,108 @@ def test_batches_of_nothing_are_an_error(trained):
         pair_similarity(trained, images, texts, block=0)
     with pytest.raises(OptionError, match="kind"):
         pair_similarity(trained, images, texts, "none")
+
+
+def test_the_fused_score_is_the_weighted_sum(trained):
+    features = draw_features(5, 4)
+    parts = [pair_similarity(trained, *features, kind) for kind in ("global", "local")]
+    fused = pair_similarity(trained, *features, weights=(0.3, 2.0))
+    torch.testing.assert_close(fused, 0.3 * parts[0] + 2 * parts[1])
+    assert not torch.allclose(fused, pair_similarity(trained, *features), atol=1e-2)
+
+
+def test_words_can_be_aggregated_in_another_way(trained):
+    """The maximum of words is that of texts of one word, where words attend on their own."""
+    assert trained.local_loss.attention == "regions"
+    images, texts = draw_features(5, 4)
+    maxima = pair_similarity(trained, images, texts, "local", aggregation="max")
+    for number, length in enumerate(texts.word_mask.sum(1).tolist()):
+        words = texts._replace(
+            pooled=texts.pooled[number].expand(length, -1),
+            words=texts.words[number, :length, None],
+            word_mask=torch.ones(length, 1, dtype=torch.bool),
+            tokens=[["word"]] * length,
+        )
+        alone = pair_similarity(trained, images, words, "local", aggregation="max")
+        torch.testing.assert_close(maxima[:, number], alone.amax(1))
+    fused = pair_similarity(trained, images, texts, aggregation="max", weights=(0.5, 2.5))
+    expected = 0.5 * pair_similarity(trained, images, texts, "global") + 2.5 * maxima
+    torch.testing.assert_close(fused, expected)
+
+
+def test_every_kind_at_once(trained):
+    features = draw_features(5, 4, masked=True)
+    options = {"aggregation": "max", "weights": (0.2, 1.5)}
+    compared = []
+    found = similarity_by_kind(trained, *features, 2, **options, progress=compared.append)
+    assert list(found) == KINDS
+    for kind in KINDS:
+        expected = pair_similarity(trained, *features, kind, **options)
+        torch.testing.assert_close(found[kind], expected)
+    assert compared == [2, 2, 1]
+
+
+@pytest.mark.parametrize("loss", ["global_contrastive", "local_contrastive"])
+def test_a_loss_of_one_kind_gives_that_kind(loss, items):
+    with isolated(0):
+        model = small_model([item.report for item in items], loss=loss)
+    features = draw_features(3, 4)
+    compared = []
+    found = similarity_by_kind(model, *features, progress=compared.append)
+    kind = loss.partition("_")[0]
+    assert model.trained_kind == kind
+    assert list(found) == [kind]
+    assert torch.equal(found[kind], pair_similarity(model, *features, kind))
+    assert compared == [3]
+
+
+@pytest.mark.parametrize("weights", [(0.5, float("nan")), (float("inf"), 1.0)])
+def test_weights_that_are_no_numbers_are_an_error(trained, weights):
+    for function in (pair_similarity, similarity_by_kind):
+        with pytest.raises(OptionError, match="weights must be a finite number"):
+            function(trained, *draw_features(2, 2), weights=weights)
+
+
+def test_progress_counts_everything(trained):
+    done = []
+    encode_images(trained, iter(torch.rand(5, 1, 32, 32)), 2, progress=done.append)
+    assert done == [2, 2, 1]
+    done.clear()
+    encode_texts(trained, ["edema"] * 5, 3, progress=done.append)
+    assert done == [3, 2]
+    done.clear()
+    pair_similarity(trained, *draw_features(5, 4), block=4, progress=done.append)
+    assert done == [4, 1]
+
+
+def test_images_are_taken_a_batch_at_a_time(trained):
+    """A generator that reads files holds no more than a batch."""
+    taken, encoded = [], []
+
+    def read():
+        for number in range(6):
+            assert number - sum(encoded) < 2
+            taken.append(number)
+            yield torch.full((1, 32, 32), number / 6)
+
+    features = encode_images(trained, read(), 2, progress=encoded.append)
+    assert len(features.pooled) == len(taken) == 6
+
+
+def test_similarities_of_a_data_set_depend_on_neither_batch_nor_block(trained, items):
+    """Through encoding and matching, and the same bits when it is done again."""
+    pictures = [torch.from_numpy(item.image)[None].float() / 255 for item in items]
+    reports = [item.report for item in items]
+
+    def compute(batch_size, block):
+        return pair_similarity(
+            trained,
+            encode_images(trained, pictures, batch_size),
+            encode_texts(trained, reports, batch_size),
+            block=block,
+        )
+
+    whole = compute(64, 64)
+    assert torch.equal(compute(64, 64), whole)
+    for batch_size, block in ((1, 1), (2, 3), (64, 1)):
+        torch.testing.assert_close(compute(batch_size, block), whole, rtol=0, atol=1e-5)

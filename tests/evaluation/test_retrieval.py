@@ -1,5 +1,6 @@
 """Retrieval figures against plain loops, torchmetrics and scikit-learn."""
 
+import json
 import random
 
 import numpy as np
@@ -10,6 +11,8 @@ from sklearn.metrics import average_precision_score
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import (
     class_relevance,
+    evaluate_queries,
+    evaluate_retrieval,
     mean_average_precision,
     median_rank,
     precision_at_k,
@@ -190,3 +193,41 @@ def test_k_beyond_the_gallery_is_an_error(function):
     with pytest.raises(DtypeError, match=r"ks must hold integers; got 2\.0"):
         function(similarity, relevant, [2.0])
     assert function(similarity, relevant, []) == {}
+
+
+def test_the_whole_row_of_both_directions():
+    """Against torchmetrics (on scores that it takes) and NumPy, each direction on its own."""
+    retrieval = pytest.importorskip("torchmetrics.functional.retrieval")
+    similarity, relevant = draw(14, 11)
+    relevant[torch.arange(14), torch.arange(14) % 11] = True
+    found = evaluate_retrieval(similarity, relevant, ks=(1, 5, 10))
+    assert list(found) == ["image_to_text", "text_to_image"]
+    for name, scores, truth in (
+        ("image_to_text", similarity, relevant),
+        ("text_to_image", similarity.T, relevant.T),
+    ):
+        shifted = scores - similarity.min() + 1  # torchmetrics counts scores <= 0 as misses
+        expected = {}
+        for figure, function in (
+            ("precision", retrieval.retrieval_precision),
+            ("recall", retrieval.retrieval_recall),
+        ):
+            for k in (1, 5, 10):
+                each = [function(s, t, k).item() for s, t in zip(shifted, truth, strict=True)]
+                expected[f"{figure}@{k}"] = mean(each)
+        firsts = [row.index(True) + 1 for row in ranked(scores, truth)]
+        expected["median_rank"] = np.median(firsts)
+        expected["mean_average_precision"] = mean(
+            retrieval.retrieval_average_precision(s, t).item()
+            for s, t in zip(shifted, truth, strict=True)
+        )
+        assert found[name] == pytest.approx(expected, abs=1e-6)
+        assert list(found[name]) == list(expected)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_directions_of_unequal_galleries_are_evaluated_one_by_one():
+    similarity, relevant = draw(3, 200)
+    assert evaluate_queries(similarity, relevant)["precision@100"] > 0
+    with pytest.raises(OptionError, match=r"ks must be from 1 to .*, 3; got 5"):
+        evaluate_retrieval(similarity, relevant)  # only 3 images to find

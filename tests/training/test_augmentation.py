@@ -97,3 +97,26 @@ def test_an_image_smaller_than_the_crop():
         center_crop(torch.zeros(9, 7), (8, 8))
     with pytest.raises(OptionError, match="crop must be at least 1; got 0"):
         Augmentation(crop=0)
+
+
+@pytest.mark.parametrize("crop", [None, 12])
+def test_masks_move_with_their_images(crop):
+    """Masks that are the images' bright pixels still are, wherever these went."""
+    images = (torch.rand(50, 1, 16, 20, generator=generator()) > 0.5).float()
+    masks = torch.cat([images > 0.5, images < 0.5], 1)
+    vary = Augmentation(shift=0.2, gain=0, offset=0, crop=crop)
+    moved, followed = vary.with_masks(images, masks, generator())
+    assert followed.dtype == torch.bool
+    assert torch.equal(followed, torch.cat([moved > 0.5, moved < 0.5], 1))
+    assert torch.equal(moved, vary(images, generator()))
+    assert not torch.equal(moved, images if crop is None else vary.center(images))
+    assert torch.equal(images, masks[:, :1].float())
+
+
+def test_masks_are_not_brightened():
+    images, masks = torch.rand(4, 3, 8, 8, generator=generator()), torch.ones(4, 1, 8, 8).bool()
+    moved, followed = Augmentation(gain=5, offset=5).with_masks(images, masks, generator())
+    assert torch.equal(moved, Augmentation(gain=5, offset=5)(images, generator()))
+    assert followed.all()
+    with pytest.raises(ShapeError, match=r"masks must be .* of images \(4, 3, 8, 8\); got"):
+        Augmentation().with_masks(images, masks[:, :, :4], generator())

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from gloria.data.phantom.case import FINDINGS, Finding
+from gloria.data.prompts import combine
 
 
 class Mention(NamedTuple):
@@ -217,10 +217,7 @@ def phantom_prompts() -> dict[str, list[str]]:
         >>> phantom_prompts()["cardiomegaly"][:2]
         ['cardiomegaly', 'cardiac enlargement']
     """
-    return {
-        name: [" ".join(part for part in parts if part) for parts in product(*_PROMPTS[name])]
-        for name in FINDINGS
-    }
+    return {name: combine(*_PROMPTS[name]) for name in FINDINGS}
 
 
 def write_report(rng: np.random.Generator, case: Sequence[Finding]) -> tuple[Sentence, ...]:

@@ -1,0 +1,393 @@
+r"""Evaluate a trained model: retrieval, zero-shot, classification, segmentation.
+
+Prints the four tables of GLoRIA's paper with confidence intervals, and below each what was
+published, on other data. Without --data, on the built-in phantoms:
+
+  gloria evaluate --model runs/demo/model --out runs/demo/evaluation
+  gloria evaluate --model runs/a/model runs/b/model --tasks retrieval,zero-shot --out runs/both
+
+On a data set, the tasks that its labels permit:
+
+  gloria evaluate --model runs/mine/model --out runs/mine/chexpert --image-size 224 \
+      --format chexpert --data CheXpert-v1.0-small/train.csv
+  gloria evaluate --model runs/mine/model --out runs/mine/siim --image-size 224 \
+      --format siim --data train-rle.csv --images dicom-images-train
+  gloria evaluate --model runs/mine/model --out runs/mine/own --image-size 224 \
+      --data my.csv --classes Edema,Pneumonia --patient-column patient
+
+Writes into the folder --out:
+
+  results.json    every figure, its interval, and how it came about
+  tables.md       the tables
+
+A command that was stopped goes on where it stood when it is given again. Figures of phantoms show
+that training works. They are no evidence about real radiographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gloria.data import Radiographs
+    from gloria.data.transfer import TransferData
+    from gloria.evaluation.tables import Table
+    from gloria.training.transfer import TransferSettings
+
+FORMATS = ("phantom", "csv", "chexpert", "chexpert-plus", "mimic-cxr", "rsna", "siim")
+READ_BY = {
+    "images": ("chexpert", "chexpert-plus", "rsna", "siim"),
+    "labels": ("chexpert-plus",),
+    "classes": ("csv", "mimic-cxr"),
+    "patient_column": ("csv",),
+    "report_column": ("csv",),
+    "prompts": FORMATS[1:],
+    "per_class": FORMATS,
+}
+"""Option: the formats that read it."""
+
+PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
+"""How many are drawn."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--model", type=Path, nargs="+", required=True, metavar="FOLDER", help="saved models"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--tasks", type=_words, metavar="NAME,...", help="default: all that the data permit"
+    )
+    parser.add_argument(
+        "--fractions",
+        type=_percents,
+        default=(0.01, 0.1, 1.0),
+        metavar="PERCENT,...",
+        help="shares of the labels that train; default: 1,10,100",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="draws of labels; default: 3"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data, splits, draws, intervals")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes")
+    parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", type=Path, metavar="PATH", help="CSV file, or MIMIC's folder")
+    data.add_argument("--format", choices=FORMATS, help="default: phantom; csv with --data")
+    data.add_argument(
+        "--images", type=Path, metavar="DIR", help="of RSNA and SIIM; of CheXpert's: their root"
+    )
+    data.add_argument("--labels", type=Path, metavar="FILE", help="of chexpert-plus")
+    data.add_argument(
+        "--classes", type=_words, metavar="NAME,...", help="columns of labels of a csv"
+    )
+    data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
+    data.add_argument(
+        "--report-column", metavar="NAME", help="of a csv; without it there is no retrieval"
+    )
+    data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
+    data.add_argument(
+        "--per-class",
+        type=int,
+        metavar="N",
+        help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
+    )
+    data.add_argument(
+        "--image-size", type=int, default=64, metavar="PX", help="square side; default: 64"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate what is not there yet; print and write the tables."""
+    from gloria.cli.progress import Progress, say
+    from gloria.errors import OptionError
+    from gloria.training.devices import pick_device
+    from gloria.training.transfer import count_work, evaluate_task
+    from gloria.weights import load_model
+
+    _check(args)
+    device = pick_device(args.device)
+    models = {str(folder): load_model(folder, device=device) for folder in args.model}
+    channels = {model.image_encoder.image_input.channels for model in models.values()}
+    if len(channels) > 1:
+        raise OptionError(
+            f"models must take images of equally many channels; they take {sorted(channels)}. "
+            f"Evaluate them one by one."
+        )
+    settings = _settings(args)
+    results = _begin(args, settings)
+    todo = [
+        (name, task)
+        for name in models
+        for task in args.tasks
+        if task not in results["models"].get(name, {"tasks": {}})["tasks"]
+        and task not in results["skipped"]
+    ]
+    if todo:
+        data = _read_data(args, channels.pop())
+        _accept(args, results, data)
+    for name, task in todo:
+        if task in results["skipped"]:
+            say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
+            continue
+        with Progress(count_work(task, data, settings), task, args.quiet) as progress:
+            report = evaluate_task(task, models[name], data, settings, progress=progress.advance)
+        results["models"].setdefault(name, {"sha256": _digest(name), "tasks": {}})
+        results["models"][name]["tasks"][task] = report
+        _write(args.out, results)
+    _write(args.out, results)
+    print(json.dumps(results, indent=2) if args.json else _text(results))
+    say(f"\nTables and all figures: {args.out}", args.quiet)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Wrong and unread options are errors, before anything is loaded."""
+    from gloria.data.transfer import TASKS
+    from gloria.errors import OptionError
+
+    if args.out.exists() and not args.out.is_dir():
+        raise OptionError(f"out must be a folder; {args.out} is a file.")
+    if len(set(args.model)) < len(args.model):
+        raise OptionError(f"model must name each folder once; got {list(map(str, args.model))}.")
+    args.tasks = args.tasks or list(TASKS)
+    for task in args.tasks:
+        if task not in TASKS:
+            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.")
+    args.format = args.format or ("csv" if args.data else "phantom")
+    if (args.data is None) != (args.format == "phantom"):
+        needs = "needs --data" if args.data is None else "takes no --data"
+        raise OptionError(f"--format {args.format} {needs}.")
+    if args.format in ("rsna", "siim") and args.images is None:
+        raise OptionError(f"--format {args.format} needs --images: the folder of its DICOM files.")
+    if args.format == "csv" and not args.classes:
+        raise OptionError("--format csv needs --classes: the columns that hold labels.")
+    for name, formats in READ_BY.items():
+        if getattr(args, name) is not None and args.format not in formats:
+            raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
+
+
+def _settings(args: argparse.Namespace) -> TransferSettings:
+    """How the tasks are evaluated; small phantoms are segmented with a small U-Net."""
+    from gloria.training.transfer import PHANTOM_UNET, TransferSettings
+
+    small = PHANTOM_UNET if args.format == "phantom" else {}
+    return TransferSettings(
+        fractions=args.fractions, seeds=args.seeds, seed=args.seed, workers=args.workers, **small
+    )
+
+
+def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, Any]:
+    """What is in the folder, if it is of these settings and models; else an empty beginning."""
+    import gloria
+    from gloria.errors import CheckpointError
+
+    chosen = {
+        **{name: str(getattr(args, name)) for name in ("format", "data", *READ_BY, "image_size")},
+        **settings.description(),
+    }
+    file = args.out / "results.json"
+    if not file.is_file():
+        return {
+            "gloria": gloria.__version__,
+            "settings": chosen,
+            "note": "",
+            "data": None,
+            "skipped": {},
+            "models": {},
+        }
+    try:
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        before, known = results["settings"], results["models"]
+    except (ValueError, KeyError, TypeError) as cause:
+        raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
+    changed = [name for name in chosen if before.get(name) != chosen[name]]
+    if changed:
+        was = ", ".join(f"{name} {before.get(name)}" for name in changed)
+        now = ", ".join(f"{name} {chosen[name]}" for name in changed)
+        raise CheckpointError(
+            f"{file} is of other settings: {was}; now: {now}. Give another --out."
+        )
+    for name, model in known.items():
+        if name in map(str, args.model) and model["sha256"] != _digest(name):
+            raise CheckpointError(
+                f"{file} is of another model in {name}, which was written anew since. Give another "
+                f"--out."
+            )
+    return results
+
+
+def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferData) -> None:
+    """Note what the data are and do not permit; refuse others than those of earlier results."""
+    from gloria.errors import CheckpointError
+
+    digest = data.fingerprint()
+    if results["data"] not in (None, digest):
+        raise CheckpointError(
+            f"{args.out / 'results.json'} is of other data in {args.data}, which changed since. "
+            f"Give another --out."
+        )
+    results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
+
+
+def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
+    """The data, and on them what each task needs."""
+    from gloria.cli.progress import Progress
+    from gloria.data import draw_exclusive
+    from gloria.data.chest_prompts import CHEST_PROMPTS
+    from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
+    from gloria.data.prompts import read_prompts
+    from gloria.data.transfer import Splits, TransferData, draw_patients
+
+    if args.format == "phantom":
+        sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
+        count = sum(sizes.values()) + 4 * sizes["per_class"]
+        with Progress(count, "draw", args.quiet) as progress:
+            return TransferData.phantoms(
+                seed=args.seed, size=args.image_size, progress=progress.advance, **sizes
+            )
+    prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
+    per_class = args.per_class or 200
+    common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
+    if args.format in ("chexpert", "chexpert-plus"):
+        # exclusive among all findings, of which the tables' classes are five
+        every = _read(args, channels, PATHOLOGIES, uncertain=-1)
+        ids = draw_exclusive(every, COMPETITION_CLASSES, per_class, seed=args.seed)
+        labelled = _read(args, channels, COMPETITION_CLASSES)
+        gallery = labelled.select(ids)
+        splits = draw_patients(labelled.without_patients(gallery.patients), seed=args.seed)
+        return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
+    classes = args.classes or COMPETITION_CLASSES
+    names = _split_names(args)
+    if names is not None:
+        splits = Splits(*(_read(args, channels, classes, split=name) for name in names))
+    else:
+        splits = draw_patients(_read(args, channels, classes), seed=args.seed)
+    return TransferData.of_radiographs(args.format, splits, **common)
+
+
+def _read(
+    args: argparse.Namespace,
+    channels: int,
+    classes: Sequence[str],
+    *,
+    split: str | None = None,
+    **options: Any,
+) -> Radiographs:
+    """The images of a data set, or of a split of it."""
+    from gloria.cli.progress import say
+    from gloria.data import MIMICCXR, RSNA, SIIM, CheXpert, CheXpertPlus, ImageReportTable
+
+    size: dict[str, Any] = {"size": (args.image_size, args.image_size), "channels": channels}
+    data: Radiographs
+    if args.format == "rsna":
+        data = RSNA(args.data, args.images, **size)
+    elif args.format == "siim":
+        data = SIIM(args.data, args.images, **size)
+    elif args.format == "chexpert":
+        data = CheXpert(args.data, root=args.images, classes=classes, **size, **options)
+    elif args.format == "chexpert-plus":
+        files: dict[str, Any] = {
+            "root": args.images,
+            "labels": args.labels,
+            "skip_incomplete": True,
+        }
+        data = CheXpertPlus(args.data, classes=classes, **files, **size, **options)
+    elif args.format == "mimic-cxr":
+        data = MIMICCXR(args.data, split, classes=classes, skip_incomplete=True, **size)
+    else:
+        columns: dict[str, Any] = {
+            "report_column": args.report_column,
+            "patient_column": args.patient_column,
+        }
+        data = ImageReportTable(args.data, split, classes=classes, **columns, **size)
+    if data.skipped:
+        say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
+    return data
+
+
+def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
+    """What the data's own splits are called; None = they have none."""
+    from gloria.cli.progress import say
+    from gloria.data import read_splits
+    from gloria.data.rows import read_header
+
+    if args.format == "mimic-cxr":
+        return ("train", "validate", "test")
+    names = ("train", "val", "test")
+    has_column = args.format == "csv" and "split" in read_header(args.data)
+    if has_column and set(names) <= set(read_splits(args.data)):
+        return names
+    say("no splits train, val and test: drawn, patient by patient", args.quiet)
+    return None
+
+
+def _digest(folder: str) -> str:
+    """SHA-256 of a saved model."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((Path(folder) / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _write(out: Path, results: dict[str, Any]) -> None:
+    """Both files, each whole or not at all."""
+    from gloria.evaluation.tables import as_markdown
+    from gloria.weights import write_text
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    parts = ["# Evaluation\n", *([f"{results['note']}\n"] if results["note"] else [])]
+    parts += [as_markdown(table) for table in _tables(results)]
+    parts += [f"{task} skipped: {reason}.\n" for task, reason in results["skipped"].items()]
+    write_text(out / "tables.md", "\n".join(parts))
+
+
+def _text(results: dict[str, Any]) -> str:
+    from gloria.evaluation.tables import as_text
+
+    parts = [as_text(table) for table in _tables(results)]
+    parts += [f"{task} skipped: {reason}." for task, reason in results["skipped"].items()]
+    return "\n\n".join([*parts, *([results["note"]] if results["note"] else [])])
+
+
+def _tables(results: dict[str, Any]) -> list[Table]:
+    """Of each task, with a row for each model that has it."""
+    from gloria.data.transfer import TASKS
+    from gloria.training.transfer import transfer_table
+
+    tables = []
+    for task in TASKS:
+        reports = {
+            name: model["tasks"][task]
+            for name, model in results["models"].items()
+            if task in model["tasks"]
+        }
+        if reports:
+            tables.append(transfer_table(task, reports))
+    return tables
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    """``"1,10,100"`` as shares."""
+    try:
+        shares = tuple(float(word) / 100 for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be percents, as 1,10,100; got {text!r}") from None
+    if not all(0 < share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"must each be above 0, at most 100; got {text!r}")
+    return shares

@@ -1,0 +1,129 @@
+r"""Find the images of a folder that fit a text best.
+
+  gloria search "left pleural effusion" --model runs/mine/model --images films --image-size 64
+  gloria search "rib fracture" --model runs/mine/model --images films --image-size 64 \
+      --cache films.features --top 20 --json
+
+Every image is encoded and ranked by its global similarity; the best --shortlist of them are ranked
+again, region by region and word by word. With --cache their features are kept, and the next search
+encodes only images that are new or changed. --image-size, --bits and --window are those of the
+model's training. Images that can't be read are named on stderr and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("text", help="what to look for")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a saved model")
+    parser.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="square side, as in training; default: the image encoder's, if it takes one only",
+    )
+    parser.add_argument(
+        "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("CENTER", "WIDTH"),
+        help="pixel values to show, instead of a DICOM file's own",
+    )
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="images to show")
+    parser.add_argument(
+        "--shortlist", type=int, default=200, metavar="N", help="images to compare by region"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode what is new, rank, print."""
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    from gloria.cli.progress import Progress, say
+    from gloria.data.folder import ImageFolder
+    from gloria.errors import OptionError
+    from gloria.evaluation.embeddings import store_images
+    from gloria.evaluation.search import check_counts, search_images
+    from gloria.training.devices import pick_device
+    from gloria.weights import hash_model, load_model
+
+    check_counts(args.top, args.shortlist)
+    device = pick_device(args.device)
+    model = load_model(args.model, device=device)
+    wanted = model.image_encoder.image_input
+    size = wanted.size if args.image_size is None else (args.image_size, args.image_size)
+    if size is None:
+        raise OptionError(
+            "image-size must be given: this model takes any, and fits that of its training."
+        )
+    data = ImageFolder(
+        args.images,
+        size=size,
+        channels=wanted.channels,
+        bits=args.bits,
+        window=None if args.window is None else tuple(args.window),
+    )
+    with ExitStack() as stack:
+        cache = args.cache or Path(stack.enter_context(TemporaryDirectory()))
+        with Progress(len(data), "encode", args.quiet) as progress:
+            images = store_images(
+                cache,
+                model,
+                data,
+                fingerprint=hash_model(args.model),
+                batch_size=args.batch_size,
+                progress=progress.advance,
+            )
+        by_region = {"global": 0, "local": len(images)}.get(
+            model.trained_kind, min(args.shortlist, len(images))
+        )
+        with Progress(by_region, "compare", args.quiet or not by_region) as progress:
+            found = search_images(
+                model,
+                images,
+                args.text,
+                top=args.top,
+                shortlist=args.shortlist,
+                progress=progress.advance,
+            )
+    for fault in images.broken:
+        say(f"left out: {fault}", False)
+    if images.broken:
+        say(f"{len(images.broken)} of {len(data)} images can't be read and are left out", False)
+    if args.json:
+        report = {
+            "text": args.text,
+            "similarity": model.trained_kind,
+            "searched": len(images),
+            "encoded": images.encoded,
+            "broken": list(images.broken),
+            "found": [
+                {"rank": rank, "score": each.score, "path": str(each.path)}
+                for rank, each in enumerate(found, start=1)
+            ],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        say(f"{len(images)} images searched, {images.encoded} of them encoded now", args.quiet)
+        for rank, each in enumerate(found, start=1):
+            print(f"{rank:>{len(str(len(found)))}}  {each.score:7.4f}  {each.path}")
+    return 0

@@ -1,0 +1,141 @@
+"""What segmentation reads: an image and its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gloria.checks import check_choice
+from gloria.data.phantom import FINDINGS, PhantomItem
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+
+
+class Masked(Protocol):
+    """An image and its masks, whatever else an item brings."""
+
+    @property
+    def image(self) -> Tensor:
+        """``(channel, height, width)``, float32 in [0, 1]."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """``(class, height, width)`` or ``(height, width)``, boolean, True = finding."""
+        ...
+
+
+class MaskedImage(NamedTuple):
+    """An image and its masks.
+
+    Attributes:
+        image: ``(channel, height, width)``, float32 in [0, 1].
+        mask: ``(class, height, width)``, boolean, True = finding.
+    """
+
+    image: Tensor
+    mask: Tensor
+
+
+class PhantomMasks(Dataset[MaskedImage]):
+    """Phantoms with the masks of some findings, for segmentation.
+
+    Args:
+        items: a :class:`~gloria.data.phantom.PhantomDataset`, best drawn beforehand, or a list.
+        classes: which of :data:`~gloria.data.phantom.FINDINGS`, in the masks' order.
+
+    Raises:
+        OptionError: there is no class, or no such finding.
+
+    Example:
+        >>> from gloria.data.phantom import PhantomDataset
+        >>> masks = PhantomMasks(PhantomDataset("train", count=8), ["pneumothorax"])
+        >>> masks[3].image.shape, masks[3].mask.shape, masks.labels[3]
+        (torch.Size([1, 64, 64]), torch.Size([1, 64, 64]), array([1], dtype=int8))
+    """
+
+    def __init__(self, items: Sequence[PhantomItem], classes: Sequence[str]) -> None:
+        if not len(classes):
+            raise OptionError("classes must name at least one finding; there is none.")
+        for name in classes:
+            check_choice("a class", name, FINDINGS)
+        self.items = items
+        self.classes = tuple(classes)
+        self._rows = list(range(len(items)))
+        self._findings = [FINDINGS.index(name) for name in classes]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> MaskedImage:
+        item = self.items[self._rows[index]]
+        image = torch.from_numpy(item.image)[None].float() / 255
+        return MaskedImage(image, torch.from_numpy(item.masks[self._findings]))
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the items: their numbers in ``items``."""
+        return [f"{row:05d}" for row in self._rows]
+
+    @property
+    def patients(self) -> list[str]:
+        """Whose the images are: each is its own patient."""
+        return self.ids
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """Which findings the films show, ``(image, class)``: 1 positive, 0 negative."""
+        labels = [self.items[row].labels[self._findings] for row in self._rows]
+        return np.array(labels, np.int8).reshape(len(self), len(self.classes))
+
+    def select(self, ids: Iterable[str]) -> Self:
+        """The items of an id list, in its order; :func:`~gloria.data.draw_share` draws one.
+
+        Raises:
+            DataError: an id is not here.
+        """
+        rows = dict(zip(self.ids, self._rows, strict=True))
+        wanted = list(ids)
+        unknown = [name for name in wanted if name not in rows]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
+                f"{unknown[0]!r}. Its ids are like {next(iter(rows), None)!r}."
+            )
+        other = type(self)(self.items, self.classes)
+        other._rows = [rows[name] for name in wanted]
+        return other
+
+
+def stack_masked(items: Sequence[Masked]) -> tuple[Tensor, Tensor]:
+    """Stack images and their masks.
+
+    Returns:
+        ``(image, channel, height, width)`` and boolean ``(image, class, height, width)``.
+
+    Raises:
+        DataError: the items do not have one shape, or an image has no mask.
+        ShapeError: a mask is not of its image's size.
+        DtypeError: a mask is not boolean.
+    """
+    masks = [item.mask[None] if item.mask.dim() == 2 else item.mask for item in items]
+    for item, mask in zip(items, masks, strict=True):
+        if mask.dtype != torch.bool:
+            raise DtypeError(f"a mask must be boolean, True = finding; got {mask.dtype}.")
+        if mask.dim() != 3 or mask.shape[1:] != item.image.shape[1:]:
+            raise ShapeError(
+                f"a mask must be (class, height, width) or (height, width) of its image "
+                f"{tuple(item.image.shape)}; got {tuple(item.mask.shape)}."
+            )
+        if not len(mask):
+            raise DataError("an image has no mask: the data set is none for segmentation.")
+    for name, tensors in (("images", [item.image for item in items]), ("masks", masks)):
+        shapes = {tuple(each.shape) for each in tensors}
+        if len(shapes) > 1:
+            raise DataError(f"{name} of one batch must have one shape; got {sorted(shapes)}.")
+    return torch.stack([item.image for item in items]), torch.stack(masks)

@@ -1,0 +1,243 @@
+"""What the four tasks of the paper's tables are evaluated on: phantoms, or a data set on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gloria.data.masked import PhantomMasks
+from gloria.data.pairs import Pair, PhantomPairs
+from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
+from gloria.data.prompts import PromptSet
+from gloria.data.protocols import draw_exclusive
+from gloria.data.radiographs import Radiographs
+from gloria.data.splits import draw_splits
+
+TASKS = ("retrieval", "zero-shot", "classification", "segmentation")
+"""The tasks, in the paper's order."""
+
+PHANTOM_NOTE = (
+    "Phantom radiographs: they show that training works. No evidence about real radiographs, nor "
+    "for or against any paper."
+)
+SEGMENTED = "pneumothorax"
+"""What is segmented on the phantoms, as in SIIM."""
+
+SPLIT_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+"""How the patients of a data set without splits of its own are split."""
+
+
+class LabelledPairs(Protocol):
+    """Images with labels and reports."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the labels say."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Their names."""
+        ...
+
+    @property
+    def reports(self) -> list[str]:
+        """All reports; one that is not there is empty."""
+        ...
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Pair:
+        """One item."""
+        ...
+
+
+class Splits(NamedTuple):
+    """Images of three sets of patients that have none in common."""
+
+    train: Any
+    val: Any
+    test: Any
+
+
+@dataclass(frozen=True)
+class TransferData:
+    """What the tasks are evaluated on; the class methods make it.
+
+    Attributes:
+        name: what captions call it.
+        gallery: images that are each positive for exactly one of ``classes``; None = there are
+            none.
+        classes: of zero-shot classification and the gallery.
+        labelled: splits of images with labels.
+        masked: splits of images with masks.
+        prompts: by class.
+        missing: task: why the data do not permit it.
+        note: what must be said wherever the figures stand.
+    """
+
+    name: str
+    gallery: LabelledPairs | None
+    classes: tuple[str, ...]
+    labelled: Splits
+    masked: Splits
+    prompts: Mapping[str, PromptSet | Sequence[str]]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every image's id, report and labels, split by split."""
+        parts = [*self.labelled, *([] if self.gallery is None else [self.gallery])]
+        facts = [[list(part.ids), part.reports, part.labels.tolist()] for part in parts]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @classmethod
+    def phantoms(
+        cls,
+        *,
+        seed: int = 0,
+        train: int = 4000,
+        val: int = 200,
+        test: int = 800,
+        per_class: int = 100,
+        size: int = 64,
+        progress: Callable[[int], Any] = lambda drawn: None,
+    ) -> Self:
+        """The built-in phantoms, drawn.
+
+        Args:
+            seed: of the data; the demo with that seed trains on the first of these images.
+            train: images whose labels and masks train.
+            val: images that choose.
+            test: images that are tested on.
+            per_class: images of each of the five classes in the gallery.
+            size: height and width in pixels.
+            progress: called with the number of phantoms drawn since the last call, as
+                ``tqdm.update`` is.
+        """
+        counts = {"train": train, "val": val, "test": test, f"test_5x{per_class}": 5 * per_class}
+        drawn = [
+            list(PhantomDataset(split, count=count, seed=seed, size=size).draw(progress=progress))
+            for split, count in counts.items()
+        ]
+        return cls.of_phantoms(*drawn)
+
+    @classmethod
+    def of_phantoms(
+        cls,
+        train: Sequence[PhantomItem],
+        val: Sequence[PhantomItem],
+        test: Sequence[PhantomItem],
+        gallery: Sequence[PhantomItem],
+    ) -> Self:
+        """Phantoms that are there already; the gallery is of a 5xN split."""
+        return cls(
+            name="phantoms",
+            gallery=PhantomPairs(gallery),
+            classes=RETRIEVAL_CLASSES,
+            labelled=Splits(*map(PhantomPairs, (train, val, test))),
+            masked=Splits(*(PhantomMasks(items, [SEGMENTED]) for items in (train, val, test))),
+            prompts=phantom_prompts(),
+            note=PHANTOM_NOTE,
+        )
+
+    @classmethod
+    def of_radiographs(
+        cls,
+        name: str,
+        splits: Splits,
+        prompts: Mapping[str, PromptSet],
+        *,
+        gallery: Radiographs | None = None,
+        classes: Sequence[str] | None = None,
+        per_class: int = 200,
+        seed: int = 0,
+    ) -> Self:
+        """A data set on disk; what its labels, reports and masks do not permit is ``missing``.
+
+        Args:
+            name: what captions call it.
+            splits: :class:`~gloria.data.Radiographs` of three sets of patients, such as
+                :func:`draw_patients` gives.
+            prompts: by class; a class without prompts is left out of nothing but makes zero-shot
+                classification missing.
+            gallery: images of exactly one class each; None = drawn from the test split, as many of
+                each class as there are, at most ``per_class``.
+            classes: of the gallery and of zero-shot classification; None = the data's.
+            per_class: images of each class in a gallery that is drawn.
+            seed: of that draw.
+        """
+        test: Radiographs = splits.test
+        classes = tuple(test.classes if classes is None else classes)
+        if gallery is None and len(classes) > 1:
+            count = min(per_class, _fewest_exclusive(test, classes))
+            if count:
+                gallery = test.select(draw_exclusive(test, classes, count, seed=seed))
+        return cls(
+            name=name,
+            gallery=gallery,
+            classes=classes,
+            labelled=splits,
+            masked=splits,
+            prompts={each: prompts[each] for each in classes if each in prompts},
+            missing=_missing(test, gallery, classes, prompts),
+        )
+
+
+def draw_patients(data: Radiographs, *, seed: int) -> Splits:
+    """Three splits of a data set by patient, each class about as frequent in each of them.
+
+    Args:
+        data: with labels or without.
+        seed: decides; shares are those of :data:`SPLIT_SHARES`.
+
+    Raises:
+        DataError: there are too few patients.
+    """
+    drawn = draw_splits(data.ids, data.labels, SPLIT_SHARES, seed=seed, patients=data.patients)
+    return Splits(*(data.select(ids) for ids in drawn.values()))
+
+
+def _fewest_exclusive(data: Radiographs, classes: Sequence[str]) -> int:
+    """How many images that show nothing else the class with the fewest has."""
+    labels = data.labels
+    only = (labels == 1) & ((labels != 0).sum(1, keepdims=True) == 1)
+    return min(int(only[:, data.classes.index(name)].sum()) for name in classes)
+
+
+def _missing(
+    test: Radiographs,
+    gallery: Radiographs | None,
+    classes: Sequence[str],
+    prompts: Mapping[str, PromptSet],
+) -> dict[str, str]:
+    missing = {}
+    if not classes:
+        missing = dict.fromkeys(TASKS[:3], "the data have no labels")
+    elif gallery is None:
+        missing["retrieval"] = "a class has no test image that shows it and nothing else"
+        if len(classes) == 1:
+            missing["retrieval"] = "it needs two classes or more"
+        else:
+            missing["zero-shot"] = missing["retrieval"]
+    elif not all(gallery.reports):
+        missing["retrieval"] = "the images have no reports"
+    without = [name for name in classes if name not in prompts]
+    if without:
+        missing["zero-shot"] = f"there are no prompts for {', '.join(without)}"
+    if not all(record.mask for record in test.records):
+        missing["segmentation"] = "the images have no masks"
+    return missing

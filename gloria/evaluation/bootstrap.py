@@ -1,0 +1,139 @@
+"""Bootstrap confidence intervals: how a figure would move with other images of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gloria.checks import check_integer, check_share, check_tensor
+from gloria.errors import DataError, OptionError
+
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """A figure with its confidence interval.
+
+    Attributes:
+        value: the figure of all units.
+        low: lower end.
+        high: upper end.
+        left_out: resamples that did not define the figure (NaN), and so have no part in the ends;
+            a resample of few images may hold none of a class.
+    """
+
+    value: float
+    low: float
+    high: float
+    left_out: int = 0
+
+
+def bootstrap(
+    figures: Callable[[Tensor], Mapping[str, float]],
+    units: int,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals of any figures over units that were drawn independently.
+
+    ``units`` of the units are drawn with replacement, ``resamples`` times; the ends are the
+    quantiles ``(1 - level) / 2`` and ``(1 + level) / 2`` of the figures of these draws. A unit is
+    what was sampled: an image, a query, a patient. The model is held fixed: what another training
+    would change is not in the interval.
+
+    Args:
+        figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
+            on the CPU, in which a unit may come several times.
+        units: how many there are.
+        resamples: draws; 1,000 give the ends to about a twentieth of the interval's width.
+        level: the share of draws inside, above 0 and below 1.
+        seed: decides the draws. Figures of one seed and number of units share them.
+
+    Returns:
+        Figure: its interval.
+
+    Raises:
+        DataError: there is no unit, or no resample defines a figure.
+        OptionError: ``resamples``, ``level`` or ``seed`` is out of range.
+
+    Example:
+        >>> right = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+        >>> share = bootstrap(lambda index: {"accuracy": float(right[index].mean())}, len(right))
+        >>> share["accuracy"]
+        Interval(value=0.75, low=0.375, high=1.0, left_out=0)
+    """
+    check_integer("resamples", resamples, 1)
+    check_integer("seed", seed, 0)
+    check_share("level", level)
+    if level in (0, 1):
+        raise OptionError(f"level must be above 0 and below 1; got {level}.")
+    check_integer("units", units)
+    if units < 1:
+        raise DataError("units must be at least 1; there is nothing to resample.")
+    values = figures(torch.arange(units))
+    generator = torch.Generator().manual_seed(seed)
+    draws: dict[str, list[float]] = {name: [] for name in values}
+    for _ in range(resamples):
+        index = torch.randint(units, (units,), generator=generator)
+        for name, value in figures(index).items():
+            draws[name].append(value)
+    return {name: _interval(name, values[name], drawn, level) for name, drawn in draws.items()}
+
+
+def bootstrap_mean(
+    values: Mapping[str, Tensor] | Mapping[str, Sequence[float]],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Bootstrap intervals of means over units: per-query precision, per-image Dice.
+
+    Args:
+        values: figure: its value for each unit, ``(unit,)``; all figures of the same units. NaN =
+            the unit does not have the figure; it is drawn, and has no part in the mean.
+        resamples: as in :func:`bootstrap`.
+        level: as in :func:`bootstrap`.
+        seed: as in :func:`bootstrap`.
+
+    Returns:
+        Figure: its interval.
+
+    Raises:
+        DataError: there is no unit, or the figures are not of equally many; else as
+            :func:`bootstrap`.
+
+    Example:
+        >>> bootstrap_mean({"dice": [0.5, 0.7, 0.6, 0.6]})["dice"].value
+        0.6
+    """
+    columns = {
+        name: torch.as_tensor(column, dtype=torch.float64, device="cpu")
+        for name, column in values.items()
+    }
+    for name, column in columns.items():
+        check_tensor(name, column, ("unit",))
+    sizes = {len(column) for column in columns.values()}
+    if len(sizes) != 1:
+        raise DataError(f"values must hold figures of the same units; got {sorted(sizes)} units.")
+    table = torch.stack(list(columns.values()), dim=1)
+
+    def means(index: Tensor) -> dict[str, float]:
+        return dict(zip(columns, table[index].nanmean(0).tolist(), strict=True))
+
+    return bootstrap(means, sizes.pop(), resamples=resamples, level=level, seed=seed)
+
+
+def _interval(name: str, value: float, drawn: list[float], level: float) -> Interval:
+    draws = torch.tensor(drawn, dtype=torch.float64)
+    defined = draws[~draws.isnan()]
+    if not len(defined):
+        raise DataError(f"no resample defines {name}; it is NaN in all {len(drawn)}.")
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = defined.quantile(ends).tolist()
+    return Interval(value, low, high, len(draws) - len(defined))

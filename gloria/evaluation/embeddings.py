@@ -1,0 +1,282 @@
+"""Features of a data set's images, kept on disk, so that each image is encoded once.
+
+A store is a folder::
+
+    index.json          what the features are of: the model, the images and how they were prepared
+    <name>.safetensors  the features of some images: pooled, regions and, if any, region_mask
+
+Files are only ever added, and each write is whole or not there: an encoding that was stopped goes
+on where it stood. Regions take most of the space: of each image, 4 bytes for each number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os.path import abspath
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gloria.checks import check_integer
+from gloria.data.radiographs import Radiographs
+from gloria.errors import DataError
+from gloria.evaluation.features import encode_images, join_images, select_images
+from gloria.model import GLoRIA
+from gloria.types import ImageFeatures
+from gloria.weights import write_file, write_text
+
+FORMAT = 1
+"""Version of the folder's layout, and of how images are prepared."""
+
+
+class Row(NamedTuple):
+    """Where the features of an image are, and the file as it was when it was encoded."""
+
+    size: int
+    mtime: int
+    shard: str
+    number: int
+
+
+class StoredImages:
+    """Features of images on disk; what :func:`store_images` returns.
+
+    Attributes:
+        ids: of the images that have features, in the data set's order.
+        paths: their files.
+        encoded: how many were encoded now; all others had been before.
+        broken: why the other images have no features, one line each.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        grid: tuple[int, int],
+        rows: Mapping[str, Row],
+        data: Radiographs,
+        encoded: int,
+        broken: Sequence[str],
+    ) -> None:
+        self._folder = folder
+        self._grid = grid
+        kept = [record for record in data.records if abspath(record.path) in rows]
+        self._rows = [rows[abspath(record.path)] for record in kept]
+        self.ids = [record.id for record in kept]
+        self.paths = [record.path for record in kept]
+        self.encoded = encoded
+        self.broken = tuple(broken)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pooled(self) -> Iterator[tuple[list[int], Tensor]]:
+        """The pooled vectors of all images, some at a time: their indices, and ``(image, dim)``."""
+        for shard, indices in self._by_shard(range(len(self))).items():
+            (pooled,) = self._read(shard, indices, "pooled")
+            yield indices, pooled
+
+    def features(self, indices: Sequence[int]) -> ImageFeatures:
+        """The features of some images, in the order of ``indices``, on the CPU.
+
+        Args:
+            indices: into ``ids``, at least one.
+        """
+        parts, order = [], []
+        for shard, some in self._by_shard(indices).items():
+            pooled, regions, *mask = self._read(shard, some, "pooled", "regions", "region_mask")
+            parts.append(ImageFeatures(pooled, regions, self._grid, *mask))
+            order += some
+        place = {index: number for number, index in enumerate(order)}
+        wanted = torch.tensor([place[index] for index in indices])
+        return select_images(join_images(parts), wanted)
+
+    def _by_shard(self, indices: Sequence[int]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index in dict.fromkeys(indices):
+            found.setdefault(self._rows[index].shard, []).append(index)
+        return found
+
+    def _read(self, shard: str, indices: Sequence[int], *names: str) -> list[Tensor]:
+        """What a shard has of some images; it may have no ``region_mask``."""
+        numbers = [self._rows[index].number for index in indices]
+        try:
+            with safe_open(self._folder / shard, framework="pt") as file:
+                masked = "region_mask" in file.keys()  # noqa: SIM118, it can't be iterated
+                return [
+                    file.get_tensor(name)[numbers]
+                    for name in names
+                    if masked or name != "region_mask"
+                ]
+        except (SafetensorError, OSError, IndexError) as cause:
+            raise _damaged(self._folder, f"{shard}: {cause}") from cause
+
+
+def store_images(
+    folder: str | Path,
+    model: GLoRIA,
+    data: Radiographs,
+    *,
+    fingerprint: str,
+    batch_size: int = 64,
+    shard_size: int = 256,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> StoredImages:
+    """Encode the images that a folder does not have yet, or that have changed, and keep them there.
+
+    An image has changed if its file's size or time of modification has. What the folder has of
+    other images stays.
+
+    Args:
+        folder: where the features are kept; made if it is missing.
+        model: any; evaluated in eval mode, its modes are left as they were.
+        data: the images.
+        fingerprint: of the model, as :func:`~gloria.weights.hash_model` gives it.
+        batch_size: images encoded at a time; it does not change the result.
+        shard_size: images read and written at a time.
+        progress: called with the number of images that are done since the last call, as
+            ``tqdm.update``.
+
+    Returns:
+        The features of all images of ``data`` that can be read; the others are listed.
+
+    Raises:
+        DataError: the folder holds the features of another model, or of images prepared in another
+            way, which are left alone; it is damaged, or can't be written to; no image can be read;
+            or an image's features are not finite.
+        OptionError: ``batch_size`` or ``shard_size`` is below 1.
+    """
+    check_integer("shard_size", shard_size, 1)
+    check_integer("batch_size", batch_size, 1)
+    folder = Path(folder)
+    settings = {
+        "model": fingerprint,
+        "image_size": list(data.size),
+        "channels": data.channels,
+        "bits": data.bits,
+        "window": None if data.window is None else list(data.window),
+    }
+    grid, rows = _open(folder, settings)
+    paths = [abspath(record.path) for record in data.records]
+    now = {path: _signature(path) for path in paths}
+    missing = [
+        index
+        for index, path in enumerate(paths)
+        if path not in rows or (rows[path].size, rows[path].mtime) != now[path]
+    ]
+    for index in missing:
+        rows.pop(paths[index], None)
+    progress(len(data) - len(missing))
+    broken: list[str] = []
+    for start in range(0, len(missing), shard_size):
+        images, read = [], []
+        for index in missing[start : start + shard_size]:
+            try:
+                images.append(data[index].image)
+                read.append(paths[index])
+            except DataError as fault:
+                broken.append(str(fault))
+                progress(1)
+        if not images:
+            continue
+        features = encode_images(model, images, batch_size, progress=progress)
+        _check_finite(features, read)
+        grid = features.grid
+        shard = _write_shard(folder, features)
+        rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(read)}
+        _write_index(folder, settings, grid, rows)
+    stored = StoredImages(folder, grid, rows, data, len(missing) - len(broken), broken)
+    if not len(stored):
+        raise DataError(f"none of {len(data)} images can be read; first: {broken[0]}")
+    return stored
+
+
+def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict[str, Row]]:
+    """The grid and rows of a store, which is made if it is missing."""
+    index = folder / "index.json"
+    if not index.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder} must be empty, or hold features; it holds something else.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_index(folder, settings, (0, 0), {})
+        return (0, 0), {}
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        version, before = found["format"], found["settings"]
+        height, width = found["grid"]
+        rows = {name: Row(*row) for name, row in found["images"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise _damaged(folder, f"index.json: {type(cause).__name__}: {cause}") from cause
+    if version != FORMAT:
+        raise DataError(
+            f"{folder} has features in format {version}; this version knows {FORMAT}. Choose "
+            f"another folder."
+        )
+    changed = [
+        f"{name} was {before.get(name)}, is {settings.get(name)}"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise DataError(
+            f"{folder} has features of another model or of images prepared otherwise: "
+            f"{'; '.join(changed)}. Choose another folder, or delete this one."
+        )
+    return (height, width), rows
+
+
+def _signature(path: str) -> tuple[int, int]:
+    """Size and time of modification of a file; of no file if there is none."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return -1, -1
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _write_shard(folder: Path, features: ImageFeatures) -> str:
+    """Write features, and give the file's name."""
+    tensors = {"pooled": features.pooled, "regions": features.regions}
+    if features.region_mask is not None:
+        tensors["region_mask"] = features.region_mask
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    name = f"{uuid4().hex[:12]}.safetensors"
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(tensors, draft)
+        except SafetensorError as cause:
+            raise DataError(f"features can't be written to {folder}: {cause}.") from cause
+        # safetensors writes for the owner only
+        shutil.copymode(folder / "index.json", draft)
+
+    write_file(folder / name, write)
+    return name
+
+
+def _write_index(
+    folder: Path, settings: dict[str, Any], grid: tuple[int, int], rows: Mapping[str, Row]
+) -> None:
+    index = {"format": FORMAT, "settings": settings, "grid": grid, "images": rows}
+    write_text(folder / "index.json", json.dumps(index) + "\n")
+
+
+def _check_finite(features: ImageFeatures, paths: Sequence[str]) -> None:
+    regions = features.regions
+    if features.region_mask is not None:
+        regions = regions.where(features.region_mask[..., None], 0)
+    finite = features.pooled.isfinite().all(1) & regions.isfinite().flatten(1).all(1)
+    if not finite.all():
+        first = paths[int((~finite).nonzero()[0])]
+        raise DataError(f"the model's features of {first} are not finite; is it trained?")
+
+
+def _damaged(folder: Path, why: str) -> DataError:
+    return DataError(f"{folder} is damaged ({why}). Delete it, and its images are encoded again.")

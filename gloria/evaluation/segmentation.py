@@ -1,0 +1,278 @@
+"""Segmentation: how much of a finding's mask was found, and how much else was marked.
+
+A figure on *positives* is the mean over the images whose mask holds something. A figure on *all* is
+the mean over every image, where an image with an empty mask counts 1 if nothing was marked and 0
+otherwise, as the published code counts it: with many empty masks, as in SIIM, marking nothing at
+all scores high. So both are given, each under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gloria.checks import check_choice, check_integer, check_mask, check_share
+from gloria.data.images import normalize
+from gloria.data.masked import Masked, stack_masked
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.evaluation.features import evaluating
+from gloria.heads.segmentation import SegmentationModel
+
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""What :func:`choose_thresholds` is usually given to choose from: 0.05, 0.1, ... 0.95."""
+
+
+class MaskedItems(Protocol):
+    """Anything with a length and items that have an ``image`` and a ``mask``."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Masked:
+        """One item."""
+        ...
+
+
+class Overlap(NamedTuple):
+    """Pixels of predicted masks and of true ones, counted.
+
+    Attributes:
+        both: in the predicted and in the true mask.
+        predicted: in the predicted mask.
+        marked: in the true mask.
+    """
+
+    both: Tensor
+    predicted: Tensor
+    marked: Tensor
+
+    @property
+    def dice(self) -> Tensor:
+        """``2 both / (predicted + marked)``, in float64; 1 where both masks are empty."""
+        total = self.predicted + self.marked
+        return torch.where(total == 0, 1.0, 2 * self.both.double() / total.clamp_min(1))
+
+    @property
+    def iou(self) -> Tensor:
+        """``both / either``, in float64; 1 where both masks are empty."""
+        either = self.predicted + self.marked - self.both
+        return torch.where(either == 0, 1.0, self.both.double() / either.clamp_min(1))
+
+    def at(self, columns: Sequence[int]) -> Overlap:
+        """Of counts ``(image, class, threshold)``, those of each class at its own threshold.
+
+        Args:
+            columns: which threshold, one per class.
+
+        Returns:
+            Counts, each ``(image, class)``.
+        """
+        classes = list(range(len(columns)))
+        return Overlap(*(counts[:, classes, list(columns)] for counts in self))
+
+
+def count_overlap(predicted: Tensor, masks: Tensor) -> Overlap:
+    """Count the pixels of each mask.
+
+    Args:
+        predicted: boolean, ``(..., height, width)``.
+        masks: boolean, same shape, the truth.
+
+    Returns:
+        Counts, each ``(...)``.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+        DtypeError: one of them is not boolean.
+
+    Example:
+        >>> overlap = count_overlap(torch.tensor([[True, True, False]]), torch.ones(1, 3).bool())
+        >>> overlap.dice.item(), round(overlap.iou.item(), 4)
+        (0.8, 0.6667)
+    """
+    if not isinstance(predicted, Tensor) or predicted.dtype != torch.bool:
+        raise DtypeError("predicted must be a boolean tensor; compare probabilities first.")
+    if predicted.dim() < 2:
+        raise ShapeError(f"predicted must be (..., height, width); got {tuple(predicted.shape)}.")
+    axes = (*("...",) * (predicted.dim() - 2), "height", "width")
+    check_mask("masks", masks, tuple(predicted.shape), axes)
+    return Overlap(*(each.sum((-2, -1)) for each in (predicted & masks, predicted, masks)))
+
+
+def measure_overlap(
+    model: SegmentationModel,
+    items: MaskedItems,
+    thresholds: Sequence[float] = THRESHOLDS,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], Any] = lambda segmented: None,
+) -> Overlap:
+    """Segment every item, and count at several thresholds; nothing else is kept of an image.
+
+    Args:
+        model: any; evaluated in eval mode, its modes are left as they were.
+        items: images and masks; normalised here.
+        thresholds: a pixel is marked where its probability is above.
+        batch_size: images segmented at a time; it does not change the result.
+        progress: called with the number of items done since the last call.
+
+    Returns:
+        Counts, each ``(image, class, threshold)``, on the CPU.
+
+    Raises:
+        DataError: there is no item, or an image comes out as NaN.
+        ShapeError: the model has another number of classes than the items.
+        OptionError: ``batch_size`` is below 1, or a threshold not in [0, 1].
+    """
+    check_integer("batch_size", batch_size, 1)
+    _check_thresholds(thresholds)
+    if not len(items):
+        raise DataError("items must hold at least one image; there is nothing to segment.")
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(items), batch_size):
+            batch = [items[i] for i in range(start, min(start + batch_size, len(items)))]
+            images, masks = stack_masked(batch)
+            logits = model(normalize(images.to(model.device), model.image_input))
+            if logits.isnan().any():
+                raise DataError(f"the model's output is NaN, in items {start} and following.")
+            probability, masks = logits.sigmoid(), masks.to(model.device)
+            counts = [count_overlap(probability > threshold, masks) for threshold in thresholds]
+            parts.append([torch.stack(each, -1).cpu() for each in zip(*counts, strict=True)])
+            progress(len(batch))
+    return Overlap(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def choose_thresholds(
+    overlap: Overlap,
+    thresholds: Sequence[float] = THRESHOLDS,
+    on: Literal["all", "positives"] = "all",
+) -> tuple[float, ...]:
+    """The threshold of each class with the highest mean Dice; among equals, the nearest to 0.5.
+
+    Choose on validation data; what is tested on must not choose.
+
+    Args:
+        overlap: of validation data, ``(image, class, threshold)``.
+        thresholds: as given to :func:`measure_overlap`.
+        on: which images count; see the module.
+
+    Returns:
+        One per class.
+
+    Raises:
+        ShapeError: the number of thresholds is not the overlap's.
+        DataError: ``on="positives"``, and a class has none.
+    """
+    check_choice("on", on, ("all", "positives"))
+    _check_overlap(overlap, len(thresholds))
+    chosen = []
+    for number in range(overlap.both.shape[1]):
+        positive = overlap.marked[:, number, 0] > 0
+        if on == "positives" and not positive.any():
+            raise DataError(f"class {number} has no image with a mask to choose a threshold on.")
+        used = positive if on == "positives" else torch.ones_like(positive)
+        dice = overlap.dice[used, number].mean(0).tolist()
+        best = max(range(len(dice)), key=lambda index: (dice[index], -abs(thresholds[index] - 0.5)))
+        chosen.append(float(thresholds[best]))
+    return tuple(chosen)
+
+
+def summarize_overlap(overlap: Overlap) -> dict[str, Any]:
+    """Mean Dice and IoU on positives and on all.
+
+    Args:
+        overlap: counts, each ``(image, class)``.
+
+    Returns:
+        JSON values: ``images``; ``dice_positives``, ``iou_positives``, ``dice_all``, ``iou_all``,
+        each the mean over the classes that have it; and ``per_class``, the same with the number
+        of ``positives`` for each class in order. A figure on positives is left out where there are
+        none.
+
+    Raises:
+        ShapeError: the counts do not have two axes.
+        DataError: there is no image.
+
+    Example:
+        >>> both, predicted = torch.tensor([[3], [0]]), torch.tensor([[3], [0]])
+        >>> figures = summarize_overlap(Overlap(both, predicted, torch.tensor([[5], [0]])))
+        >>> figures["dice_positives"], figures["dice_all"]
+        (0.75, 0.875)
+    """
+    if overlap.both.dim() != 2:
+        raise ShapeError(f"counts must be (image, class); got {tuple(overlap.both.shape)}.")
+    if not len(overlap.both):
+        raise DataError("overlap must hold at least one image; there is nothing to average.")
+    per_class = []
+    for number in range(overlap.both.shape[1]):
+        positive = overlap.marked[:, number] > 0
+        figures: dict[str, float] = {"positives": int(positive.sum())}
+        for name, values in (("dice", overlap.dice[:, number]), ("iou", overlap.iou[:, number])):
+            if positive.any():
+                figures[f"{name}_positives"] = float(values[positive].mean())
+            figures[f"{name}_all"] = float(values.mean())
+        per_class.append(figures)
+    summary: dict[str, Any] = {"images": len(overlap.both)}
+    for name in ("dice_positives", "dice_all", "iou_positives", "iou_all"):
+        known = [figures[name] for figures in per_class if name in figures]
+        if known:
+            summary[name] = sum(known) / len(known)
+    return {**summary, "per_class": per_class}
+
+
+def evaluate_segmentation(
+    model: SegmentationModel,
+    items: MaskedItems,
+    thresholds: float | Sequence[float] = 0.5,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], Any] = lambda segmented: None,
+) -> dict[str, Any]:
+    """Dice and IoU of a model on a data set, on positives and on all.
+
+    Args:
+        model: any; evaluated in eval mode, its modes are left as they were.
+        items: images and masks, such as :class:`~gloria.data.SIIM` or
+            :class:`~gloria.data.PhantomMasks`.
+        thresholds: of :func:`choose_thresholds` on validation data, one per class; or one for all.
+        batch_size: images segmented at a time; it does not change the result.
+        progress: called with the number of items done since the last call.
+
+    Returns:
+        As :func:`summarize_overlap`, and the ``thresholds``.
+
+    Raises:
+        OptionError: a threshold is not in [0, 1], or their number not that of the classes.
+        What :func:`measure_overlap` raises.
+    """
+    given = [thresholds] if isinstance(thresholds, int | float) else list(thresholds)
+    if len(given) not in (1, model.classes):
+        raise OptionError(
+            f"thresholds must be one, or one for each of {model.classes} classes; got {given}."
+        )
+    of_class = (given * model.classes)[: model.classes]
+    every = measure_overlap(model, items, of_class, batch_size=batch_size, progress=progress)
+    chosen = every.at(range(model.classes))
+    return {**summarize_overlap(chosen), "thresholds": [float(each) for each in of_class]}
+
+
+def _check_thresholds(thresholds: Sequence[float]) -> None:
+    if not len(thresholds):
+        raise OptionError("thresholds must hold at least one; there is none.")
+    for threshold in thresholds:
+        check_share("a threshold", threshold)
+
+
+def _check_overlap(overlap: Overlap, thresholds: int) -> None:
+    if overlap.both.dim() != 3 or overlap.both.shape[2] != thresholds:
+        raise ShapeError(
+            f"overlap must be (image, class, threshold) with {thresholds} thresholds; got "
+            f"{tuple(overlap.both.shape)}."
+        )
+    if not len(overlap.both):
+        raise DataError("overlap must hold at least one image; there is nothing to choose on.")

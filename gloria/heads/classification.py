@@ -1,0 +1,177 @@
+"""An image classifier on an encoder's pooled vector, and the loss of its labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from gloria.checks import check_integer, check_tensor
+from gloria.encoders.freezing import Freezable
+from gloria.errors import DtypeError, ShapeError
+from gloria.types import ImageEncoder, ImageInput
+
+
+class LinearHead(nn.Linear):
+    r"""A linear layer that standardises its features first, which changes how fast it learns only.
+
+    .. math:: z = W \frac{x - m}{s} + b
+
+    What it can learn is what a linear layer can. But one learning rate serves features of any
+    scale, so that encoders are compared by what is in their features: those of an untrained ResNet
+    differ so little between images that a plain layer learns next to nothing from them.
+
+    Args:
+        in_features: width of the features.
+        out_features: number of logits.
+
+    Attributes:
+        mean: m, ``(in_features,)``; 0 until :meth:`standardize` is called.
+        std: s, ``(in_features,)``; 1 until then.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("mean", torch.zeros(in_features))
+        self.register_buffer("std", torch.ones(in_features))
+
+    def standardize(self, features: Tensor) -> None:
+        """Take mean and standard deviation from the features ``(image, dim)`` of training images.
+
+        A feature that hardly varies, less than a thousandth of the most varying one, is taken to
+        vary by that, so that rounding is not blown up to a signal.
+        """
+        std = features.std(0, correction=0)
+        least = 1e-3 * std.amax()
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(std.clamp(min=least) if least > 0 else torch.ones_like(std))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(image, out_features)`` of features ``(image, in_features)``."""
+        return super().forward((features - self.mean) / self.std)
+
+
+class ImageClassifier(Freezable):
+    """An image encoder and one linear layer on its pooled vector: a logit for each class.
+
+    The pooled vector is the encoder's own, before any projection into the shared space; 2048 wide
+    for a ResNet-50. The encoder is held, not copied: give ``copy.deepcopy(encoder)`` to keep yours
+    as it is.
+
+    Args:
+        encoder: with the contract of :class:`~gloria.types.ImageEncoder`, such as
+            ``model.image_encoder`` of a trained GLoRIA.
+        classes: number of classes.
+        frozen: only the linear layer learns. The encoder gets no gradient and stays in eval mode
+            whatever ``train()`` is called, so no statistic of its BatchNorms moves.
+
+    Raises:
+        OptionError: ``classes`` is below 1.
+        DtypeError: the encoder is no module.
+
+    The published code's "frozen" encoder is in training mode: its BatchNorms take the statistics
+    of every batch, and what is probed is no longer what was pretrained.
+
+    Source: GLoRIA (Huang et al., ICCV 2021), section 4.3.
+
+    Example:
+        >>> import torch
+        >>> from gloria.encoders import TimmImageEncoder
+        >>> encoder = TimmImageEncoder("resnet10t", in_chans=1)
+        >>> classifier = ImageClassifier(encoder, 5, frozen=True).train()
+        >>> classifier(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 5])
+        >>> [name for name, p in classifier.named_parameters() if p.requires_grad]
+        ['head.weight', 'head.bias']
+    """
+
+    def __init__(self, encoder: ImageEncoder, classes: int, *, frozen: bool = False) -> None:
+        super().__init__()
+        check_integer("classes", classes, 1)
+        if not isinstance(encoder, nn.Module):
+            raise DtypeError(f"encoder must be an nn.Module; got {type(encoder).__name__}.")
+        self.encoder = encoder
+        self.head = LinearHead(encoder.pooled_dim, classes)
+        if frozen:
+            self.freeze("encoder")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder is frozen."""
+        return "encoder" in self._frozen_parts
+
+    @property
+    def image_input(self) -> ImageInput:
+        """What the encoder wants to be fed."""
+        image_input: ImageInput = self.encoder.image_input
+        return image_input
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(image, class)`` of images, normalised as ``image_input`` says.
+
+        Args:
+            images: ``(image, channel, height, width)``.
+        """
+        logits: Tensor = self.head(self.encoder(images).pooled)
+        return logits
+
+
+def multilabel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Binary cross-entropy of every known label; an uncertain one has no influence.
+
+    .. math:: L = - \frac{1}{|K|} \sum_{(i, c) \in K} w_c \left(p_c y_{ic} \log \sigma(z_{ic})
+              + (1 - y_{ic}) \log(1 - \sigma(z_{ic}))\right)
+
+    with K the labels that are 0 or 1, w the class weights and p the weights of positives. Where
+    every label is uncertain, the loss is 0.
+
+    Args:
+        logits: ``(image, class)``.
+        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain.
+        class_weight: ``(class,)``, default 1.
+        pos_weight: ``(class,)``, what a positive label counts beside a negative one; default 1.
+            ``negatives / positives`` balances the two.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[0.0, 7.0], [2.0, -1.0]])
+        >>> certain = multilabel_loss(logits[:, :1], torch.tensor([[1], [0]]))
+        >>> bool(multilabel_loss(logits, torch.tensor([[1, -1], [0, -1]])) == certain)
+        True
+    """
+    check_tensor("logits", logits, ("image", "class"))
+    if labels.shape != logits.shape:
+        raise ShapeError(
+            f"labels must be {tuple(logits.shape)} = (image, class) as the logits are; got "
+            f"{tuple(labels.shape)}."
+        )
+    for name, weight in (("class_weight", class_weight), ("pos_weight", pos_weight)):
+        if weight is not None and weight.shape != logits.shape[1:]:
+            raise ShapeError(
+                f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
+            )
+    known = labels >= 0
+    losses = binary_cross_entropy_with_logits(
+        logits,
+        labels.clamp(min=0).to(logits.dtype),
+        weight=class_weight,
+        pos_weight=pos_weight,
+        reduction="none",
+    )
+    # where, not a product: an uncertain label's infinite loss would be NaN times 0
+    return losses.where(known, 0).sum() / known.sum().clamp(min=1)

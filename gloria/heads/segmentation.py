@@ -1,0 +1,217 @@
+"""Segmentation: a U-Net whose contracting half is an image encoder."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from gloria.checks import check_integer, require
+from gloria.errors import ContractError
+from gloria.types import HasStages, ImageEncoder, ImageInput
+
+LEVELS = 4
+"""Maps that are made of an encoder whose own are all of one size."""
+
+
+def segmentation_model(
+    image_encoder: ImageEncoder, classes: int = 1, *, width: int = 256
+) -> SegmentationModel:
+    """A U-Net on an image encoder, pretrained or not; its decoder is drawn at random.
+
+    Convolutional encoders and hierarchical transformers hand over the map of each stage, and with
+    the decoder of segmentation_models_pytorch this is its ``Unet``. Plain transformers hand over
+    four blocks, spread evenly, the earlier ones enlarged to 2, 4 and 8 times the last one's grid,
+    as in UNETR; any other encoder its regions, four times so.
+
+    Args:
+        image_encoder: any; a copy of it becomes part of the model, weights, frozen parts and all.
+        classes: masks of an image; they may overlap.
+        width: of the decoder's first block; each next is half as wide, 16 at least.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        OptionError: ``classes`` or ``width`` is below 1.
+        ContractError: ``image_encoder`` is no image encoder.
+        MissingDependencyError: segmentation_models_pytorch is not installed.
+
+    The paper's is a U-Net on a ResNet-50, with images of 512 pixels.
+
+    Source: Ronneberger et al., U-Net, MICCAI 2015; Hatamizadeh et al., UNETR, WACV 2022.
+
+    Example:
+        >>> from gloria.encoders import TimmImageEncoder
+        >>> encoder = TimmImageEncoder("resnet10t", in_chans=1)
+        >>> segmentation_model(encoder)(torch.zeros(2, 1, 65, 97)).shape
+        torch.Size([2, 1, 65, 97])
+    """
+    check_integer("classes", classes, 1)
+    check_integer("width", width, 1)
+    if not isinstance(image_encoder, nn.Module) or not isinstance(image_encoder, ImageEncoder):
+        raise ContractError(
+            f"image_encoder must be a module that is an ImageEncoder; got "
+            f"{type(image_encoder).__name__}. Of a GLoRIA model, take model.image_encoder."
+        )
+    encoder: Any = copy.deepcopy(image_encoder)
+    stages = encoder.stages if isinstance(encoder, HasStages) else ()
+    if len({stage.stride for stage in stages}) > 1:
+        pyramid: Pyramid = StagePyramid([stage.dim for stage in stages], stages[0].stride)
+    else:
+        pyramid = BlockPyramid(len(stages), encoder.region_dim, width)
+    return SegmentationModel(encoder, pyramid, classes, width)
+
+
+class SegmentationModel(nn.Module):
+    """An image encoder, a pyramid of its feature maps, and the decoder of a U-Net over it.
+
+    :func:`segmentation_model` makes it.
+
+    Args:
+        image_encoder: becomes a part of the model as it is.
+        pyramid: gives its maps.
+        classes: masks of an image.
+        width: of the decoder's first block.
+    """
+
+    def __init__(
+        self, image_encoder: nn.Module, pyramid: Pyramid, classes: int, width: int
+    ) -> None:
+        super().__init__()
+        unet = require("segmentation_models_pytorch.decoders.unet.decoder", "tasks")
+        start = require("segmentation_models_pytorch.base.initialization", "tasks")
+        self.image_encoder: Any = image_encoder
+        self.pyramid = pyramid
+        self.classes = int(classes)
+        widths = _widths(width, len(self.pyramid.dims))
+        # the decoder asks for the image's channels first, and does not use them
+        self.decoder = unet.UnetDecoder((0, *self.pyramid.dims), widths, n_blocks=len(widths))
+        self.head = nn.Conv2d(widths[-1], self.classes, 3, padding=1)
+        start.initialize_decoder(self.decoder)
+        start.initialize_head(self.head)
+
+    @property
+    def image_input(self) -> ImageInput:
+        """What the model wants to be fed: what its encoder does."""
+        given: ImageInput = self.image_encoder.image_input
+        return given
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.head.weight.device
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Segment images.
+
+        Args:
+            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
+
+        Returns:
+            Logits ``(image, class, height, width)``, of the images' height and width whatever the
+            encoder's strides.
+
+        Raises what the encoder raises.
+        """
+        maps = self.pyramid(self.image_encoder, images)
+        # each block enlarges to the size of the next map, the last one to that of the images
+        logits: Tensor = self.head(self.decoder([images, *maps]))
+        return logits
+
+
+class Pyramid(nn.Module):
+    """Maps of an image encoder, from fine to coarse.
+
+    Attributes:
+        dims: widths of the maps.
+    """
+
+    dims: tuple[int, ...]
+
+    def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
+        raise NotImplementedError
+
+
+class StagePyramid(Pyramid):
+    """The maps of every stage, each coarser than or as fine as the one before.
+
+    An encoder that begins with a coarse map, as one of patches of 4 pixels does, is given empty
+    maps before it, so that the decoder enlarges by 2 in each of its blocks.
+
+    Args:
+        dims: widths of the stages' maps.
+        stride: of the first, in pixels.
+    """
+
+    def __init__(self, dims: Sequence[int], stride: float) -> None:
+        super().__init__()
+        self.empty = _missing_levels(stride)
+        self.dims = (*(0 for _ in range(self.empty)), *dims)
+
+    def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        """The maps of ``images``, the finest first."""
+        return [*_empty_maps(images, self.empty), *encoder.feature_maps(images)]
+
+
+class BlockPyramid(Pyramid):
+    """Four blocks' maps of one size, enlarged 8, 4, 2 times and not at all.
+
+    Args:
+        blocks: how many the encoder has; fewer than four are used more than once; 0 = the encoder
+            has regions only, which are used four times.
+        dim: width of the maps.
+        width: of the decoder's first block: enlarged maps are made as narrow as the block that
+            they go into.
+    """
+
+    def __init__(self, blocks: int, dim: int, width: int) -> None:
+        super().__init__()
+        self.blocks = [math.ceil(blocks * k / LEVELS) - 1 for k in range(1, LEVELS + 1)]
+        narrow = _widths(width, LEVELS)[LEVELS - 2 :: -1]  # the finest map meets the last block
+        self.narrow = nn.ModuleList(nn.Conv2d(dim, each, 1) for each in narrow)
+        self.dims = (*narrow, dim)
+
+    def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        """The maps of ``images``, the finest first."""
+        *early, last = self._maps(encoder, images)
+        enlarged = [
+            # narrowed first: the order does not matter to the result, and this one is cheaper
+            interpolate(narrow(each), scale_factor=2.0**power, mode="bilinear")
+            for each, narrow, power in zip(early, self.narrow, (3, 2, 1), strict=True)
+        ]
+        return [*enlarged, last]
+
+    def _maps(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        if self.blocks[-1] < 0:
+            features = encoder(images)
+            regions = features.regions
+            if features.region_mask is not None:
+                regions = regions * features.region_mask[..., None]
+            return [regions.mT.unflatten(2, features.grid)] * LEVELS
+        different = sorted(set(self.blocks))
+        maps = dict(zip(different, encoder.feature_maps(images, different), strict=True))
+        return [maps[block] for block in self.blocks]
+
+
+def _widths(first: int, count: int) -> tuple[int, ...]:
+    return tuple(max(first // 2**block, 16) for block in range(count))
+
+
+def _missing_levels(stride: float) -> int:
+    """How often a map of this stride is enlarged by 2 before it is half as large as the image."""
+    return max(round(math.log2(stride)) - 1, 0)
+
+
+def _empty_maps(images: Tensor, count: int) -> list[Tensor]:
+    height, width = images.shape[-2:]
+    return [
+        images.new_empty(len(images), 0, height >> power, width >> power)
+        for power in range(1, count + 1)
+    ]

@@ -1,0 +1,571 @@
+"""Supervised classification: linear probes and fine-tuning, on all labels or a share of them.
+
+The weights with the best validation AUROC are kept, in memory, and only they are tested. Everything
+random depends on the seed and the step; on the CPU, a run can be repeated to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import mean, stdev
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from gloria.checks import check_integer, check_positive, check_weight
+from gloria.data.images import normalize
+from gloria.data.splits import draw_share, hash_ids
+from gloria.errors import DataError, OptionError, ShapeError
+from gloria.evaluation.classification import ClassMetric, multilabel_auroc
+from gloria.evaluation.features import evaluating
+from gloria.heads import ImageClassifier, multilabel_loss
+from gloria.training.augmentation import Augmentation
+from gloria.training.loading import HasImage, load_batches, stack_images
+from gloria.training.loop import OnStep
+from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.training.steps import parameter_groups, update
+from gloria.types import ImageEncoder
+
+
+class LabelledImages(Sized, Protocol):
+    """Images with labels: :class:`~gloria.data.Radiographs`, phantoms as pairs, or your own."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the labels say."""
+        ...
+
+    @property
+    def labels(self) -> ArrayLike:
+        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The images' names, each once."""
+        ...
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Whose the images are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> HasImage:
+        """One item."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """How to train a classifier, by AdamW. The defaults are for a linear probe.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images in a step; fewer if there are not so many.
+        learning_rate: of the first step; falls to 0 as a cosine.
+        weight_decay: AdamW's; not applied to biases, norms and other vectors.
+        clip_norm: gradients are scaled down to this norm.
+        augmentation: None = none; a probe's features are computed only once then. One that crops
+            decides which middle part of the images is validated and tested on.
+        validate_every: steps between validations.
+        seed: decides order, augmentation and dropout.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 1e-2
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    augmentation: Augmentation | None = None
+    validate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_weight("weight_decay", self.weight_decay)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+PROBE = ClassifierRecipe()
+"""For a frozen encoder."""
+
+FINE_TUNING = ClassifierRecipe(
+    steps=500, batch_size=32, learning_rate=1e-3, augmentation=Augmentation()
+)
+"""For a small encoder that learns, too; large ones usually take a tenth of the learning rate."""
+
+
+class ClassifierTraining(NamedTuple):
+    """How a training went.
+
+    Attributes:
+        best_step: after which step the classifier has its weights.
+        validation_auroc: of these weights, the mean over classes.
+        history: one record per step, counted from 1: ``step``, ``loss``, ``learning_rate``,
+            ``gradient_norm``, and ``validation_auroc`` where it was computed.
+    """
+
+    best_step: int
+    validation_auroc: float
+    history: list[dict[str, float]]
+
+
+def train_classifier(
+    classifier: ImageClassifier,
+    train: LabelledImages,
+    validation: LabelledImages,
+    recipe: ClassifierRecipe | None = None,
+    *,
+    class_weight: Sequence[float] | None = None,
+    pos_weight: Sequence[float] | None = None,
+    workers: int = 0,
+    on_step: OnStep | None = None,
+) -> ClassifierTraining:
+    """Train a classifier on labels, on the device it is on; it ends with its best weights.
+
+    Nothing is written. A frozen encoder without augmentation encodes each image once.
+
+    Args:
+        classifier: trained in place; in eval mode afterwards, and its convolutions, where images
+            go through them in every step, in the memory format ``channels_last``.
+        train: images, normalised here. Uncertain labels have no influence.
+        validation: images of other patients; the weights of the step with the highest mean AUROC
+            on them are kept, the first of equals. Classes without positive or negative images here
+            do not count.
+        recipe: how; None = :data:`PROBE` for a frozen encoder, else :data:`FINE_TUNING`.
+        class_weight: as in :func:`~gloria.heads.multilabel_loss`, one number for each class.
+        pos_weight: likewise.
+        workers: processes that load images.
+        on_step: called after every step with what was logged; ``on_step(record)``.
+
+    Raises:
+        ShapeError: labels or weights are not as many as images and classes.
+        DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
+            ``validation`` has no class with positive and negative images.
+        NonFiniteLossError: the loss or the gradient is NaN or infinite.
+
+    The published code tests the last weights; here the best are tested.
+
+    Source: GLoRIA (Huang et al., ICCV 2021), section 4.3.
+
+    Example:
+        >>> from gloria.data import PhantomPairs
+        >>> from gloria.data.phantom import PhantomDataset
+        >>> from gloria.encoders import TimmImageEncoder
+        >>> train, validation = (
+        ...     PhantomPairs(PhantomDataset(split, count=20, size=32).draw())
+        ...     for split in ("train", "val")
+        ... )
+        >>> encoder = TimmImageEncoder("resnet10t", in_chans=1)
+        >>> classifier = ImageClassifier(encoder, len(train.classes), frozen=True)
+        >>> recipe = ClassifierRecipe(steps=20, validate_every=10)
+        >>> train_classifier(classifier, train, validation, recipe).best_step in (10, 20)
+        True
+    """
+    recipe = recipe or _usual_recipe(classifier.frozen)
+    loss = _weighted_loss(classifier, class_weight, pos_weight)
+    examples = _examples("train", train, classifier, recipe, workers)
+    watched = _examples("validation", validation, classifier, recipe, workers)
+    _check_defined("validation", watched.labels)
+    learner = _learner(classifier, examples, recipe)
+    trained = _fit(learner, examples, watched, recipe, loss, on_step)
+    classifier.eval()
+    return trained
+
+
+def evaluate_classifier(
+    classifier: ImageClassifier,
+    data: LabelledImages,
+    *,
+    augmentation: Augmentation | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> ClassMetric:
+    """The AUROC of a classifier, in eval mode whatever mode it is in.
+
+    Args:
+        classifier: any; its modes are left as they were.
+        data: images with labels; uncertain labels do not count.
+        augmentation: of training; one that crops decides which middle part is seen.
+        batch_size: images at a time; it does not change the result.
+        workers: processes that load images.
+
+    Returns:
+        As :func:`~gloria.evaluation.classification.multilabel_auroc`.
+
+    Raises:
+        ShapeError: labels are not as many as images and classes.
+        DataError: there is no image, or a label is not 1, 0 or -1.
+    """
+    check_integer("batch_size", batch_size, 1)
+    images = _Images("data", data, classifier, augmentation, workers)
+    return multilabel_auroc(_scores(classifier, images, batch_size), images.labels)
+
+
+def label_efficiency(
+    rows: Mapping[str, ImageEncoder],
+    train: LabelledImages,
+    validation: LabelledImages,
+    test: LabelledImages,
+    *,
+    frozen: bool = True,
+    fractions: Sequence[float] = (0.01, 0.1, 1.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    recipe: ClassifierRecipe | None = None,
+    class_weight: Sequence[float] | None = None,
+    pos_weight: Sequence[float] | None = None,
+    workers: int = 0,
+    progress: Callable[[int], Any] = lambda trained: None,
+    on_scores: Callable[[str, float, int, Tensor], Any] = lambda *scores: None,
+) -> dict[str, Any]:
+    """Test AUROC of classifiers on image encoders, trained on shares of the labels.
+
+    A seed decides which patients are in the share, the first weights of the linear layer, and the
+    order of images; it is the same for every row, so rows are compared on the same shares.
+
+    Args:
+        rows: what is compared, by name: the encoder of a trained GLoRIA, one with random weights,
+            one that timm has pretrained. None of them is changed.
+        train: the whole of the labels.
+        validation: chooses each classifier's weights, whole for every share.
+        test: of patients who are in neither of the others
+            (:func:`~gloria.data.check_splits`); used once for each classifier.
+        frozen: a linear probe; False = the encoders learn, too.
+        fractions: shares of the training patients.
+        seeds: one classifier is trained for each.
+        recipe: of each classifier, but for its seed; None = :data:`PROBE` or :data:`FINE_TUNING`.
+        class_weight: as in :func:`train_classifier`.
+        pos_weight: likewise.
+        workers: processes that load images.
+        progress: called with the number of classifiers trained since the last call, as
+            ``tqdm.update`` is.
+        on_scores: called with the row, fraction and seed of each classifier and its logits of the
+            test images, ``(image, class)``: for intervals over images, say.
+
+    Returns:
+        What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has the ``mean`` and ``sd`` over
+        seeds (sample standard deviation; None for one seed) of the mean AUROC, the same
+        ``per_class`` (None where the test images lack positives or negatives), and ``runs``: each
+        one's ``seed``, ``images``, ``share`` (the hash of its id list), ``best_step``,
+        ``validation_auroc``, ``auroc`` and ``per_class``.
+
+    Raises:
+        OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
+            range.
+        ShapeError, DataError, NonFiniteLossError: as :func:`train_classifier`; or the three sets
+            have different classes, or ``test`` no class with positive and negative images.
+    """
+    for name, values in (("rows", rows), ("fractions", fractions), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise OptionError(f"{name} must hold at least one, each once; got {list(values)}.")
+    classes = list(train.classes)
+    for name, data in (("validation", validation), ("test", test)):
+        if list(data.classes) != classes:
+            raise DataError(f"{name} must have train's classes {classes}; it has {data.classes}.")
+    recipe = recipe or _usual_recipe(frozen)
+    ids, labels, patients = train.ids, train.labels, train.patients
+    number = {name: index for index, name in enumerate(ids)}
+    shares = {
+        (fraction, seed): draw_share(ids, labels, fraction, seed=seed, patients=patients)
+        for fraction in fractions
+        for seed in seeds
+    }
+    table: dict[str, Any] = {row: {} for row in rows}
+    for row, encoder in rows.items():
+        # it encodes for every run of the row: they begin with the same encoder
+        first = _build(encoder, len(classes), frozen, seed=0)
+        loss = _weighted_loss(first, class_weight, pos_weight)
+        everything, watched, tested = (
+            _examples(name, data, first, recipe, workers)
+            for name, data in (("train", train), ("validation", validation), ("test", test))
+        )
+        _check_defined("validation", watched.labels)
+        _check_defined("test", tested.labels)
+        for fraction in fractions:
+            runs: list[dict[str, Any]] = []
+            for seed in seeds:
+                share = shares[fraction, seed]
+                part = everything.take([number[name] for name in share])
+                learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
+                trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
+                scores = _scores(learner, tested, recipe.batch_size)
+                on_scores(row, fraction, seed, scores)
+                figure = multilabel_auroc(scores, tested.labels)
+                runs.append(
+                    {
+                        "seed": seed,
+                        "images": len(share),
+                        "share": hash_ids(share),
+                        "best_step": trained.best_step,
+                        "validation_auroc": trained.validation_auroc,
+                        "auroc": figure["mean"],
+                        "per_class": dict(zip(classes, figure["per_class"], strict=True)),
+                    }
+                )
+                progress(1)
+            table[row][f"{100 * fraction:g}%"] = {
+                **_spread([run["auroc"] for run in runs]),
+                "per_class": {c: _spread([run["per_class"][c] for run in runs]) for c in classes},
+                "runs": runs,
+            }
+    return {
+        "classes": classes,
+        "frozen": frozen,
+        "recipe": {name: value for name, value in asdict(recipe).items() if name != "seed"},
+        "images": {"train": len(train), "validation": len(validation), "test": len(test)},
+        "rows": table,
+    }
+
+
+class _Features:
+    """Inputs of a linear layer: the pooled vectors of images, computed once."""
+
+    def __init__(self, pooled: Tensor, labels: Tensor) -> None:
+        self.pooled = pooled
+        self.labels = labels
+
+    def take(self, rows: Sequence[int]) -> _Features:
+        """Those of some of the images."""
+        return _Features(self.pooled[rows], self.labels[rows])
+
+    def load(
+        self, batches: Iterable[Sequence[int]], augmented: int | None = None
+    ) -> Iterator[Tensor]:
+        """Batches ``(image, dim)``; there is nothing to augment."""
+        return (self.pooled[batch] for batch in batches)
+
+
+class _Images:
+    """Inputs of a classifier: images, read when they are asked for."""
+
+    def __init__(
+        self,
+        name: str,
+        data: LabelledImages,
+        classifier: ImageClassifier,
+        augmentation: Augmentation | None,
+        workers: int,
+    ) -> None:
+        check_integer("workers", workers, 0)
+        self.labels = _read_labels(name, data, classifier).to(classifier.head.weight.device)
+        self._rows: Sequence[int] = range(len(data))
+        self._data = data
+        self._image_input = classifier.image_input
+        self._augmentation = augmentation
+        self._workers = workers
+
+    def take(self, rows: Sequence[int]) -> _Images:
+        """Some of the images."""
+        part = copy.copy(self)
+        part.labels, part._rows = self.labels[rows], [self._rows[row] for row in rows]
+        return part
+
+    def load(
+        self, batches: Iterable[Sequence[int]], augmented: int | None = None
+    ) -> Iterator[Tensor]:
+        """Normalised batches ``(image, channel, height, width)``, on the classifier's device.
+
+        Args:
+            batches: the numbers of each batch's images.
+            augmented: a seed; None = not augmented, but as large as if they were.
+        """
+        rows = ([self._rows[index] for index in batch] for batch in batches)
+        loaded = load_batches(
+            self._data, rows, stack_images, workers=self._workers, seed=augmented or 0
+        )
+        for step, images in enumerate(loaded):
+            if self._augmentation is not None and augmented is not None:
+                generator = torch.Generator().manual_seed(derive_seed(augmented, step, 1))
+                images = self._augmentation(images, generator)
+            elif self._augmentation is not None:
+                images = self._augmentation.center(images)
+            images = images.to(self.labels.device).contiguous(memory_format=torch.channels_last)
+            yield normalize(images, self._image_input)
+
+    def encode(self, encoder: nn.Module, batch_size: int) -> _Features:
+        """What an encoder in eval mode makes of them."""
+        with evaluating(encoder):
+            batches = self.load(_in_order(len(self.labels), batch_size))
+            pooled = [encoder(images).pooled for images in batches]
+        return _Features(torch.cat(pooled), self.labels)
+
+
+_Examples = _Features | _Images
+
+
+def _examples(
+    name: str,
+    data: LabelledImages,
+    classifier: ImageClassifier,
+    recipe: ClassifierRecipe,
+    workers: int,
+) -> _Examples:
+    """Images; or features, where these never change."""
+    images = _Images(name, data, classifier, recipe.augmentation, workers)
+    if classifier.frozen and recipe.augmentation is None:
+        return images.encode(classifier.encoder, recipe.batch_size)
+    return images
+
+
+def _learner(classifier: ImageClassifier, train: _Examples, recipe: ClassifierRecipe) -> nn.Module:
+    """What learns from the examples: the classifier, or its linear layer if they are features.
+
+    A frozen encoder's features are standardised here, by those of the training images.
+    """
+    if not (train.labels >= 0).any():
+        raise DataError("every label of the training images is uncertain; nothing can be learned.")
+    if not classifier.frozen:
+        return classifier  # its features are about to change
+    if isinstance(train, _Features):
+        classifier.head.standardize(train.pooled)
+        return classifier.head
+    classifier.head.standardize(train.encode(classifier.encoder, recipe.batch_size).pooled)
+    return classifier
+
+
+def _fit(
+    learner: nn.Module,
+    train: _Examples,
+    validation: _Examples,
+    recipe: ClassifierRecipe,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    on_step: OnStep | None = None,
+) -> ClassifierTraining:
+    """Train, and put the best weights back."""
+    learner.to(memory_format=torch.channels_last)  # as in the loop of pairs
+    optimizer = torch.optim.AdamW(
+        parameter_groups(learner, recipe.weight_decay), lr=recipe.learning_rate
+    )
+    size = min(recipe.batch_size, len(train.labels))
+    batches = StepBatches(len(train.labels), size, recipe.seed, range(recipe.steps))
+    best = ClassifierTraining(0, -1.0, [])
+    weights: dict[str, Tensor] = {}
+    learner.train()
+    for step, (batch, inputs) in enumerate(
+        zip(batches, train.load(batches, recipe.seed), strict=True)
+    ):
+        # dropout draws; a linear layer does not, and this would take as long as its step
+        draws = isinstance(train, _Images)
+        with isolated(recipe.seed, step, 2) if draws else nullcontext():
+            logits = learner(inputs)
+        record = update(
+            optimizer,
+            loss(logits, train.labels[batch]),
+            step=step,
+            learning_rate=recipe.learning_rate_at(step),
+            clip_norm=recipe.clip_norm,
+        )
+        best.history.append(record)
+        done = step + 1
+        if done == recipe.steps or done % recipe.validate_every == 0:
+            scores = _scores(learner, validation, recipe.batch_size)
+            auroc = multilabel_auroc(scores, validation.labels)["mean"]
+            assert auroc is not None  # a class is defined, as was checked
+            record["validation_auroc"] = auroc
+            if auroc > best.validation_auroc:
+                best = ClassifierTraining(done, auroc, best.history)
+                weights = {name: value.clone() for name, value in learner.state_dict().items()}
+        if on_step is not None:
+            on_step(record)
+    learner.load_state_dict(weights)
+    learner.eval()
+    return best
+
+
+def _scores(learner: nn.Module, examples: _Examples, batch_size: int) -> Tensor:
+    """Logits of all images, ``(image, class)``, in eval mode; on the CPU."""
+    with evaluating(learner):
+        batches = examples.load(_in_order(len(examples.labels), batch_size))
+        return torch.cat([learner(inputs) for inputs in batches]).cpu()
+
+
+def _in_order(count: int, batch_size: int) -> list[list[int]]:
+    rows = list(range(count))
+    return [rows[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def _build(encoder: ImageEncoder, classes: int, frozen: bool, seed: int) -> ImageClassifier:
+    """A classifier on a copy of an encoder, where the encoder is."""
+    copied: Any = copy.deepcopy(encoder)
+    with isolated(seed):
+        classifier = ImageClassifier(copied, classes, frozen=frozen)
+    return classifier.to(next(copied.parameters(), classifier.head.weight).device)
+
+
+def _usual_recipe(frozen: bool) -> ClassifierRecipe:
+    return PROBE if frozen else FINE_TUNING
+
+
+def _weighted_loss(
+    classifier: ImageClassifier,
+    class_weight: Sequence[float] | None,
+    pos_weight: Sequence[float] | None,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss, with weights that are checked and on the classifier's device."""
+    weights: dict[str, Tensor] = {}
+    for name, given in (("class_weight", class_weight), ("pos_weight", pos_weight)):
+        if given is None:
+            continue
+        if len(given) != classifier.head.out_features:
+            raise ShapeError(
+                f"{name} must hold a number for each of the {classifier.head.out_features} "
+                f"classes; got {len(given)}."
+            )
+        for value in given:
+            check_weight(name, value)
+        weights[name] = torch.tensor(given, device=classifier.head.weight.device).float()
+    return partial(multilabel_loss, **weights)
+
+
+def _read_labels(name: str, data: LabelledImages, classifier: ImageClassifier) -> Tensor:
+    """Labels ``(image, class)``, as many as images and as the classifier's classes."""
+    labels = np.asarray(data.labels)
+    shape = (len(data), classifier.head.out_features)
+    if labels.shape != shape:
+        raise ShapeError(
+            f"the labels of {name} must be {shape} = (image, class), as the images and the "
+            f"classifier's classes; got {labels.shape}."
+        )
+    if not len(labels):
+        raise DataError(f"{name} must hold at least one image.")
+    wrong = ~np.isin(labels, (-1, 0, 1))  # NaN is in no set
+    if wrong.any():
+        image, column = np.argwhere(wrong)[0]
+        raise DataError(
+            f"the labels of {name} must be 1 (positive), 0 (negative) or -1 (uncertain); got "
+            f"{labels[image, column]} at image {image}, class {column}."
+        )
+    return torch.from_numpy(labels.astype(np.int8))
+
+
+def _check_defined(name: str, labels: Tensor) -> None:
+    """Require a class that has an AUROC."""
+    if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
+        raise DataError(
+            f"{name} must have a class with positive and negative images; none of its "
+            f"{labels.shape[1]} classes has both."
+        )
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, where there are any."""
+    defined = [value for value in values if value is not None]
+    return {
+        "mean": mean(defined) if defined else None,
+        "sd": stdev(defined) if len(defined) > 1 else None,
+    }

@@ -1,0 +1,92 @@
+"""Batches of items, loaded here or by other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gloria.errors import DataError, GloriaError
+
+Collate = Callable[[list[Any]], Any]
+
+
+class HasImage(Protocol):
+    """An item with an image, whatever else it brings."""
+
+    @property
+    def image(self) -> Tensor:
+        """``(channel, height, width)``, float32 in [0, 1]."""
+        ...
+
+
+def load_batches(
+    items: Any,
+    batches: Iterable[Sequence[int]],
+    collate: Collate,
+    *,
+    workers: int = 0,
+    seed: int = 0,
+) -> Iterator[Any]:
+    """Batches of items, in order.
+
+    Args:
+        items: read by index.
+        batches: the indices of each.
+        collate: makes a batch of a list of items.
+        workers: processes that load items.
+        seed: of whatever random numbers they draw.
+
+    Raises:
+        GloriaError: what reading an item raises, as it is.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Batches(items, collate),
+        sampler=batches,
+        batch_size=None,  # each item is a batch
+        num_workers=workers,
+        collate_fn=_unchanged,
+        generator=torch.Generator().manual_seed(seed),  # or it draws from the global one
+        persistent_workers=workers > 0,
+    )
+    for batch in loader:
+        if isinstance(batch, GloriaError):
+            raise batch
+        yield batch
+
+
+def stack_images(items: Sequence[HasImage]) -> Tensor:
+    """The images of items, ``(image, channel, height, width)``.
+
+    Raises:
+        DataError: they are not all of one shape.
+    """
+    shapes = {tuple(item.image.shape) for item in items}
+    if len(shapes) > 1:
+        raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
+    return torch.stack([item.image for item in items])
+
+
+class _Batches(Dataset[Any]):
+    """Batches by the indices of their items.
+
+    An error is returned, for the main process to raise: a loading process would wrap it in the
+    text of its own traceback.
+    """
+
+    def __init__(self, items: Any, collate: Collate) -> None:
+        self.items = items
+        self.collate = collate
+
+    def __getitem__(self, indices: Sequence[int]) -> Any:
+        try:
+            return self.collate([self.items[index] for index in indices])
+        except GloriaError as error:
+            return error
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,337 @@
+"""Training of segmentation models, on all masks or a share of them.
+
+The weights with the best validation Dice are kept, in memory, and only they are tested. Everything
+random depends on the seed and the step; on the CPU, a run can be repeated to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import mean, stdev
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from gloria.checks import check_choice, check_integer, check_positive, check_weight
+from gloria.data.images import normalize
+from gloria.data.masked import stack_masked
+from gloria.data.splits import draw_share, hash_ids
+from gloria.errors import DataError, OptionError
+from gloria.evaluation.segmentation import (
+    THRESHOLDS,
+    MaskedItems,
+    Overlap,
+    choose_thresholds,
+    measure_overlap,
+    summarize_overlap,
+)
+from gloria.heads.segmentation import SegmentationModel, segmentation_model
+from gloria.losses.segmentation import focal_log_dice
+from gloria.registry import describe_target
+from gloria.training.augmentation import Augmentation
+from gloria.training.loading import load_batches
+from gloria.training.loop import OnStep
+from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.training.steps import parameter_groups, update
+from gloria.types import ImageEncoder
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class MaskedImages(MaskedItems, Protocol):
+    """Images with masks: :class:`~gloria.data.SIIM`, :class:`~gloria.data.PhantomMasks`, yours."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The images' names, each once."""
+        ...
+
+    @property
+    def labels(self) -> ArrayLike:
+        """What each image shows, ``(image, class)``, 1 = positive."""
+        ...
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Whose the images are."""
+        ...
+
+    def select(self, ids: Iterable[str], /) -> Self:
+        """The images of an id list."""
+        ...
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe:
+    """How to train a segmentation model, by AdamW. Batch, rate and loss are the published ones.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images in a step; fewer if there are not so many.
+        learning_rate: of the first step; falls to 0 as a cosine.
+        weight_decay: AdamW's; not applied to biases, norms and other vectors.
+        clip_norm: gradients are scaled down to this norm.
+        loss: of logits and masks, ``(image, class, height, width)`` each:
+            :func:`~gloria.losses.segmentation.focal_log_dice`,
+            :func:`~gloria.losses.segmentation.dice_bce` or your own.
+        augmentation: moves image and mask alike; None = none. One that crops trains on parts of
+            the images; validated and tested are whole ones.
+        validate_every: steps between validations.
+        choose_on: which images' Dice chooses weights and thresholds: ``"all"`` or ``"positives"``.
+        seed: decides order, augmentation and dropout.
+    """
+
+    steps: int = 500
+    batch_size: int = 8
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    loss: Loss = focal_log_dice
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    validate_every: int = 50
+    choose_on: Literal["all", "positives"] = "all"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_weight("weight_decay", self.weight_decay)
+        check_choice("choose_on", self.choose_on, ("all", "positives"))
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class SegmentationTraining(NamedTuple):
+    """How a training went.
+
+    Attributes:
+        best_step: after which step the model has its weights.
+        validation_dice: of these weights, the mean over classes.
+        thresholds: of each class, chosen on the validation images.
+        history: one record per step, counted from 1: ``step``, ``loss``, ``learning_rate``,
+            ``gradient_norm``, and ``validation_dice`` where it was computed.
+    """
+
+    best_step: int
+    validation_dice: float
+    thresholds: tuple[float, ...]
+    history: list[dict[str, float]]
+
+
+def train_segmenter(
+    model: SegmentationModel,
+    train: MaskedItems,
+    validation: MaskedItems,
+    recipe: SegmentationRecipe | None = None,
+    *,
+    workers: int = 0,
+    on_step: OnStep | None = None,
+) -> SegmentationTraining:
+    """Train a segmentation model, on the device it is on; it ends with its best weights.
+
+    Nothing is written.
+
+    Args:
+        model: trained in place, its convolutions in the memory format ``channels_last``; in eval
+            mode afterwards.
+        train: images in [0, 1], all of one size, and their masks; normalised here.
+        validation: images of other patients. The weights of the step with the highest mean Dice on
+            them are kept, the first of equals, each class at the threshold that is best there.
+        recipe: how; None = :class:`SegmentationRecipe`'s defaults.
+        workers: processes that load training images.
+        on_step: called after every step with what was logged; ``on_step(record)``.
+
+    Raises:
+        DataError: there is no image, one without a mask, images differ in shape, the model's output
+            is NaN in validation, or Dice is chosen on positives and validation has none.
+        ShapeError: the model has another number of classes than the masks.
+        NonFiniteLossError: the loss or the gradient is NaN or infinite.
+    """
+    recipe = recipe or SegmentationRecipe()
+    check_integer("workers", workers, 0)
+    for name, items in (("train", train), ("validation", validation)):
+        if not len(items):
+            raise DataError(f"{name} must hold at least one image.")
+    model.to(memory_format=torch.channels_last)  # as in the loop of pairs
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate
+    )
+    size = min(recipe.batch_size, len(train))
+    batches = StepBatches(len(train), size, recipe.seed, range(recipe.steps))
+    loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
+    best = SegmentationTraining(0, -1.0, (), [])
+    weights: dict[str, Tensor] = {}
+    model.train()
+    for step, (images, masks) in enumerate(loaded):
+        record = update(
+            optimizer,
+            _loss(model, images, masks, recipe, step),
+            step=step,
+            learning_rate=recipe.learning_rate_at(step),
+            clip_norm=recipe.clip_norm,
+        )
+        best.history.append(record)
+        done = step + 1
+        if done == recipe.steps or done % recipe.validate_every == 0:
+            dice, thresholds = _validate(model, validation, recipe)
+            record["validation_dice"] = dice
+            if dice > best.validation_dice:
+                best = SegmentationTraining(done, dice, thresholds, best.history)
+                weights = {name: value.clone() for name, value in model.state_dict().items()}
+        if on_step is not None:
+            on_step(record)
+    model.load_state_dict(weights)
+    model.eval()
+    return best
+
+
+def segmentation_efficiency(
+    rows: Mapping[str, ImageEncoder],
+    train: MaskedImages,
+    validation: MaskedItems,
+    test: MaskedItems,
+    *,
+    fractions: Sequence[float] = (0.01, 0.1, 1.0),
+    seeds: Sequence[int] = (0, 1, 2),
+    recipe: SegmentationRecipe | None = None,
+    width: int = 256,
+    workers: int = 0,
+    progress: Callable[[int], Any] = lambda trained: None,
+    on_overlap: Callable[[str, float, int, Overlap], Any] = lambda *overlap: None,
+) -> dict[str, Any]:
+    """Test Dice and IoU of U-Nets on image encoders, trained on shares of the masks.
+
+    A seed decides which patients are in the share, the first weights of the decoder, and the order
+    of images; it is the same for every row, so rows are compared on the same shares.
+
+    Args:
+        rows: what is compared, by name: the encoder of a trained GLoRIA, one with random weights,
+            one that timm has pretrained. None of them is changed.
+        train: the whole of the masks.
+        validation: chooses each model's weights and thresholds, whole for every share.
+        test: of patients who are in neither of the others
+            (:func:`~gloria.data.check_splits`); used once for each model.
+        fractions: shares of the training patients.
+        seeds: one model is trained for each.
+        recipe: of each model, but for its seed; None = :class:`SegmentationRecipe`'s defaults.
+        width: as in :func:`~gloria.heads.segmentation_model`.
+        workers: processes that load training images.
+        progress: called with the number of models trained since the last call, as ``tqdm.update``
+            is.
+        on_overlap: called with the row, fraction and seed of each model and the counts of the test
+            images, ``(image, class)``: for intervals over images, say.
+
+    Returns:
+        What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has, for each of
+        ``dice_positives``, ``dice_all``, ``iou_positives`` and ``iou_all``, the ``mean`` and ``sd``
+        over seeds (sample standard deviation; None for one seed, or where no test image is
+        positive), and ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id
+        list), ``best_step``, ``validation_dice``, and figures of
+        :func:`~gloria.evaluation.segmentation.evaluate_segmentation` under ``test``.
+
+    Raises:
+        OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
+            range.
+        DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`.
+    """
+    for name, values in (("rows", rows), ("fractions", fractions), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise OptionError(f"{name} must hold at least one, each once; got {list(values)}.")
+    if not len(train):
+        raise DataError("train must hold at least one image.")
+    recipe = recipe or SegmentationRecipe()
+    classes = stack_masked([train[0]])[1].shape[1]
+    table: dict[str, Any] = {row: {} for row in rows}
+    for row, encoder in rows.items():
+        for fraction in fractions:
+            runs: list[dict[str, Any]] = []
+            for seed in seeds:
+                share = draw_share(
+                    train.ids, train.labels, fraction, seed=seed, patients=train.patients
+                )
+                model = _build(encoder, classes, width, seed)
+                part = train.select(share)
+                trained = train_segmenter(
+                    model, part, validation, replace(recipe, seed=seed), workers=workers
+                )
+                every = measure_overlap(
+                    model, test, trained.thresholds, batch_size=recipe.batch_size
+                )
+                overlap = every.at(range(classes))
+                on_overlap(row, fraction, seed, overlap)
+                runs.append(
+                    {
+                        "seed": seed,
+                        "images": len(share),
+                        "share": hash_ids(share),
+                        "best_step": trained.best_step,
+                        "validation_dice": trained.validation_dice,
+                        "test": {
+                            **summarize_overlap(overlap),
+                            "thresholds": list(trained.thresholds),
+                        },
+                    }
+                )
+                progress(1)
+            table[row][f"{100 * fraction:g}%"] = {
+                **{name: _spread([run["test"].get(name) for run in runs]) for name in _FIGURES},
+                "runs": runs,
+            }
+    described = {**asdict(recipe), "loss": describe_target(recipe.loss)}
+    return {
+        "classes": classes,
+        "width": width,
+        "recipe": {name: value for name, value in described.items() if name != "seed"},
+        "images": {"train": len(train), "validation": len(validation), "test": len(test)},
+        "rows": table,
+    }
+
+
+_FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
+
+
+def _loss(
+    model: SegmentationModel, images: Tensor, masks: Tensor, recipe: SegmentationRecipe, step: int
+) -> Tensor:
+    if recipe.augmentation is not None:
+        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
+        images, masks = recipe.augmentation.with_masks(images, masks, generator)
+    images = images.to(model.device).contiguous(memory_format=torch.channels_last)
+    with isolated(recipe.seed, step, 2):
+        logits = model(normalize(images, model.image_input))
+    return recipe.loss(logits, masks.to(model.device))
+
+
+def _validate(
+    model: SegmentationModel, validation: MaskedItems, recipe: SegmentationRecipe
+) -> tuple[float, tuple[float, ...]]:
+    """Mean Dice with each class at its best threshold, and these thresholds."""
+    overlap = measure_overlap(model, validation, THRESHOLDS, batch_size=recipe.batch_size)
+    thresholds = choose_thresholds(overlap, THRESHOLDS, recipe.choose_on)
+    chosen = overlap.at([THRESHOLDS.index(threshold) for threshold in thresholds])
+    return summarize_overlap(chosen)[f"dice_{recipe.choose_on}"], thresholds
+
+
+def _build(encoder: ImageEncoder, classes: int, width: int, seed: int) -> SegmentationModel:
+    """A model on a copy of an encoder, where the encoder is."""
+    with isolated(seed):
+        model = segmentation_model(encoder, classes, width=width)
+    return model.to(next(model.image_encoder.parameters()).device)
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, where there are any."""
+    defined = [value for value in values if value is not None]
+    return {
+        "mean": mean(defined) if defined else None,
+        "sd": stdev(defined) if len(defined) > 1 else None,
+    }

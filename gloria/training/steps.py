@@ -1,0 +1,66 @@
+"""One step of the optimizer, the same in every loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gloria.errors import NonFiniteLossError
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer; biases, norms and other vectors do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    step: int,
+    learning_rate: float,
+    clip_norm: float,
+    terms: Mapping[str, Tensor] | None = None,
+) -> dict[str, float]:
+    """Update the optimizer's parameters by the gradient of a loss.
+
+    Args:
+        optimizer: whose learning rate is set here.
+        loss: a scalar.
+        step: which one, counted from 0.
+        learning_rate: of this step.
+        clip_norm: the gradient is scaled down to this norm.
+        terms: what else to log.
+
+    Returns:
+        ``step``, counted from 1, ``learning_rate``, ``loss``, its terms, ``gradient_norm``.
+
+    Raises:
+        NonFiniteLossError: one of them is NaN or infinite; nothing was updated.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradient_norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    values = {"loss": loss, **(terms or {}), "gradient_norm": gradient_norm}
+    # one transfer for all: each would wait for the device
+    numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    record = dict(zip(values, numbers, strict=True))
+    wrong = {name: value for name, value in record.items() if not math.isfinite(value)}
+    if wrong:
+        raise NonFiniteLossError(
+            f"step {step + 1}: {wrong} is not finite; nothing was updated. Lower the learning "
+            f"rate, or look at the data of this step."
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return {"step": step + 1, "learning_rate": learning_rate, **record}

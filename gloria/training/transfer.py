@@ -1,0 +1,444 @@
+"""Transfer: the four tasks of the paper's tables, for a trained model on one data set.
+
+Each task gives JSON values, of which :func:`transfer_table` makes the paper's table. Confidence
+intervals are over the test images, with the model and the drawn labels as they are; what other
+labels would give is in the spread over their draws, and what another training would give is in
+neither.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gloria.checks import check_choice, check_integer
+from gloria.data.transfer import TASKS, LabelledPairs, TransferData
+from gloria.errors import DataError
+from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
+from gloria.evaluation.classification import (
+    choose_thresholds,
+    multiclass_metrics,
+    multilabel_auroc,
+    multilabel_metrics,
+)
+from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
+from gloria.evaluation.published import ZERO_SHOT_COLUMNS
+from gloria.evaluation.retrieval import class_relevance, evaluate_retrieval, precision_at_k
+from gloria.evaluation.segmentation import Overlap, summarize_overlap
+from gloria.evaluation.tables import Cell, Spread, Table
+from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
+from gloria.model import GLoRIA
+from gloria.registry import describe_target
+from gloria.training.classification import ClassifierRecipe, label_efficiency
+from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
+from gloria.types import ImageFeatures
+
+KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
+"""How the similarities are called in the retrieval table."""
+
+Report = dict[str, Any]
+Progress = Callable[[int], Any]
+
+PHANTOM_UNET: Mapping[str, Any] = {
+    "segmentation": SegmentationRecipe(steps=150, batch_size=16, learning_rate=1e-3),
+    "width": 64,
+}
+"""Of :class:`TransferSettings`: as much of a U-Net as 64 pixels need, and a CPU trains."""
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How the tasks are evaluated.
+
+    Attributes:
+        fractions: shares of the labels, and of the masks, that train.
+        seeds: how many shares of each size are drawn and trained on.
+        seed: the first of them, and that of the bootstrap.
+        ks: the K of retrieval's precision and recall; those above the gallery are left out.
+        resamples: of the bootstrap.
+        batch_size: images encoded at a time; it does not change a figure.
+        workers: processes that load images in training.
+        classification: recipe of a linear probe; None = the usual.
+        segmentation: recipe of a U-Net; None = the usual.
+        width: of the U-Net's first decoder block.
+    """
+
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    seeds: int = 3
+    seed: int = 0
+    ks: tuple[int, ...] = (5, 10, 100)
+    resamples: int = RESAMPLES
+    batch_size: int = 64
+    workers: int = 0
+    classification: ClassifierRecipe | None = None
+    segmentation: SegmentationRecipe | None = None
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "resamples", "batch_size", "width"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+
+    @property
+    def drawn(self) -> range:
+        """The seeds of the shares."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def description(self) -> dict[str, Any]:
+        """What the figures depend on, in JSON values; the same in another process."""
+        values = {name: value for name, value in asdict(self).items() if name != "workers"}
+        if self.segmentation is not None:
+            values["segmentation"]["loss"] = describe_target(self.segmentation.loss)
+        described: dict[str, Any] = json.loads(json.dumps(values))
+        return described
+
+
+def evaluate_task(
+    task: str,
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings | None = None,
+    *,
+    progress: Progress = lambda done: None,
+) -> Report:
+    """The figures of one task.
+
+    Args:
+        task: of :data:`~gloria.data.transfer.TASKS`.
+        model: any; it and its modes are left as they were.
+        data: what it is evaluated on.
+        settings: how.
+        progress: called with the work done since the last call, as ``tqdm.update`` is;
+            :func:`count_work` is all of it.
+
+    Returns:
+        What ``json.dumps`` takes: ``protocol``, ``columns``, ``rows`` of cells (an interval, a
+        spread, or None), and ``details``, all figures as the task's own functions give them.
+
+    Raises:
+        OptionError: there is no such task.
+        DataError: the data do not permit it; the message says why.
+    """
+    check_choice("task", task, TASKS)
+    if task in data.missing:
+        raise DataError(f"{task} can't be evaluated on {data.name}: {data.missing[task]}.")
+    return _TASKS[task](model, data, settings or TransferSettings(), progress)
+
+
+def count_work(task: str, data: TransferData, settings: TransferSettings) -> int:
+    """How much :func:`evaluate_task` reports to ``progress`` in all."""
+    if task in ("classification", "segmentation"):
+        return len(settings.fractions) * settings.seeds
+    if data.gallery is None:
+        return len(data.labelled.val) + len(data.labelled.test)
+    return len(data.gallery) * (2 if task == "retrieval" else 1)
+
+
+def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
+    """The paper's table of a task.
+
+    Args:
+        task: as in :func:`evaluate_task`.
+        reports: model: what :func:`evaluate_task` gave, all on the same data.
+    """
+    rows: dict[str, Sequence[Cell]] = {}
+    for model, report in reports.items():
+        for name, cells in report["rows"].items():
+            rows[f"{model}, {name}" if name else model] = [_read(cell) for cell in cells]
+    first = next(iter(reports.values()))
+    return Table(task, first["protocol"], tuple(first["columns"]), rows)
+
+
+def _retrieval(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    gallery, labels = _gallery(data)
+    relevant = class_relevance(labels, labels)
+    ks = [k for k in settings.ks if k <= len(labels)]
+    images = _encode(model, gallery, settings, progress)
+    texts = encode_texts(model, gallery.reports, settings.batch_size)
+    similarities = similarity_by_kind(model, images, texts, progress=progress)
+    details, rows = {}, {}
+    for kind, similarity in similarities.items():
+        matrix = similarity.cpu()
+        details[kind] = evaluate_retrieval(matrix, relevant, ks)
+        each = [
+            precision_at_k(*query, ks)
+            for query in zip(matrix[:, None], relevant[:, None], strict=True)
+        ]
+        found = bootstrap_mean(
+            {f"Prec@{k}": [precision[k] for precision in each] for k in ks},
+            resamples=settings.resamples,
+            seed=settings.seed,
+        )
+        name = KINDS[kind] if len(similarities) > 1 else ""
+        rows[name] = [_write(found.get(f"Prec@{k}")) for k in settings.ks]
+    return {
+        "protocol": f"{_name_gallery(data, labels)}: an image asks for reports of its class; "
+        f"chance {100 / len(data.classes):.0f}; 95 % intervals over the queries",
+        "columns": [f"Prec@{k}" for k in settings.ks],
+        "rows": rows,
+        "details": details,
+    }
+
+
+def _zero_shot(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    """The class whose prompts match best; of a single class, whether it is there."""
+    if data.gallery is None:
+        return _zero_shot_pairs(model, data, settings, progress)
+    gallery, labels = _gallery(data)
+    prompts = {name: data.prompts[name] for name in data.classes}
+    scores = zero_shot_scores(model, _encode(model, gallery, settings, progress), prompts).cpu()
+    return {
+        "protocol": f"{_name_gallery(data, labels)}: the class whose prompts match best; all but "
+        f"the accuracy are means over classes, each against the others; chance of the accuracy "
+        f"{1 / len(prompts):.2f}; 95 % intervals over the images",
+        **_decisions(
+            lambda index: multiclass_metrics(scores[index], labels[index]), len(labels), settings
+        ),
+    }
+
+
+def _zero_shot_pairs(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    prompts: Any = {name: data.prompts[name] for name in data.classes}
+    columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
+    scores, labels = {}, {}
+    for split in ("val", "test"):
+        items = getattr(data.labelled, split)
+        images = _encode(model, items, settings, progress)
+        scores[split] = zero_shot_probabilities(model, images, prompts).cpu()
+        labels[split] = torch.as_tensor(items.labels)[:, columns]
+    thresholds = choose_thresholds(scores["val"], labels["val"])
+    return {
+        "protocol": f"{data.name}, {len(labels['test'])} test images: {', '.join(data.classes)} or "
+        f"not, by pairs of prompts; threshold chosen on {len(labels['val'])} other images; 95 % "
+        f"intervals over the images",
+        **_decisions(
+            lambda index: multilabel_metrics(
+                scores["test"][index], labels["test"][index], thresholds
+            ),
+            len(labels["test"]),
+            settings,
+        ),
+    }
+
+
+def _decisions(
+    metrics: Callable[[Tensor], Mapping[str, Any]], units: int, settings: TransferSettings
+) -> Report:
+    """The zero-shot table's columns and row, with all figures."""
+    names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
+
+    def columns(index: Tensor) -> dict[str, float | None]:
+        figures = [metrics(index)[name] for name in names]
+        means = [each["mean"] if isinstance(each, Mapping) else each for each in figures]
+        return dict(zip(ZERO_SHOT_COLUMNS, means, strict=True))
+
+    found = _intervals(columns, units, settings)
+    return {
+        "columns": list(ZERO_SHOT_COLUMNS),
+        "rows": {"": [_write(found[name]) for name in ZERO_SHOT_COLUMNS]},
+        "details": metrics(torch.arange(units)),
+    }
+
+
+def _classification(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    scores: dict[float, list[Tensor]] = {fraction: [] for fraction in settings.fractions}
+    details = label_efficiency(
+        {"model": model.image_encoder},
+        *data.labelled,
+        fractions=settings.fractions,
+        seeds=settings.drawn,
+        recipe=settings.classification,
+        workers=settings.workers,
+        progress=progress,
+        on_scores=lambda row, fraction, seed, logits: scores[fraction].append(logits.cpu()),
+    )
+    labels = torch.as_tensor(data.labelled.test.labels)
+
+    def mean_auroc(index: Tensor) -> dict[str, float | None]:
+        return {
+            _share(fraction): _mean(
+                [multilabel_auroc(logits[index], labels[index])["mean"] for logits in draws]
+            )
+            for fraction, draws in scores.items()
+        }
+
+    runs = details["rows"]["model"].values()
+    return {
+        "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
+        f"{_counted(len(details['classes']), 'class', 'classes')}, {len(labels)} test images; "
+        f"{_uncertainty(settings)}",
+        "columns": list(map(_share, settings.fractions)),
+        "rows": _with_spread(
+            "",
+            _intervals(mean_auroc, len(labels), settings),
+            [[run["auroc"] for run in share["runs"]] for share in runs],
+        ),
+        "details": details,
+    }
+
+
+def _segmentation(
+    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+) -> Report:
+    counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
+    details = segmentation_efficiency(
+        {"model": model.image_encoder},
+        *data.masked,
+        fractions=settings.fractions,
+        seeds=settings.drawn,
+        recipe=settings.segmentation,
+        width=settings.width,
+        workers=settings.workers,
+        progress=progress,
+        on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
+    )
+    shares = details["rows"]["model"].values()
+    rows: dict[str, Any] = {}
+    for name, figure in (("positives", "dice_positives"), ("all images", "dice_all")):
+        rows |= _with_spread(
+            name,
+            _intervals(partial(_mean_dice, counts, figure), details["images"]["test"], settings),
+            [[run["test"].get(figure) for run in share["runs"]] for share in shares],
+        )
+    classes = ", ".join(data.masked.test.classes)
+    return {
+        "protocol": f"{data.name}: U-Net on the image encoder, {classes}, "
+        f"{details['images']['test']} test images; positives: those with a mask; all images: an "
+        f"empty prediction on an empty mask counts 1; {_uncertainty(settings)}",
+        "columns": list(map(_share, settings.fractions)),
+        "rows": rows,
+        "details": details,
+    }
+
+
+def _mean_dice(
+    counts: Mapping[float, Sequence[Overlap]], figure: str, index: Tensor
+) -> dict[str, float | None]:
+    """By share, the mean over its draws, for some of the images."""
+    return {
+        _share(fraction): _mean(
+            [
+                summarize_overlap(Overlap(*(count[index] for count in draw))).get(figure)
+                for draw in draws
+            ]
+        )
+        for fraction, draws in counts.items()
+    }
+
+
+_TASKS = {
+    "retrieval": _retrieval,
+    "zero-shot": _zero_shot,
+    "classification": _classification,
+    "segmentation": _segmentation,
+}
+
+
+def _gallery(data: TransferData) -> tuple[LabelledPairs, Tensor]:
+    """The gallery, and which of its classes each image is of."""
+    gallery = data.gallery
+    if gallery is None:
+        raise DataError(f"{data.name} has no images of exactly one class each.")
+    columns = [list(gallery.classes).index(name) for name in data.classes]
+    positive = torch.as_tensor(gallery.labels)[:, columns] == 1
+    if not (positive.sum(1) == 1).all():
+        wrong = int((positive.sum(1) != 1).nonzero()[0])
+        raise DataError(
+            f"gallery images must each be of exactly one of {', '.join(data.classes)}; image "
+            f"{wrong} is of {int(positive[wrong].sum())}."
+        )
+    return gallery, positive.int().argmax(1)
+
+
+def _name_gallery(data: TransferData, labels: Tensor) -> str:
+    counts = labels.bincount(minlength=len(data.classes)).unique().tolist()
+    size = f"{len(data.classes)}x{counts[0]}" if len(counts) == 1 else f"{len(labels)} images"
+    return f"{data.name}, {size}"
+
+
+def _encode(
+    model: GLoRIA, items: Any, settings: TransferSettings, progress: Progress
+) -> ImageFeatures:
+    images = (items[index].image for index in range(len(items)))
+    return encode_images(model, images, settings.batch_size, progress=progress)
+
+
+def _intervals(
+    figures: Callable[[Tensor], Mapping[str, float | None]],
+    units: int,
+    settings: TransferSettings,
+) -> dict[str, Interval | None]:
+    """Bootstrap intervals; None for a figure that all units together do not define."""
+    defined = [name for name, value in figures(torch.arange(units)).items() if value is not None]
+
+    def numbers(index: Tensor) -> dict[str, float]:
+        found = figures(index)
+        return {name: _number(found[name]) for name in defined}
+
+    known = bootstrap(numbers, units, resamples=settings.resamples, seed=settings.seed)
+    return {name: known.get(name) for name in figures(torch.arange(units))}
+
+
+def _with_spread(
+    name: str, intervals: Mapping[str, Interval | None], runs: Sequence[Sequence[float | None]]
+) -> dict[str, list[Any]]:
+    """A row of intervals and, of several draws of labels, one of their spread."""
+    rows = {name: [_write(each) for each in intervals.values()]}
+    if len(runs[0]) > 1:
+        over = f"over {len(runs[0])} draws of labels"
+        spreads = [
+            None if None in each else _write(Spread.of([_number(value) for value in each]))
+            for each in runs
+        ]
+        rows[f"{name}, {over}" if name else over] = spreads
+    return rows
+
+
+def _uncertainty(settings: TransferSettings) -> str:
+    how = "95 % intervals over the test images"
+    if settings.seeds == 1:
+        return f"{how}, of one draw of labels"
+    return f"{how} of the mean of {settings.seeds} draws of labels; ± standard deviation over these"
+
+
+def _write(cell: Interval | Spread | None) -> Report | None:
+    return None if cell is None else dict(cell._asdict())
+
+
+def _read(cell: Any) -> Cell:
+    if isinstance(cell, Mapping):
+        return Interval(**cell) if "low" in cell else Spread(**cell)
+    return None if cell is None else float(cell)
+
+
+def _share(fraction: float) -> str:
+    return f"{100 * fraction:g}%"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None

@@ -1,0 +1,312 @@
+"""`gloria evaluate`: tables, files, going on where it stood, and clear refusals."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+import gloria
+from gloria.cli import evaluate, main
+from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
+from gloria.data.phantom import PhantomDataset
+from gloria.training import transfer
+from gloria.training.classification import ClassifierRecipe
+from gloria.training.randomness import isolated
+from gloria.training.segmentation import SegmentationRecipe
+from gloria.training.small import small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    with isolated(0):
+        model = small_model([item.report for item in PhantomDataset("train", count=8)])
+    return gloria.save_model(model, folder / "model")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Few phantoms, short trainings."""
+    sizes = {"train": 24, "val": 24, "test": 40, "per_class": 4}
+    monkeypatch.setattr(evaluate, "PHANTOMS", sizes)
+    short = {
+        "classification": ClassifierRecipe(steps=4, validate_every=2),
+        "segmentation": SegmentationRecipe(steps=1, batch_size=4),
+        "width": 16,
+        "resamples": 20,
+    }
+    monkeypatch.setattr(transfer, "PHANTOM_UNET", short)
+
+
+def run(model, out, *more):
+    return main(["evaluate", "--model", str(model), "--out", str(out), "--quiet", *more])
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+SHORT = ("--fractions", "50,100", "--seeds", "2")
+
+
+def test_prints_and_writes_the_four_tables(tiny, model, tmp_path, capsys):
+    assert run(model, tmp_path / "out", *SHORT) == 0
+    printed = capsys.readouterr()
+    markdown = (tmp_path / "out" / "tables.md").read_text()
+    for text in (printed.out, markdown):
+        for title in ("Image-text retrieval", "Zero-shot", "AUROC by share", "Dice by share"):
+            assert title in text
+        assert text.count("not comparable") == 4
+        assert "No evidence about real radiographs" in text
+    found = results(tmp_path / "out")
+    (tasks,) = (each["tasks"] for each in found["models"].values())
+    assert list(tasks) == ["retrieval", "zero-shot", "classification", "segmentation"]
+    assert found["settings"]["seeds"] == 2
+    assert printed.err == ""
+
+    assert run(model, tmp_path / "again", *SHORT, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == results(tmp_path / "again") == found
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The tasks that were evaluated; ``asked.stop_at`` presses Ctrl-C in one."""
+    evaluate_task = transfer.evaluate_task
+
+    class Asked(list):
+        stop_at = None
+
+        def __call__(self, task, *args, **options):
+            if task == self.stop_at:
+                raise KeyboardInterrupt
+            self.append(task)
+            return evaluate_task(task, *args, **options)
+
+    spy = Asked()
+    monkeypatch.setattr(transfer, "evaluate_task", spy)
+    return spy
+
+
+def test_goes_on_where_it_was_stopped(tiny, model, asked, tmp_path, capsys, monkeypatch):
+    tasks = ("--tasks", "retrieval,zero-shot,classification")
+    asked.stop_at = "zero-shot"
+    assert run(model, tmp_path, *SHORT, *tasks) == 130
+    (stopped,) = results(tmp_path)["models"].values()
+    assert list(stopped["tasks"]) == asked == ["retrieval"]
+
+    asked.stop_at = None
+    assert run(model, tmp_path, *SHORT, *tasks) == 0
+    assert asked == ["retrieval", "zero-shot", "classification"]
+    (found,) = results(tmp_path)["models"].values()
+    assert found["tasks"]["retrieval"] == stopped["tasks"]["retrieval"]
+
+    monkeypatch.setattr(evaluate, "_read_data", None)  # nothing is left to draw data for
+    capsys.readouterr()
+    assert run(model, tmp_path, *SHORT, *tasks) == 0
+    assert len(asked) == 3
+    assert "AUROC by share" in capsys.readouterr().out
+
+
+def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, capsys):
+    own = tmp_path / "model"
+    gloria.save_model(gloria.load_model(model), own)
+    out = tmp_path / "out"
+    short = (*SHORT, "--tasks", "retrieval")
+    assert run(own, out, *short) == 0
+    before = results(out)
+
+    assert run(own, out, *short, "--seed", "1") == 1
+    assert "other settings: seed 0; now: seed 1. Give another --out" in capsys.readouterr().err
+    trained = gloria.load_model(own)
+    trained.image_encoder.requires_grad_(False)
+    next(trained.parameters()).add_(1)
+    gloria.save_model(trained, own)
+    assert run(own, out, *short) == 1
+    assert "written anew since" in capsys.readouterr().err
+    assert results(out) == before
+    (out / "results.json").write_text("{}")
+    assert run(own, out, *short) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_several_models_are_rows_of_one_table(tiny, model, tmp_path, capsys):
+    other = gloria.save_model(gloria.load_model(model), tmp_path / "other")
+    folders = [str(model), str(other)]
+    command = ["evaluate", "--model", *folders, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, "--tasks", "zero-shot"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    ours = [row[1:] for row in rows if row and row[0] in folders]
+    assert len(ours) == 2
+    assert ours[0] == ours[1]
+
+
+def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
+    colour = small_model(["a report"], image_options={"in_chans": 3})
+    gloria.save_model(colour, tmp_path / "colour")
+    command = ["evaluate", "--model", str(model), str(tmp_path / "colour"), "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A CSV file with two classes, of twenty patients with two images each."""
+    rng = np.random.default_rng(0)
+    lines = ["image,patient,report,Edema,Cardiomegaly"]
+    for number in range(40):
+        name = f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(tmp_path / name)
+        edema = number // 2 % 2
+        lines.append(
+            f"{name},p{number // 2},{'Edema' if edema else 'Large heart'}.,{edema},{1 - edema}"
+        )
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    return tmp_path / "table.csv"
+
+
+def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--patient-column", "patient")
+    asked = ("--tasks", "retrieval,zero-shot,segmentation")
+    assert run(model, tmp_path / "out", *given, *asked) == 0
+    printed = capsys.readouterr().out
+    assert "retrieval skipped: the images have no reports." in printed
+    assert "segmentation skipped: the images have no masks." in printed
+    assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
+    assert "Phantom" not in printed
+    assert "skipped" in (tmp_path / "out" / "tables.md").read_text()
+
+    reports = ("--report-column", "report")
+    assert run(model, tmp_path / "reports", *given, *reports, "--tasks", "retrieval") == 0
+    assert "Prec@5" in capsys.readouterr().out
+
+    table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 1
+    assert "which changed since" in capsys.readouterr().err
+
+
+def test_chexperts_own_files(model, tmp_path, capsys):
+    """Its 5xN set is drawn first; these patients are in no split."""
+    lines = [",".join(["Path", *CLASSES])]
+    for number in range(50):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        shown = COMPETITION_CLASSES[number % 5]
+        # a fracture beside it: not exclusive, whatever the tables' five classes say
+        also = "Fracture" if number >= 40 else ""
+        marks = ("1.0" if each in (shown, also) else "" for each in CLASSES)
+        lines.append(",".join([f"CheXpert-v1.0-small/{path}", *marks]))
+        file = tmp_path / "CheXpert-v1.0-small" / path
+        file.parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(file)
+    table = tmp_path / "CheXpert-v1.0-small" / "train.csv"
+    table.write_text("\n".join(lines))
+    given = ("--format", "chexpert", "--data", str(table), "--per-class", "3")
+    out = tmp_path / "out"
+    assert run(model, out, *given, "--tasks", "retrieval") == 0
+    assert "retrieval skipped: the images have no reports" in capsys.readouterr().out
+    args = argparse.Namespace(
+        data=table,
+        format="chexpert",
+        images=None,
+        labels=None,
+        prompts=None,
+        image_size=64,
+        per_class=3,
+        seed=0,
+        quiet=True,
+    )
+    data = evaluate._read_data(args, 1)
+    held_out = set(data.gallery.patients)
+    assert len(held_out) == 15
+    assert data.gallery.labels.sum(0).tolist() == [3] * 5
+    assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
+    assert not held_out & {patient for split in data.labelled for patient in split.patients}
+
+    assert run(model, tmp_path / "more", *given[:-1], "9") == 1
+    assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["siim", "rsna"])
+def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys):
+    lines = {"siim": ["ImageId,EncodedPixels"], "rsna": ["patientId,x,y,width,height,Target"]}[kind]
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        write_dicom(tmp_path / "films" / f"{number}.dcm", rng.integers(0, 256, (64, 64)))
+        there = number % 2
+        if kind == "siim":
+            lines.append(f"{number},{'3 20' if there else '-1'}")
+        else:
+            lines.append(f"{number},{'3,4,20,20' if there else ',,,'},{there}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    given = ("--format", kind, "--data", str(tmp_path / "labels.csv"))
+    images = ("--images", str(tmp_path / "films"))
+    short = ("--tasks", "retrieval,zero-shot", "--seeds", "1")
+    assert run(model, tmp_path / "out", *given, *images, *short) == 0
+    printed = capsys.readouterr().out
+    assert "retrieval skipped: it needs two classes or more" in printed
+    assert f"{kind}, 8 test images" in printed
+    assert "threshold chosen on 4 other images" in printed
+    assert "segmentation" not in results(tmp_path / "out")["skipped"]
+
+
+def write_dicom(path, pixels):
+    """A radiograph of 8 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = pixels.astype("u1").tobytes()
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "detection"], "tasks must be of retrieval, zero-shot"),
+        (["--format", "csv"], "--format csv needs --data"),
+        (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
+        (["--data", "x.csv"], "--format csv needs --classes"),
+        (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
+        (["--classes", "Edema"], "classes is not for --format phantom"),
+        (["--seeds", "0"], "seeds must be at least 1; got 0"),
+        (["--format", "rsna", "--data", "x.csv", "--images", "."], "x.csv does not exist"),
+    ],
+)
+def test_wrong_options(model, tmp_path, capsys, options, message):
+    assert run(model, tmp_path / "out", *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_percents_and_models(model, tmp_path, capsys):
+    assert run(model, tmp_path / "out", "--fractions", "0,10") == 2
+    assert "must each be above 0, at most 100" in capsys.readouterr().err
+    assert run(model, tmp_path / "out", "--fractions", "some") == 2
+    assert run(tmp_path / "none", tmp_path / "out") == 1
+    assert "is no saved model" in capsys.readouterr().err
+
+
+def test_the_code_and_the_commands_of_the_page(capsys):
+    """Its Python runs; its commands' options are ours."""
+    page = (Path(gloria.__file__).parents[1] / "docs" / "evaluate.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "evaluate.md", "exec"), {"__name__": "docs"})
+    assert "| untrained, both |" in capsys.readouterr().out
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", "")
+    for command in commands.splitlines():
+        words = command.split()
+        assert words[:2] == ["gloria", "evaluate"]
+        evaluate._check(parser.parse_args(words[2:]))

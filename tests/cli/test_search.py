@@ -1,0 +1,122 @@
+"""`gloria search`: what it prints, what it keeps, what it refuses."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+import gloria
+from gloria.cli import main
+from gloria.data.phantom import PhantomDataset
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """Eight films, and two saved models."""
+    folder = tmp_path_factory.mktemp("disk")
+    (folder / "films").mkdir()
+    items = list(PhantomDataset("test", count=8))
+    for number, item in enumerate(items):
+        Image.fromarray(item.image).save(folder / "films" / f"{number}.png")
+    for seed, name in enumerate(("model", "other")):
+        with isolated(seed):
+            model = small_model([item.report for item in items])
+        gloria.save_model(model, folder / name)
+    return folder
+
+
+@pytest.fixture
+def search(disk, capsys):
+    def search(*more, model="model", images=None, size=("--image-size", "64")):
+        images = images or disk / "films"
+        where = ["--model", disk / model, "--images", images, *size, "--device", "cpu"]
+        code = main(["search", "edema", *map(str, [*where, *more])])
+        return code, *capsys.readouterr()
+
+    return search
+
+
+@pytest.fixture
+def films(disk, tmp_path):
+    """A copy of the films, for a test to change."""
+    return shutil.copytree(disk / "films", tmp_path / "films")
+
+
+def test_prints_the_best_with_rank_score_and_path(search, disk):
+    code, shown, told = search("--top", "3", "--quiet")
+    assert (code, told) == (0, "")
+    rows = [line.split() for line in shown.splitlines()]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    scores = [float(row[1]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all((disk / "films").samefile(row[2].rpartition("/")[0]) for row in rows)
+
+
+def test_json_is_the_same_ranking(search):
+    _, shown, _ = search("--top", "4", "--quiet")
+    code, report, _ = search("--top", "4", "--quiet", "--json")
+    report = json.loads(report)
+    assert code == 0
+    assert report["text"] == "edema"
+    assert report["similarity"] == "both"
+    assert (report["searched"], report["encoded"], report["broken"]) == (8, 8, [])
+    rows = [line.split() for line in shown.splitlines()]
+    assert [str(each["rank"]) for each in report["found"]] == [row[0] for row in rows]
+    assert [each["path"] for each in report["found"]] == [row[2] for row in rows]
+    assert [f"{each['score']:.4f}" for each in report["found"]] == [row[1] for row in rows]
+
+
+def test_a_cache_saves_the_encoding_and_changes_nothing(search, tmp_path):
+    cached = ["--cache", tmp_path / "cache"]
+    _, first, told = search(*cached)
+    assert "8 images searched, 8 of them encoded now" in told
+    code, second, told = search(*cached)
+    assert code == 0
+    assert "8 images searched, 0 of them encoded now" in told
+    assert first == second == search("--quiet")[1]
+
+
+def test_a_cache_of_another_model_is_refused(search, tmp_path):
+    cached = ["--cache", tmp_path / "cache", "--quiet"]
+    assert search(*cached)[0] == 0
+    code, shown, told = search(*cached, model="other")
+    assert (code, shown) == (1, "")
+    assert "has features of another model" in told
+    code, shown, told = search(*cached, size=("--image-size", "32"))
+    assert (code, shown) == (1, "")
+    assert "image_size was [64, 64], is [32, 32]" in told
+    assert search(*cached)[0] == 0
+
+
+def test_broken_images_are_named_and_counted(search, films):
+    (films / "3.png").write_bytes(b"no image")
+    (films / "empty.png").write_bytes(b"")
+    code, shown, told = search("--quiet", images=films)
+    assert code == 0
+    assert len(shown.splitlines()) == 7
+    assert f"image {films / '3.png'} can't be read" in told
+    assert f"image {films / 'empty.png'} can't be read" in told
+    assert "2 of 9 images can't be read and are left out" in told
+    report = json.loads(search("--quiet", "--json", images=films)[1])
+    assert len(report["broken"]) == 2
+
+
+def test_wrong_use_is_one_line(search, disk, tmp_path):
+    for arguments, message in (
+        (["--top", "20", "--shortlist", "5"], "shortlist must be at least top, 20; got 5"),
+        (["--top", "0"], "top must be at least 1"),
+        (["--images", tmp_path / "none"], "none is no folder"),
+        (["--images", tmp_path], "holds no image"),
+        (["--model", tmp_path], "is no saved model"),
+        (["--cache", disk / "films"], "must be empty, or hold features"),
+    ):
+        code, shown, told = search("--quiet", *arguments)
+        assert (code, shown) == (1, "")
+        assert message in told
+        assert len(told.splitlines()) == 1
+    code, _, told = search("--quiet", size=())
+    assert code == 1
+    assert "image-size must be given: this model takes any" in told

@@ -1,0 +1,111 @@
+"""What the tasks are evaluated on: disjoint, of one class each, honest about what is missing."""
+
+import numpy as np
+import pytest
+
+from gloria.data import Radiographs, Record
+from gloria.data.chest_prompts import CHEST_PROMPTS
+from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
+from gloria.data.transfer import PHANTOM_NOTE, TransferData, draw_patients
+
+CLASSES = ("Edema", "Cardiomegaly")
+
+
+@pytest.fixture
+def radiographs(write_image, tmp_path):
+    """Forty images of twenty patients, with what is asked for."""
+
+    def radiographs(classes=CLASSES, *, report="Edema.", masks=False):
+        file = write_image(tmp_path / "film.png")
+        mask = (lambda height, width: np.ones((height, width), bool)) if masks else None
+        records = [
+            Record(
+                id=f"image{number}",
+                path=file,
+                where=f"row {number}",
+                patient=f"patient{number // 2}",
+                report=report,
+                labels=tuple(int((number // 2) % 3 == k) for k in range(len(classes))),
+                mask=mask,
+            )
+            for number in range(40)
+        ]
+        return Radiographs(records, classes=classes, size=(8, 8))
+
+    return radiographs
+
+
+def test_phantoms_have_all_four_tasks_and_say_what_they_are():
+    drawn = []
+    data = TransferData.phantoms(seed=3, train=6, val=4, test=5, per_class=2, progress=drawn.append)
+    assert sum(drawn) == 25
+    assert not data.missing
+    assert data.note == PHANTOM_NOTE
+    assert [len(each) for each in data.labelled] == [len(each) for each in data.masked] == [6, 4, 5]
+    test = list(PhantomDataset("test", count=5, seed=3))
+    assert (data.labelled.test.labels == [item.labels for item in test]).all()
+    assert data.masked.test[4].mask[0].numpy().tolist() == test[4].masks[5].tolist()
+    labels = data.gallery.labels[:, : len(RETRIEVAL_CLASSES)]
+    assert labels.argmax(1).tolist() == [0, 1, 2, 3, 4] * 2
+    assert set(data.classes) <= set(data.prompts)
+    small = TransferData.phantoms(train=1, val=1, test=1, per_class=1, size=32)
+    assert small.masked.val[0].image.shape == (1, 32, 32)
+
+
+def test_patients_are_in_one_split_only_and_all_of_them_are(radiographs):
+    splits = draw_patients(radiographs(), seed=0)
+    patients = [set(each.patients) for each in splits]
+    assert not patients[0] & patients[1] | patients[0] & patients[2] | patients[1] & patients[2]
+    assert [len(each) for each in patients] == [14, 2, 4]
+    assert draw_patients(radiographs(), seed=0).test.ids == splits.test.ids
+    assert draw_patients(radiographs(), seed=1).test.ids != splits.test.ids
+
+
+def test_the_gallery_is_drawn_of_test_images_that_show_one_class_only(radiographs):
+    splits = draw_patients(radiographs(), seed=0)
+    data = TransferData.of_radiographs("films", splits, CHEST_PROMPTS, per_class=2)
+    assert (data.gallery.labels.sum(1) == 1).all()
+    assert data.gallery.labels.sum(0).tolist() == [2, 2]
+    assert set(data.gallery.ids) <= set(splits.test.ids)
+    assert data.missing == {"segmentation": "the images have no masks"}
+    assert list(data.prompts) == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (
+            {"classes": ("Pneumothorax",), "masks": True, "report": ""},
+            {"retrieval": "it needs two classes or more"},
+        ),
+        ({"report": "", "masks": True}, {"retrieval": "the images have no reports"}),
+        (
+            {"classes": ("Edema", "Gout"), "masks": True},
+            {"zero-shot": "there are no prompts for Gout"},
+        ),
+        (
+            {"classes": (*CLASSES, "Pneumonia", "Fracture"), "masks": True},
+            dict.fromkeys(
+                ("retrieval", "zero-shot"),
+                "a class has no test image that shows it and nothing else",
+            ),
+        ),
+        (
+            {"classes": (), "masks": True},
+            dict.fromkeys(("retrieval", "zero-shot", "classification"), "the data have no labels"),
+        ),
+    ],
+)
+def test_what_the_data_do_not_permit_is_said(radiographs, given, missing):
+    splits = draw_patients(radiographs(**given), seed=0)
+    prompts = {**CHEST_PROMPTS, "Fracture": CHEST_PROMPTS["Edema"]}
+    assert TransferData.of_radiographs("films", splits, prompts).missing == missing
+
+
+def test_the_fingerprint_is_of_labels_and_reports(radiographs):
+    prints = {
+        TransferData.of_radiographs("f", draw_patients(data, seed=seed), {}).fingerprint()
+        for data in (radiographs(), radiographs(report="No edema."))
+        for seed in (0, 1, 0)
+    }
+    assert len(prints) == 4

@@ -1,0 +1,37 @@
+"""docs/zero-shot.md: its code runs, its file is one."""
+
+import re
+from pathlib import Path
+
+import gloria
+from gloria.data import read_prompts
+from gloria.data.phantom import PhantomDataset
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
+
+PAGE = (Path(gloria.__file__).parents[1] / "docs" / "zero-shot.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_the_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    with isolated(0):
+        model = small_model([item.report for item in PhantomDataset("train", count=60)])
+    gloria.save_model(model, "runs/demo/model")
+    names = {"__name__": "docs"}
+    for code in blocks("python"):
+        exec(compile(code, "zero-shot.md", "exec"), names)
+    assert names["scores"].shape == names["probabilities"].shape == names["labels"].shape
+    assert names["thresholds"].undefined == []
+    assert "['pneumothorax', 'pneumothorax on the left'" in capsys.readouterr().out
+
+
+def test_the_file_is_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text(*blocks("yaml"))
+    prompts = read_prompts(tmp_path / "mine.yaml")["Pneumothorax"]
+    assert len(prompts.prompts) == 1 + 3 * 2 * 2
+    assert prompts.negative_prompts == ["no pneumothorax"]

@@ -1,0 +1,37 @@
+"""docs/classification.md: its code runs, on phantoms and on files in CheXpert's format."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import gloria
+from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
+from gloria.data.phantom import FINDINGS
+
+PAGE = (Path(gloria.__file__).parents[1] / "docs" / "classification.md").read_text()
+
+
+def test_the_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        path = f"CheXpert-v1.0-small/train/patient{number:05}/study1/view1_frontal.jpg"
+        Path(path).parent.mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (24, 20), np.uint8)).save(path)
+        shown = {COMPETITION_CLASSES[number % 5]: "1.0", COMPETITION_CLASSES[number % 3]: "-1.0"}
+        rows.append([path, *(shown.get(name, "") for name in CLASSES)])
+    with Path("CheXpert-v1.0-small/train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["Path", *CLASSES], *rows])
+
+    names = {"__name__": "docs"}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(code, "classification.md", "exec"), names)
+    assert names["result"]["classes"] == list(FINDINGS)
+    assert list(names["result"]["rows"]["random"]) == ["10%", "100%"]
+    assert (names["data"].labels == -1).any()
+    assert [len(names[split]) for split in ("train", "validation", "test")] == [48, 6, 6]
+    assert "10% 0." in capsys.readouterr().out

@@ -1,0 +1,200 @@
+"""The four tasks, held to the functions they are made of."""
+
+import json
+from statistics import mean
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gloria.data import Radiographs, Record
+from gloria.data.chest_prompts import CHEST_PROMPTS
+from gloria.data.phantom import PhantomDataset
+from gloria.data.transfer import TASKS, Splits, TransferData
+from gloria.errors import DataError, OptionError
+from gloria.evaluation.classification import choose_thresholds, multilabel_metrics
+from gloria.evaluation.features import encode_images
+from gloria.evaluation.phantoms import evaluate_gallery
+from gloria.evaluation.tables import as_text
+from gloria.evaluation.zero_shot import zero_shot_probabilities
+from gloria.training.classification import ClassifierRecipe
+from gloria.training.randomness import isolated
+from gloria.training.segmentation import SegmentationRecipe
+from gloria.training.small import small_model
+from gloria.training.transfer import (
+    TransferSettings,
+    count_work,
+    evaluate_task,
+    transfer_table,
+)
+
+SETTINGS = TransferSettings(
+    fractions=(0.5, 1.0),
+    seeds=2,
+    resamples=40,
+    classification=ClassifierRecipe(steps=8, validate_every=4),
+    segmentation=SegmentationRecipe(steps=2, batch_size=4, validate_every=2),
+    width=16,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return TransferData.phantoms(train=24, val=24, test=40, per_class=4)
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    with isolated(0):
+        return small_model(data.labelled.train.reports).eval()
+
+
+@pytest.fixture(scope="module")
+def reports(model, data):
+    """Every task's report, through JSON, and the work it reported."""
+    found = {}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for task in TASKS:
+        done = []
+        report = evaluate_task(task, model, data, SETTINGS, progress=done.append)
+        found[task] = json.loads(json.dumps(report, allow_nan=False))
+        assert sum(done) == count_work(task, data, SETTINGS)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    return found
+
+
+def test_retrieval_and_zero_shot_are_those_of_the_demo(reports, model):
+    expected = evaluate_gallery(model, list(PhantomDataset("test_5x4")))
+    both = reports["retrieval"]["rows"]["both"]
+    assert [cell and cell["value"] for cell in both] == [
+        pytest.approx(expected["image_to_text"][5]),
+        pytest.approx(expected["image_to_text"][10]),
+        None,  # the gallery has 20
+    ]
+    details = reports["retrieval"]["details"]
+    assert details["both"]["text_to_image"]["precision@5"] == pytest.approx(
+        expected["text_to_image"][5]
+    )
+    assert set(details) == {"global", "local", "both"}
+    accuracy = reports["zero-shot"]["rows"][""][0]
+    assert accuracy["value"] == pytest.approx(expected["zero_shot_accuracy"])
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+
+
+def test_the_supervised_tasks_rows_are_the_means_over_draws(reports):
+    for task, row, figure in (
+        ("classification", "", lambda run: run["auroc"]),
+        ("segmentation", "positives", lambda run: run["test"]["dice_positives"]),
+        ("segmentation", "all images", lambda run: run["test"]["dice_all"]),
+    ):
+        report = reports[task]
+        shares = report["details"]["rows"]["model"]
+        assert report["columns"] == list(shares) == ["50%", "100%"]
+        for number, share in enumerate(shares.values()):
+            runs = [figure(run) for run in share["runs"]]
+            assert len(runs) == 2
+            cell = report["rows"][row][number]
+            assert cell["value"] == pytest.approx(mean(runs))
+            assert cell["low"] <= cell["high"]
+            spread = report["rows"][f"{row}, over 2 draws of labels".removeprefix(", ")][number]
+            assert spread["mean"] == pytest.approx(mean(runs))
+            assert spread["sd"] == pytest.approx(np.std(runs, ddof=1))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_table_shows_every_model_with_what_was_published_apart(reports, task):
+    table = transfer_table(task, {"mine": reports[task], "yours": reports[task]})
+    assert len(table.rows) == 2 * len(reports[task]["rows"])
+    assert all(name.startswith(("mine", "yours")) for name in table.rows)
+    text = as_text(table)
+    assert "phantoms" in text
+    assert text.index("yours") < text.index("not comparable") < text.index("GLoRIA, ICCV")
+
+
+def test_the_seed_decides(model, data):
+    for task in ("zero-shot", "classification"):
+        first, again = (evaluate_task(task, model, data, SETTINGS) for _ in range(2))
+        assert first == again
+
+
+def test_batches_do_not_change_a_figure(model, data, reports):
+    small = TransferSettings(resamples=2, batch_size=3)
+    found = evaluate_task("retrieval", model, data, small)["details"]
+    for kind, expected in reports["retrieval"]["details"].items():
+        for direction, figures in expected.items():
+            assert found[kind][direction] == pytest.approx(figures, abs=1e-5)
+
+
+@pytest.fixture
+def pneumothorax(tmp_path):
+    """Phantoms as a data set with one class and masks, as SIIM is."""
+
+    def split(name, count):
+        records = []
+        for number, item in enumerate(PhantomDataset(name, count=count)):
+            path = tmp_path / f"{name}{number}.png"
+            Image.fromarray(item.image).save(path)
+            records.append(
+                Record(
+                    id=path.stem,
+                    path=path,
+                    where=path.name,
+                    labels=(int(item.labels[5]),),
+                    mask=lambda height, width, mask=item.masks[5]: mask,
+                )
+            )
+        return Radiographs(records, classes=("Pneumothorax",), size=(64, 64))
+
+    splits = Splits(split("train", 12), split("val", 24), split("test", 24))
+    return TransferData.of_radiographs("films", splits, CHEST_PROMPTS)
+
+
+def test_one_class_is_told_by_pairs_of_prompts_and_thresholds_of_validation(model, pneumothorax):
+    report = evaluate_task("zero-shot", model, pneumothorax, SETTINGS)
+    prompts = {"Pneumothorax": CHEST_PROMPTS["Pneumothorax"]}
+    scores, labels = {}, {}
+    for name in ("val", "test"):
+        items = getattr(pneumothorax.labelled, name)
+        images = encode_images(model, [items[k].image for k in range(len(items))])
+        scores[name] = zero_shot_probabilities(model, images, prompts)
+        labels[name] = torch.as_tensor(items.labels)
+    thresholds = choose_thresholds(scores["val"], labels["val"])
+    expected = multilabel_metrics(scores["test"], labels["test"], thresholds)
+    cells = dict(zip(report["columns"], report["rows"][""], strict=True))
+    for column, name in (("Acc", "accuracy"), ("Sens", "sensitivity"), ("F1", "f1")):
+        assert cells[column]["value"] == pytest.approx(expected[name]["mean"])
+    assert count_work("zero-shot", pneumothorax, SETTINGS) == 48
+
+
+def test_masks_of_a_data_set_on_disk_are_segmented(model, pneumothorax):
+    settings = TransferSettings(
+        fractions=(1.0,),
+        seeds=1,
+        resamples=5,
+        segmentation=SETTINGS.segmentation,
+        width=16,
+    )
+    report = evaluate_task("segmentation", model, pneumothorax, settings)
+    assert list(report["rows"]) == ["positives", "all images"]
+    assert "Pneumothorax" in report["protocol"]
+    assert "one draw of labels" in report["protocol"]
+
+
+def test_settings_are_told_alike_in_every_process():
+    """A function's address would make a run that goes on another one."""
+    described = SETTINGS.description()
+    assert json.loads(json.dumps(described)) == described
+    assert "0x" not in json.dumps(described)
+    assert "focal_log_dice" in described["segmentation"]["loss"]
+    assert TransferSettings(workers=3).description() == TransferSettings().description()
+    assert TransferSettings(seeds=1).description() != TransferSettings().description()
+
+
+def test_what_can_not_be_evaluated_says_why(model, data, pneumothorax):
+    with pytest.raises(OptionError, match="task must be one of 'retrieval'"):
+        evaluate_task("detection", model, data)
+    with pytest.raises(DataError, match="retrieval can't be evaluated on films: it needs two cl"):
+        evaluate_task("retrieval", model, pneumothorax)
+    with pytest.raises(OptionError, match="seeds must be at least 1"):
+        TransferSettings(seeds=0)
