@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -29,6 +30,7 @@ TARGETS = {
     "sm100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+KIND = {"bf16": torch.bfloat16, "fp32": torch.float32}
 REGIONS = (49, 196, 361, 1024, 4096)
 
 INTEGERS = {"starts_ptr", "word_of_column_ptr", "column_of_word_ptr"}
@@ -127,7 +129,8 @@ def widths(ptx: str, function: triton.JITFunction) -> list[int]:
 def matching(machine: str, dtype: str) -> Iterator[Job]:
     """The kernels of all regions at each of their widths, and those of some regions."""
     seen = []
-    for blocks in map(backend.choose_blocks, REGIONS):
+    for regions in REGIONS:
+        blocks = backend.choose_blocks(regions, KIND[dtype])
         for name, launch in blocks._asdict().items():
             for over_words in (False,) if name == "cosine" else (False, True):
                 constants = {

@@ -52,7 +52,7 @@ TOLERANCE = {
 def small_blocks(monkeypatch):
     """Few words and regions at a time, so that any text takes several."""
     launches = [Launch(64, 2, 1, 1)] * 2 + [Launch(16, 2, 1, 1)] * 2
-    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(*launches))
+    monkeypatch.setattr(triton, "choose_blocks", lambda *_: Blocks(*launches))
 
 
 def options(attention="regions", temperature=0.25, budget=2**26):
