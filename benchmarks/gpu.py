@@ -378,8 +378,8 @@ def tuning(sizes: Sizes) -> dict[str, Any]:
             best = backend.Blocks(*(backend.Launch(*min(some)[1:]) for some in rows.values()))
             fastest[best.attend.regions] = best
     usual = backend.choose_blocks
-    backend.choose_blocks = lambda regions: fastest.get(  # type: ignore[assignment]
-        usual(regions).attend.regions, usual(regions)
+    backend.choose_blocks = lambda regions, *kind: fastest.get(  # type: ignore[assignment]
+        usual(regions).attend.regions, usual(regions, *kind)
     )
     return found | {"used": {width: best._asdict() for width, best in fastest.items()}}
 

@@ -199,12 +199,12 @@ def local_similarity(
         >>> local_similarity(regions, words, word_mask).shape
         torch.Size([2, 3])
     """
+    check_choice("product", product, PRODUCTS)
+    _check_local(regions, words, word_mask, region_mask)
     budget = memory_budget_on(regions.device.type, memory_budget)
     options = MatchingOptions(
         attention, attention_temperature, match_temperature, aggregation, budget
     )
-    check_choice("product", product, PRODUCTS)
-    _check_local(regions, words, word_mask, region_mask)
     engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
     with full_precision(regions):
         inputs = _matching_inputs(
@@ -330,9 +330,9 @@ def max_similarity(
     check_choice("maximum_over", maximum_over, MAXIMA_OVER)
     check_choice("reduction", reduction, MAXIMUM_REDUCTIONS)
     check_choice("product", product, PRODUCTS)
+    _check_local(regions, words, word_mask, region_mask)
     memory_budget = memory_budget_on(regions.device.type, memory_budget)
     check_integer("memory_budget", memory_budget, 1)
-    _check_local(regions, words, word_mask, region_mask)
     by_word = maximum_over == "regions"
     queries, keys = (words, regions) if by_word else (regions, words)
     engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(queries, keys), backend)

@@ -25,7 +25,14 @@ from gloria.functional import (
     local_contrastive_loss,
     local_similarity,
 )
-from gloria.matching import ATTENTION_VARIANTS, WORD_AGGREGATIONS, explain_backends
+from gloria.losses import LocalContrastiveLoss
+from gloria.matching import (
+    ATTENTION_VARIANTS,
+    WORD_AGGREGATIONS,
+    choose_backend,
+    explain_backends,
+)
+from gloria.matching.problem import memory_budget_on
 
 HALF = (torch.float16, torch.bfloat16)
 ON_CPU = [name for name, reasons in explain_backends().items() if not reasons]
@@ -306,6 +313,41 @@ def test_padding_changes_no_bit_and_gets_no_gradient(make_pairs, content, sizes,
     _, regions_gradient, words_gradient = after
     assert regions_gradient[~region_mask].eq(0).all()
     assert words_gradient[~word_mask].eq(0).all()
+
+
+@products
+@attention_variants
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_no_backend_sees_nan_in_masked_words(make_pairs, backend, attention, product):
+    """Some do without zeros there: they must not read what stands there instead."""
+    pairs = make_pairs(3, 4, 10, 9, 6, dtype=torch.float32)
+    filled = pairs._replace(words=pairs.words.masked_fill(~pairs.word_mask[..., None], math.nan))
+    options = {"backend": backend, "attention": attention, "product": product}
+    before = with_gradients(local_similarity, *pairs, **options)
+    after = with_gradients(local_similarity, *filled, **options)
+    for one, other in zip(before, after, strict=True):
+        assert one.isfinite().all()
+        assert torch.equal(one, other)
+    assert after[2][~pairs.word_mask].eq(0).all()
+
+
+def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, monkeypatch):
+    assert memory_budget_on("cpu", None) == 128 * 2**20
+    assert {memory_budget_on(each, None) for each in ("cuda", "mps", "xpu")} == {512 * 2**20}
+    assert memory_budget_on("cpu", 7) == memory_budget_on("cuda", 7) == 7
+    asked = []
+
+    def note(problem, backend):
+        asked.append(problem.options.memory_budget)
+        return choose_backend(problem, backend)
+
+    monkeypatch.setattr("gloria.functional.choose_backend", note)
+    pairs = make_pairs(2, 2, 5, 4, 3)
+    for budget in (None, 5):
+        local_similarity(*pairs, memory_budget=budget)
+        local_contrastive_loss(*pairs, memory_budget=budget)
+        LocalContrastiveLoss(memory_budget=budget)(*pairs)
+    assert asked == 3 * [128 * 2**20] + 3 * [5]
 
 
 @given(sizes=sizes, options=matching_options, seed=seeds, more=st.integers(1, 9))

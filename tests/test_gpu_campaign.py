@@ -39,7 +39,8 @@ def test_every_stage_runs_and_is_written_down(tmp_path):
         > report["timings"]["small"]["roofline"]["fwdbwd"]
     )
     assert {row["pairs"] for row in report["scaling"]} == {2, 3}
-    assert len(report["tuning"]) == 2
+    assert len(report["tuning"]) == 3  # two attentions, and what of them is used
+    assert report["tuning"]["used"]
     assert report["profile"]
     assert set(report["hard_max"]["small"]) >= {"einops", "chunked", "triton"}
     assert {"memory", "largest", "contrastive", "sanitizer"} < set(report)

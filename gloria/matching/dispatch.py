@@ -6,8 +6,9 @@
 | `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere; it runs everything |
 | `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`  |
 
-A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``
-and ``TAKES_HALF_PRECISION``. A backend that was named and cannot run raises with all its reasons.
+A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``,
+``TAKES_HALF_PRECISION`` and ``READS_MASKED_WORDS``. A backend that was named and cannot run raises
+with all its reasons.
 """
 
 from __future__ import annotations

@@ -97,11 +97,12 @@ class Blocks(NamedTuple):
     score_gradient: Launch
 
 
-def choose_blocks(regions: int) -> Blocks:
+def choose_blocks(regions: int, kind: torch.dtype = torch.bfloat16) -> Blocks:
     """The blocks for images of so many regions; how many images and texts changes nothing.
 
     Measured on an H200 (``triton.md``): 16 numbers of each tensor in a thread, and one warp, for
-    which a sum over a text's words never leaves a thread.
+    which a sum over a text's words never leaves a thread. Where compilers would spill registers,
+    it is fewer words (the cosine of wide images) or stages (the score gradient in float32).
     """
     width = 128
     while width < regions:
@@ -109,9 +110,9 @@ def choose_blocks(regions: int) -> Blocks:
     words = max(1, 512 // width)
     return Blocks(
         attend=Launch(width, words, max(1, width // 1024), 3),
-        cosine=Launch(width, 8, max(1, width // 128), 1),
+        cosine=Launch(width, 8 if width < 1024 else 4, max(1, width // 128), 1),
         attend_again=Launch(128, 4, 1, 3),
-        score_gradient=Launch(128, 4, 1, 3),
+        score_gradient=Launch(128, 4, 1, 3 if kind.itemsize == 2 else 2),
     )
 
 
@@ -211,10 +212,10 @@ class Matcher:
         self.columns = len(self.packed.words)
         self.over_words = attention == "words_then_regions"
         self.inverse_temperature = 1 / temperature
-        self.blocks = choose_blocks(self.padded)
         # what is kept between kernels: float16 has not the range for squares and gradients
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32
+        self.blocks = choose_blocks(self.padded, self.kind)
         element = self.columns * self.padded
         square = self.padded**2
         size = self.kind.itemsize

@@ -1,11 +1,12 @@
 """Compile every kernel in its default configurations for GPUs that need not be here; JSON.
 
-Two at a time. One entry per compilation: the matrix instruction found, bytes of shared memory,
-registers, spilled bytes or registers.
+Two at a time. One entry per compilation: bytes of shared memory, registers, spilled bytes or
+registers, and on NVIDIA the widths in bytes of what reads and writes tiles.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import re
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -28,25 +30,24 @@ TARGETS = {
     "sm100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "v_mfma")
+KIND = {"bf16": torch.bfloat16, "fp32": torch.float32}
+REGIONS = (49, 196, 361, 1024, 4096)
 
-INTEGERS = {
-    "counts_ptr", "starts_ptr", "windows_ptr", "sizes_ptr", "word_of_column_ptr",
-    "column_of_word_ptr",
-}  # fmt: skip
-INPUTS = {"regions_ptr", "words_ptr", "packed_ptr", "gradient_ptr"}
-KEPT = {"weights_ptr", "score_gradient_ptr", "softmax_ptr", "gram_ptr"}
-WHOLE = {"dim", "packed_dim", "gram_width"}
-"""Always multiples of 16, as the launcher finds out too."""
+INTEGERS = {"starts_ptr", "word_of_column_ptr", "column_of_word_ptr"}
+MASKS = {"mask_ptr", "region_mask_ptr"}
+KEPT = {"weights_ptr", "attended_ptr", "gradient_ptr", "curved_ptr"}
+"""What stands between kernels: bfloat16 for either half type."""
+INPUTS = {"words_ptr", "packed_ptr"}
+WHOLE = {"dim", "packed_dim"}
+"""Sizes that are compiled for: multiples of 16, as the launcher finds out too."""
 
-Job = tuple[str, str, str, dict[str, Any], int, int]
-"""Machine, kernel, dtype, constants, warps, stages."""
+Job = tuple[str, str, str, dict[str, Any], int]
+"""Machine, kernel, dtype, constants, warps."""
 
 
-def describe(machine: str, name: str, dtype: str, constants: dict, warps: int, stages: int) -> dict:
+def describe(machine: str, name: str, dtype: str, constants: dict, warps: int) -> dict:
     """One kernel, compiled."""
     kernel = getattr(kernels, name)
-    constants = {key: constants[key] for key in kernel.arg_names if key in constants}
     signature = {
         argument: "constexpr" if argument in constants else type_of(argument, dtype)
         for argument in kernel.arg_names
@@ -59,7 +60,7 @@ def describe(machine: str, name: str, dtype: str, constants: dict, warps: int, s
     result = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=TARGETS[machine],
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps},
     )
     text = result.asm.get("ptx") or result.asm["amdgcn"]
     registers, spilled = resources(result, text)
@@ -68,22 +69,23 @@ def describe(machine: str, name: str, dtype: str, constants: dict, warps: int, s
         "kernel": name,
         "dtype": dtype,
         "constants": constants,
-        "instruction": next((i for i in reversed(INSTRUCTIONS) if i in text), None),
         "shared": result.metadata.shared,
         "registers": registers,
         "spilled": spilled,
+        "reads": widths(text, kernels.read),
+        "writes": widths(text, kernels.write),
     }
 
 
 def type_of(argument: str, dtype: str) -> str:
     if argument in INTEGERS:
         return "*i32"
+    if argument in MASKS:
+        return "*i1"
     if argument in INPUTS:
         return f"*{dtype}"
     if argument in KEPT:
         return "*fp32" if dtype == "fp32" else "*bf16"
-    if argument in ("mask_ptr", "region_mask_ptr"):
-        return "*i1"
     if argument == "inverse_temperature":
         return "fp32"
     return "*fp32" if argument.endswith("_ptr") else "i32"
@@ -110,51 +112,58 @@ def resources(result: triton.compiler.CompiledKernel, text: str) -> tuple[int, i
     return registers, stack + local
 
 
-def matching(
-    machine: str, dtype: str, over_words: bool, blocks: backend.Blocks, precision: str = "ieee"
-) -> Iterator[Job]:
-    """The four kernels that multiply."""
-    for name in ("attend", "cosine", "attend_again", "score_gradient"):
-        launch = getattr(blocks, name)
-        constants = {
-            "HAS_REGION_MASK": True,
-            "OVER_WORDS": over_words,
-            "RUNNING_MAX": not over_words,
-            "REGIONS": launch.regions,
-            "WIDTH": blocks.width,
-            "DIM": blocks.inner,
-            "INNER": blocks.inner,
-            "PRECISION": precision,
-        }
-        yield machine, name, dtype, constants, launch.warps, launch.stages
+def widths(ptx: str, function: triton.JITFunction) -> list[int]:
+    """Bytes at a time of the global memory accesses that come from the lines of a function."""
+    lines, first = inspect.getsourcelines(function.fn)
+    found, inside = set(), False
+    for line in ptx.splitlines():
+        if place := re.match(r"\s*\.loc\s+\d+ (\d+)", line):
+            inside = first <= int(place[1]) < first + len(lines)
+        elif inside and (copy := re.search(r"cp\.async\.c.*\], (0x\w+)", line)):
+            found.add(int(copy[1], 16))
+        elif inside and (access := re.search(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.b(\d+)", line)):
+            found.add(int(access[1] or 1) * int(access[2]) // 8)
+    return sorted(found)
 
 
-def packing(machine: str, dtype: str) -> Iterator[Job]:
+def matching(machine: str, dtype: str) -> Iterator[Job]:
+    """The kernels of all regions at each of their widths, and those of some regions."""
+    seen = []
+    for regions in REGIONS:
+        blocks = backend.choose_blocks(regions, KIND[dtype])
+        for name, launch in blocks._asdict().items():
+            for over_words in (False,) if name == "cosine" else (False, True):
+                constants = {
+                    "MASKED": True,
+                    "OVER_WORDS": over_words,
+                    "WORDS": launch.words,
+                    "REGIONS": launch.regions,
+                    "STAGES": launch.stages,
+                }
+                arguments = getattr(kernels, name).arg_names
+                constants = {key: constants[key] for key in arguments if key in constants}
+                job = machine, name, dtype, constants, launch.warps
+                if job not in seen:
+                    seen.append(job)
+                    yield job
+
+
+def small(machine: str, dtype: str) -> Iterator[Job]:
     """The small ones around them, in Triton's default arrangement."""
     for name, constants in (
-        ("place_texts", {"OVER_WORDS": True, "WIDTH": 128, "BLOCK": 1024}),
-        ("place_texts", {"OVER_WORDS": False, "WIDTH": 128, "BLOCK": 1024}),
-        ("pack_words", {"WORDS": 16, "DIM": 128}),
+        ("pack_words", {"WORDS": 16, "DIM": 256}),
         ("unpack_word_gradient", {"WORDS": 16, "DIM": 128}),
         ("differentiate_cosine", {"BLOCK": 256}),
     ):
-        yield machine, name, dtype, constants, 4, 3
+        yield machine, name, dtype, constants, 4
 
 
 def jobs() -> Iterator[Job]:
-    """Half precision everywhere; float32 where products need most registers, and on ROCm."""
-    for (machine, over_words), blocks in backend.TALL.items():
-        yield from matching(machine, "bf16", over_words, blocks)
+    """Half precision and float32 everywhere."""
     for machine in TARGETS:
-        yield from matching(machine, "bf16", True, backend.SHORT[machine])
-        yield from packing(machine, "bf16")
-    for machine in ("sm80", "gfx942"):
-        yield from matching(machine, "bf16", True, backend.WIDE[machine])
-        yield from matching(machine, "fp32", True, backend.FULL[128])
-    yield from matching("sm90", "fp16", True, backend.TALL["sm90", True])
-    yield from matching("sm80", "fp32", True, backend.FULL[64])
-    yield from matching("sm80", "fp32", True, backend.FULL[64], "tf32")
-    yield from packing("sm80", "fp32")
+        for dtype in ("bf16", "fp32"):
+            yield from matching(machine, dtype)
+            yield from small(machine, dtype)
 
 
 if __name__ == "__main__":

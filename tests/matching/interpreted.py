@@ -52,7 +52,7 @@ TOLERANCE = {
 def small_blocks(monkeypatch):
     """Few words and regions at a time, so that any text takes several."""
     launches = [Launch(64, 2, 1, 1)] * 2 + [Launch(16, 2, 1, 1)] * 2
-    monkeypatch.setattr(triton, "choose_blocks", lambda _: Blocks(*launches))
+    monkeypatch.setattr(triton, "choose_blocks", lambda *_: Blocks(*launches))
 
 
 def options(attention="regions", temperature=0.25, budget=2**26):
@@ -207,6 +207,40 @@ def test_the_memory_budget_changes_nothing(attention, small_blocks):
         parts = differentiate(triton, inputs, upstream, options(attention, budget=budget))
         for ours, theirs in zip(parts, whole, strict=True):
             assert error(ours, theirs.double(), 1.0) <= TOLERANCE[torch.float32][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_what_is_kept_is_what_is_computed_again(attention, dtype, small_blocks, monkeypatch):
+    inputs, upstream = draw(3, 2, 20, 9, 8, masked=True, scale=0.3, dtype=dtype)
+    again, attend = [], triton.Matcher.attend
+
+    def spy(self, first, last, shift, **how):
+        again.append(how.get("again", False))
+        return attend(self, first, last, shift, **how)
+
+    monkeypatch.setattr(triton.Matcher, "attend", spy)
+    kept = differentiate(triton, inputs, upstream, options(attention))
+    assert again == [False]
+    again.clear()
+    made = differentiate(triton, inputs, upstream, options(attention, budget=1))
+    assert again == [False] * 3 + [True] * 3
+    assert torch.equal(made[0], kept[0])
+    for ours, theirs in zip(made[1:], kept[1:], strict=True):
+        assert error(ours, theirs.double(), 1.0) <= TOLERANCE[dtype][1] / 2
+
+
+@pytest.mark.parametrize("budget", [1, 2**26])
+@pytest.mark.parametrize("part", ["regions", "words"])
+def test_inputs_that_change_before_the_backward_are_refused(part, budget, small_blocks):
+    inputs, upstream = draw(2, 3, 20, 9, 8)
+    leaves = {name: getattr(inputs, name).requires_grad_() for name in ("regions", "words")}
+    # what is no leaf may be changed in place
+    changing = {name: leaf * 1 for name, leaf in leaves.items()}
+    cosine = triton.word_cosines(inputs._replace(**changing), options(budget=budget))
+    changing[part].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(cosine, list(leaves.values()), upstream.to(cosine.dtype))
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)

@@ -119,15 +119,40 @@ def test_what_fits_the_budget_is_not_computed_again():
 
 
 def test_the_formulas_of_the_kernels():
-    """E = 3·10·7 real pair elements, 2 bytes each; three Gram products of 2·3·10²·16."""
+    """3 images of 10 regions, 7 real words, 16 dim: 3·10·7 pair elements, 3 Gram matrices."""
     cost = count(problem((3, 10, 2, 4, 16), dtype=torch.bfloat16), "triton", 7)
-    gram = 2 * 3 * 10**2 * 16
-    assert cost.forward.operations == 210 * (2 * 16 + 10) + gram
-    assert cost.backward.operations == 2 * 210 * (3 * 16 + 2 * 10) + 2 * gram
-    assert cost.forward.bytes == 2 * ((30 + 7) * 16 + 3 * 7) + 4 * 210
+    scores = pulls = 0
+    for _ in range(3):
+        scores += 2 * 7 * 10 * 16
+        pulls += 2 * 7 * 10 * 10
+    gram = 3 * 2 * 10 * 10 * 16
+    assert cost.forward.operations == scores + pulls + gram
+    # the gradient of the Gram matrix, it times regions; score gradient times words, and regions
+    assert cost.backward.operations == pulls + gram + 2 * scores
+    inputs = 2 * ((30 + 7) * 16 + 3 * 7)
+    # float32 scores twice, weights three times, what is attended twice
+    assert cost.forward.bytes == inputs + 210 * (2 * 4 + 3 * 2 + 2 * 2)
+    # scores, weights and attended once, both gradients there and back, and one of them again, ...
+    assert cost.backward.bytes == 2 * inputs + 210 * (4 + 2 * (2 + 2 * 2 + 1 + 1))
     wide = count(problem((3, 10, 2, 4, 16)), "triton", 7)
     assert wide.forward.operations == cost.forward.operations
-    assert wide.forward.bytes == 2 * cost.forward.bytes
+    assert wide.forward.bytes == 2 * inputs + 210 * 4 * 7
+
+
+def test_the_kernels_keep_all_or_nothing():
+    """Two gradients, weights and what is attended; scores; Gram matrices, theirs, and regions'."""
+    of_image = 10 * 7 * (4 + 4 * 2) + 2 * 2 * (10 * 10 + 10 * 16)
+    sizes = (3, 10, 2, 4, 16)
+    kept, again = (
+        count(problem(sizes, budget=budget, dtype=torch.bfloat16), "triton", 7)
+        for budget in (3 * of_image, 3 * of_image - 1)
+    )
+    assert again.forward == kept.forward
+    scores_and_pulls = 3 * 2 * 7 * 10 * (16 + 10) + 3 * 2 * 10 * 10 * 16
+    assert again.backward.operations == kept.backward.operations + scores_and_pulls
+    assert again.memory == kept.memory - 1
+    least = count(problem(sizes, budget=1, dtype=torch.bfloat16), "triton", 7)
+    assert kept.memory - least.memory == 2 * of_image
 
 
 @pytest.mark.parametrize("backend", ["einops", "chunked", "triton"])

@@ -51,16 +51,15 @@ def machine(monkeypatch):
 
 def test_the_reasons_are_named(machine):
     assert triton.reasons_not_supported(PAPER) == []
+    assert triton.reasons_not_supported(PAPER._replace(regions=4096, words=300)) == []
     assert triton.reasons_not_supported(
-        PAPER._replace(dtype=torch.float64, device="mps", words=300, texts=10**6)
+        PAPER._replace(dtype=torch.float64, device="mps", regions=4097, words=2200, texts=10**6)
     ) == [
         "It runs on CUDA and ROCm devices; the tensors are on mps.",
         "It takes float32, bfloat16 and float16; got torch.float64.",
-        "Under 'words_then_regions' it takes at most 256 word positions per text; got 300.",
-        "It counts regions · texts · words of one image in 32 bits; got 361 · 1000000 · 300.",
+        "It takes at most 4096 regions; got 4097.",
+        "It counts the words of all texts in 32 bits; got 1000000 · 2200.",
     ]
-    dense = MatchingOptions("regions", 0.25, 0.2, "max")
-    assert triton.reasons_not_supported(PAPER._replace(words=300, options=dense)) == []
 
 
 @pytest.mark.parametrize(
