@@ -338,8 +338,9 @@ def max_similarity(
     engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(queries, keys), backend)
     with full_precision(regions):
         sides = _matching_inputs(
-            regions, words, word_mask, region_mask, product, engine.TAKES_HALF_PRECISION
-        )
+            regions, words, word_mask, region_mask, product,
+            engine.TAKES_HALF_PRECISION, engine.READS_MASKED_TOKENS, engine.READS_MASKED_TOKENS,
+        )  # fmt: skip
         inputs = (
             MaxSimInputs(sides.words, sides.regions, word_mask, region_mask)
             if by_word
@@ -928,13 +929,20 @@ def _matching_inputs(
     product: Product,
     keep_half_precision: bool = False,
     masked_words_are_read: bool = True,
+    masked_regions_are_read: bool = True,
 ) -> MatchingInputs:
     """With zeros under the masks, widened, and such that every product left is a plain dot."""
     dtype = torch.promote_types(regions.dtype, words.dtype)
     if not keep_half_precision:
         dtype = torch.promote_types(dtype, torch.float32)
-    read = masked_words_are_read or product != "dot"
-    regions, words = _zero_masked(regions, words, word_mask if read else None, region_mask)
+    if product != "dot":
+        masked_words_are_read = masked_regions_are_read = True
+    regions, words = _zero_masked(
+        regions,
+        words,
+        word_mask if masked_words_are_read else None,
+        region_mask if masked_regions_are_read else None,
+    )
     if product != "dot":
         regions, words = _widen_together(regions, words)
     if product == "cosine":

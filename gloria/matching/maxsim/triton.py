@@ -78,7 +78,7 @@ class Forward(NamedTuple):
         if half and not whole:
             inner = 64
             tokens = power_of_two(key_tokens, 16, 128)
-        warps = 8 if rows * tokens > 4096 else 4
+        warps = 8 if rows * tokens >= 4096 else 4
         return cls(whole, rows, tokens, inner, GROUP=16, STAGES=3 if half else 2, num_warps=warps)
 
 
@@ -104,7 +104,7 @@ class KeyGradient(NamedTuple):
     ROWS: int
     INNER: int
     STAGES: int
-    num_warps: int = 4
+    num_warps: int
 
     @classmethod
     def of(cls, key_tokens: int, dim: int, dtype: torch.dtype) -> KeyGradient:
@@ -112,7 +112,8 @@ class KeyGradient(NamedTuple):
         half = dtype != torch.float32
         tokens = power_of_two(key_tokens, 16, 64 if half else 32)
         inner = power_of_two(dim, 16, 128 if half else 64)
-        return cls(tokens, 64 if half else 32, inner, STAGES=3 if half else 2)
+        warps = 8 if tokens * inner > 4096 else 4
+        return cls(tokens, 64 if half else 32, inner, STAGES=3 if half else 2, num_warps=warps)
 
 
 def power_of_two(size: int, least: int, most: int) -> int:

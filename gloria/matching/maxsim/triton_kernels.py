@@ -79,40 +79,25 @@ def sum_maxima(
     for top in range(0, query_end, ROWS):
         row = top + tl.arange(0, ROWS)
         real_row = real_tokens(query_mask_ptr, row, query_end, QUERIES_MASKED)
-        row_ptr = queries_ptr + row.to(tl.int64)[None, :] * dim
+        # where none is real any other is read, and what comes of it not looked at
+        row_ptr = queries_ptr + tl.minimum(row, query_tokens - 1).to(tl.int64)[None, :] * dim
         if WHOLE:
-            q = tl.load(
-                row_ptr + inner[:, None],
-                mask=real_row[None, :] & (inner < dim)[:, None],
-                other=0.0,
-            )
+            q = tl.load(row_ptr + inner[:, None], mask=(inner < dim)[:, None], other=0.0)
         best = tl.full((TOKENS, ROWS), float("-inf"), tl.float32)
         tile = tl.zeros((TOKENS, ROWS), tl.int32)
         for first in tl.range(0, key_end, TOKENS, num_stages=STAGES):
             token = first + lane
             real = real_tokens(key_mask_ptr, token, key_end, KEYS_MASKED)
-            token_ptr = keys_ptr + token.to(tl.int64)[:, None] * dim
+            token_ptr = keys_ptr + tl.minimum(token, key_tokens - 1).to(tl.int64)[:, None] * dim
             scores = tl.zeros((TOKENS, ROWS), tl.float32)
             if WHOLE:
-                k = tl.load(
-                    token_ptr + inner[None, :],
-                    mask=(token < key_end)[:, None] & (inner < dim)[None, :],
-                    other=0.0,
-                )
+                k = tl.load(token_ptr + inner[None, :], mask=(inner < dim)[None, :], other=0.0)
                 scores = tl.dot(k, q, scores, input_precision=PRECISION)
             else:
                 for start in tl.range(0, dim, INNER, num_stages=STAGES):
                     part = start + inner
-                    q = tl.load(
-                        row_ptr + part[:, None],
-                        mask=real_row[None, :] & (part < dim)[:, None],
-                        other=0.0,
-                    )
-                    k = tl.load(
-                        token_ptr + part[None, :],
-                        mask=(token < key_end)[:, None] & (part < dim)[None, :],
-                        other=0.0,
-                    )
+                    q = tl.load(row_ptr + part[:, None], mask=(part < dim)[:, None], other=0.0)
+                    k = tl.load(token_ptr + part[None, :], mask=(part < dim)[None, :], other=0.0)
                     scores = tl.dot(k, q, scores, input_precision=PRECISION)
             # a maximum would pass over NaN; infinity is as conspicuous
             scores = tl.where(scores == scores, scores, float("inf"))
@@ -188,16 +173,15 @@ def key_gradient(
     inner = tl.program_id(1) * INNER + tl.arange(0, INNER)
     total = tl.zeros((TOKENS, INNER), tl.float32)
     for first in tl.range(0, rows, ROWS, num_stages=STAGES):
-        row = first + tl.arange(0, ROWS)
+        inside = first + tl.arange(0, ROWS) < rows
+        row = tl.minimum(first + tl.arange(0, ROWS), rows - 1)
         query = (row // query_tokens).to(tl.int64)
         at = (query * keys + key) * query_tokens + row % query_tokens
-        winner = tl.load(winners_ptr + at, mask=row < rows, other=-1)
-        weight = tl.load(
-            upstream_ptr + query * query_stride + key * key_stride, mask=row < rows, other=0.0
-        )
+        winner = tl.where(inside, tl.load(winners_ptr + at), -1)
+        weight = tl.load(upstream_ptr + query * query_stride + key * key_stride)
         value = tl.load(
             queries_ptr + row.to(tl.int64)[:, None] * dim + inner[None, :],
-            mask=(row < rows)[:, None] & (inner < dim)[None, :],
+            mask=(inner < dim)[None, :],
             other=0.0,
         )
         # what is not real may hold anything
