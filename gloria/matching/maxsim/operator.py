@@ -92,7 +92,7 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
         ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
 
-    def differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = backward_operator(gradient, *ctx.saved_tensors, ctx.memory_budget)
         return *gradients, None, None, None, None
 
@@ -103,19 +103,18 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         """The same without the operator's overhead."""
 
         @staticmethod
-        def forward(
-            ctx: Any, queries: Tensor, keys: Tensor, *rest: Any
-        ) -> tuple[Tensor, Tensor]:
+        def forward(ctx: Any, queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
             with full_precision(queries):
                 scores, kept = forward(queries, keys, *rest)
             save(ctx, (queries, keys, *rest), (scores, kept))
             ctx.mark_non_differentiable(kept)
+            ctx.set_materialize_grads(False)  # no zeros of its size
             return scores, kept
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled():  # create_graph=True
-                return differentiate(ctx, gradient, _)
+                return differentiate(ctx, gradient, None)
             with full_precision(gradient):
                 gradients = backward(gradient, *ctx.saved_tensors, ctx.memory_budget)
             return *gradients, None, None, None, None

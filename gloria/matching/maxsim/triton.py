@@ -83,7 +83,7 @@ class Forward(NamedTuple):
 
 
 class QueryGradient(NamedTuple):
-    """How :func:`triton_kernels.query_gradient` runs: one warp, whose sums hardly leave a thread."""
+    """How :func:`triton_kernels.query_gradient` runs: one warp, its sums hardly leave a thread."""
 
     KEYS: int
     INNER: int
