@@ -112,11 +112,14 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
             return scores, kept
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            if gradient is None:
+                return (None,) * 6
             if torch.is_grad_enabled():  # create_graph=True
                 return differentiate(ctx, gradient, None)
             with full_precision(gradient):
-                gradients = backward(gradient, *ctx.saved_tensors, ctx.memory_budget)
+                rest: tuple[Any, ...] = *ctx.saved_tensors, ctx.memory_budget
+                gradients = backward(gradient, *rest)
             return *gradients, None, None, None, None
 
     def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:

@@ -32,6 +32,9 @@ from gloria.matching.triton_support import multiply_precision, why_not_here
 TAKES_HALF_PRECISION = True
 READS_MASKED_TOKENS = False
 
+GROUP = 16
+"""Queries whose tokens stay in the cache while keys go by."""
+
 
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     """Why the kernels cannot run the problem: machine, dtype or size."""
@@ -42,7 +45,7 @@ def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     ):
         if tokens >= 2**31:
             reasons.append(f"It counts {name} tokens in 32 bits; got {tokens}.")
-    if problem.queries * problem.keys >= 2**31:
+    if max(problem.queries, GROUP) * problem.keys >= 2**31:
         reasons.append(
             f"It counts pairs in 32 bits; got {problem.queries} queries · {problem.keys} keys."
         )
@@ -63,7 +66,6 @@ class Forward(NamedTuple):
     ROWS: int
     TOKENS: int
     INNER: int
-    GROUP: int
     STAGES: int
     num_warps: int
 
@@ -79,7 +81,7 @@ class Forward(NamedTuple):
             inner = 64
             tokens = power_of_two(key_tokens, 16, 128)
         warps = 8 if rows * tokens >= 4096 else 4
-        return cls(whole, rows, tokens, inner, GROUP=16, STAGES=3 if half else 2, num_warps=warps)
+        return cls(whole, rows, tokens, inner, STAGES=3 if half else 2, num_warps=warps)
 
 
 class QueryGradient(NamedTuple):
@@ -142,7 +144,7 @@ def find_maxima(
         keys if key_mask is None else key_mask.contiguous(),
         scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
         QUERIES_MASKED=query_mask is not None, KEYS_MASKED=key_mask is not None,
-        WITH_WINNERS=winners.numel() > 0, PRECISION=multiply_precision(queries.dtype),
+        WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
         **launch._asdict(),
     )  # fmt: skip
 

@@ -66,7 +66,7 @@ def sum_maxima(
     pointers |= dict.fromkeys(("query_mask", "key_mask"), "i1")
     pointers |= {"scores": "fp32", "winners": "i32"}
     constants = dict.fromkeys(("QUERIES_MASKED", "KEYS_MASKED"), masked)
-    constants |= {"WITH_WINNERS": with_winners, "PRECISION": precision}
+    constants |= {"WITH_WINNERS": with_winners, "PRECISION": precision, "GROUP": triton.GROUP}
     launch = triton.Forward.of(*sizes, dtype)
     return compile_with("sum_maxima", launch, architecture, pointers, constants)
 
