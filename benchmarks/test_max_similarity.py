@@ -83,8 +83,6 @@ def of_backend(name: str) -> Callable[[Inputs], Tensor]:
 
     def scores(inputs: Inputs) -> Tensor:
         queries, keys, query_mask, key_mask = inputs
-        if query_mask is None:
-            query_mask = queries.new_ones(queries.shape[:2], dtype=torch.bool)
         options = {"reduction": "sum", "product": "dot", "backend": name}
         return max_similarity(keys, queries, query_mask, key_mask, **options).T
 

@@ -207,10 +207,11 @@ def local_similarity(
     )
     engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
     with full_precision(regions):
-        inputs = _matching_inputs(
+        vectors = _multiplied_vectors(
             regions, words, word_mask, region_mask, product,
             engine.TAKES_HALF_PRECISION, engine.READS_MASKED_WORDS,
         )  # fmt: skip
+        inputs = MatchingInputs(*vectors, word_mask, region_mask)
         return aggregate_words(engine.word_cosines(inputs, options), word_mask, options)
 
 
@@ -260,10 +261,8 @@ def local_attention(
     _check_local(regions, words, word_mask, region_mask)
     check_same_size("number of pairs", "regions", len(regions), "words", len(words))
     with full_precision(regions):
-        inputs = _matching_inputs(regions, words, word_mask, region_mask, product)
-        scores = einsum(
-            inputs.regions, inputs.words, "pair region dim, pair word dim -> pair word region"
-        )
+        regions, words = _multiplied_vectors(regions, words, word_mask, region_mask, product)
+        scores = einsum(regions, words, "pair region dim, pair word dim -> pair word region")
         weights = attend(scores, word_mask, region_mask, options)
         return weights.masked_fill(~word_mask[..., None], 0.0)
 
@@ -271,7 +270,7 @@ def local_attention(
 def max_similarity(
     regions: Tensor,
     words: Tensor,
-    word_mask: Tensor,
+    word_mask: Tensor | None,
     region_mask: Tensor | None = None,
     *,
     maximum_over: MaximumOver = "regions",
@@ -294,6 +293,7 @@ def max_similarity(
         regions: ``(image, region, dim)``.
         words: ``(text, word, dim)``; what stands in masked positions has no influence at all.
         word_mask: ``(text, word)`` boolean, True = a real word; every text needs at least one.
+            None = all are real.
         region_mask: ``(image, region)`` boolean, True = a real region; None = all are real.
         maximum_over: the side that is searched for the best match of each token of the other.
         reduction: of the maxima: ``"mean"`` (FILIP) or ``"sum"`` (ColBERT).
@@ -330,20 +330,21 @@ def max_similarity(
     check_choice("maximum_over", maximum_over, MAXIMA_OVER)
     check_choice("reduction", reduction, MAXIMUM_REDUCTIONS)
     check_choice("product", product, PRODUCTS)
-    _check_local(regions, words, word_mask, region_mask)
+    _check_local(regions, words, word_mask, region_mask, needs_word_mask=False)
     memory_budget = memory_budget_on(regions.device.type, memory_budget)
     check_integer("memory_budget", memory_budget, 1)
     by_word = maximum_over == "regions"
     queries, keys = (words, regions) if by_word else (regions, words)
     engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(queries, keys), backend)
     with full_precision(regions):
-        sides = _matching_inputs(
-            regions, words, word_mask, region_mask, product, engine.TAKES_HALF_PRECISION
-        )
+        regions, words = _multiplied_vectors(
+            regions, words, word_mask, region_mask, product,
+            engine.TAKES_HALF_PRECISION, engine.READS_MASKED_TOKENS, engine.READS_MASKED_TOKENS,
+        )  # fmt: skip
         inputs = (
-            MaxSimInputs(sides.words, sides.regions, word_mask, region_mask)
+            MaxSimInputs(words, regions, word_mask, region_mask)
             if by_word
-            else MaxSimInputs(sides.regions, sides.words, region_mask, word_mask)
+            else MaxSimInputs(regions, words, region_mask, word_mask)
         )
         maxima = engine.summed_maxima(inputs, memory_budget)
         if reduction == "mean" and inputs.query_mask is not None:
@@ -856,7 +857,11 @@ def _check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
 
 
 def _check_local(
-    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    region_mask: Tensor | None,
+    needs_word_mask: bool = True,
 ) -> None:
     flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
     check_tensor("regions", regions, ("image", "region", "dim"), flatten)
@@ -869,10 +874,14 @@ def _check_local(
         words.shape[2],
         "Project both to one width first (gloria.heads).",
     )
-    check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
+    if word_mask is not None or needs_word_mask:
+        check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
     if region_mask is not None:
         check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
-    _check_not_empty(word_mask, "text", "word", EmptyTextError)
+    if word_mask is not None:
+        _check_not_empty(word_mask, "text", "word", EmptyTextError)
+    elif words.shape[0] and not words.shape[1]:
+        raise EmptyTextError(f"words must hold at least one word; got {tuple(words.shape)}.")
     if region_mask is not None:
         _check_not_empty(region_mask, "image", "region", EmptyImageError)
     elif regions.shape[0] and not regions.shape[1]:
@@ -920,21 +929,28 @@ def _check_not_empty(
         )
 
 
-def _matching_inputs(
+def _multiplied_vectors(
     regions: Tensor,
     words: Tensor,
-    word_mask: Tensor,
+    word_mask: Tensor | None,
     region_mask: Tensor | None,
     product: Product,
     keep_half_precision: bool = False,
     masked_words_are_read: bool = True,
-) -> MatchingInputs:
+    masked_regions_are_read: bool = True,
+) -> tuple[Tensor, Tensor]:
     """With zeros under the masks, widened, and such that every product left is a plain dot."""
     dtype = torch.promote_types(regions.dtype, words.dtype)
     if not keep_half_precision:
         dtype = torch.promote_types(dtype, torch.float32)
-    read = masked_words_are_read or product != "dot"
-    regions, words = _zero_masked(regions, words, word_mask if read else None, region_mask)
+    if product != "dot":
+        masked_words_are_read = masked_regions_are_read = True
+    regions, words = _zero_masked(
+        regions,
+        words,
+        word_mask if masked_words_are_read else None,
+        region_mask if masked_regions_are_read else None,
+    )
     if product != "dot":
         regions, words = _widen_together(regions, words)
     if product == "cosine":
@@ -942,7 +958,7 @@ def _matching_inputs(
     elif product == "scaled_dot":
         # the cosine r does not see the length of a word vector, only the attention does
         words = words / words.shape[-1] ** 0.5
-    return MatchingInputs(regions.to(dtype), words.to(dtype), word_mask, region_mask)
+    return regions.to(dtype), words.to(dtype)
 
 
 def _real_vectors(

@@ -7,7 +7,7 @@
 | `einops`  | the definition; memory query · key · token · token              | everything |
 
 A backend is a module with ``summed_maxima(inputs, memory_budget)``,
-``reasons_not_supported(problem)`` and ``TAKES_HALF_PRECISION``.
+``reasons_not_supported(problem)``, ``TAKES_HALF_PRECISION`` and ``READS_MASKED_TOKENS``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class MaxSimBackend(Protocol):
 
     TAKES_HALF_PRECISION: bool
     """Whether float16 and bfloat16 inputs come as they are; otherwise they come as float32."""
+
+    READS_MASKED_TOKENS: bool
+    """Whether zeros have to stand in masked tokens; otherwise anything may."""
 
     def summed_maxima(self, inputs: MaxSimInputs, memory_budget: int) -> Tensor:
         """``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``, in float32 or float64.

@@ -26,6 +26,7 @@ from gloria.matching.maxsim.operator import differentiable, room_for_scores, roo
 from gloria.matching.maxsim.problem import MaxSimProblem
 
 TAKES_HALF_PRECISION = False
+READS_MASKED_TOKENS = False
 
 TILE = 4 * 2**20
 """Bytes of scores in a tile, budget permitting: about a processor's cache."""
@@ -160,8 +161,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Scores ``(query, key)``, and the winners ``(query · token, key)`` if they are to be kept."""
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
-    scores = room_for_scores(queries, keys)
-    kept = room_for_winners(queries, keys, keep_winners)
+    # some stay as they are: items without a real token, and tokens that are not real
+    scores = room_for_scores(queries, keys).zero_()
+    kept = room_for_winners(queries, keys, keep_winners).zero_()
     lengths = torch.tensor(of_queries.lengths, dtype=torch.int64, device=queries.device)
     starts = lengths.cumsum(0) - lengths
     every_row = torch.arange(len(of_queries.positions), device=queries.device)

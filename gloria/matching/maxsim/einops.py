@@ -14,6 +14,7 @@ from torch import Tensor
 from gloria.matching.maxsim.problem import MaxSimInputs, MaxSimProblem
 
 TAKES_HALF_PRECISION = False
+READS_MASKED_TOKENS = True
 
 
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:

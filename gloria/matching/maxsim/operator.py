@@ -1,7 +1,7 @@
-"""A forward and a backward as one operator of ``torch.library``.
+"""A forward and a backward as one differentiable function.
 
-What the backends do depends on lengths, which a compiler cannot see: it takes the operator as a
-whole.
+What the backends do depends on lengths, which a compiler cannot see: it takes an operator of
+``torch.library`` as a whole. Elsewhere a plain autograd function costs less.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gloria.matching.maxsim.problem import MaxSimInputs
-from gloria.matching.problem import refuse_second_derivative
+from gloria.matching.problem import full_precision, refuse_second_derivative
 
 
 class Forward(Protocol):
@@ -57,15 +57,15 @@ class SummedMaxima(Protocol):
 
 
 def room_for_scores(queries: Tensor, keys: Tensor) -> Tensor:
-    """Zeros ``(query, key)``, in float32 or float64."""
+    """For ``(query, key)``, in float32 or float64."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
-    return queries.new_zeros(queries.shape[0], keys.shape[0], dtype=dtype)
+    return queries.new_empty(queries.shape[0], keys.shape[0], dtype=dtype)
 
 
 def room_for_winners(queries: Tensor, keys: Tensor, keep: bool) -> Tensor:
-    """int32 zeros ``(query · token, key)``; none if they are not to be kept."""
+    """For an int32 per query token and key, in any order; none if they are not to be kept."""
     shape = (queries.shape[0] * queries.shape[1], keys.shape[0]) if keep else (0, 0)
-    return queries.new_zeros(shape, dtype=torch.int32)
+    return queries.new_empty(shape, dtype=torch.int32)
 
 
 def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMaxima:
@@ -92,19 +92,43 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
         ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
 
-    def differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         gradients = backward_operator(gradient, *ctx.saved_tensors, ctx.memory_budget)
         return *gradients, None, None, None, None
 
     forward_operator.register_autograd(differentiate, setup_context=save)
     backward_operator.register_autograd(refuse_second_derivative)
 
+    class Eager(torch.autograd.Function):
+        """The same without the operator's overhead."""
+
+        @staticmethod
+        def forward(ctx: Any, queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            with full_precision(queries):
+                scores, kept = forward(queries, keys, *rest)
+            save(ctx, (queries, keys, *rest), (scores, kept))
+            ctx.mark_non_differentiable(kept)
+            ctx.set_materialize_grads(False)  # no zeros of its size
+            return scores, kept
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+            if gradient is None:
+                return (None,) * 6
+            if torch.is_grad_enabled():  # create_graph=True
+                return differentiate(ctx, gradient, None)
+            with full_precision(gradient):
+                rest: tuple[Any, ...] = *ctx.saved_tensors, ctx.memory_budget
+                gradients = backward(gradient, *rest)
+            return *gradients, None, None, None, None
+
     def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
         queries, keys = inputs.queries, inputs.keys
         needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
         size_of_winners = 4 * queries.shape[0] * queries.shape[1] * keys.shape[0]
         keep_winners = needs_gradient and size_of_winners <= memory_budget // 2
-        scores: Tensor = forward_operator(*inputs, keep_winners, memory_budget)[0]
+        function = forward_operator if torch.compiler.is_compiling() else Eager.apply
+        scores: Tensor = function(*inputs, keep_winners, memory_budget)[0]
         return scores
 
     return summed_maxima

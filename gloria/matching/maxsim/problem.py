@@ -22,9 +22,9 @@ class MaxSimInputs(NamedTuple):
     """
 
     queries: Tensor
-    """(query, token, dim); masked positions hold zeros"""
+    """(query, token, dim); masked positions hold zeros, or anything where no backend reads them"""
     keys: Tensor
-    """(key, token, dim); masked positions hold zeros"""
+    """(key, token, dim); masked positions hold zeros, or anything where no backend reads them"""
     query_mask: Tensor | None
     """(query, token) boolean, or None: all are real"""
     key_mask: Tensor | None

@@ -1,22 +1,24 @@
 """Hard-maximum matching in fused Triton kernels, for CUDA and ROCm.
 
-The scores of a tile never leave the processor: of each query token and key only the maximum does,
-and the winner if there is to be a backward. Half precision multiplies as it is and accumulates in
+Forward, one launch: a program owns a query and a key, so that nothing but their score leaves the
+processor, and of each query token the winner if there is to be a backward. Tokens behind the last
+real one of an item are not looked at. Half precision multiplies as it is and accumulates in
 float32; float32 multiplies in float32, or in TF32 where ``torch.set_float32_matmul_precision``
-allows it.
+allows it. Operations: ``2 · E · dim``, E being the pairs of tokens up to those last real ones.
 
-Operations: ``2 · E · dim`` forward, with E the pairs of real tokens; the padding that is left is at
-most 15 tokens of a key and one block of rows, and whatever keys of unlike length share a tile. The
-backward needs no product of matrices: it is the weighted sums of ``chunked.py``, every number owned
-by one program, so that equal inputs give equal bits; it moves ``2 · dim`` numbers per query token
-and key.
+Backward, two launches: the gradient of a query token gathers its winners, ``dim`` numbers per key;
+that of a key is the product of who chose its tokens by the weighted query tokens,
+``2 · query · token · key · token · dim`` operations, at the rate of the matrix units, where sorting
+by winner would take a dozen launches. Every number is owned by one program and added up in one
+order: equal inputs give equal bits.
 
-Nothing here waits for the device: lengths stay there, launches depend on shapes only.
+The winners are kept if they take no more than half of the memory budget (4 bytes per query token
+and key); otherwise they are found again, for as many keys at a time as the budget allows. Nothing
+here waits for the device: masks are read by the kernels, launches depend on shapes only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -28,9 +30,10 @@ from gloria.matching.maxsim.problem import MaxSimProblem
 from gloria.matching.triton_support import multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
+READS_MASKED_TOKENS = False
 
-BYTES_PER_PAIR = 64
-"""What the backward holds at once of a query token and a key: winner, weight, and their sorting."""
+GROUP = 16
+"""Queries whose tokens stay in the cache while keys go by."""
 
 
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
@@ -42,6 +45,10 @@ def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     ):
         if tokens >= 2**31:
             reasons.append(f"It counts {name} tokens in 32 bits; got {tokens}.")
+    if max(problem.queries, GROUP) * problem.keys >= 2**31:
+        reasons.append(
+            f"It counts pairs in 32 bits; got {problem.queries} queries · {problem.keys} keys."
+        )
     return reasons
 
 
@@ -52,126 +59,94 @@ def kernels() -> ModuleType:
     return triton_kernels
 
 
-class Blocks(NamedTuple):
-    """Sizes of a tile of :func:`triton_kernels.row_maxima`, and how to arrange it."""
+class Forward(NamedTuple):
+    """A tile of :func:`triton_kernels.sum_maxima`, and how to arrange it."""
 
+    WHOLE: bool
     ROWS: int
-    ITEMS: int
-    WIDTH: int
+    TOKENS: int
     INNER: int
-    GROUP: int
+    STAGES: int
     num_warps: int
-    num_stages: int
 
     @classmethod
-    def of(cls, keys: int, dtype: torch.dtype) -> Blocks:
-        """By shape buckets only, so that another batch compiles nothing.
+    def of(cls, query_tokens: int, key_tokens: int, dim: int, dtype: torch.dtype) -> Forward:
+        """By shape buckets only, so that another batch compiles nothing."""
+        half = dtype != torch.float32
+        rows = power_of_two(query_tokens, 16, 64 if half else 32)
+        tokens = power_of_two(key_tokens, 16, 64)
+        inner = power_of_two(dim, 16, 128 if half else 32)
+        whole = dim <= inner
+        if half and not whole:
+            inner = 64
+            tokens = power_of_two(key_tokens, 16, 128)
+        warps = 8 if rows * tokens >= 4096 else 4
+        return cls(whole, rows, tokens, inner, STAGES=3 if half else 2, num_warps=warps)
 
-        The largest that spill no register on any target; not tuned on a device.
-        """
-        items = min(1 << max(keys - 1, 0).bit_length(), 8)
-        if dtype == torch.float32:
-            return cls(64, items, 64 // items, 32, 16, num_warps=4, num_stages=2)
-        return cls(128, items, 128 // items, 32, 8, num_warps=8, num_stages=3)
 
+class QueryGradient(NamedTuple):
+    """How :func:`triton_kernels.query_gradient` runs: one warp, its sums hardly leave a thread."""
 
-class Order(NamedTuple):
-    """Where the real tokens of both sides are, on the device."""
-
-    rows: Tensor
-    """(query · token,) positions in the flattened queries, the real ones first"""
-    row_count: Tensor
-    """how many are real"""
-    tokens: Tensor
-    """(key, token) positions in the flattened keys, in each key the real ones first"""
-    items: Tensor
-    """(key,) by length"""
-    lengths: Tensor
-    """(key,) the length of each of ``items``"""
+    KEYS: int
+    INNER: int
+    STAGES: int = 3
+    num_warps: int = 1
 
     @classmethod
-    def of(
-        cls, queries: Tensor, keys: Tensor, query_mask: Tensor | None, key_mask: Tensor | None
-    ) -> Order:
-        """Of two batches."""
-        if query_mask is None:
-            query_mask = queries.new_ones(queries.shape[:2], dtype=torch.bool)
-        if key_mask is None:
-            key_mask = keys.new_ones(keys.shape[:2], dtype=torch.bool)
-        first = torch.arange(keys.shape[0], device=keys.device)[:, None] * keys.shape[1]
-        lengths, items = key_mask.sum(1).sort(stable=True)
-        return cls(
-            rows=query_mask.flatten().logical_not().sort(stable=True).indices.int(),
-            row_count=query_mask.sum().int(),
-            tokens=(key_mask.logical_not().sort(dim=1, stable=True).indices + first).int(),
-            items=items,
-            lengths=lengths.int(),
-        )
+    def of(cls, dim: int) -> QueryGradient:
+        """2,048 numbers at a time."""
+        inner = power_of_two(dim, 16, 256)
+        return cls(min(2048 // inner, 16), inner)
 
 
-def runs_of_keys(queries: Tensor, keys: Tensor, pairs: int) -> Iterator[slice]:
-    """Runs of keys, by length, of at most so many pairs with query tokens, at least a key each."""
-    step = max(pairs // max(queries.shape[0] * queries.shape[1], 1), 1)
-    step = step // 8 * 8 or step  # whole tiles
-    return (slice(k, min(k + step, len(keys))) for k in range(0, len(keys), step))
+class KeyGradient(NamedTuple):
+    """A tile of :func:`triton_kernels.key_gradient`."""
+
+    TOKENS: int
+    ROWS: int
+    INNER: int
+    STAGES: int
+    num_warps: int
+
+    @classmethod
+    def of(cls, key_tokens: int, dim: int, dtype: torch.dtype) -> KeyGradient:
+        """By shape buckets only."""
+        half = dtype != torch.float32
+        tokens = power_of_two(key_tokens, 16, 64 if half else 32)
+        inner = power_of_two(dim, 16, 128 if half else 64)
+        warps = 8 if tokens * inner > 4096 else 4
+        return cls(tokens, 64 if half else 32, inner, STAGES=3 if half else 2, num_warps=warps)
 
 
-def maxima(
-    queries: Tensor, keys: Tensor, order: Order, run: slice, with_winners: bool
-) -> tuple[Tensor, Tensor]:
-    """Maxima of each query token with each key of a run ``(query · token, key)``, and winners.
-
-    Winners are int32 positions in the flattened keys. Rows that are not real hold 0 and -1.
-    """
-    rows, items = len(order.rows), run.stop - run.start
-    highest = torch.zeros(rows, items, device=queries.device)
-    shape = (rows, items) if with_winners else (0, 0)
-    winners = highest.new_full(shape, -1, dtype=torch.int32)
-    blocks = Blocks.of(items, queries.dtype)
-    row_blocks = -(-rows // blocks.ROWS)
-    with torch.cuda.device_of(queries):
-        kernels().row_maxima[(row_blocks * -(-items // blocks.ITEMS),)](
-            queries,
-            keys,
-            order.rows,
-            order.row_count,
-            order.tokens,
-            order.items,
-            order.lengths,
-            highest,
-            winners,
-            row_blocks,
-            run.start,
-            items,
-            keys.shape[1],
-            keys.shape[2],
-            WITH_WINNERS=with_winners,
-            PRECISION=multiply_precision(queries.dtype),
-            **blocks._asdict(),
-        )
-    return highest, winners
+def power_of_two(size: int, least: int, most: int) -> int:
+    """The first that is no less than a size, within bounds."""
+    return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
 
 
-def weighted_sums(
-    values: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    rows: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    sums: Tensor,
-    add: bool = False,
+def ceil_div(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def find_maxima(
+    queries: Tensor,
+    keys: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    scores: Tensor,
+    winners: Tensor,
 ) -> None:
-    """``sums[rows[r]] (+)= Σ weights[p] · values[indices[p]]``, p from starts[r] to ends[r].
-
-    ``values (row, dim)``; ``sums (..., dim)``, contiguous, is written in place.
-    """
-    dim = values.shape[1]
-    inner = min(max(1 << (dim - 1).bit_length(), 16), 256)
-    with torch.cuda.device_of(values):
-        kernels().weighted_sums[(len(rows), -(-dim // inner))](
-            values, indices, weights, rows, starts, ends, sums, dim, ADD=add, PAIRS=16, INNER=inner
-        )
+    """Fill scores ``(query, key)``, and winners unless there is no room for any."""
+    count, query_tokens, dim = queries.shape
+    launch = Forward.of(query_tokens, keys.shape[1], dim, queries.dtype)
+    kernels().sum_maxima[(count * len(keys),)](
+        queries, keys,
+        queries if query_mask is None else query_mask.contiguous(),
+        keys if key_mask is None else key_mask.contiguous(),
+        scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
+        QUERIES_MASKED=query_mask is not None, KEYS_MASKED=key_mask is not None,
+        WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
+        **launch._asdict(),
+    )  # fmt: skip
 
 
 def forward(
@@ -182,19 +157,14 @@ def forward(
     keep_winners: bool,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores ``(query, key)``, and the winners ``(query · token, key)`` if they are to be kept."""
+    """Scores ``(query, key)``, and the winners if they are to be kept."""
     scores = room_for_scores(queries, keys)
-    kept = room_for_winners(queries, keys, keep_winners)
+    winners = room_for_winners(queries, keys, keep_winners)
     if not queries.numel() or not keys.numel():
-        return scores, kept
-    order = Order.of(queries, keys, query_mask, key_mask)
-    queries, keys = queries.contiguous(), keys.contiguous()
-    for run in runs_of_keys(queries, keys, memory_budget // 16):
-        highest, winners = maxima(queries, keys, order, run, keep_winners)
-        scores[:, order.items[run]] = highest.view(*queries.shape[:2], -1).sum(1)
-        if keep_winners:
-            kept[:, run] = winners
-    return scores, kept
+        return scores.zero_(), winners.fill_(-1)
+    with torch.cuda.device_of(queries):
+        find_maxima(queries.contiguous(), keys.contiguous(), query_mask, key_mask, scores, winners)
+    return scores, winners
 
 
 def backward(
@@ -207,49 +177,55 @@ def backward(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for queries and keys."""
-    for_queries = torch.zeros_like(queries, memory_format=torch.contiguous_format)
-    for_keys = torch.zeros_like(keys, memory_format=torch.contiguous_format)
+    for_keys = keys.new_empty(keys.shape)
     if not queries.numel() or not keys.numel():
-        return for_queries, for_keys
-    order = Order.of(queries, keys, query_mask, key_mask)
+        return queries.new_zeros(queries.shape), for_keys.zero_()
     queries, keys = queries.contiguous(), keys.contiguous()
-    flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
-    runs = list(runs_of_keys(queries, keys, memory_budget // (2 * BYTES_PER_PAIR)))
-    if len(runs) > 1:  # what is added to must not be rounded
-        for_queries = for_queries.float()
-    real = torch.arange(len(order.rows), device=queries.device) < order.row_count
-    for run in runs:
-        if kept.numel():
-            winners = kept[:, run].contiguous()
-        else:
-            _, winners = maxima(queries, keys, order, run, with_winners=True)
-        count = run.stop - run.start
-        # a key without a real token has no winner
-        weights = gradient[:, order.items[run]].float() * (order.lengths[run] > 0)
-        weights = weights.repeat_interleave(queries.shape[1], 0, output_size=len(winners))
-        starts = order.rows.long() * count
-        weighted_sums(
-            flat_keys,
-            winners,
-            weights,
-            order.rows,
-            starts,
-            starts + count * real,
-            for_queries,
-            add=run.start > 0,
-        )
-        winner, pair = winners.flatten().sort(stable=True)
-        tokens = order.tokens[order.items[run]].flatten()
-        weighted_sums(
-            flat_queries,
-            pair // count,
-            weights.flatten()[pair],
-            tokens,
-            torch.searchsorted(winner, tokens),
-            torch.searchsorted(winner, tokens, right=True),
-            for_keys,
-        )
+    rows = queries.shape[0] * queries.shape[1]
+    # a winner and, as they come with them, as many scores at most
+    step = len(keys) if kept.numel() else max(min(memory_budget // (8 * rows), len(keys)), 1)
+    # what is added to must not be rounded
+    kind = queries.dtype if step == len(keys) else torch.float32
+    for_queries = queries.new_empty(queries.shape, dtype=kind)
+    with torch.cuda.device_of(queries):
+        for first in range(0, len(keys), step):
+            run = slice(first, first + step)
+            part, winners = keys[run], kept
+            if not kept.numel():
+                winners = room_for_winners(queries, part, True)
+                mask = None if key_mask is None else key_mask[run]
+                scores = room_for_scores(queries, part)
+                find_maxima(queries, part, query_mask, mask, scores, winners)
+            fill_gradients(
+                gradient[:, run], queries, part, winners, for_queries, for_keys[run], add=first > 0
+            )
     return for_queries.to(queries.dtype), for_keys
+
+
+def fill_gradients(
+    upstream: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    winners: Tensor,
+    for_queries: Tensor,
+    for_keys: Tensor,
+    add: bool,
+) -> None:
+    """Fill the gradients for these keys, and fill or add to those for all queries."""
+    dim, (query_tokens, key_tokens) = keys.shape[2], (queries.shape[1], keys.shape[1])
+    rows, strides = queries.shape[0] * query_tokens, upstream.stride()
+    of_queries = QueryGradient.of(dim)
+    kernels().query_gradient[(rows, ceil_div(dim, of_queries.INNER))](
+        keys, winners, upstream, for_queries,
+        len(keys), query_tokens, key_tokens, dim, *strides, ADD=add, **of_queries._asdict(),
+    )  # fmt: skip
+    of_keys = KeyGradient.of(key_tokens, dim, queries.dtype)
+    blocks = ceil_div(key_tokens, of_keys.TOKENS)
+    kernels().key_gradient[(len(keys) * blocks, ceil_div(dim, of_keys.INNER))](
+        queries, winners, upstream, for_keys,
+        rows, len(keys), query_tokens, key_tokens, dim, blocks, *strides,
+        PRECISION=multiply_precision(queries.dtype), **of_keys._asdict(),
+    )  # fmt: skip
 
 
 summed_maxima = differentiable("maxsim_triton", forward, backward)

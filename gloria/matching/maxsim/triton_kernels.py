@@ -1,6 +1,8 @@
-"""The Triton kernels of hard-maximum matching; what calls them is in ``triton.py`` beside.
+"""The Triton kernels of hard-maximum matching; what calls them is ``triton.py`` beside.
 
-The only module here that imports triton, itself imported when a kernel is first needed.
+With its neighbour in ``gloria.matching`` the only module that imports triton, itself imported when
+a kernel is first needed. Winners lie as ``(query, key, query token)``: the token of the key that
+won, -1 where none did.
 """
 # Triton's language has no types, and its constants are written in capitals:
 # mypy: ignore-errors
@@ -11,115 +13,190 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-# numbers that change with the batch are no reason to compile again
-@triton.jit(do_not_specialize=["row_blocks", "first_item", "items", "key_tokens"])
-def row_maxima(
-    queries_ptr, keys_ptr, rows_ptr, row_count_ptr, tokens_ptr, items_ptr, lengths_ptr,
-    highest_ptr, winners_ptr,
-    row_blocks, first_item, items, key_tokens, dim,
-    WITH_WINNERS: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr, WIDTH: tl.constexpr,
-    INNER: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Highest score of ROWS query tokens with each of ITEMS keys, and where it is.
-
-    The columns of a tile are WIDTH tokens of each of the keys, so that short keys fill it too; keys
-    come by length, so that they end together. Tokens are named by their position in the flattened
-    batch, and only real ones are looked at.
-    """
-    # keys change slower than the row blocks of a group, whose queries so stay in the cache
-    item_blocks = tl.cdiv(items, ITEMS)
-    group = tl.program_id(0) // (GROUP * item_blocks)
-    place = tl.program_id(0) % (GROUP * item_blocks)
-    height = min(row_blocks - group * GROUP, GROUP)
-    block = group * GROUP + place % height
-    row_count = tl.load(row_count_ptr)
-    if block * ROWS >= row_count:
-        return
-
-    row = block * ROWS + tl.arange(0, ROWS)
-    real_row = row < row_count
-    position = tl.load(rows_ptr + row, mask=real_row, other=0)
-    query = queries_ptr + position.to(tl.int64) * dim
-
-    slot = place // height * ITEMS + tl.arange(0, ITEMS)
-    length = tl.load(lengths_ptr + first_item + slot, mask=slot < items, other=0)
-    longest = tl.max(length, 0)
-    column = tl.arange(0, ITEMS * WIDTH)
-    column_slot = place // height * ITEMS + column // WIDTH
-    real_slot = column_slot < items
-    column_item = tl.load(items_ptr + first_item + column_slot, mask=real_slot, other=0)
-    column_length = tl.load(lengths_ptr + first_item + column_slot, mask=real_slot, other=0)
-    key_token = tokens_ptr + column_item.to(tl.int64) * key_tokens
-
-    highest = tl.full((ROWS, ITEMS), float("-inf"), tl.float32)
-    winner = tl.zeros((ROWS, ITEMS), tl.int32)
-    for first in range(0, longest, WIDTH):
-        token = first + column % WIDTH
-        real = token < column_length
-        key_position = tl.load(key_token + token, mask=real, other=0)
-        key = keys_ptr + key_position.to(tl.int64) * dim
-        scores = tl.zeros((ROWS, ITEMS * WIDTH), tl.float32)
-        for start in range(0, dim, INNER):
-            inner = start + tl.arange(0, INNER)
-            q = tl.load(
-                query[:, None] + inner[None, :],
-                mask=real_row[:, None] & (inner < dim)[None, :],
-                other=0.0,
-            )
-            k = tl.load(
-                key[None, :] + inner[:, None],
-                mask=real[None, :] & (inner < dim)[:, None],
-                other=0.0,
-            )
-            scores = tl.dot(q, k, scores, input_precision=PRECISION)
-        # a maximum would pass over NaN; infinity is as conspicuous
-        scores = tl.where(scores == scores, scores, float("inf"))
-        scores = tl.where(real[None, :], scores, float("-inf"))
-        scores = tl.reshape(scores, (ROWS, ITEMS, WIDTH))
-        if WITH_WINNERS:
-            best, index = tl.max(scores, 2, return_indices=True)
-            # strictly: of equal maxima the first one wins
-            winner = tl.where(best > highest, first + index, winner)
-        else:
-            best = tl.max(scores, 2)
-        highest = tl.maximum(highest, best)
-
-    out = position.to(tl.int64)[:, None] * items + slot[None, :]
-    written = real_row[:, None] & (slot < items)[None, :]
-    highest = tl.where((length > 0)[None, :], highest, 0.0)
-    tl.store(highest_ptr + out, highest, mask=written)
-    if WITH_WINNERS:
-        item = tl.load(items_ptr + first_item + slot, mask=slot < items, other=0).to(tl.int64)
-        chosen = tokens_ptr + (item * key_tokens)[None, :] + winner
-        tl.store(winners_ptr + out, tl.load(chosen, mask=written, other=0), mask=written)
+launched = triton.jit(
+    do_not_specialize=[
+        "queries", "keys", "rows", "query_tokens", "key_tokens", "token_blocks",
+        "query_stride", "key_stride",
+    ]
+)  # fmt: skip
+"""Of a kernel: sizes that come with a batch compile nothing anew."""
 
 
 @triton.jit
-def weighted_sums(
-    values_ptr, indices_ptr, weights_ptr, rows_ptr, starts_ptr, ends_ptr, sums_ptr, dim,
-    ADD: tl.constexpr, PAIRS: tl.constexpr, INNER: tl.constexpr,
-):  # fmt: skip
-    """``sums[rows[r]] = Σ_p weights[p] · values[indices[p]]``, p from starts[r] to ends[r].
+def real_tokens(mask_ptr, token, tokens, MASKED: tl.constexpr):
+    """Which tokens of an item there are to look at."""
+    real = token < tokens
+    if MASKED:
+        real &= tl.load(mask_ptr + token, mask=real, other=0) != 0
+    return real
 
-    One program owns INNER numbers of one row: no order of additions but that of p.
+
+@triton.jit
+def last_real(mask_ptr, tokens, MASKED: tl.constexpr):
+    """How many tokens of an item there are to look at, up to its last real one."""
+    end = tokens
+    if MASKED:
+        end = tokens * 0
+        for first in range(0, tokens, 256):
+            token = first + tl.arange(0, 256)
+            real = real_tokens(mask_ptr, token, tokens, MASKED)
+            end = tl.maximum(end, tl.max(tl.where(real, token + 1, 0), 0))
+    return end
+
+
+@launched
+def sum_maxima(
+    queries_ptr, keys_ptr, query_mask_ptr, key_mask_ptr, scores_ptr, winners_ptr,
+    queries, keys, query_tokens, key_tokens, dim,
+    QUERIES_MASKED: tl.constexpr, KEYS_MASKED: tl.constexpr, WITH_WINNERS: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, INNER: tl.constexpr,
+    GROUP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The score of one query with one key, and the winners.
+
+    A tile is TOKENS tokens of the key by ROWS of the query: keys have tokens enough to fill the
+    matrix units. The maxima of a tile's columns are found once, after the last tile of the key.
+    ``WHOLE``: INNER is all of dim.
     """
-    row = tl.program_id(0)
+    # keys change slower than the queries of a group, which so stay in the cache
+    group = tl.program_id(0) // (GROUP * keys)
+    place = tl.program_id(0) % (GROUP * keys)
+    height = min(queries - group * GROUP, GROUP)
+    query = (group * GROUP + place % height).to(tl.int64)
+    key = (place // height).to(tl.int64)
+    pair = query * keys + key
+    queries_ptr += query * query_tokens * dim
+    keys_ptr += key * key_tokens * dim
+    query_mask_ptr += query * query_tokens
+    key_mask_ptr += key * key_tokens
+    winners_ptr += pair * query_tokens
+
+    inner = tl.arange(0, INNER)
+    lane = tl.arange(0, TOKENS)
+    query_end = last_real(query_mask_ptr, query_tokens, QUERIES_MASKED)
+    key_end = last_real(key_mask_ptr, key_tokens, KEYS_MASKED)
+    total = tl.zeros((ROWS,), tl.float32)
+    for top in range(0, query_end, ROWS):
+        row = top + tl.arange(0, ROWS)
+        real_row = real_tokens(query_mask_ptr, row, query_end, QUERIES_MASKED)
+        # where none is real any other is read, and what comes of it not looked at
+        row_ptr = queries_ptr + tl.minimum(row, query_tokens - 1).to(tl.int64)[None, :] * dim
+        if WHOLE:
+            q = tl.load(row_ptr + inner[:, None], mask=(inner < dim)[:, None], other=0.0)
+        best = tl.full((TOKENS, ROWS), float("-inf"), tl.float32)
+        tile = tl.zeros((TOKENS, ROWS), tl.int32)
+        for first in tl.range(0, key_end, TOKENS, num_stages=STAGES):
+            token = first + lane
+            real = real_tokens(key_mask_ptr, token, key_end, KEYS_MASKED)
+            token_ptr = keys_ptr + tl.minimum(token, key_tokens - 1).to(tl.int64)[:, None] * dim
+            scores = tl.zeros((TOKENS, ROWS), tl.float32)
+            if WHOLE:
+                k = tl.load(token_ptr + inner[None, :], mask=(inner < dim)[None, :], other=0.0)
+                scores = tl.dot(k, q, scores, input_precision=PRECISION)
+            else:
+                for start in tl.range(0, dim, INNER, num_stages=STAGES):
+                    part = start + inner
+                    q = tl.load(row_ptr + part[:, None], mask=(part < dim)[:, None], other=0.0)
+                    k = tl.load(token_ptr + part[None, :], mask=(part < dim)[None, :], other=0.0)
+                    scores = tl.dot(k, q, scores, input_precision=PRECISION)
+            # a maximum would pass over NaN; infinity is as conspicuous
+            scores = tl.where(scores == scores, scores, float("inf"))
+            scores = tl.where(real[:, None], scores, float("-inf"))
+            if WITH_WINNERS:
+                # strictly: of equal maxima the first one wins
+                tile = tl.where(scores > best, first, tile)
+            best = tl.maximum(best, scores)
+        highest = tl.max(best, 0)
+        if WITH_WINNERS:
+            won = (best == highest[None, :]) & (best > float("-inf"))
+            winner = tl.min(tl.where(won, tile + lane[:, None], 2147483647), 0)
+            winner = tl.where(real_row & (winner < 2147483647), winner, -1)
+            tl.store(winners_ptr + row, winner, mask=row < query_tokens)
+        # a key without a real token scores 0
+        total += tl.where(real_row & (key_end > 0), highest, 0.0)
+    tl.store(scores_ptr + pair, tl.sum(total, 0))
+    if WITH_WINNERS:
+        for top in range(tl.cdiv(query_end, ROWS) * ROWS, query_tokens, ROWS):
+            row = top + tl.arange(0, ROWS)
+            tl.store(winners_ptr + row, tl.full((ROWS,), -1, tl.int32), mask=row < query_tokens)
+
+
+@launched
+def query_gradient(
+    keys_ptr, winners_ptr, upstream_ptr, gradient_ptr,
+    keys, query_tokens, key_tokens, dim, query_stride, key_stride,
+    ADD: tl.constexpr, KEYS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """``dq_i (+)= Σ_key w · k_j*(i)`` of INNER numbers of one query token, KEYS keys at a time.
+
+    ``w``, the upstream gradient, has any strides.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    query = row // query_tokens
+    winners_ptr += query * keys * query_tokens + row % query_tokens
     inner = tl.program_id(1) * INNER + tl.arange(0, INNER)
-    start = tl.load(starts_ptr + row)
-    end = tl.load(ends_ptr + row)
     total = tl.zeros((INNER,), tl.float32)
-    for first in range(start, end, PAIRS):
-        pair = first + tl.arange(0, PAIRS)
-        weight = tl.load(weights_ptr + pair, mask=pair < end, other=0.0)
-        index = tl.load(indices_ptr + pair, mask=pair < end, other=0).to(tl.int64)
+    for first in tl.range(0, keys, KEYS, num_stages=STAGES):
+        key = (first + tl.arange(0, KEYS)).to(tl.int64)
+        winner = tl.load(winners_ptr + key * query_tokens, mask=key < keys, other=-1)
+        weight = tl.load(
+            upstream_ptr + query * query_stride + key * key_stride, mask=key < keys, other=0.0
+        )
         value = tl.load(
-            values_ptr + index[:, None] * dim + inner[None, :],
-            mask=(pair < end)[:, None] & (inner < dim)[None, :],
+            keys_ptr + (key * key_tokens + winner)[:, None] * dim + inner[None, :],
+            mask=(winner >= 0)[:, None] & (inner < dim)[None, :],
             other=0.0,
         )
+        weight = tl.where(winner >= 0, weight, 0.0)
         total += tl.sum(weight[:, None] * value.to(tl.float32), 0)
-    out = sums_ptr + tl.load(rows_ptr + row).to(tl.int64) * dim + inner
+    out = gradient_ptr + row * dim + inner
     if ADD:
         total += tl.load(out, mask=inner < dim, other=0.0)
-    tl.store(out, total.to(sums_ptr.dtype.element_ty), mask=inner < dim)
+    tl.store(out, total.to(gradient_ptr.dtype.element_ty), mask=inner < dim)
+
+
+@launched
+def key_gradient(
+    queries_ptr, winners_ptr, upstream_ptr, gradient_ptr,
+    rows, keys, query_tokens, key_tokens, dim, token_blocks, query_stride, key_stride,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``dk_j = Σ over the i that chose j of w · q_i``, of TOKENS tokens of one key.
+
+    As a product of matrices: who chose whom, 0 or 1, by the weighted query tokens of all queries,
+    ROWS at a time. Half precision multiplies twice, as the sum of two bfloat16 numbers that a
+    weighted token is: one would round each term as coarsely as the result.
+    """
+    key = (tl.program_id(0) // token_blocks).to(tl.int64)
+    token = tl.program_id(0) % token_blocks * TOKENS + tl.arange(0, TOKENS)
+    inner = tl.program_id(1) * INNER + tl.arange(0, INNER)
+    total = tl.zeros((TOKENS, INNER), tl.float32)
+    for first in tl.range(0, rows, ROWS, num_stages=STAGES):
+        inside = first + tl.arange(0, ROWS) < rows
+        row = tl.minimum(first + tl.arange(0, ROWS), rows - 1)
+        query = (row // query_tokens).to(tl.int64)
+        at = (query * keys + key) * query_tokens + row % query_tokens
+        winner = tl.where(inside, tl.load(winners_ptr + at), -1)
+        weight = tl.load(upstream_ptr + query * query_stride + key * key_stride)
+        value = tl.load(
+            queries_ptr + row.to(tl.int64)[:, None] * dim + inner[None, :],
+            mask=(inner < dim)[None, :],
+            other=0.0,
+        )
+        # what is not real may hold anything
+        value = tl.where((winner >= 0)[:, None], value.to(tl.float32) * weight[:, None], 0.0)
+        chosen = winner[None, :] == token[:, None]
+        if queries_ptr.dtype.element_ty == tl.float32:
+            total = tl.dot(chosen.to(tl.float32), value, total, input_precision=PRECISION)
+        else:
+            chosen = chosen.to(tl.bfloat16)
+            rounded = value.to(tl.bfloat16)
+            total = tl.dot(chosen, rounded, total)
+            total = tl.dot(chosen, (value - rounded.to(tl.float32)).to(tl.bfloat16), total)
+    out = gradient_ptr + (key * key_tokens + token)[:, None] * dim + inner[None, :]
+    tl.store(
+        out,
+        total.to(gradient_ptr.dtype.element_ty),
+        mask=(token < key_tokens)[:, None] & (inner < dim)[None, :],
+    )

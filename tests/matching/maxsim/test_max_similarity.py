@@ -324,6 +324,17 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, backend, maximum_ov
     assert for_words.eq(0).all()
 
 
+@sides
+@backends
+def test_without_a_mask_all_words_are_real(backend, maximum_over, make_pairs):
+    regions, words, mask, _ = make_pairs(2, 3, 5, 4, 6)
+    options = {"maximum_over": maximum_over, "backend": backend}
+    expected = max_similarity(regions, words, torch.ones_like(mask), **options)
+    torch.testing.assert_close(max_similarity(regions, words, None, **options), expected)
+    with pytest.raises(EmptyTextError, match="words must hold at least one word"):
+        max_similarity(regions, words[:, :0], None, **options)
+
+
 # Bad input.
 
 
