@@ -32,7 +32,10 @@ from torch.linalg import vector_norm
 from gloria.matching.problem import EPS
 
 BLOCK_BYTES = 8 * 2**20
-"""Size of a block of logits; about six are alive at a time."""
+"""Size of a block of logits on a CPU, whose cache it suits; about six are alive at a time."""
+
+BLOCK_BYTES_OF_ACCELERATORS = 64 * 2**20
+"""The same elsewhere, where many small launches would cost more than their work."""
 
 
 @torch.library.custom_op("gloria::cosine_logsumexp", mutates_args=())
@@ -133,7 +136,8 @@ def _blocks(
 
 
 def _rows_per_block(texts: Tensor) -> int:
-    return max(1, BLOCK_BYTES // (max(len(texts), 1) * texts.element_size()))
+    size = BLOCK_BYTES if texts.device.type == "cpu" else BLOCK_BYTES_OF_ACCELERATORS
+    return max(1, size // (max(len(texts), 1) * texts.element_size()))
 
 
 def _through_norms(pull: Tensor, vectors: Tensor) -> Tensor:

@@ -100,19 +100,21 @@ class Blocks(NamedTuple):
 def choose_blocks(regions: int, kind: torch.dtype = torch.bfloat16) -> Blocks:
     """The blocks for images of so many regions; how many images and texts changes nothing.
 
-    Measured on an H200 (``triton.md``): 16 numbers of each tensor in a thread, and one warp, for
-    which a sum over a text's words never leaves a thread. Where compilers would spill registers,
-    it is fewer words (the cosine of wide images) or stages (the score gradient in float32).
+    The fastest of those that an H200 tried for 49, 196 and 361 regions (``triton.md``), and carried
+    on for wider images: one warp, for then a sum over a text's words never leaves a thread. In
+    float32 the score gradient has fewer stages, or it would spill registers.
     """
     width = 128
     while width < regions:
         width *= 2
-    words = max(1, 512 // width)
+    if width == 128:
+        narrow = Launch(128, 4, 1, 1)
+        return Blocks(narrow, Launch(128, 8, 1, 1), Launch(128, 8, 1, 1), narrow._replace(words=2))
     return Blocks(
-        attend=Launch(width, words, max(1, width // 1024), 3),
-        cosine=Launch(width, 8 if width < 1024 else 4, max(1, width // 128), 1),
-        attend_again=Launch(128, 4, 1, 3),
-        score_gradient=Launch(128, 4, 1, 3 if kind.itemsize == 2 else 2),
+        attend=Launch(width, max(1, 512 // width), max(1, width // 1024), 3),
+        cosine=Launch(width, 4, max(1, width // 512), 1),
+        attend_again=Launch(128, 8, 1, 1),
+        score_gradient=Launch(128, 4 if width > 256 else 2, 1, 3 if kind.itemsize == 2 else 2),
     )
 
 
@@ -203,9 +205,8 @@ class Matcher:
         # the rows of every matrix are whole octets: unaligned ones multiply ten times slower
         dim = round_up(self.width, OCTET)
         self.padded = round_up(self.region_count, OCTET)
-        missing = dim - self.width, self.padded - self.region_count
-        self.regions = pad(regions, (0, missing[0], 0, missing[1])) if any(missing) else regions
-        self.regions = self.regions.contiguous()
+        self.missing = dim - self.width, self.padded - self.region_count
+        self.regions = regions.contiguous()
         self.words = words.contiguous()
         self.packed = pack(self.words, word_mask.contiguous(), dim)
         self.region_mask = None if region_mask is None else region_mask.contiguous()
@@ -245,14 +246,16 @@ class Matcher:
                 self.texts, self.positions, self.columns,
                 WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps,
             )  # fmt: skip
-        return found, attended if keep and self.fits else None
+            if not (keep and self.fits):
+                attended = None  # before the next images take theirs
+        return found, attended
 
     def attend(
         self, first: int, last: int, shift: Tensor, *, again: bool = False
     ) -> tuple[Attended, Tensor]:
         """Of some images; and ``<c, t>``, (image, column), where it is not done ``again``."""
         images = last - first
-        part = self.regions[first:last]
+        part = self.part(first, last)
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
         product = scores.new_empty((images, self.columns))
@@ -281,6 +284,11 @@ class Matcher:
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
         return Attended(scores, weights, attended), product
 
+    def part(self, first: int, last: int) -> Tensor:
+        """Some images' regions, with zeros up to whole octets."""
+        part = self.regions[first:last]
+        return pad(part, (0, self.missing[0], 0, self.missing[1])) if any(self.missing) else part
+
     def empty(self, images: int) -> Tensor:
         """One number per element, (column, image, region); defined where no word is written."""
         new = torch.zeros if capturing(self.words) else torch.empty
@@ -301,30 +309,8 @@ class Matcher:
         packed_gradient: Tensor | None = None
         budget = self.images * self.bytes_backward if kept else self.budget
         for first, last in chunks(self.images, self.bytes_backward, budget):
-            attended = kept or self.attend(first, last, found.shift, again=True)[0]
-            part = self.regions[first:last].to(self.kind)
-            gradient, curved = self.empty(last - first), self.empty(last - first)
-            terms = upstream.new_empty((last - first, 3, self.columns))
-            kernels().differentiate_cosine[(last - first, ceil_div(self.columns, 256))](
-                upstream, found.cosine, found.norm,
-                self.packed.lengths, self.packed.word_of_column, terms,
-                first, self.texts, self.positions, self.columns, BLOCK=256,
-            )  # fmt: skip
-            launch = self.blocks.score_gradient
-            blocks = ceil_div(self.padded, launch.regions)
-            kernels().score_gradient[(self.texts * (last - first) * blocks,)](
-                *attended, self.packed.starts, terms, gradient, curved,
-                last - first, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
-                OVER_WORDS=self.over_words,
-                WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
-                num_warps=launch.warps,
-            )  # fmt: skip
-            through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
-            rows = gradient.flatten(1)
-            direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
-            whole = torch.baddbmm(direct, through_gram, part)
-            regions_gradient[first:last] = whole[:, : self.region_count, : self.width]
-            more = product_in_float32(rows, part.flatten(0, 1))
+            part, more = self.gradients(first, last, upstream, found, kept, packed_words)
+            regions_gradient[first:last] = part
             packed_gradient = more if packed_gradient is None else packed_gradient.add_(more)
         kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
             packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
@@ -333,6 +319,44 @@ class Matcher:
             WORDS=16, DIM=128,
         )  # fmt: skip
         return regions_gradient, words_gradient
+
+    def gradients(
+        self,
+        first: int,
+        last: int,
+        upstream: Tensor,
+        found: Found,
+        kept: Attended | None,
+        packed_words: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Of some images' regions, and through them of the packed words, in float32."""
+        images = last - first
+        attended = kept or self.attend(first, last, found.shift, again=True)[0]
+        gradient, curved = self.empty(images), self.empty(images)
+        terms = upstream.new_empty((images, 3, self.columns))
+        kernels().differentiate_cosine[(images, ceil_div(self.columns, 256))](
+            upstream, found.cosine, found.norm,
+            self.packed.lengths, self.packed.word_of_column, terms,
+            first, self.texts, self.positions, self.columns, BLOCK=256,
+        )  # fmt: skip
+        launch = self.blocks.score_gradient
+        blocks = ceil_div(self.padded, launch.regions)
+        kernels().score_gradient[(self.texts * images * blocks,)](
+            *attended, self.packed.starts, terms, gradient, curved,
+            images, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
+            OVER_WORDS=self.over_words,
+            WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
+            num_warps=launch.warps,
+        )  # fmt: skip
+        part = self.part(first, last).to(self.kind)
+        rows = gradient.flatten(1)
+        through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
+        direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
+        whole = torch.baddbmm(direct, through_gram, part)
+        return (
+            whole[:, : self.region_count, : self.width],
+            product_in_float32(rows, part.flatten(0, 1)),
+        )
 
 
 def product_in_float32(left: Tensor, right: Tensor) -> Tensor:

@@ -152,16 +152,20 @@ def sum_over_words(
     scores_ptr, start, end, row, at, stored,
     WORDS: tl.constexpr, REGIONS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Of the softmax over a text's words, by region: highest exponent, in base 2, and 1 / Σ."""
+    """Of the softmax over a text's words, by region: the highest score, and 1 / Σ.
+
+    Subtract before you scale: a compiler fuses the other order, and of large scores the rounding
+    that then differs between the two terms overflows (1e15 squared did, on a device).
+    """
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)
     for first in tl.range(start, end, WORDS, num_stages=STAGES):
         word = first + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
         scores = tl.where((word < end)[:, None], scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
-        power = tl.exp2(scores * LOG2_E - higher[None, :])
-        total = total * tl.exp2(top - higher) + tl.sum(power, 0)
+        higher = tl.maximum(top, tl.max(scores, 0))
+        power = tl.exp2((scores - higher[None, :]) * LOG2_E)
+        total = total * tl.exp2((top - higher) * LOG2_E) + tl.sum(power, 0)
         top = higher
     return top, 1 / total
 
@@ -171,7 +175,7 @@ def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS
     """``x / τ`` in base 2, x being the scores or their softmax over words."""
     exponent = scores
     if OVER_WORDS:
-        exponent = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
+        exponent = tl.exp2((scores - top[None, :]) * LOG2_E) * total[None, :]
     exponent *= inverse_temperature * LOG2_E
     return tl.where(real[None, :], exponent, float("-inf"))
 
@@ -360,9 +364,9 @@ def score_gradient(
                 stored,
             )  # fmt: skip
             scores = tl.where((word < end)[:, None], scores, float("-inf"))
-            higher = tl.maximum(top, tl.max(scores, 0) * LOG2_E)
-            power = tl.exp2(scores * LOG2_E - higher[None, :])
-            rescale = tl.exp2(top - higher)
+            higher = tl.maximum(top, tl.max(scores, 0))
+            power = tl.exp2((scores - higher[None, :]) * LOG2_E)
+            rescale = tl.exp2((top - higher) * LOG2_E)
             total = total * rescale + tl.sum(power, 0)
             mean = mean * rescale + tl.sum(power * through, 0)
             top = higher
@@ -374,7 +378,7 @@ def score_gradient(
             scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at, stored
         )
         if OVER_WORDS:
-            softmax = tl.exp2(scores * LOG2_E - top[None, :]) * total[None, :]
+            softmax = tl.exp2((scores - top[None, :]) * LOG2_E) * total[None, :]
             gradient = softmax * (gradient - mean[None, :])
         gradient = gradient * inverse_temperature + direct
         write(gradient_ptr, gradient, word, end, row, at, stored)

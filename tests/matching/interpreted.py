@@ -225,7 +225,8 @@ def test_what_is_kept_is_what_is_computed_again(attention, dtype, small_blocks, 
     again.clear()
     made = differentiate(triton, inputs, upstream, options(attention, budget=1))
     assert again == [False] * 3 + [True] * 3
-    assert torch.equal(made[0], kept[0])
+    # products of another size may be another kernel of the library, on a device
+    assert error(made[0], kept[0].double(), 1.0) <= TOLERANCE[dtype][0]
     for ours, theirs in zip(made[1:], kept[1:], strict=True):
         assert error(ours, theirs.double(), 1.0) <= TOLERANCE[dtype][1] / 2
 
