@@ -178,6 +178,8 @@ def or_why_not(measure: Callable[[], Any]) -> Any:
     """A measurement, or what it failed of: the others go on (but in a smoke run)."""
     try:
         return measure()
+    except subprocess.TimeoutExpired as error:  # whose text is this machine's command
+        return f"TimeoutExpired: after {error.timeout:.0f} seconds"
     except Exception as error:
         if SMOKE:
             raise

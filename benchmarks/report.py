@@ -56,9 +56,10 @@ NONE = "–"
 Figures = dict[str, Any]
 
 
-def page(results: list[dict[str, Any]]) -> str:
+def page(results: list[dict[str, Any]], campaigns: list[dict[str, Any]]) -> str:
     """The page of the docs."""
     sections = [section(each) for each in results] or ["No results yet.\n"]
+    sections += [campaign(each) for each in campaigns]
     return "\n".join([INTRODUCTION, *sections])
 
 
@@ -78,6 +79,130 @@ def section(results: dict[str, Any]) -> str:
         lines += [f"### {name}" + (f", `{attention}`" if attention else "")]
         lines += ["", results["workloads"][name] + ".", "", *table(modes, machine), ""]
     return "\n".join(lines)
+
+
+GPU_INTRODUCTION = """\
+Written from what `python benchmarks/gpu.py` left. Times are wall-clock, launches and host
+included; *of the roofline* as above. The definition's public function widens half precision to
+float32; the peers `-half` multiply as the inputs are, less exactly. Block sizes are the fastest
+that `tuning` found, which `choose_blocks` has taken over. After this campaign three things changed
+that no device has timed: exponents of the softmax over words take one multiplication more, blocks
+of the global loss are of 64 instead of 8 MiB, and a run of images frees its memory before the next
+takes its own: the peaks below hold two at a time.
+"""
+
+
+def campaign(results: dict[str, Any]) -> str:
+    """What a GPU said of the Triton kernels."""
+    machine = results["machine"]
+    lines = [
+        f"## {machine['device']}, bfloat16",
+        "",
+        GPU_INTRODUCTION,
+        f"torch {machine['torch']}, triton {machine['triton']}, Python {machine['python']}; large "
+        f"matrix products {machine['matmul_flops'] / 1e12:,.0f} TFLOP/s "
+        f"({machine['matmul_flops_float32'] / 1e12:,.0f} in float32), copies "
+        f"{machine['copy_bytes_per_second'] / 1e12:.1f} TB/s.",
+        "",
+    ]
+    for name, peers in results["timings"].items():
+        lines += [f"### {name}, `words_then_regions`", "", *gpu_table(peers), ""]
+    lines += ["### Batch sizes: 361 regions, dim 768, a budget of 1 GiB", ""]
+    lines += markdown(
+        ("pairs", "attention", "forward", "forward + backward", "of the roofline"),
+        [
+            (
+                f"{row['pairs']:,}",
+                f"`{row['attention']}`",
+                milliseconds(row["seconds"]["fwd"]),
+                milliseconds(row["seconds"]["fwdbwd"]),
+                f"{row['roofline']['fwdbwd'] / row['seconds']['fwdbwd']:.0%}",
+            )
+            for row in results["scaling"]
+        ],
+    )
+    largest = results["largest"]
+    lines += ["", "### Peak memory, forward and backward, 128 pairs, gradients included", ""]
+    lines += markdown(
+        ("peer", "MiB"),
+        [(f"`{name}`", f"{size / 2**20:,.0f}") for name, size in results["memory"].items()],
+    )
+    lines += [
+        "",
+        f"{largest['pairs']:,} pairs of 361 regions ran forward and backward in "
+        f"{largest['seconds']:.2f} s, with {largest['extra_bytes'] / 2**30:.1f} GiB beside the "
+        f"inputs.",
+        "",
+        "### Hard maximum",
+        "",
+    ]
+    lines += markdown(
+        ("workload", "peer", "forward", "forward + backward"),
+        [
+            (name, f"`{peer}`", milliseconds(figures["fwd"]), milliseconds(figures["fwdbwd"]))
+            for name, peers in results["hard_max"].items()
+            for peer, figures in peers.items()
+        ],
+    )
+    lines += ["", "### Global loss, forward and backward, float32", ""]
+    lines += markdown(
+        ("", "time", "MiB"),
+        [
+            (name, milliseconds(each["seconds"]), f"{each['extra_bytes'] / 2**20:,.0f}")
+            for name, each in results["contrastive"].items()
+        ],
+    )
+    return "\n".join([*lines, "", "### Parity", "", *parity(results), ""])
+
+
+def gpu_table(peers: Figures) -> list[str]:
+    """Each peer's times, and how many times as fast as it the kernels are."""
+    rows = [
+        (
+            f"`{name}`",
+            milliseconds(figures.get("fwd")),
+            milliseconds(figures["fwdbwd"]),
+            f"{figures['fwdbwd'] / peers['triton']['fwdbwd']:.1f}",
+        )
+        for name, figures in peers.items()
+        if name not in ("roofline", "errors of triton")
+    ]
+    return markdown(("peer", "forward", "forward + backward", "× what `triton` takes"), rows)
+
+
+def parity(results: dict[str, Any]) -> list[str]:
+    """Greatest errors over greatest values, beside the definition in float64."""
+    greatest: dict[str, list[float]] = {}
+    for case in results["parity"]["cases"]:
+        so_far = greatest.setdefault(case["dtype"], [0.0] * 3)
+        greatest[case["dtype"]] = [max(pair) for pair in zip(so_far, case["errors"], strict=True)]
+    lines = markdown(
+        ("dtype", "cosine", "gradient of regions", "gradient of words"),
+        [(name, *(f"{error:.1e}" for error in errors)) for name, errors in greatest.items()],
+    )
+    features = ", ".join(
+        f"{name}: {'yes' if held is True else held}"
+        for name, held in results["parity"]["features"].items()
+    )
+    checked = results["sanitizer"]
+    said = "; ".join(
+        f"{tool}: " + (each if isinstance(each, str) else f"exit code {each['exit_code']}")
+        for tool, each in checked.items()
+    )
+    return [*lines, "", f"{features}. compute-sanitizer: {said}."]
+
+
+def markdown(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A table, all columns but text to the right."""
+    lines = [titles, ("---", *["---:"] * (len(titles) - 1)), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def milliseconds(seconds: float | str | None) -> str:
+    """With three digits, or why there is none."""
+    if seconds is None:
+        return NONE
+    return seconds if isinstance(seconds, str) else f"{1e3 * seconds:,.3g} ms"
 
 
 def groups(cases: list[Figures]) -> Iterator[tuple[str, str, dict[str, Figures]]]:
@@ -166,7 +291,8 @@ def main() -> None:
     args = parser.parse_args()
     results = load(args.results or list(RESULTS.glob("*.json")))
     if args.write:
-        args.write.write_text(page(results), encoding="utf-8")
+        campaigns = load(list((RESULTS / "campaign").glob("*.json")))
+        args.write.write_text(page(results, campaigns), encoding="utf-8")
     else:
         print("\n".join(map(section, results)))
 

@@ -43,7 +43,8 @@ def results():
 def test_the_page_of_the_docs_is_what_the_results_say():
     """Nobody types a figure; ``python benchmarks/report.py --write docs/benchmarks.md`` does."""
     measured = report.load(list(report.RESULTS.glob("*.json")))
-    assert DOCS.read_text(encoding="utf-8") == report.page(measured)
+    campaigns = report.load(list((report.RESULTS / "campaign").glob("*.json")))
+    assert DOCS.read_text(encoding="utf-8") == report.page(measured, campaigns)
 
 
 def test_ratios_shares_and_failures_of_a_table():
