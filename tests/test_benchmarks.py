@@ -85,3 +85,15 @@ def test_the_benchmark_of_retrieval_scores_every_pair():
     assert figures["pairs"] == 36
     assert figures["pairs_per_second"] == pytest.approx(36 / figures["seconds"])
     assert 0 <= figures["memory"] < 2**30
+
+
+def test_the_benchmark_of_loading_counts_images(tmp_path):
+    import loading
+
+    from gloria.data import ImageReportTable
+    from gloria.data.phantom import PhantomDataset, write_phantoms
+
+    table = write_phantoms(tmp_path, [PhantomDataset("train", size=96, count=32)])
+    pairs = ImageReportTable(table, "train", size=(64, 64), channels=1)
+    assert loading.loaded_per_second(pairs, 1, workers=0) > 0
+    assert loading.trained_per_second([pairs[k] for k in range(32)], 1, None) > 0
