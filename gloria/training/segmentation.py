@@ -19,7 +19,7 @@ from gloria.checks import check_choice, check_integer, check_positive, check_wei
 from gloria.data.images import normalize
 from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
-from gloria.errors import DataError
+from gloria.errors import DataError, ShapeError
 from gloria.evaluation.segmentation import (
     THRESHOLDS,
     MaskedItems,
@@ -244,11 +244,14 @@ def segmentation_efficiency(
         DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`.
     """
     check_runs(rows, fractions, seeds)
-    for name, items in (("train", train), ("validation", validation), ("test", test)):
-        if not len(items):
-            raise DataError(f"{name} must hold at least one image.")
+    counts = {
+        name: _count_classes(name, items)
+        for name, items in (("train", train), ("validation", validation), ("test", test))
+    }
+    classes = counts["train"]
+    if set(counts.values()) != {classes}:
+        raise ShapeError(f"masks must be of the same classes in each set; they have {counts}.")
     recipe = recipe or SegmentationRecipe()
-    classes = stack_masked([train[0]])[1].shape[1]
     table: dict[str, Any] = {row: {} for row in rows}
     for row, encoder in rows.items():
         for fraction in fractions:
@@ -296,6 +299,13 @@ def segmentation_efficiency(
 
 
 _FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
+
+
+def _count_classes(name: str, items: MaskedItems) -> int:
+    """How many masks its images have, as the first of them says."""
+    if not len(items):
+        raise DataError(f"{name} must hold at least one image.")
+    return stack_masked([items[0]])[1].shape[1]
 
 
 def _loss(

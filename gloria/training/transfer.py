@@ -163,6 +163,11 @@ def _retrieval(
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
     ks = [k for k in settings.ks if k <= len(labels)]
+    if not ks:
+        raise DataError(
+            f"ks must hold a K within the gallery, of {len(labels)} images; got "
+            f"{list(settings.ks)}."
+        )
     images = _encode(model, gallery, settings, progress)
     texts = encode_texts(model, gallery.reports, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)

@@ -268,4 +268,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained():
         segmentation_efficiency(rows, TRAIN, VALIDATION, TEST, seeds=(0, -1), recipe=recipe)
     with pytest.raises(DataError, match="test must hold at least one image"):
         segmentation_efficiency(rows, TRAIN, VALIDATION, Squares(0), recipe=recipe)
+    other = [MaskedImage(TEST[0].image, TEST[0].mask.repeat(3, 1, 1))]
+    with pytest.raises(ShapeError, match="'train': 1, 'validation': 1, 'test': 3"):
+        segmentation_efficiency(rows, TRAIN, VALIDATION, other, recipe=recipe)
     assert not trained
