@@ -137,7 +137,8 @@ def multilabel_loss(
 
     Args:
         logits: ``(image, class)``.
-        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain.
+        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain. NaN makes the
+            loss NaN.
         class_weight: ``(class,)``, default 1.
         pos_weight: ``(class,)``, what a positive label counts beside a negative one; default 1.
             ``negatives / positives`` balances the two.
@@ -166,7 +167,7 @@ def multilabel_loss(
             raise ShapeError(
                 f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
             )
-    known = labels >= 0
+    known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
     losses = binary_cross_entropy_with_logits(
         logits,
         labels.clamp(min=0).to(logits.dtype),

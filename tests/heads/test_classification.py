@@ -180,3 +180,9 @@ def test_an_encoder_is_an_image_encoder(given):
     kind = type(given).__name__
     with pytest.raises(ContractError, match=f"encoder must be .* an ImageEncoder; got {kind}. Of"):
         ImageClassifier(given, 2)
+
+
+def test_a_nan_label_is_not_dropped():
+    labels = torch.tensor([[1.0, math.nan], [0.0, -1.0]])
+    assert multilabel_loss(torch.zeros(2, 2), labels).isnan()
+    assert not multilabel_loss(torch.zeros(2, 2), labels.nan_to_num(-1)).isnan()
