@@ -13,9 +13,16 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gloria.errors import DtypeError, MissingDependencyError, OptionError, ShapeError
+from gloria.errors import (
+    ContractError,
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    ShapeError,
+)
+from gloria.types import ImageEncoder
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
@@ -115,6 +122,15 @@ def check_texts(texts: Sequence[str]) -> None:
             raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
     if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
+
+
+def check_image_encoder(name: str, value: Any) -> None:
+    """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
+    if not isinstance(value, nn.Module) or not isinstance(value, ImageEncoder):
+        raise ContractError(
+            f"{name} must be a module that is an ImageEncoder; got {type(value).__name__}. Of a "
+            f"GLoRIA model, take model.image_encoder."
+        )
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_work, evaluate_task
-    from gloria.weights import load_model
+    from gloria.weights import hash_model, load_model
 
     _check(args)
     device = pick_device(args.device)
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         with Progress(count_work(task, data, settings), task, args.quiet) as progress:
             report = evaluate_task(task, models[name], data, settings, progress=progress.advance)
-        results["models"].setdefault(name, {"sha256": _digest(name), "tasks": {}})
+        results["models"].setdefault(name, {"sha256": hash_model(name), "tasks": {}})
         results["models"][name]["tasks"][task] = report
         _write(args.out, results)
     _write(args.out, results)
@@ -153,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Wrong and unread options are errors, before anything is loaded."""
+    from gloria.checks import check_integer
     from gloria.data.transfer import TASKS
     from gloria.errors import OptionError
 
@@ -165,6 +166,8 @@ def _check(args: argparse.Namespace) -> None:
         if task not in TASKS:
             raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.")
     args.format = args.format or ("csv" if args.data else "phantom")
+    if args.per_class is not None:
+        check_integer("per-class", args.per_class, 1)
     if (args.data is None) != (args.format == "phantom"):
         needs = "needs --data" if args.data is None else "takes no --data"
         raise OptionError(f"--format {args.format} {needs}.")
@@ -191,11 +194,14 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
     """What is in the folder, if it is of these settings and models; else an empty beginning."""
     import gloria
     from gloria.errors import CheckpointError
+    from gloria.weights import hash_model
 
     chosen = {
         **{name: str(getattr(args, name)) for name in ("format", "data", *READ_BY, "image_size")},
         **settings.description(),
     }
+    if args.prompts is not None:  # their texts count, whatever the file is called
+        chosen["prompts"] = _hash_prompts(args.prompts)
     file = args.out / "results.json"
     if not file.is_file():
         return {
@@ -219,7 +225,7 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
             f"{file} is of other settings: {was}; now: {now}. Give another --out."
         )
     for name, model in known.items():
-        if name in map(str, args.model) and model["sha256"] != _digest(name):
+        if name in map(str, args.model) and model["sha256"] != hash_model(name):
             raise CheckpointError(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."
@@ -332,12 +338,14 @@ def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
     return None
 
 
-def _digest(folder: str) -> str:
-    """SHA-256 of a saved model."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        digest.update((Path(folder) / name).read_bytes())
-    return digest.hexdigest()
+def _hash_prompts(path: Path) -> str:
+    """SHA-256 of the prompts in a file."""
+    from gloria.data.prompts import read_prompts
+
+    texts = [
+        [name, each.prompts, each.negative_prompts] for name, each in read_prompts(path).items()
+    ]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:

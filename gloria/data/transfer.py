@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gloria.data.leaks import check_splits
 from gloria.data.masked import PhantomMasks
 from gloria.data.pairs import Pair, PhantomPairs
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
@@ -179,7 +180,15 @@ class TransferData:
             classes: of the gallery and of zero-shot classification; None = the data's.
             per_class: images of each class in a gallery that is drawn.
             seed: of that draw.
+
+        Raises:
+            DataError: a patient or an image is in two splits, or of the gallery and in a split
+                that trains or chooses; the message names the first.
         """
+        check_splits({name: split.records for name, split in splits._asdict().items()})
+        if gallery is not None:
+            for part in ("train", "val"):
+                check_splits({part: getattr(splits, part).records, "gallery": gallery.records})
         test: Radiographs = splits.test
         classes = tuple(test.classes if classes is None else classes)
         if gallery is None and len(classes) > 1:

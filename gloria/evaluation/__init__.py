@@ -22,6 +22,7 @@ from gloria.evaluation.retrieval import (
 )
 from gloria.evaluation.segmentation import (
     Overlap,
+    choose_mask_thresholds,
     count_overlap,
     evaluate_segmentation,
     measure_overlap,
@@ -37,23 +38,24 @@ from gloria.evaluation.zero_shot import (
 from gloria.geometry import upsample_attention
 
 __all__ = [
+    "ClassMetric",
     "Interval",
     "Overlap",
-    "ClassMetric",
     "Thresholds",
     "accuracy",
     "attention_auroc",
     "bootstrap",
     "bootstrap_mean",
+    "choose_mask_thresholds",
     "choose_thresholds",
     "class_relevance",
     "class_scores",
     "correct_side",
     "count_overlap",
     "ensemble_embeddings",
-    "evaluate_segmentation",
     "evaluate_queries",
     "evaluate_retrieval",
+    "evaluate_segmentation",
     "left_share",
     "mean_average_precision",
     "measure_overlap",

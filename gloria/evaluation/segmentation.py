@@ -22,7 +22,7 @@ from gloria.evaluation.features import evaluating
 from gloria.heads.segmentation import SegmentationModel
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
-"""What :func:`choose_thresholds` is usually given to choose from: 0.05, 0.1, ... 0.95."""
+"""What :func:`choose_mask_thresholds` is usually given to choose from: 0.05, 0.1, ... 0.95."""
 
 
 class MaskedItems(Protocol):
@@ -147,7 +147,7 @@ def measure_overlap(
     return Overlap(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def choose_thresholds(
+def choose_mask_thresholds(
     overlap: Overlap,
     thresholds: Sequence[float] = THRESHOLDS,
     on: Literal["all", "positives"] = "all",
@@ -239,7 +239,8 @@ def evaluate_segmentation(
         model: any; evaluated in eval mode, its modes are left as they were.
         items: images and masks, such as :class:`~gloria.data.SIIM` or
             :class:`~gloria.data.PhantomMasks`.
-        thresholds: of :func:`choose_thresholds` on validation data, one per class; or one for all.
+        thresholds: of :func:`choose_mask_thresholds` on validation data, one per class; or one for
+            all.
         batch_size: images segmented at a time; it does not change the result.
         progress: called with the number of items done since the last call.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gloria.checks import check_integer, check_tensor
+from gloria.checks import check_image_encoder, check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
-from gloria.errors import DtypeError, ShapeError
+from gloria.errors import ShapeError
 from gloria.types import ImageEncoder, ImageInput
 
 
@@ -70,7 +72,7 @@ class ImageClassifier(Freezable):
 
     Raises:
         OptionError: ``classes`` is below 1.
-        DtypeError: the encoder is no module.
+        ContractError: ``encoder`` is no image encoder.
 
     The published code's "frozen" encoder is in training mode: its BatchNorms take the statistics
     of every batch, and what is probed is no longer what was pretrained.
@@ -91,9 +93,8 @@ class ImageClassifier(Freezable):
     def __init__(self, encoder: ImageEncoder, classes: int, *, frozen: bool = False) -> None:
         super().__init__()
         check_integer("classes", classes, 1)
-        if not isinstance(encoder, nn.Module):
-            raise DtypeError(f"encoder must be an nn.Module; got {type(encoder).__name__}.")
-        self.encoder = encoder
+        check_image_encoder("encoder", encoder)
+        self.encoder: Any = encoder
         self.head = LinearHead(encoder.pooled_dim, classes)
         if frozen:
             self.freeze("encoder")
@@ -136,7 +137,8 @@ def multilabel_loss(
 
     Args:
         logits: ``(image, class)``.
-        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain.
+        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain. NaN makes the
+            loss NaN.
         class_weight: ``(class,)``, default 1.
         pos_weight: ``(class,)``, what a positive label counts beside a negative one; default 1.
             ``negatives / positives`` balances the two.
@@ -165,7 +167,7 @@ def multilabel_loss(
             raise ShapeError(
                 f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
             )
-    known = labels >= 0
+    known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
     losses = binary_cross_entropy_with_logits(
         logits,
         labels.clamp(min=0).to(logits.dtype),

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from gloria.checks import check_integer, require
-from gloria.errors import ContractError
+from gloria.checks import check_image_encoder, check_integer, require
 from gloria.types import HasStages, ImageEncoder, ImageInput
 
 LEVELS = 4
@@ -54,11 +53,7 @@ def segmentation_model(
     """
     check_integer("classes", classes, 1)
     check_integer("width", width, 1)
-    if not isinstance(image_encoder, nn.Module) or not isinstance(image_encoder, ImageEncoder):
-        raise ContractError(
-            f"image_encoder must be a module that is an ImageEncoder; got "
-            f"{type(image_encoder).__name__}. Of a GLoRIA model, take model.image_encoder."
-        )
+    check_image_encoder("image_encoder", image_encoder)
     encoder: Any = copy.deepcopy(image_encoder)
     stages = encoder.stages if isinstance(encoder, HasStages) else ()
     if len({stage.stride for stage in stages}) > 1:

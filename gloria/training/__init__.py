@@ -5,6 +5,7 @@ from gloria.training.classification import (
     FINE_TUNING,
     PROBE,
     ClassifierRecipe,
+    ClassifierTraining,
     evaluate_classifier,
     label_efficiency,
     train_classifier,
@@ -20,6 +21,7 @@ from gloria.training.segmentation import (
 __all__ = [
     "Augmentation",
     "ClassifierRecipe",
+    "ClassifierTraining",
     "FINE_TUNING",
     "PROBE",
     "SegmentationRecipe",

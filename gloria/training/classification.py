@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from statistics import mean, stdev
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.data.splits import draw_share, hash_ids
-from gloria.errors import DataError, OptionError, ShapeError
+from gloria.errors import DataError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating
 from gloria.heads import ImageClassifier, multilabel_loss
@@ -31,6 +30,7 @@ from gloria.training.augmentation import Augmentation
 from gloria.training.loading import HasImage, load_batches, stack_images
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.training.shares import check_runs, name_share, spread
 from gloria.training.steps import parameter_groups, update
 from gloria.types import ImageEncoder
 
@@ -270,9 +270,7 @@ def label_efficiency(
         ShapeError, DataError, NonFiniteLossError: as :func:`train_classifier`; or the three sets
             have different classes, or ``test`` no class with positive and negative images.
     """
-    for name, values in (("rows", rows), ("fractions", fractions), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise OptionError(f"{name} must hold at least one, each once; got {list(values)}.")
+    check_runs(rows, fractions, seeds)
     classes = list(train.classes)
     for name, data in (("validation", validation), ("test", test)):
         if list(data.classes) != classes:
@@ -318,9 +316,9 @@ def label_efficiency(
                     }
                 )
                 progress(1)
-            table[row][f"{100 * fraction:g}%"] = {
-                **_spread([run["auroc"] for run in runs]),
-                "per_class": {c: _spread([run["per_class"][c] for run in runs]) for c in classes},
+            table[row][name_share(fraction)] = {
+                **spread([run["auroc"] for run in runs]),
+                "per_class": {c: spread([run["per_class"][c] for run in runs]) for c in classes},
                 "runs": runs,
             }
     return {
@@ -560,12 +558,3 @@ def _check_defined(name: str, labels: Tensor) -> None:
             f"{name} must have a class with positive and negative images; none of its "
             f"{labels.shape[1]} classes has both."
         )
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, where there are any."""
-    defined = [value for value in values if value is not None]
-    return {
-        "mean": mean(defined) if defined else None,
-        "sd": stdev(defined) if len(defined) > 1 else None,
-    }

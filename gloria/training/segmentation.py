@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -20,12 +19,12 @@ from gloria.checks import check_choice, check_integer, check_positive, check_wei
 from gloria.data.images import normalize
 from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, ShapeError
 from gloria.evaluation.segmentation import (
     THRESHOLDS,
     MaskedItems,
     Overlap,
-    choose_thresholds,
+    choose_mask_thresholds,
     measure_overlap,
     summarize_overlap,
 )
@@ -36,6 +35,7 @@ from gloria.training.augmentation import Augmentation
 from gloria.training.loading import load_batches
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
+from gloria.training.shares import check_runs, name_share, spread
 from gloria.training.steps import parameter_groups, update
 from gloria.types import ImageEncoder
 
@@ -243,13 +243,15 @@ def segmentation_efficiency(
             range.
         DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`.
     """
-    for name, values in (("rows", rows), ("fractions", fractions), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise OptionError(f"{name} must hold at least one, each once; got {list(values)}.")
-    if not len(train):
-        raise DataError("train must hold at least one image.")
+    check_runs(rows, fractions, seeds)
+    counts = {
+        name: _count_classes(name, items)
+        for name, items in (("train", train), ("validation", validation), ("test", test))
+    }
+    classes = counts["train"]
+    if set(counts.values()) != {classes}:
+        raise ShapeError(f"masks must be of the same classes in each set; they have {counts}.")
     recipe = recipe or SegmentationRecipe()
-    classes = stack_masked([train[0]])[1].shape[1]
     table: dict[str, Any] = {row: {} for row in rows}
     for row, encoder in rows.items():
         for fraction in fractions:
@@ -282,8 +284,8 @@ def segmentation_efficiency(
                     }
                 )
                 progress(1)
-            table[row][f"{100 * fraction:g}%"] = {
-                **{name: _spread([run["test"].get(name) for run in runs]) for name in _FIGURES},
+            table[row][name_share(fraction)] = {
+                **{name: spread([run["test"].get(name) for run in runs]) for name in _FIGURES},
                 "runs": runs,
             }
     described = {**asdict(recipe), "loss": describe_target(recipe.loss)}
@@ -297,6 +299,13 @@ def segmentation_efficiency(
 
 
 _FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
+
+
+def _count_classes(name: str, items: MaskedItems) -> int:
+    """How many masks its images have, as the first of them says."""
+    if not len(items):
+        raise DataError(f"{name} must hold at least one image.")
+    return stack_masked([items[0]])[1].shape[1]
 
 
 def _loss(
@@ -316,7 +325,7 @@ def _validate(
 ) -> tuple[float, tuple[float, ...]]:
     """Mean Dice with each class at its best threshold, and these thresholds."""
     overlap = measure_overlap(model, validation, THRESHOLDS, batch_size=recipe.batch_size)
-    thresholds = choose_thresholds(overlap, THRESHOLDS, recipe.choose_on)
+    thresholds = choose_mask_thresholds(overlap, THRESHOLDS, recipe.choose_on)
     chosen = overlap.at([THRESHOLDS.index(threshold) for threshold in thresholds])
     return summarize_overlap(chosen)[f"dice_{recipe.choose_on}"], thresholds
 
@@ -326,12 +335,3 @@ def _build(encoder: ImageEncoder, classes: int, width: int, seed: int) -> Segmen
     with isolated(seed):
         model = segmentation_model(encoder, classes, width=width)
     return model.to(next(model.image_encoder.parameters()).device)
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, where there are any."""
-    defined = [value for value in values if value is not None]
-    return {
-        "mean": mean(defined) if defined else None,
-        "sd": stdev(defined) if len(defined) > 1 else None,
-    }

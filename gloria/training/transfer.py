@@ -38,6 +38,7 @@ from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
+from gloria.training.shares import name_share
 from gloria.types import ImageFeatures
 
 KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
@@ -162,6 +163,11 @@ def _retrieval(
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
     ks = [k for k in settings.ks if k <= len(labels)]
+    if not ks:
+        raise DataError(
+            f"ks must hold a K within the gallery, of {len(labels)} images; got "
+            f"{list(settings.ks)}."
+        )
     images = _encode(model, gallery, settings, progress)
     texts = encode_texts(model, gallery.reports, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)
@@ -271,7 +277,7 @@ def _classification(
 
     def mean_auroc(index: Tensor) -> dict[str, float | None]:
         return {
-            _share(fraction): _mean(
+            name_share(fraction): _mean(
                 [multilabel_auroc(logits[index], labels[index])["mean"] for logits in draws]
             )
             for fraction, draws in scores.items()
@@ -282,7 +288,7 @@ def _classification(
         "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
         f"{_counted(len(details['classes']), 'class', 'classes')}, {len(labels)} test images; "
         f"{_uncertainty(settings)}",
-        "columns": list(map(_share, settings.fractions)),
+        "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(
             "",
             _intervals(mean_auroc, len(labels), settings),
@@ -320,7 +326,7 @@ def _segmentation(
         "protocol": f"{data.name}: U-Net on the image encoder, {classes}, "
         f"{details['images']['test']} test images; positives: those with a mask; all images: an "
         f"empty prediction on an empty mask counts 1; {_uncertainty(settings)}",
-        "columns": list(map(_share, settings.fractions)),
+        "columns": list(map(name_share, settings.fractions)),
         "rows": rows,
         "details": details,
     }
@@ -331,7 +337,7 @@ def _mean_dice(
 ) -> dict[str, float | None]:
     """By share, the mean over its draws, for some of the images."""
     return {
-        _share(fraction): _mean(
+        name_share(fraction): _mean(
             [
                 summarize_overlap(Overlap(*(count[index] for count in draw))).get(figure)
                 for draw in draws
@@ -424,10 +430,6 @@ def _read(cell: Any) -> Cell:
     if isinstance(cell, Mapping):
         return Interval(**cell) if "low" in cell else Spread(**cell)
     return None if cell is None else float(cell)
-
-
-def _share(fraction: float) -> str:
-    return f"{100 * fraction:g}%"
 
 
 def _counted(count: int, one: str, many: str) -> str:

@@ -189,6 +189,29 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "which changed since" in capsys.readouterr().err
 
 
+def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--prompts", str(prompts))
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    before = results(tmp_path / "out")
+    prompts.write_text('{"Edema": ["fluid"], "Cardiomegaly": ["large heart"]}')
+    capsys.readouterr()
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 1
+    assert "is of other settings: prompts" in capsys.readouterr().err
+    assert results(tmp_path / "out") == before
+
+
+def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tmp_path, capsys):
+    own = gloria.save_model(gloria.load_model(model), tmp_path / "model")
+    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 0
+    files = {"config.json", "model.safetensors"}
+    others = sorted(p for p in own.rglob("*") if p.is_file() and p.name not in files)
+    others[0].write_bytes(others[0].read_bytes() + b"\n")
+    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 1
+    assert "written anew since" in capsys.readouterr().err
+
+
 def test_chexperts_own_files(model, tmp_path, capsys):
     """Its 5xN set is drawn first; these patients are in no split."""
     lines = [",".join(["Path", *CLASSES])]
@@ -279,6 +302,7 @@ def write_dicom(path, pixels):
         (["--data", "x.csv"], "--format csv needs --classes"),
         (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
+        (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
         (["--format", "rsna", "--data", "x.csv", "--images", "."], "x.csv does not exist"),
     ],

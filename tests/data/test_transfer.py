@@ -6,7 +6,8 @@ import pytest
 from gloria.data import Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
-from gloria.data.transfer import PHANTOM_NOTE, TransferData, draw_patients
+from gloria.data.transfer import PHANTOM_NOTE, Splits, TransferData, draw_patients
+from gloria.errors import DataError
 
 CLASSES = ("Edema", "Cardiomegaly")
 
@@ -69,6 +70,22 @@ def test_the_gallery_is_drawn_of_test_images_that_show_one_class_only(radiograph
     assert set(data.gallery.ids) <= set(splits.test.ids)
     assert data.missing == {"segmentation": "the images have no masks"}
     assert list(data.prompts) == list(CLASSES)
+
+
+def test_splits_and_galleries_that_leak_are_refused(radiographs):
+    data = radiographs()
+    train, val, test = (data.select(data.ids[k::3]) for k in range(3))  # patients have two images
+    with pytest.raises(
+        DataError, match=r"(?s)the splits leak.*patients in more than one split: 20"
+    ):
+        TransferData.of_radiographs("films", Splits(train, val, test), CHEST_PROMPTS)
+    splits = draw_patients(data, seed=0)
+    for part in ("train", "val"):
+        gallery = getattr(splits, part)
+        with pytest.raises(DataError, match=f"(?s)the splits leak.*{part}: .* gallery: "):
+            TransferData.of_radiographs("films", splits, CHEST_PROMPTS, gallery=gallery)
+    data = TransferData.of_radiographs("films", splits, CHEST_PROMPTS, gallery=splits.test)
+    assert data.gallery is splits.test
 
 
 @pytest.mark.parametrize(

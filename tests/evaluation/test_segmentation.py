@@ -12,7 +12,7 @@ from gloria.data import MaskedImage
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.segmentation import (
     Overlap,
-    choose_thresholds,
+    choose_mask_thresholds,
     count_overlap,
     evaluate_segmentation,
     measure_overlap,
@@ -133,7 +133,7 @@ def test_counts_of_a_model_in_any_batches(batch_size):
 def test_thresholds_are_chosen_for_each_class():
     thresholds = (0.1, 0.3, 0.5, 0.7, 0.9)
     overlap = measure_overlap(Sees(2), scenes(classes=2), thresholds)
-    assert choose_thresholds(overlap, thresholds) == (0.3, 0.7)
+    assert choose_mask_thresholds(overlap, thresholds) == (0.3, 0.7)
     figures = evaluate_segmentation(Sees(2), scenes(classes=2), (0.3, 0.7))
     assert figures["dice_all"] == figures["iou_positives"] == 1
     assert figures["thresholds"] == [0.3, 0.7]
@@ -145,7 +145,7 @@ def test_thresholds_are_chosen_for_each_class():
 def test_among_equal_thresholds_the_nearest_to_a_half():
     thresholds = (0.25, 0.35, 0.38, 0.9)  # the three first mark the same pixels
     overlap = measure_overlap(Sees(), scenes(), thresholds)
-    assert choose_thresholds(overlap, thresholds) == (0.38,)
+    assert choose_mask_thresholds(overlap, thresholds) == (0.38,)
 
 
 def test_what_a_threshold_is_chosen_on():
@@ -154,8 +154,8 @@ def test_what_a_threshold_is_chosen_on():
     predicted = torch.tensor([[4, 0], [1, 0], [1, 0], [1, 0]])[:, None]
     marked = torch.tensor([4, 0, 0, 0])[:, None, None].expand(4, 1, 2)
     overlap = Overlap(both, predicted, marked)
-    assert choose_thresholds(overlap, (0.2, 0.8), "all") == (0.8,)
-    assert choose_thresholds(overlap, (0.2, 0.8), "positives") == (0.2,)
+    assert choose_mask_thresholds(overlap, (0.2, 0.8), "all") == (0.8,)
+    assert choose_mask_thresholds(overlap, (0.2, 0.8), "positives") == (0.2,)
 
 
 def test_a_mask_without_a_class_axis_and_a_data_set_of_masks():
@@ -187,15 +187,15 @@ def test_bad_input():
         measure_overlap(Sees(), [MaskedImage(i * torch.nan, m) for i, m in scenes()])
     overlap = measure_overlap(Sees(), scenes(), (0.2, 0.8))
     with pytest.raises(ShapeError, match=r"with 3 thresholds; got \(7, 1, 2\)"):
-        choose_thresholds(overlap, (0.1, 0.2, 0.3))
+        choose_mask_thresholds(overlap, (0.1, 0.2, 0.3))
     with pytest.raises(OptionError, match="on must be one of"):
-        choose_thresholds(overlap, (0.2, 0.8), "negatives")
+        choose_mask_thresholds(overlap, (0.2, 0.8), "negatives")
     empty = Overlap(*torch.zeros(3, 4, 1, 2, dtype=torch.long))
     with pytest.raises(DataError, match="class 0 has no image with a mask"):
-        choose_thresholds(empty, (0.2, 0.8), "positives")
+        choose_mask_thresholds(empty, (0.2, 0.8), "positives")
     with pytest.raises(ShapeError, match=r"counts must be \(image, class\)"):
         summarize_overlap(overlap)
     with pytest.raises(DataError, match="at least one image"):
         summarize_overlap(Overlap(*torch.zeros(3, 0, 1)))
     with pytest.raises(DataError, match="at least one image"):
-        choose_thresholds(Overlap(*torch.zeros(3, 0, 1, 2)), (0.2, 0.8))
+        choose_mask_thresholds(Overlap(*torch.zeros(3, 0, 1, 2)), (0.2, 0.8))

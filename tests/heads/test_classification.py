@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from gloria.encoders import TimmImageEncoder
-from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.errors import ContractError, DtypeError, OptionError, ShapeError
 from gloria.heads import ImageClassifier, LinearHead, multilabel_loss
 
 
@@ -175,6 +175,14 @@ def test_the_number_of_classes(encoder, classes, error):
         ImageClassifier(encoder, classes)
 
 
-def test_an_encoder_is_a_module():
-    with pytest.raises(DtypeError, match=r"encoder must be an nn\.Module; got str"):
-        ImageClassifier("resnet50", 2)
+@pytest.mark.parametrize("given", ["resnet50", nn.Linear(2, 2)])
+def test_an_encoder_is_an_image_encoder(given):
+    kind = type(given).__name__
+    with pytest.raises(ContractError, match=f"encoder must be .* an ImageEncoder; got {kind}. Of"):
+        ImageClassifier(given, 2)
+
+
+def test_a_nan_label_is_not_dropped():
+    labels = torch.tensor([[1.0, math.nan], [0.0, -1.0]])
+    assert multilabel_loss(torch.zeros(2, 2), labels).isnan()
+    assert not multilabel_loss(torch.zeros(2, 2), labels.nan_to_num(-1)).isnan()

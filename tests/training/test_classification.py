@@ -549,8 +549,8 @@ def test_a_loss_that_is_not_finite_stops_and_updates_nothing():
         ({"rows": {}}, OptionError, "rows must hold at least one"),
         ({"seeds": (1, 1)}, OptionError, "seeds must hold .* each once"),
         ({"fractions": ()}, OptionError, "fractions must hold at least one"),
-        ({"fractions": (0,)}, OptionError, "share must be above 0"),
-        ({"fractions": (1.5,)}, OptionError, "share must be a number from 0 to 1"),
+        ({"fractions": (0,)}, OptionError, "fractions must be above 0"),
+        ({"fractions": (1.5,)}, OptionError, "fractions must be a number from 0 to 1"),
     ],
 )
 def test_label_efficiency_refuses(options, error, message):

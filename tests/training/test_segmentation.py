@@ -244,3 +244,31 @@ def test_bad_input():
             segmentation_efficiency({"a": encoder()}, TRAIN, VALIDATION, TEST, **options)
     with pytest.raises(OptionError, match="rows must hold at least one"):
         segmentation_efficiency({}, TRAIN, VALIDATION, TEST)
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained():
+    trained = []
+
+    def loss(logits, masks):
+        trained.append(1)
+        return logits.mean()
+
+    recipe = SegmentationRecipe(steps=1, loss=loss)
+    rows = {"a": encoder()}
+    for fractions, message in (
+        ((1.0, 1.5), "fractions must be a number from 0 to 1; got 1.5"),
+        ((1.0, 0), "fractions must be above 0"),
+        ((0.1, 0.1 + 1e-9), "fractions must hold at least one, each once"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            segmentation_efficiency(
+                rows, TRAIN, VALIDATION, TEST, fractions=fractions, recipe=recipe
+            )
+    with pytest.raises(OptionError, match="seeds must be at least 0; got -1"):
+        segmentation_efficiency(rows, TRAIN, VALIDATION, TEST, seeds=(0, -1), recipe=recipe)
+    with pytest.raises(DataError, match="test must hold at least one image"):
+        segmentation_efficiency(rows, TRAIN, VALIDATION, Squares(0), recipe=recipe)
+    other = [MaskedImage(TEST[0].image, TEST[0].mask.repeat(3, 1, 1))]
+    with pytest.raises(ShapeError, match="'train': 1, 'validation': 1, 'test': 3"):
+        segmentation_efficiency(rows, TRAIN, VALIDATION, other, recipe=recipe)
+    assert not trained

@@ -126,6 +126,12 @@ def test_batches_do_not_change_a_figure(model, data, reports):
             assert found[kind][direction] == pytest.approx(figures, abs=1e-5)
 
 
+def test_a_gallery_smaller_than_every_k_is_an_error(model, data):
+    settings = TransferSettings(ks=(21, 100))
+    with pytest.raises(DataError, match=r"ks must .* gallery, of 20 images; got \[21, 100\]"):
+        evaluate_task("retrieval", model, data, settings)
+
+
 @pytest.fixture
 def pneumothorax(tmp_path):
     """Phantoms as a data set with one class and masks, as SIIM is."""

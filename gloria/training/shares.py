@@ -1,0 +1,55 @@
+"""What tables by share of the labels have in common: which runs there are, and their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from gloria.checks import check_integer, check_share
+from gloria.errors import OptionError
+
+
+def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
+    """Require something to train, before anything is trained.
+
+    Raises:
+        OptionError: there is no row, fraction or seed, one comes twice, or one is out of range.
+    """
+    for fraction in fractions:
+        check_share("fractions", fraction)
+        if fraction == 0:
+            raise OptionError("fractions must be above 0; got 0.")
+    for seed in seeds:
+        check_integer("seeds", seed, 0)
+    names = [name_share(fraction) for fraction in fractions]
+    for what, values in (("rows", rows), ("fractions", names), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise OptionError(f"{what} must hold at least one, each once; got {list(values)}.")
+
+
+def name_share(fraction: float) -> str:
+    """What a share is called in tables.
+
+    Example:
+        >>> name_share(0.1)
+        '10%'
+    """
+    return f"{100 * fraction:g}%"
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """``mean`` and ``sd``, the sample standard deviation, of the values that are there.
+
+    Returns:
+        None for a mean of no value, and for the standard deviation of fewer than two.
+
+    Example:
+        >>> spread([0.25, None, 0.75])
+        {'mean': 0.5, 'sd': 0.3535533905932738}
+    """
+    defined = [value for value in values if value is not None]
+    return {
+        "mean": mean(defined) if defined else None,
+        "sd": stdev(defined) if len(defined) > 1 else None,
+    }
