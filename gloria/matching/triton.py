@@ -229,9 +229,7 @@ class Matcher:
     @classmethod
     def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:
         """Of these inputs; the rest of the options is for what comes after."""
-        return cls(
-            *inputs, options.attention, options.attention_temperature, options.memory_budget
-        )
+        return cls(*inputs, options.attention, options.attention_temperature, options.memory_budget)
 
     @property
     def fits(self) -> bool:
