@@ -42,7 +42,7 @@ MOST_REGIONS = 4096
 
 def reasons_not_supported(problem: Problem) -> list[str]:
     """Why the kernels cannot run the problem: machine, dtype, or size."""
-    reasons = why_not_here(problem.device, problem.dtype, kernels)
+    reasons = why_not_here(problem.device, problem.dtype, None if problem.elsewhere else kernels)
     if problem.regions > MOST_REGIONS:
         reasons.append(f"It takes at most {MOST_REGIONS} regions; got {problem.regions}.")
     if problem.texts * problem.words >= 2**31:
