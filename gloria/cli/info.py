@@ -75,6 +75,7 @@ def collect(catalog: Catalog, check: bool = False) -> dict[str, Any]:
         "versions": versions(check),
         "devices": devices(),
         "backends": backends(),
+        "auto": auto(),
         "registries": {
             key: [
                 {
@@ -129,12 +130,23 @@ def backends() -> dict[str, list[str]]:
     return explain_backends(PAPER_PROBLEM._replace(device=pick_device("auto").type))
 
 
+def auto() -> str | None:
+    """The matching backend that ``"auto"`` takes here for the paper's problem, if any works."""
+    try:
+        from gloria.matching.dispatch import BACKENDS, PAPER_PROBLEM, choose_backend
+        from gloria.training.devices import pick_device
+    except Exception:  # which :func:`backends` tells
+        return None
+    taken = choose_backend(PAPER_PROBLEM._replace(device=pick_device("auto").type))
+    return next(name for name, each in BACKENDS.items() if each is taken)
+
+
 def render(facts: dict[str, Any]) -> str:
     """The report as text."""
     lines = _section("versions", facts["versions"].items())
     lines += _section("devices", facts["devices"].items())
-    reasons = ((name, " ".join(why) or "can run") for name, why in facts["backends"].items())
-    lines += _section("matching backends", reasons)
+    matching = [_backend_row(facts, name) for name in facts["backends"]]
+    lines += _section("matching backends", matching)
     for key, entries in facts["registries"].items():
         rows = ((entry["name"], f"{entry['origin']}, {entry['target']}") for entry in entries)
         lines += _section(key.replace("_", " "), rows)
@@ -148,6 +160,11 @@ def _section(title: str, rows: Iterable[tuple[str, str]]) -> list[str]:
     rows = list(rows) or [("none", "")]
     width = max(len(name) for name, _ in rows)
     return [title, *(f"  {name:{width}}  {value}".rstrip() for name, value in rows), ""]
+
+
+def _backend_row(facts: dict[str, Any], name: str) -> tuple[str, str]:
+    taken = ", and auto takes it" if name == facts["auto"] else ""
+    return name, " ".join(facts["backends"][name]) or f"can run{taken}"
 
 
 def _plugin_row(plugin: dict[str, Any]) -> tuple[str, str]:

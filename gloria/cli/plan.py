@@ -7,8 +7,9 @@ For instance the published setting, whose reports fill 22 of their 97 positions 
 Operations are those of the matrix products. Memory comes on top of the inputs, the result and their
 gradients: what the memory budget bounds, and some numbers per image and word position, padding
 included, which it does not. Times are lower bounds, the larger of operations / rate and bytes /
-bandwidth of a device: no measurements, and no kernel reaches them. The tiles of
-chunked are taken to stay in a cache, so its bytes are the most optimistic.
+bandwidth of a device in the dtype that a backend multiplies in (all but triton widen half precision
+to float32): no measurements, and no kernel reaches them. The tiles of chunked are taken to stay in
+a cache, so its bytes are the most optimistic.
 """
 
 from __future__ import annotations
@@ -70,18 +71,19 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     if mean_words > args.words:
         raise OptionError(f"mean-words must be at most words = {args.words}; got {mean_words}.")
     # a device to plan for need not be here
-    device = pick_device().type if args.device == "auto" else _device_type(args.device)
+    best = pick_device().type
+    device = best if args.device == "auto" else _device_type(args.device)
     budget = memory_budget_on(device, None)
     if args.memory_budget is not None:
         check_integer("memory-budget", args.memory_budget, 1)
         budget = args.memory_budget * 2**20
-    devices = dict(DEVICES)
+    own = None
     if (args.tflops is None) != (args.bandwidth is None):
         raise OptionError("tflops and bandwidth must be given together, or neither.")
     if args.tflops is not None:
         check_positive("tflops", args.tflops)
         check_positive("bandwidth", args.bandwidth)
-        devices = {"your device": Device(1e12 * args.tflops, 1e9 * args.bandwidth)}
+        own = Device(1e12 * args.tflops, 1e9 * args.bandwidth)
 
     problem = Problem(
         images=args.images,
@@ -93,7 +95,17 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         device=device,
         has_region_mask=False,
         options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
+        elsewhere=device not in (best, "cpu"),
     )
+
+    def devices(backend: str) -> dict[str, Device]:
+        if own:
+            return {"your device": own}
+        dtype = problem.dtype
+        if not BACKENDS[backend].TAKES_HALF_PRECISION:
+            dtype = torch.promote_types(dtype, torch.float32)
+        return {label: rates[dtype] for label, rates in DEVICES.items() if dtype in rates}
+
     auto = choose_backend(problem)
     backends = {}
     for name in COUNTED:
@@ -107,7 +119,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
                     "forward": cost.forward.seconds(device),
                     "backward": cost.backward.seconds(device),
                 }
-                for label, device in devices.items()
+                for label, device in devices(name).items()
             },
         }
     return {
@@ -120,7 +132,8 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "attention": args.attention,
         "memory_budget": budget,
-        "device": problem.device,
+        "device": device,
+        "elsewhere": problem.elsewhere,
         "auto": next(name for name, each in BACKENDS.items() if each is auto),
         "cannot_run": {name: why for name, why in explain_backends(problem).items() if why},
         "backends": backends,
@@ -164,7 +177,8 @@ def render(facts: dict[str, Any]) -> str:
         "",
         *table,
         "",
-        f"backend='auto' takes {facts['auto']!r} here, on {facts['device']}.",
+        f"backend='auto' takes {facts['auto']!r} on {facts['device']}"
+        + (", which is not here: taken to have all it needs." if facts["elsewhere"] else ", here."),
         *(f"{name!r} cannot run: {' '.join(why)}" for name, why in facts["cannot_run"].items()),
         "Memory is beside inputs, result and gradients. ≥ are lower bounds by count, "
         "no measurements.",

@@ -40,8 +40,17 @@ class Device(NamedTuple):
     """bytes per second, to and from memory"""
 
 
-DEVICES = {"NVIDIA H200, bfloat16": Device(790e12, 4.3e12)}
-"""Taken as the rates of large matrix products in bfloat16 and of large copies."""
+_H200_HALF = Device(771e12, 4.26e12)
+
+DEVICES = {
+    "NVIDIA H200": {
+        torch.bfloat16: _H200_HALF,
+        torch.float16: _H200_HALF,
+        torch.float32: Device(51e12, 4.26e12),
+    }
+}
+"""By dtype, the rates that large matrix products and copies were measured at: the half types as
+bfloat16, float32 without TF32."""
 
 
 NUMBERS_PER_COSINE = 5
@@ -158,7 +167,7 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
 
 
 def _triton(problem: Problem, real_words: int) -> Cost:
-    """Library products and fused kernels in turn, for some images at a time."""
+    """Library products and kernels in turn, for some images at a time."""
     images, regions, _, _, dim = problem[:5]
     element = images * regions * real_words
     # scores are float32; what else stands between two steps is bfloat16 for either half type

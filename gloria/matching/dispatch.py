@@ -2,7 +2,7 @@
 
 | backend   | what it is                                     | "auto" takes it               |
 |-----------|------------------------------------------------|-------------------------------|
-| `triton`  | fused kernels for CUDA and ROCm                | wherever it can run           |
+| `triton`  | kernels between products, for CUDA and ROCm    | wherever it can run           |
 | `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere; it runs everything |
 | `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`  |
 

@@ -111,6 +111,8 @@ class Problem(NamedTuple):
     device: str
     has_region_mask: bool
     options: MatchingOptions
+    elsewhere: bool = False
+    """Whether the device is one of another machine, taken to have all that a backend needs"""
 
     @classmethod
     def of(

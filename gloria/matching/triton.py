@@ -42,7 +42,7 @@ MOST_REGIONS = 4096
 
 def reasons_not_supported(problem: Problem) -> list[str]:
     """Why the kernels cannot run the problem: machine, dtype, or size."""
-    reasons = why_not_here(problem.device, problem.dtype, kernels)
+    reasons = why_not_here(problem.device, problem.dtype, None if problem.elsewhere else kernels)
     if problem.regions > MOST_REGIONS:
         reasons.append(f"It takes at most {MOST_REGIONS} regions; got {problem.regions}.")
     if problem.texts * problem.words >= 2**31:
@@ -211,6 +211,8 @@ class Matcher:
         self.packed = pack(self.words, word_mask.contiguous(), dim)
         self.region_mask = None if region_mask is None else region_mask.contiguous()
         self.columns = len(self.packed.words)
+        # while a CUDA graph is captured there are columns that nothing writes
+        self.new = torch.zeros if capturing(self.words) else torch.empty
         self.over_words = attention == "words_then_regions"
         self.inverse_temperature = 1 / temperature
         # what is kept between kernels: float16 has not the range for squares and gradients
@@ -223,6 +225,11 @@ class Matcher:
         self.bytes_forward = element * (4 + 2 * size) + square * size
         self.bytes_backward = element * (4 + 4 * size) + size * (2 * square + 2 * self.padded * dim)
         self.budget = memory_budget
+
+    @classmethod
+    def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:
+        """Of these inputs; the rest of the options is for what comes after."""
+        return cls(*inputs, options.attention, options.attention_temperature, options.memory_budget)
 
     @property
     def fits(self) -> bool:
@@ -291,9 +298,8 @@ class Matcher:
 
     def empty(self, images: int) -> Tensor:
         """One number per element, (column, image, region); defined where no word is written."""
-        new = torch.zeros if capturing(self.words) else torch.empty
         shape = self.columns, images, self.padded
-        return new(shape, dtype=self.kind, device=self.words.device)
+        return self.new(shape, dtype=self.kind, device=self.words.device)
 
     def backward(
         self, upstream: Tensor, found: Found, kept: Attended | None
@@ -334,10 +340,10 @@ class Matcher:
         attended = kept or self.attend(first, last, found.shift, again=True)[0]
         gradient, curved = self.empty(images), self.empty(images)
         terms = upstream.new_empty((images, 3, self.columns))
-        kernels().differentiate_cosine[(images, ceil_div(self.columns, 256))](
+        kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
             upstream, found.cosine, found.norm,
             self.packed.lengths, self.packed.word_of_column, terms,
-            first, self.texts, self.positions, self.columns, BLOCK=256,
+            first, images, self.texts, self.positions, self.columns, BLOCK=256,
         )  # fmt: skip
         launch = self.blocks.score_gradient
         blocks = ceil_div(self.padded, launch.regions)
@@ -380,15 +386,13 @@ class _WordCosines(torch.autograd.Function):
         region_mask: Tensor | None,
         options: MatchingOptions,
     ) -> Tensor:
-        inputs = regions, words, word_mask, region_mask
+        inputs = MatchingInputs(regions, words, word_mask, region_mask)
         with full_precision(regions), torch.cuda.device_of(regions):
-            matcher = Matcher(
-                *inputs, options.attention, options.attention_temperature, options.memory_budget
-            )
+            matcher = Matcher.of(inputs, options)
             needed = any(ctx.needs_input_grad)
             found, kept = matcher.forward(keep=needed)
         if needed:
-            ctx.matcher, ctx.kept, ctx.options = matcher, kept, options
+            ctx.made, ctx.options = (matcher, kept), options
             ctx.save_for_backward(*found, *inputs)
         return found.cosine
 
@@ -399,7 +403,10 @@ class _WordCosines(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
             return *by_definition(ctx, inputs, upstream), None, None, None
         with full_precision(upstream), torch.cuda.device_of(upstream):
-            gradients = ctx.matcher.backward(upstream, Found(*found), ctx.kept)
+            # used up: whoever holds on to a loss does not hold on to these
+            matcher, kept = ctx.made or (Matcher.of(inputs, ctx.options), None)
+            ctx.made = None
+            gradients = matcher.backward(upstream, Found(*found), kept)
         return *gradients, None, None, None
 
 
@@ -407,7 +414,9 @@ def by_definition(ctx: Any, inputs: MatchingInputs, upstream: Tensor) -> list[Te
     """Gradients of regions and words that can be differentiated any number of times."""
     needed = ctx.needs_input_grad[:2]
     with full_precision(upstream):
-        wide = inputs._replace(regions=inputs.regions.float(), words=inputs.words.float())
+        # the definition reads masked words, where anything may stand
+        words = inputs.words.masked_fill(~inputs.word_mask[..., None], 0.0)
+        wide = inputs._replace(regions=inputs.regions.float(), words=words.float())
         cosine = einops.word_cosines(wide, ctx.options)
         wanted = [each for each, need in zip(inputs[:2], needed, strict=True) if need]
         found = iter(torch.autograd.grad(cosine, wanted, upstream, create_graph=True))
@@ -428,7 +437,7 @@ def attention_cosine(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Found`."""
-    with torch.cuda.device_of(regions):
+    with full_precision(regions), torch.cuda.device_of(regions):
         matcher = Matcher(
             regions, words, word_mask, region_mask, attention, temperature, memory_budget
         )
@@ -451,7 +460,7 @@ def attention_cosine_backward(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of regions and words."""
-    with torch.cuda.device_of(regions):
+    with full_precision(regions), torch.cuda.device_of(regions):
         matcher = Matcher(
             regions, words, word_mask, region_mask, attention, temperature, memory_budget
         )

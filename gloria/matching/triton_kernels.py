@@ -287,15 +287,15 @@ def attend_again(
 @launched
 def differentiate_cosine(
     upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr, terms_ptr,
-    first_image, texts, words, columns, BLOCK: tl.constexpr,
+    first_image, images, texts, words, columns, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What the gradient of a score needs to know of its word, ``terms (image, 3, column)``.
 
     ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds; and the average of
     both over the regions, ``dnum num + 2 dq q``, which is 0 but at the clamp.
     """
-    local = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    local = (tl.program_id(0) % images).to(tl.int64)
+    column = tl.program_id(0) // images * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns
     word = tl.load(word_of_column_ptr + column, mask=inside, other=-1)
     real = word >= 0

@@ -18,13 +18,16 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run on CPU tensors, in Triton's interpreter: for tests."""
 
 
-def why_not_here(device: str, dtype: torch.dtype, kernels: Callable[[], object]) -> list[str]:
+def why_not_here(
+    device: str, dtype: torch.dtype, kernels: Callable[[], object] | None
+) -> list[str]:
     """Sentences that say why no kernel runs on a device of this type with this dtype.
 
     Args:
         device: type of the tensors' device.
         dtype: of the tensors.
-        kernels: imports the kernels, and triton with them.
+        kernels: imports the kernels, and triton with them; None: the device is elsewhere, and
+            nothing here is asked.
     """
     machine = _why_no_kernels(device, kernels)
     reasons = [] if machine is None else [machine]
@@ -44,12 +47,12 @@ def capturing(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _why_no_kernels(device: str, kernels: Callable[[], object]) -> str | None:
-    if not INSTALLED:
+def _why_no_kernels(device: str, kernels: Callable[[], object] | None) -> str | None:
+    if kernels and not INSTALLED:
         return "triton is not installed: pip install gloria-torch[triton]."
     if device != "cuda" and not (device == "cpu" and INTERPRETED):
         return f"It runs on CUDA and ROCm devices; the tensors are on {device}."
-    if torch.compiler.is_compiling():
+    if kernels is None or torch.compiler.is_compiling():
         return None  # what follows cannot be traced; if it fails, it does when the kernel runs
     return what_is_wrong(device, kernels)
 

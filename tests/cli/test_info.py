@@ -19,7 +19,7 @@ import gloria
 from gloria import cli
 from gloria.catalog import Catalog
 from gloria.cli import info
-from gloria.matching.dispatch import explain_backends
+from gloria.matching.dispatch import BACKENDS, explain_backends
 
 
 @pytest.fixture
@@ -79,6 +79,18 @@ def test_backends_are_those_of_the_dispatch():
     assert "  fast  No GPU. No luck." in shown.splitlines()
 
 
+@pytest.mark.parametrize("taken", ["triton", "chunked"])
+def test_what_auto_takes_is_shown(monkeypatch, taken):
+    why = {"triton": [] if taken == "triton" else ["No GPU."], "chunked": [], "einops": []}
+    for name, reasons in why.items():
+        monkeypatch.setattr(BACKENDS[name], "reasons_not_supported", lambda _, said=reasons: said)
+    monkeypatch.setattr("gloria.training.devices.pick_device", lambda _: torch.device("cuda"))
+    facts = info.collect(Catalog())
+    assert facts["auto"] == taken
+    (line,) = (line for line in info.render(facts).splitlines() if "auto takes it" in line)
+    assert " ".join(line.split()) == f"{taken} can run, and auto takes it"
+
+
 def test_names_origins_and_plugins_are_shown(plugins):
     facts = info.collect(Catalog())
     lines = [" ".join(line.split()) for line in info.render(facts).splitlines()]
@@ -104,6 +116,7 @@ def test_json_is_the_same_report(capsys):
         "versions",
         "devices",
         "backends",
+        "auto",
         "registries",
         "plugins",
         "environment",

@@ -51,8 +51,9 @@ def test_the_plan_is_what_is_counted(capsys, more, expected, real_words):
         assert plan["memory"] == cost.memory
         for half, work in (("forward", cost.forward), ("backward", cost.backward)):
             assert plan[half] == work._asdict()
-            for label, device in DEVICES.items():
-                assert plan["least_seconds"][label][half] == work.seconds(device)
+            multiplied = expected.dtype if name == "triton" else torch.float32
+            for label, rates in DEVICES.items():
+                assert plan["least_seconds"][label][half] == work.seconds(rates[multiplied])
 
 
 def test_your_own_device(capsys):
@@ -63,6 +64,40 @@ def test_your_own_device(capsys):
             "forward": work.seconds(Device(1e11, 2e10)),
             "backward": count(problem(), "chunked").backward.seconds(Device(1e11, 2e10)),
         }
+    }
+
+
+def test_no_rate_is_shown_that_nobody_measured(capsys):
+    shown = facts(capsys, "--dtype", "fp64")["backends"]
+    assert all(plan["least_seconds"] == {} for plan in shown.values())
+    assert main(["plan", *SIZES, "--dtype", "fp64"]) == 0
+    assert "H200" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_device_that_is_not_here_is_asked_nothing(capsys, monkeypatch, installed):
+    monkeypatch.setattr("gloria.training.devices.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("gloria.matching.triton_support.INSTALLED", installed)
+    shown = facts(capsys, "--device", "cuda", "--dtype", "bf16")
+    assert (shown["auto"], shown["cannot_run"]) == ("triton", {})
+    shown = facts(capsys, "--device", "cuda", "--dtype", "fp64")
+    assert shown["auto"] == "chunked"
+    assert shown["cannot_run"] == {
+        "triton": ["It takes float32, bfloat16 and float16; got torch.float64."]
+    }
+    assert facts(capsys, "--device", "mps")["auto"] == "chunked"
+    assert main(["plan", *SIZES, "--device", "cuda"]) == 0
+    text = capsys.readouterr().out
+    assert "backend='auto' takes 'triton' on cuda, which is not here: taken to have" in text
+
+
+def test_a_device_that_is_here_is_asked(capsys, monkeypatch):
+    monkeypatch.setattr("gloria.training.devices.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("gloria.matching.triton_support.INSTALLED", False)
+    shown = facts(capsys, "--device", "cuda")
+    assert shown["auto"] == "chunked"
+    assert shown["cannot_run"] == {
+        "triton": ["triton is not installed: pip install gloria-torch[triton]."]
     }
 
 

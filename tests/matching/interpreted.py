@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 
 import pytest
 import torch
@@ -387,6 +388,37 @@ def test_takes_half_precision_under_autocast(small_blocks):
     assert plain.dtype == torch.float32
 
 
+def test_the_operator_keeps_float32_under_autocast(small_blocks):
+    """Where a compiler left autocast on around it."""
+    inputs, _ = draw(2, 3, 5, 6, 8)
+
+    def gradient():
+        regions = inputs.regions.detach().requires_grad_()
+        cosine, *_ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
+        return cosine.detach(), *torch.autograd.grad(cosine.sum(), regions)
+
+    plain = gradient()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert all(torch.equal(*each) for each in zip(gradient(), plain, strict=True))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("budget", [1, 2**26])
+def test_nothing_is_read_that_nobody_wrote(budget, captured, attention, small_blocks, monkeypatch):
+    """Fresh memory holds NaN here; masks have holes, rows are no whole octets."""
+    monkeypatch.setattr(triton, "capturing", lambda _: captured)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # determinism asks for it
+    inputs, upstream = draw(3, 4, 21, 9, 5, masked=True)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = differentiate(triton, inputs, upstream, options(attention, budget=budget))
+        assert all(each.isfinite().all() for each in found)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
 def test_a_second_derivative_goes_by_the_definition(small_blocks):
     inputs, upstream = draw(2, 2, 5, 6, 8)
 
@@ -400,6 +432,51 @@ def test_a_second_derivative_goes_by_the_definition(small_blocks):
 
     expected = second(einops, wide(inputs))
     assert error(second(triton, inputs), expected, 1.0) <= 1e-4
+
+
+def test_a_second_derivative_does_not_see_what_is_masked(small_blocks):
+    inputs, _ = draw(2, 3, 5, 6, 8)
+    spoiled = inputs.words.masked_fill(~inputs.word_mask[..., None], math.nan)
+
+    def second(words):
+        regions, words = inputs.regions.detach().requires_grad_(), words.requires_grad_()
+        similarity = local_similarity(regions, words, inputs.word_mask, backend="triton").sum()
+        gradients = torch.autograd.grad(similarity, (regions, words), create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in gradients), (regions, words))
+
+    for ours, theirs in zip(second(spoiled), second(inputs.words), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_after_a_backward_nothing_is_held(small_blocks, monkeypatch):
+    """A loop that holds on to its last loss would hold the working memory of two batches."""
+    matchers, made = [], triton.Matcher.forward
+
+    def spy(self, **how):
+        matchers.append(weakref.ref(self))
+        found, kept = made(self, **how)
+        matchers.append(weakref.ref(kept.scores))
+        return found, kept
+
+    monkeypatch.setattr(triton.Matcher, "forward", spy)
+    inputs, _ = draw(2, 3, 20, 9, 8)
+    similarity = local_similarity(inputs.regions.requires_grad_(), *inputs[1:], backend="triton")
+    assert all(each() is not None for each in matchers)
+    similarity.sum().backward()
+    assert all(each() is None for each in matchers)
+
+
+def test_a_second_backward_computes_again(small_blocks):
+    inputs, upstream = draw(2, 3, 20, 9, 8, masked=True)
+    leaves = [each.detach().requires_grad_() for each in inputs[:2]]
+    cosine = triton.word_cosines(MatchingInputs(*leaves, *inputs[2:]), options())
+    first, second, third = (
+        torch.autograd.grad(cosine, leaves, upstream.to(cosine.dtype), retain_graph=True)
+        for _ in range(3)
+    )
+    for ours, again, theirs in zip(second, third, first, strict=True):
+        assert torch.equal(ours, again)
+        assert error(ours, theirs.double(), 1.0) <= TOLERANCE[torch.float32][1]
 
 
 def test_a_second_derivative_of_a_compiled_graph_is_refused(small_blocks):

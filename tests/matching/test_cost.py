@@ -177,7 +177,9 @@ def test_roofline():
     assert Work(200, 10).seconds(device) == 2
     assert Work(200, 50).seconds(device) == 5
     assert Work(200, 10) + Work(1, 2) == Work(201, 12)
-    assert all(0 < rate < float("inf") for device in DEVICES.values() for rate in device)
+    for rates in DEVICES.values():
+        assert all(0 < rate < float("inf") for device in rates.values() for rate in device)
+        assert rates[torch.float32].flops < rates[torch.bfloat16].flops / 2
     with pytest.raises(OptionError, match="bandwidth must be a finite number above 0; got 0"):
         Work(1, 1).seconds(Device(1.0, 0.0))
 

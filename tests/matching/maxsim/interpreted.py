@@ -161,6 +161,31 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, maximum_over):
     assert not any(gradient.any() for gradient in gradients)
 
 
+@sides
+@pytest.mark.parametrize("budget", [1, WHOLE])
+def test_nothing_is_read_that_nobody_wrote(budget, maximum_over, make_pairs):
+    """Fresh memory holds NaN here, and the largest integers."""
+    pairs = make_pairs(3, 4, 21, 9, 5, masked_regions=True, dtype=torch.float32)
+    options = {"maximum_over": maximum_over, "backend": "triton", "memory_budget": budget}
+    expected = with_gradients(*pairs, **options)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = with_gradients(*pairs, **options)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert all(torch.equal(*each) for each in zip(actual, expected, strict=True))
+
+
+@sides
+def test_a_second_backward_is_the_first(maximum_over, make_pairs):
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    leaves = [each.detach().requires_grad_() for each in pairs[:2]]
+    value = max_similarity(*leaves, *pairs[2:], maximum_over=maximum_over, backend="triton")
+    first, second = (torch.autograd.grad(value.sum(), leaves, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(*each) for each in zip(first, second, strict=True))
+
+
 # opcheck itself looks at the gradients of tensors that are no leaves
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_is_an_operator(make_pairs):
