@@ -244,6 +244,21 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
             f"Give another --out."
         )
     results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
+    if args.format != "phantom":
+        results["ids"] = _write_ids(args.out / "ids", data)
+
+
+def _write_ids(folder: Path, data: TransferData) -> dict[str, str]:
+    """The lists of which images are trained and tested on, for others to use; their hashes."""
+    from gloria.data import write_ids
+
+    parts = {**data.labelled._asdict(), "gallery": data.gallery}
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: write_ids(folder / f"{name}.txt", list(part.ids), about="of gloria evaluate")
+        for name, part in parts.items()
+        if part is not None and len(part)
+    }
 
 
 def _read_data(args: argparse.Namespace, channels: int) -> TransferData:

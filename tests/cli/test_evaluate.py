@@ -12,6 +12,7 @@ from PIL import Image
 
 import gloria
 from gloria.cli import evaluate, main
+from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.phantom import PhantomDataset
 from gloria.training import transfer
@@ -179,6 +180,13 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
     assert "Phantom" not in printed
     assert "skipped" in (tmp_path / "out" / "tables.md").read_text()
+    # the images of each part, and the hashes of the lists
+    lists = {path.stem: read_ids(path) for path in (tmp_path / "out" / "ids").glob("*.txt")}
+    assert {"train", "val", "test", "gallery"} == set(lists)
+    assert set(lists["gallery"]) <= set(lists["test"])
+    assert set(lists["train"]).isdisjoint([*lists["val"], *lists["test"]])
+    hashes = json.loads((tmp_path / "out" / "results.json").read_text())["ids"]
+    assert hashes == {name: hash_ids(ids) for name, ids in lists.items()}
 
     reports = ("--report-column", "report")
     assert run(model, tmp_path / "reports", *given, *reports, "--tasks", "retrieval") == 0
