@@ -7,7 +7,6 @@ random depends on the seed and the step; on the CPU, a run can be repeated to th
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from gloria.checks import check_integer, check_positive, check_weight
+from gloria.checks import check_integer, check_weight
 from gloria.data.images import normalize
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
@@ -31,7 +30,7 @@ from gloria.training.loading import HasImage, load_batches, stack_images
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, parameter_groups, update
 from gloria.types import ImageEncoder
 
 
@@ -64,41 +63,18 @@ class LabelledImages(Sized, Protocol):
 
 
 @dataclass(frozen=True)
-class ClassifierRecipe:
-    """How to train a classifier, by AdamW. The defaults are for a linear probe.
+class ClassifierRecipe(SupervisedRecipe):
+    """How to train a classifier. The defaults are for a linear probe.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: images in a step; fewer if there are not so many.
-        learning_rate: of the first step; falls to 0 as a cosine.
-        weight_decay: AdamW's; not applied to biases, norms and other vectors.
-        clip_norm: gradients are scaled down to this norm.
         augmentation: None = none; a probe's features are computed only once then. One that crops
             decides which middle part of the images is validated and tested on.
-        validate_every: steps between validations.
-        seed: decides order, augmentation and dropout.
     """
 
     steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 1e-2
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
     augmentation: Augmentation | None = None
-    validate_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("clip_norm", self.clip_norm)
-        check_weight("weight_decay", self.weight_decay)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 PROBE = ClassifierRecipe()

@@ -6,7 +6,6 @@ random depends on the seed and the step; on the CPU, a run can be repeated to th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, Self
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer, check_positive, check_weight
+from gloria.checks import check_choice, check_integer
 from gloria.data.images import normalize
 from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
@@ -36,7 +35,7 @@ from gloria.training.loading import load_batches
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, parameter_groups, update
 from gloria.types import ImageEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -66,48 +65,27 @@ class MaskedImages(MaskedItems, Protocol):
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe:
-    """How to train a segmentation model, by AdamW. Batch, rate and loss are the published ones.
+class SegmentationRecipe(SupervisedRecipe):
+    """How to train a segmentation model. Batch, rate and loss are the published ones.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: images in a step; fewer if there are not so many.
-        learning_rate: of the first step; falls to 0 as a cosine.
-        weight_decay: AdamW's; not applied to biases, norms and other vectors.
-        clip_norm: gradients are scaled down to this norm.
         loss: of logits and masks, ``(image, class, height, width)`` each:
             :func:`~gloria.losses.segmentation.focal_log_dice`,
             :func:`~gloria.losses.segmentation.dice_bce` or your own.
         augmentation: moves image and mask alike; None = none. One that crops trains on parts of
             the images; validated and tested are whole ones.
-        validate_every: steps between validations.
         choose_on: which images' Dice chooses weights and thresholds: ``"all"`` or ``"positives"``.
-        seed: decides order, augmentation and dropout.
     """
 
-    steps: int = 500
     batch_size: int = 8
     learning_rate: float = 5e-4
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
     loss: Loss = focal_log_dice
     augmentation: Augmentation | None = field(default_factory=Augmentation)
-    validate_every: int = 50
     choose_on: Literal["all", "positives"] = "all"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("clip_norm", self.clip_norm)
-        check_weight("weight_decay", self.weight_decay)
+        super().__post_init__()
         check_choice("choose_on", self.choose_on, ("all", "positives"))
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class SegmentationTraining(NamedTuple):

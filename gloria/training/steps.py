@@ -1,15 +1,52 @@
-"""One step of the optimizer, the same in every loop."""
+"""What the loops share: one step of the optimizer, and the recipe of supervised training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gloria.checks import check_integer, check_positive, check_weight
 from gloria.errors import NonFiniteLossError
+
+
+@dataclass(frozen=True)
+class SupervisedRecipe:
+    """How to train on labels or masks, by AdamW.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images in a step; fewer if there are not so many.
+        learning_rate: of the first step; falls to 0 as a cosine.
+        weight_decay: AdamW's; not applied to biases, norms and other vectors.
+        clip_norm: gradients are scaled down to this norm.
+        validate_every: steps between validations.
+        seed: decides order, augmentation and dropout.
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    validate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_weight("weight_decay", self.weight_decay)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
