@@ -61,7 +61,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1000, help="images, and reports")
-    parser.add_argument("--block", type=int, default=32, help="images at a time")
+    parser.add_argument("--block", type=int, default=64, help="images at a time")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     facts = {
