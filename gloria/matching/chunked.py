@@ -5,20 +5,18 @@ the cosines leave. What makes it fast:
 
 - **No padding.** The real words of all texts are packed, shortest texts first; texts of one length
   are neighbours, so that the softmax over their words is one call.
-- **Unnormalised attention.** The cosine does not see the length of the attended feature, so the
-  weights ``e = exp(...)`` are never divided by their sum.
-- **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j e_j v_j`` need not be
-  made: ``<c, v_j> = (G e)_j`` and ``‖c‖² = eᵀ G e``. Where few words meet many regions, making
+- **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j a_j v_j`` need not be
+  made: ``<c, v_j> = (G a)_j`` and ``‖c‖² = aᵀ G a``. Where few words meet many regions, making
   ``c`` is the cheaper of the two, and is done.
 - **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
   is computed again.
 
-Backward, for an upstream gradient g of ``r = n / d``, with ``n = Σ e s`` and
-``d = max(‖c‖ ‖t‖, 1e-8 Σ e)``::
+Backward, for an upstream gradient g of ``r = n / d``, with ``n = Σ a s`` and
+``d = max(‖c‖ ‖t‖, 1e-8)``::
 
-    dn = g / d        dq = -g r / ‖c‖²        de = dn s + dq G e
-    ds = dn e + (de through the softmaxes)
-    dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t + Σ dq e c
+    dn = g / d        dq = -g r / ‖c‖²        da = dn s + dq G a
+    ds = dn a + (da through the softmaxes)
+    dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t + Σ dq a c
 
 Where the bound of d is active, dq and the term in ``‖t‖²`` are 0.
 """
@@ -54,11 +52,8 @@ CACHE_TILE = 4 * 2**20
 WORKING_TILES = 4
 """Tiles at work at a time: scores, their softmax over words, weights, pulls."""
 
-STEEPEST_WITHOUT_PEAK = 8.0
-"""Up to this ``1 / attention_temperature``, ``exp((p - 1) / temperature)`` cannot underflow."""
-
 ILL_CONDITIONED = 1e-4
-"""Below this share of ``(Σ e · max ‖v‖)²``, too much of ``eᵀ G e`` has cancelled."""
+"""Below this share of ``max ‖v‖²``, too much of ``aᵀ G a`` has cancelled."""
 
 
 def reasons_not_supported(problem: Problem) -> list[str]:
@@ -67,7 +62,7 @@ def reasons_not_supported(problem: Problem) -> list[str]:
 
 
 def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
-    """Whether ``G e``, G included, takes fewer operations than ``c = e V``, for one image."""
+    """Whether ``G a``, G included, takes fewer operations than ``c = a V``, for one image."""
     return regions * (dim + words) < 2 * words * dim
 
 
@@ -190,7 +185,6 @@ class Forward:
     Attributes:
         cosine: r, ``(packed word, image)``.
         denominator: d, likewise.
-        total: Σ e, likewise.
         bounded: where the bound of d is active, likewise.
         grams: G by first image, as many as fitted the budget.
         tiles: by first word and first image, as many as fitted.
@@ -198,7 +192,6 @@ class Forward:
 
     cosine: Tensor
     denominator: Tensor
-    total: Tensor
     bounded: Tensor
     grams: dict[int, Tensor] = field(default_factory=dict)
     tiles: dict[tuple[int, int], Kept] = field(default_factory=dict)
@@ -208,7 +201,7 @@ class Matcher:
     """Forward and backward of one problem, tile by tile.
 
     A tile is ``(packed word, image, region)``. The *pulls* of a tile are what its weights gather
-    from the regions: ``G e``, a tile itself, or, where that is cheaper, ``c (image, packed word,
+    from the regions: ``G a``, a tile itself, or, where that is cheaper, ``c (image, packed word,
     dim)``.
 
     Args:
@@ -257,9 +250,9 @@ class Matcher:
     def forward(self, keep: bool) -> Forward:
         """The cosines; with ``keep``, what fits the budget stays for the backward."""
         shape = len(self.words), len(self.regions)
-        cosine, denominator, total = self.regions.new_empty(3, *shape)
+        cosine, denominator = self.regions.new_empty(2, *shape)
         bounded = torch.empty(shape, dtype=torch.bool, device=cosine.device)
-        result = Forward(cosine, denominator, total, bounded)
+        result = Forward(cosine, denominator, bounded)
         for images in self.chunks:
             gram = self.gram(images)
             if keep and gram is not None and self.fits(gram.numel()):
@@ -277,16 +270,14 @@ class Matcher:
                         scores, pulls, attended if self.keeps_attended else None
                     )
                 products = self.tile(1, block, images)
-                torch.sum(weights, -1, out=total[here])
                 if gram is None:
                     square = pulls.square().sum(-1).mT
                 else:
                     square = torch.mul(weights, pulls, out=products).sum(-1)
-                    self.repair(square, weights, images, (total[here] * longest).square())
+                    self.repair(square, weights, images, longest.square())
                 exact = square.sqrt() * self.word_norms[block.words]
-                bound = EPS * total[here].clamp_min(EPS)  # an image without a region has no weights
-                torch.maximum(exact, bound, out=denominator[here])
-                torch.le(exact, bound, out=bounded[here])
+                torch.clamp_min(exact, EPS, out=denominator[here])
+                torch.le(exact, EPS, out=bounded[here])
                 numerator = torch.mul(weights, scores, out=products).sum(-1)
                 torch.div(numerator, denominator[here], out=cosine[here])
         return result
@@ -321,10 +312,7 @@ class Matcher:
 
                 grad_logits = overlap.mul_(self.steepness * d_square[here])
                 grad_logits.addcmul_(scores, self.steepness * d_numerator[here])
-                grad_logits.mul_(weights)
-                # their sum is 0 but for rounding, which a steep attention would multiply
-                rounding = grad_logits.sum(-1) / result.total[here[:2]].clamp_min(EPS)
-                grad_logits.addcmul_(weights, rounding[..., None], value=-1)
+                softmax_backward(grad_logits, weights, -1, out=grad_logits)
                 grad_scores = self.attend_backward(grad_logits, logits, block, out=scores)
                 grad_scores.addcmul_(weights, d_numerator[here])
 
@@ -367,19 +355,17 @@ class Matcher:
     def attend(
         self, scores: Tensor, block: Block, images: slice, fresh: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The logits of the softmax over regions, and its weights ``e``, not normalised."""
+        """The logits of the softmax over regions, but for their steepness, and its weights ``a``."""
         mask = None if self.region_mask is None else ~self.region_mask[images]
         logits, weights = scores, self.tile(2, block, images, fresh)
         if self.two_softmaxes:
             logits = self.tile(1, block, images, fresh)
             for text, softmax in block.by_text(scores, logits):
                 torch.softmax(text, 1, out=softmax)
-        if self.two_softmaxes and self.steepness <= STEEPEST_WITHOUT_PEAK:
-            torch.sub(logits, 1.0, out=weights)
-        else:
-            real = logits if mask is None else logits.masked_fill(mask, -torch.inf)
-            torch.sub(logits, real.amax(-1, keepdim=True), out=weights)
-        weights.mul_(self.steepness).exp_()
+        torch.mul(logits, self.steepness, out=weights)
+        if mask is not None:
+            weights.masked_fill_(mask, -torch.inf)
+        torch.softmax(weights, -1, out=weights)
         if mask is not None:
             weights.masked_fill_(mask, 0.0)
         return logits, weights
@@ -389,13 +375,13 @@ class Matcher:
         if not self.two_softmaxes:
             return grad
         for text, softmax, result in block.by_text(grad, logits, out):
-            torch._softmax_backward_data(text, softmax, 1, text.dtype, grad_input=result)
+            softmax_backward(text, softmax, 1, out=result)
         return out
 
     def pull(
         self, weights: Tensor, block: Block, images: slice, gram: Tensor | None, fresh: bool = False
     ) -> Tensor:
-        """What the weights gather: ``G e`` with a Gram matrix, else ``c``."""
+        """What the weights gather: ``G a`` with a Gram matrix, else ``c``."""
         by_image = weights.transpose(0, 1)
         if gram is None:
             return torch.bmm(by_image, self.regions[images])
@@ -404,7 +390,7 @@ class Matcher:
         return out
 
     def repair(self, square: Tensor, weights: Tensor, images: slice, scale: Tensor) -> None:
-        """Make ``‖c‖²`` from c itself wherever ``eᵀ G e`` has cancelled."""
+        """Make ``‖c‖²`` from c itself wherever ``aᵀ G a`` has cancelled."""
         lost = square < ILL_CONDITIONED * scale
         if lost.any():
             for index, regions in enumerate(self.regions[images]):
@@ -435,6 +421,11 @@ class Matcher:
             return False
         self.room -= size
         return True
+
+
+def softmax_backward(grad: Tensor, softmax: Tensor, dim: int, out: Tensor) -> None:
+    """``p (g - Σ p g)``: the gradient of what a softmax p over ``dim`` was taken of."""
+    torch._softmax_backward_data(grad, softmax, dim, grad.dtype, grad_input=out)
 
 
 class _PackedCosines(torch.autograd.Function):
