@@ -8,17 +8,18 @@ the cosines leave. What makes it fast:
 - **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j a_j v_j`` need not be
   made: ``<c, v_j> = (G a)_j`` and ``‖c‖² = aᵀ G a``. Where few words meet many regions, making
   ``c`` is the cheaper of the two, and is done.
+- **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: it
+  takes the scores' place in the forward, and the backward only scales it.
 - **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
   is computed again.
 
-Backward, for an upstream gradient g of ``r = n / d``, with ``n = Σ a s`` and
-``d = max(‖c‖ ‖t‖, 1e-8)``::
+Of ``r = n / d``, with ``n = Σ a s`` and ``d = max(‖c‖ ‖t‖, 1e-8)``, and an upstream gradient g::
 
-    dn = g / d        dq = -g r / ‖c‖²        da = dn s + dq G a
-    ds = dn a + (da through the softmaxes)
-    dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t + Σ dq a c
+    h  = s / d - r (‖t‖ / d)² G a             how r changes with a
+    ds = g a / d + (g h through the softmaxes)
+    dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t - Σ g r (‖t‖ / d)² a c
 
-Where the bound of d is active, dq and the term in ``‖t‖²`` are 0.
+Where the bound of d is active, the terms with r are 0.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ READS_MASKED_WORDS = False
 CACHE_TILE = 4 * 2**20
 """Bytes of a tile on a CPU, so that the steps between two products find it in the cache."""
 
-WORKING_TILES = 4
-"""Tiles at work at a time: scores, their softmax over words, weights, pulls."""
+WORKING_TILES = 5
+"""Tiles at work at a time: scores, their softmax over words, weights, pulls, products of two."""
 
 ILL_CONDITIONED = 1e-4
 """Below this share of ``max ‖v‖²``, too much of ``aᵀ G a`` has cancelled."""
@@ -169,13 +170,27 @@ class Packing:
             yield Block(slice(start, start + filled), groups)
 
 
-class Kept(NamedTuple):
-    """What the backward need not compute again, of one tile."""
+class Attended(NamedTuple):
+    """What there is of one tile when its cosines are made."""
 
     scores: Tensor
+    weights: Tensor
+    softmax: Tensor | None
+    """Over words, where there are two softmaxes."""
     pulls: Tensor
-    attended: tuple[Tensor, Tensor] | None
-    """Logits and weights, where there is room for all of them."""
+
+
+class Slopes(NamedTuple):
+    """What the backward takes from one tile."""
+
+    slopes: Tensor
+    """How r changes with the logits of the softmax over regions; where they are the scores, by the
+    direct way too."""
+    weights: Tensor
+    softmax: Tensor | None
+    """Over words, where there are two softmaxes."""
+    attended: Tensor | None
+    """c, where it is made."""
 
 
 @dataclass
@@ -194,7 +209,7 @@ class Forward:
     denominator: Tensor
     bounded: Tensor
     grams: dict[int, Tensor] = field(default_factory=dict)
-    tiles: dict[tuple[int, int], Kept] = field(default_factory=dict)
+    tiles: dict[tuple[int, int], Slopes] = field(default_factory=dict)
 
 
 class Matcher:
@@ -224,6 +239,7 @@ class Matcher:
         self.two_softmaxes = options.attention == "words_then_regions"
         self.steepness = 1 / options.attention_temperature
         self.word_norms = vector_norm(words, dim=1)[:, None]
+        self.longest = vector_norm(regions, dim=2).amax(1)
 
         images, across, dim = regions.shape
         bytes_each = regions.element_size()
@@ -241,11 +257,6 @@ class Matcher:
         gram = together * across**2 if self.use_gram else 0
         at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
         self.room = options.memory_budget - at_work * bytes_each
-        # logits and weights are the cheapest to make again: kept only if all else is
-        everything = sum(self.size_kept(block, slice(0, images)) for block in self.blocks)
-        everything += images * across**2 * self.use_gram
-        everything += images * across * len(words) * (1 + self.two_softmaxes)
-        self.keeps_attended = everything * bytes_each <= self.room
 
     def forward(self, keep: bool) -> Forward:
         """The cosines; with ``keep``, what fits the budget stays for the backward."""
@@ -257,30 +268,52 @@ class Matcher:
             gram = self.gram(images)
             if keep and gram is not None and self.fits(gram.numel()):
                 result.grams[images.start] = gram
-            longest = vector_norm(self.regions[images], dim=2).amax(1)
             for block in self.blocks:
-                here = block.words, images
                 kept = keep and self.fits(self.size_kept(block, images))
-                scores = self.scores(block, images, fresh=kept)
-                attended = self.attend(scores, block, images, kept and self.keeps_attended)
-                _, weights = attended
-                pulls = self.pull(weights, block, images, gram, fresh=kept)
+                tile = self.match(block, images, gram, result, fresh=kept)
                 if kept:
-                    result.tiles[block.words.start, images.start] = Kept(
-                        scores, pulls, attended if self.keeps_attended else None
-                    )
-                products = self.tile(1, block, images)
-                if gram is None:
-                    square = pulls.square().sum(-1).mT
-                else:
-                    square = torch.mul(weights, pulls, out=products).sum(-1)
-                    self.repair(square, weights, images, longest.square())
-                exact = square.sqrt() * self.word_norms[block.words]
-                torch.clamp_min(exact, EPS, out=denominator[here])
-                torch.le(exact, EPS, out=bounded[here])
-                numerator = torch.mul(weights, scores, out=products).sum(-1)
-                torch.div(numerator, denominator[here], out=cosine[here])
+                    slopes = self.differentiate(tile, block, images, result)
+                    result.tiles[block.words.start, images.start] = slopes
         return result
+
+    def match(
+        self, block: Block, images: slice, gram: Tensor | None, result: Forward, *, fresh: bool
+    ) -> Attended:
+        """Write a tile's cosines to the result."""
+        here = block.words, images
+        scores = self.scores(block, images, fresh)
+        softmax, weights = self.attend(scores, block, images, fresh)
+        pulls = self.pull(weights, block, images, gram)
+        products = self.tile(4, block, images)
+        if gram is None:
+            square = pulls.square().sum(-1).mT
+        else:
+            square = torch.mul(weights, pulls, out=products).sum(-1)
+            self.repair(square, weights, images)
+        exact = square.sqrt() * self.word_norms[block.words]
+        torch.clamp_min(exact, EPS, out=result.denominator[here])
+        torch.le(exact, EPS, out=result.bounded[here])
+        numerator = torch.mul(weights, scores, out=products).sum(-1)
+        torch.div(numerator, result.denominator[here], out=result.cosine[here])
+        return Attended(scores, weights, softmax, pulls)
+
+    def differentiate(self, tile: Attended, block: Block, images: slice, result: Forward) -> Slopes:
+        """How a tile's cosines change; the slopes take the scores' place."""
+        here = block.words, images
+        scores, weights, softmax, pulls = tile
+        overlap = pulls
+        if not self.use_gram:
+            overlap = self.tile(3, block, images)
+            torch.bmm(pulls, self.regions[images].mT, out=overlap.transpose(0, 1))
+        denominator = result.denominator[here]
+        through_norm = result.cosine[here] * (self.word_norms[block.words] / denominator).square()
+        through_norm.masked_fill_(result.bounded[here], 0.0)
+        slopes = scores.mul_((self.steepness / denominator)[..., None])
+        slopes.addcmul_(overlap, through_norm[..., None], value=-self.steepness)
+        softmax_backward(slopes, weights, -1, out=slopes)
+        if softmax is None:
+            slopes.addcmul_(weights, denominator.reciprocal()[..., None])
+        return Slopes(slopes, weights, softmax, None if self.use_gram else pulls)
 
     def backward(
         self, grad: Tensor, result: Forward, needs: tuple[bool, bool]
@@ -301,20 +334,16 @@ class Matcher:
             for block in self.blocks:
                 here = block.words, images, None
                 kept = result.tiles.pop((block.words.start, images.start), None)
-                scores = kept.scores if kept else self.scores(block, images)
-                attended = kept.attended if kept else None
-                logits, weights = attended or self.attend(scores, block, images)
-                pulls = kept.pulls if kept else self.pull(weights, block, images, gram)
-                overlap = pulls
-                if gram is None:
-                    overlap = self.tile(3, block, images)
-                    torch.bmm(pulls, regions.mT, out=overlap.transpose(0, 1))
-
-                grad_logits = overlap.mul_(self.steepness * d_square[here])
-                grad_logits.addcmul_(scores, self.steepness * d_numerator[here])
-                softmax_backward(grad_logits, weights, -1, out=grad_logits)
-                grad_scores = self.attend_backward(grad_logits, logits, block, out=scores)
-                grad_scores.addcmul_(weights, d_numerator[here])
+                if kept is None:
+                    tile = self.match(block, images, gram, result, fresh=False)
+                    kept = self.differentiate(tile, block, images, result)
+                slopes, weights, softmax, attended = kept
+                grad_scores = slopes.mul_(grad[here])
+                if softmax is not None:
+                    grad_scores = self.tile(3, block, images)
+                    for text, probability, into in block.by_text(slopes, softmax, grad_scores):
+                        softmax_backward(text, probability, 1, out=into)
+                    grad_scores.addcmul_(weights, d_numerator[here])
 
                 if grad_words is not None:
                     into = grad_words[block.words]
@@ -327,11 +356,10 @@ class Matcher:
                     self.words[block.words],
                     beta=0 if block is self.blocks[0] else 1,  # 0: what stood there is not read
                 )
-                # scratch 1 held the logits, which are done with
-                spread = torch.mul(weights, d_square[here], out=self.tile(1, block, images))
-                if grad_gram is None:
-                    into.baddbmm_(spread.permute(1, 2, 0), pulls)
-                else:
+                spread = torch.mul(weights, d_square[here], out=self.tile(4, block, images))
+                if attended is not None:
+                    into.baddbmm_(spread.permute(1, 2, 0), attended)
+                elif grad_gram is not None:
                     grad_gram.baddbmm_(spread.permute(1, 2, 0), weights.transpose(0, 1))
             if grad_regions is not None and grad_gram is not None:
                 grad_regions[images].baddbmm_(grad_gram, regions)
@@ -345,7 +373,7 @@ class Matcher:
         regions = self.regions[images]
         return torch.bmm(regions, regions.mT) if self.use_gram else None
 
-    def scores(self, block: Block, images: slice, fresh: bool = False) -> Tensor:
+    def scores(self, block: Block, images: slice, fresh: bool) -> Tensor:
         """``s``, the dot product of every word with every region."""
         out = self.tile(0, block, images, fresh)
         regions = self.regions[images].flatten(0, 1)
@@ -353,45 +381,35 @@ class Matcher:
         return out
 
     def attend(
-        self, scores: Tensor, block: Block, images: slice, fresh: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """The logits of the softmax over regions, but for their steepness, and its weights ``a``."""
-        mask = None if self.region_mask is None else ~self.region_mask[images]
-        logits, weights = scores, self.tile(2, block, images, fresh)
+        self, scores: Tensor, block: Block, images: slice, fresh: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """The softmax over words, if there is one, and the weights ``a``."""
+        softmax, weights = None, self.tile(2, block, images, fresh)
         if self.two_softmaxes:
-            logits = self.tile(1, block, images, fresh)
-            for text, softmax in block.by_text(scores, logits):
-                torch.softmax(text, 1, out=softmax)
-        torch.mul(logits, self.steepness, out=weights)
-        if mask is not None:
-            weights.masked_fill_(mask, -torch.inf)
-        torch.softmax(weights, -1, out=weights)
-        if mask is not None:
-            weights.masked_fill_(mask, 0.0)
-        return logits, weights
+            softmax = self.tile(1, block, images, fresh)
+            for text, into in block.by_text(scores, softmax):
+                torch.softmax(text, 1, out=into)
+        torch.mul(scores if softmax is None else softmax, self.steepness, out=weights)
+        if self.region_mask is None:
+            torch.softmax(weights, -1, out=weights)
+        else:
+            mask = ~self.region_mask[images]
+            torch.softmax(weights.masked_fill_(mask, -torch.inf), -1, out=weights)
+            weights.masked_fill_(mask, 0.0)  # an image without a region had no softmax
+        return softmax, weights
 
-    def attend_backward(self, grad: Tensor, logits: Tensor, block: Block, out: Tensor) -> Tensor:
-        """Gradient of the scores from that of the logits; a second softmax writes to ``out``."""
-        if not self.two_softmaxes:
-            return grad
-        for text, softmax, result in block.by_text(grad, logits, out):
-            softmax_backward(text, softmax, 1, out=result)
-        return out
-
-    def pull(
-        self, weights: Tensor, block: Block, images: slice, gram: Tensor | None, fresh: bool = False
-    ) -> Tensor:
+    def pull(self, weights: Tensor, block: Block, images: slice, gram: Tensor | None) -> Tensor:
         """What the weights gather: ``G a`` with a Gram matrix, else ``c``."""
         by_image = weights.transpose(0, 1)
         if gram is None:
             return torch.bmm(by_image, self.regions[images])
-        out = self.tile(3, block, images, fresh)
+        out = self.tile(3, block, images)
         torch.bmm(by_image, gram, out=out.transpose(0, 1))
         return out
 
-    def repair(self, square: Tensor, weights: Tensor, images: slice, scale: Tensor) -> None:
+    def repair(self, square: Tensor, weights: Tensor, images: slice) -> None:
         """Make ``‖c‖²`` from c itself wherever ``aᵀ G a`` has cancelled."""
-        lost = square < ILL_CONDITIONED * scale
+        lost = square < ILL_CONDITIONED * self.longest[images].square()
         if lost.any():
             for index, regions in enumerate(self.regions[images]):
                 rows = lost[:, index]
@@ -412,7 +430,7 @@ class Matcher:
         """Numbers in what is kept of one tile."""
         across, dim = self.regions.shape[1:]
         pairs: int = (block.words.stop - block.words.start) * (images.stop - images.start)
-        return pairs * (across + (across if self.use_gram else dim))
+        return pairs * (across * (3 if self.two_softmaxes else 2) + (0 if self.use_gram else dim))
 
     def fits(self, numbers: int) -> bool:
         """Take room for so many numbers, if there is any."""

@@ -4,14 +4,15 @@ With B images of M regions, N texts of W words, R of all these words real, vecto
 ``E = B·M·R`` real pair elements and ``P = B·M·N·W`` padded ones, the matrix products take::
 
     einops    forward  4·P·D              backward  8·P·D
-    chunked   forward  2·E·(D + A)        backward  2·E·(2·D + A' + k·(D + A))
+    chunked   forward  2·E·(D + A)        backward  2·E·(2·D + A + k·(D + A))
     triton    forward  2·E·(D + M)        backward  2·E·(2·D + M + k·(D + M))
 
 operations, a multiplication and an addition being two. A is what the pull of the attention weights
 costs per pair element: M with the Gram matrices, which take ``2·B·M²·D`` more, once made and once
-for their gradient, or D without; A' is M with them and 2·D without. k is the share of the tiles
-that do not fit the memory budget and are computed again; of ``triton``, all or nothing. The
-elementwise steps are not counted: a few operations per element.
+for their gradient, or D without; then what is pulled meets the regions once more, 2·E·D, in the
+forward of a tile that is kept. k is the share of the tiles that do not fit the memory budget and
+are computed again, whole; of ``triton``, all or nothing. The elementwise steps are not counted: a
+few operations per element.
 
 Bytes are what has to travel to and from memory if every step reads its operands once and writes
 its result once, tiles that fit a cache staying there. A time from :meth:`Work.seconds` is a
@@ -144,24 +145,23 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     pull = regions if gram else dim
     grams = 2 * images * regions**2 * dim if gram else 0
     scores_and_pulls = 2 * element * (dim + pull)
-    gradients = 2 * element * (2 * dim + (pull if gram else 2 * dim))
+    overlap = 0 if gram else 2 * element * dim
+    gradients = 2 * element * (2 * dim + pull)
 
     tile = min(element, problem.options.memory_budget // (2 * WORKING_TILES * size))
     if problem.device == "cpu":
         tile = min(tile, CACHE_TILE // size)
     tiles = WORKING_TILES if gram else WORKING_TILES + 1
     working = size * (tiles * tile + 2 * real_words * dim + gram * regions**2)
-    keepable = size * (images * real_words * (regions + pull) + gram * images * regions**2)
+    tiles_kept = 3 if problem.options.attention == "words_then_regions" else 2
+    keepable = size * (tiles_kept * element + images * (regions**2 if gram else real_words * dim))
     kept = max(0, min(keepable, problem.options.memory_budget - working))
     again = 1 - kept / keepable if keepable else 0.0
-    twice = problem.options.attention == "words_then_regions"
-    attended = size * element * (2 if twice else 1)
-    if working + keepable + attended <= problem.options.memory_budget:
-        kept += attended
     small = size * _numbers(problem, real_words)
+    once_more = round(again * (scores_and_pulls + grams + overlap))
     return Cost(
-        Work(scores_and_pulls + grams, small + kept),
-        Work(gradients + grams + round(again * (scores_and_pulls + grams)), 2 * small + kept),
+        Work(scores_and_pulls + grams + round((1 - again) * overlap), small + kept),
+        Work(gradients + grams + once_more, 2 * small + kept),
         working + kept + _of_cosines(problem, size),
     )
 
