@@ -200,7 +200,7 @@ def local_similarity(
         torch.Size([2, 3])
     """
     check_choice("product", product, PRODUCTS)
-    _check_local(regions, words, word_mask, region_mask)
+    word_counts = _check_local(regions, words, word_mask, region_mask)
     budget = memory_budget_on(regions.device.type, memory_budget)
     options = MatchingOptions(
         attention, attention_temperature, match_temperature, aggregation, budget
@@ -211,8 +211,9 @@ def local_similarity(
             regions, words, word_mask, region_mask, product,
             engine.TAKES_HALF_PRECISION, engine.READS_MASKED_WORDS,
         )  # fmt: skip
-        inputs = MatchingInputs(*vectors, word_mask, region_mask)
-        return aggregate_words(engine.word_cosines(inputs, options), word_mask, options)
+        inputs = MatchingInputs(*vectors, word_mask, region_mask, word_counts)
+        cosine = engine.word_cosines(inputs, options)
+        return aggregate_words(cosine, word_mask, options, engine.RUNS_KERNELS)
 
 
 def local_attention(
@@ -862,7 +863,8 @@ def _check_local(
     word_mask: Tensor | None,
     region_mask: Tensor | None,
     needs_word_mask: bool = True,
-) -> None:
+) -> list[int] | None:
+    """Also counts the real words of each text, where there is a mask that can be read."""
     flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
     check_tensor("regions", regions, ("image", "region", "dim"), flatten)
     check_tensor("words", words, ("text", "word", "dim"))
@@ -878,14 +880,16 @@ def _check_local(
         check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
     if region_mask is not None:
         check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
+    word_counts = None
     if word_mask is not None:
-        _check_not_empty(word_mask, "text", "word", EmptyTextError)
+        word_counts = _check_not_empty(word_mask, "text", "word", EmptyTextError)
     elif words.shape[0] and not words.shape[1]:
         raise EmptyTextError(f"words must hold at least one word; got {tuple(words.shape)}.")
     if region_mask is not None:
         _check_not_empty(region_mask, "image", "region", EmptyImageError)
     elif regions.shape[0] and not regions.shape[1]:
         raise EmptyImageError(f"regions must hold at least one region; got {tuple(regions.shape)}.")
+    return word_counts
 
 
 def _check_pairs(
@@ -916,17 +920,19 @@ def _check_matched(images: int, texts: int) -> None:
 
 def _check_not_empty(
     mask: Tensor, row: str, column: str, error: type[EmptyTextError] | type[EmptyImageError]
-) -> None:
+) -> list[int] | None:
+    """Also counts what is real in each row, and reads a device once for both."""
     # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
     if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
-        return
-    filled = mask.any(dim=1)
-    if not filled.all():
-        index = int((~filled).nonzero()[0])
+        return None
+    counts: list[int] = mask.sum(1).tolist()
+    if 0 in counts:
+        index = counts.index(0)
         raise error(
             f"every {row} needs at least one real {column}; {row} {index} has none in "
             f"{column}_mask. Drop such {row}s, or give them a {column}, before matching."
         )
+    return counts
 
 
 def _multiplied_vectors(

@@ -25,6 +25,7 @@ Where the bound of d is active, the terms with r are 0.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -46,6 +47,7 @@ from gloria.matching.problem import (
 
 TAKES_HALF_PRECISION = False
 READS_MASKED_WORDS = False
+RUNS_KERNELS = False
 
 CACHE_TILE = 4 * 2**20
 """Bytes of a tile on a CPU, so that the steps between two products find it in the cache."""
@@ -71,10 +73,10 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
     """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
     if torch.compiler.is_compiling():
         compiled: Tensor = _word_cosines(
-            *inputs, options.attention, options.attention_temperature, options.memory_budget
+            *inputs[:4], options.attention, options.attention_temperature, options.memory_budget
         )
         return compiled
-    packing = Packing.of(inputs.word_mask)
+    packing = Packing.of(inputs.word_mask, inputs.word_counts)
     cosine: Tensor = _PackedCosines.apply(
         inputs.regions.contiguous(),
         packing.pack(inputs.words),
@@ -124,18 +126,18 @@ class Packing:
     words: int
 
     @classmethod
-    def of(cls, word_mask: Tensor) -> Packing:
-        """The packing of a ``(text, word)`` mask."""
-        lengths = word_mask.sum(1)
-        order = lengths.argsort(stable=True)
+    def of(cls, word_mask: Tensor, counts: list[int] | None = None) -> Packing:
+        """The packing of a ``(text, word)`` mask; ``counts`` of its texts, where they are known."""
+        lengths: list[int] = word_mask.sum(1).tolist() if counts is None else counts
+        texts, words = word_mask.shape
+        shortest_first = sorted(range(texts), key=lengths.__getitem__)
+        order = torch.tensor(shortest_first, dtype=torch.long, device=word_mask.device)
         text, word = word_mask[order].nonzero(as_tuple=True)
-        distinct, counts = lengths[order].unique_consecutive(return_counts=True)
         groups, start = list[Group](), 0
-        for length, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+        for length, count in sorted(Counter(lengths).items()):
             if length:
                 groups.append(Group(start, count, length))
                 start += count * length
-        texts, words = word_mask.shape
         return cls(order[text] * words + word, groups, texts, words)
 
     def pack(self, words: Tensor) -> Tensor:

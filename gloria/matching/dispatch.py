@@ -7,8 +7,8 @@
 | `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`  |
 
 A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``,
-``TAKES_HALF_PRECISION`` and ``READS_MASKED_WORDS``. A backend that was named and cannot run raises
-with all its reasons.
+``TAKES_HALF_PRECISION``, ``READS_MASKED_WORDS`` and ``RUNS_KERNELS``. A backend that was named and
+cannot run raises with all its reasons.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Backend(Protocol):
 
     READS_MASKED_WORDS: bool
     """Whether zeros have to stand in masked words; otherwise anything may."""
+
+    RUNS_KERNELS: bool
+    """Whether Triton's kernels run wherever this backend does: the aggregation may use its own."""
 
     def word_cosines(self, inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
         """Cosine of each word with the region feature it attends to, ``(image, text, word)``.

@@ -15,6 +15,7 @@ from gloria.matching.problem import EPS, MatchingInputs, MatchingOptions, Proble
 
 TAKES_HALF_PRECISION = False
 READS_MASKED_WORDS = True
+RUNS_KERNELS = False
 
 
 def reasons_not_supported(problem: Problem) -> list[str]:

@@ -48,9 +48,12 @@ _AUTOCAST = frozenset(
 def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     """Autocast off: reductions, exponentials and cosines stay in float32."""
     device = like.device.type
-    return (
-        torch.autocast(device, enabled=False) if device in _AUTOCAST else contextlib.nullcontext()
-    )
+    if device not in _AUTOCAST:
+        return contextlib.nullcontext()
+    # to ask is faster than to switch off what is off; a trace has to say it
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def refuse_second_derivative(*_: object) -> None:
@@ -65,7 +68,7 @@ def refuse_second_derivative(*_: object) -> None:
 class MatchingOptions:
     """The hyper-parameters of local matching, as in :func:`gloria.functional.local_similarity`.
 
-    A backend needs the attention only; the aggregation is the same code for all of them.
+    A backend needs the attention only; the aggregation follows, the same for all of them.
     """
 
     attention: AttentionVariant
@@ -84,7 +87,7 @@ class MatchingOptions:
 
 
 class MatchingInputs(NamedTuple):
-    """The tensors of local matching, checked, in one floating dtype.
+    """The tensors of local matching, checked, in one floating dtype, and what the check read.
 
     Half precision reaches only a backend that takes it as it is.
     """
@@ -97,6 +100,8 @@ class MatchingInputs(NamedTuple):
     """(text, word) boolean"""
     region_mask: Tensor | None
     """(image, region) boolean, or None"""
+    word_counts: list[int] | None = None
+    """Real words of each text; None where nobody read them (a captured or a compiled graph)"""
 
 
 class Problem(NamedTuple):

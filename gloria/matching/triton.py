@@ -13,6 +13,8 @@ The design, its count of operations and what was measured are in ``triton.md``; 
 
 from __future__ import annotations
 
+import functools
+import itertools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gloria.aggregators import masked_logmeanexp, masked_logsumexp
 from gloria.matching import einops
 from gloria.matching.problem import (
     MatchingInputs,
@@ -32,6 +35,7 @@ from gloria.matching.triton_support import capturing, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_WORDS = False
+RUNS_KERNELS = True
 
 OCTET = 8
 """Widths of rows are multiples of it: what is read 16 bytes at a time, and what products like."""
@@ -64,11 +68,23 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
     cosine: Tensor
     if torch.compiler.is_compiling():
         cosine, *_ = attention_cosine(
-            *inputs, options.attention, options.attention_temperature, options.memory_budget
+            *inputs[:4], options.attention, options.attention_temperature, options.memory_budget
         )
     else:
         cosine = _WordCosines.apply(*inputs, options)
     return cosine
+
+
+def soft_maximum(cosine: Tensor, word_mask: Tensor, temperature: float, *, mean: bool) -> Tensor:
+    """``τ log Σ exp(r / τ)`` over the real words, or with ``mean`` of their mean.
+
+    Of float32 cosines ``(image, text, word)`` what :func:`gloria.aggregators.masked_logsumexp` and
+    :func:`gloria.aggregators.masked_logmeanexp` give, ``(image, text)``, in one launch each way.
+    """
+    similarity: Tensor = _SoftMaximum.apply(
+        cosine.contiguous(), word_mask.contiguous(), temperature, mean
+    )
+    return similarity
 
 
 # Block sizes.
@@ -97,6 +113,7 @@ class Blocks(NamedTuple):
     score_gradient: Launch
 
 
+@functools.cache
 def choose_blocks(regions: int, kind: torch.dtype = torch.bfloat16) -> Blocks:
     """The blocks for images of so many regions; how many images and texts changes nothing.
 
@@ -131,29 +148,34 @@ class Packed(NamedTuple):
     starts: Tensor
     """(text + 1,) first column of each text, and the end"""
     word_of_column: Tensor
-    """(column,) index into the flattened (text, word); -1 where a captured graph has no word"""
+    """(column,) index into the flattened (text, word); -1 where an upper bound has no word"""
     column_of_word: Tensor
     """(text · word,) and back; -1 for padding"""
 
 
-def pack(words: Tensor, word_mask: Tensor, dim: int) -> Packed:
+def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -> Packed:
     """The packed words, ``dim`` wide with zeros behind.
 
-    Reads the device once, to learn how many there are; while a CUDA graph is captured, which
-    forbids that, there are as many columns as positions.
+    Without ``counts``, the number of words of each text, there are as many columns as positions.
     """
     texts, positions, width = words.shape
-    starts = torch.zeros(texts + 1, dtype=torch.int32, device=words.device)
-    counts = word_mask.sum(1, dtype=torch.int32)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=starts[1:])
-    known = not capturing(words)
-    columns = int(starts[-1]) if known else texts * positions
+    if counts is None:
+        columns, new = texts * positions, words.new_zeros
+        starts = torch.zeros(texts + 1, dtype=torch.int32, device=words.device)
+        torch.cumsum(word_mask.sum(1), 0, dtype=torch.int32, out=starts[1:])
+        word_of_column = words.new_full((columns,), -1, dtype=torch.int32)
+    else:
+        ends = list(itertools.accumulate(counts, initial=0))
+        columns, new = ends[-1], words.new_empty
+        # without waiting: what stands in pageable memory is copied from there before it returns
+        starts = torch.tensor(ends, dtype=torch.int32).to(words.device, non_blocking=True)
+        word_of_column = words.new_empty(columns, dtype=torch.int32)
     packed = Packed(
-        (words.new_empty if known else words.new_zeros)((columns, dim)),
-        (words.new_empty if known else words.new_zeros)(columns, dtype=torch.float32),
+        new((columns, dim)),
+        new(columns, dtype=torch.float32),
         starts,
-        words.new_full((columns,), -1, dtype=torch.int32),
-        words.new_empty((texts * positions,), dtype=torch.int32),
+        word_of_column,
+        words.new_empty(texts * positions, dtype=torch.int32),
     )
     kernels().pack_words[(texts, ceil_div(positions, 16))](
         words, word_mask, starts,
@@ -170,6 +192,7 @@ class Found(NamedTuple):
     """What the forward leaves, (image, text, word) each."""
 
     cosine: Tensor
+    """0 at masked words, where nobody reads the others"""
     norm: Tensor
     """Length of what a word attends to"""
     shift: Tensor
@@ -185,21 +208,17 @@ class Attended(NamedTuple):
     """Attention"""
     attended: Tensor
     """Gram matrix times attention"""
+    regions: Tensor
+    """(image, region, dim), of the kind of these, with zeros up to whole octets"""
 
 
 class Matcher:
     """One problem on its way: inputs in the form the kernels take."""
 
     def __init__(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None,
-        attention: str,
-        temperature: float,
-        memory_budget: int,
+        self, inputs: MatchingInputs, attention: str, temperature: float, memory_budget: int
     ) -> None:
+        regions, words, word_mask, region_mask, counts = inputs
         self.images, self.region_count, self.width = regions.shape
         self.texts, self.positions, _ = words.shape
         # the rows of every matrix are whole octets: unaligned ones multiply ten times slower
@@ -208,11 +227,13 @@ class Matcher:
         self.missing = dim - self.width, self.padded - self.region_count
         self.regions = regions.contiguous()
         self.words = words.contiguous()
-        self.packed = pack(self.words, word_mask.contiguous(), dim)
+        # while a CUDA graph is captured nothing may be read, and there are columns nothing writes
+        if counts is None and not capturing(words):
+            counts = word_mask.sum(1).tolist()
+        self.packed = pack(self.words, word_mask.contiguous(), dim, counts)
         self.region_mask = None if region_mask is None else region_mask.contiguous()
         self.columns = len(self.packed.words)
-        # while a CUDA graph is captured there are columns that nothing writes
-        self.new = torch.zeros if capturing(self.words) else torch.empty
+        self.new = torch.zeros if counts is None else torch.empty
         self.over_words = attention == "words_then_regions"
         self.inverse_temperature = 1 / temperature
         # what is kept between kernels: float16 has not the range for squares and gradients
@@ -229,17 +250,20 @@ class Matcher:
     @classmethod
     def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:
         """Of these inputs; the rest of the options is for what comes after."""
-        return cls(*inputs, options.attention, options.attention_temperature, options.memory_budget)
+        return cls(inputs, options.attention, options.attention_temperature, options.memory_budget)
 
     @property
     def fits(self) -> bool:
         """Whether everything may stay from the forward to the backward."""
         return self.images * self.bytes_backward <= self.budget
 
-    def forward(self, *, keep: bool) -> tuple[Found, Attended | None]:
-        """What is found, and what is kept."""
+    def forward(self, *, keep: bool, everywhere: bool = False) -> tuple[Found, Attended | None]:
+        """What is found, with ``everywhere`` at masked words too (0); and what is kept."""
         shape = self.images, self.texts, self.positions
-        found = Found(*(self.words.new_zeros(shape, dtype=torch.float32) for _ in range(3)))
+        cosine = self.words.new_zeros(shape, dtype=torch.float32)
+        new = torch.zeros_like if everywhere else torch.empty_like
+        found = Found(cosine, new(cosine), new(cosine))
+        keep = keep and self.fits
         attended = None
         if not (self.images and self.columns):
             return found, None
@@ -253,7 +277,7 @@ class Matcher:
                 self.texts, self.positions, self.columns,
                 WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps,
             )  # fmt: skip
-            if not (keep and self.fits):
+            if not keep:
                 attended = None  # before the next images take theirs
         return found, attended
 
@@ -289,7 +313,7 @@ class Matcher:
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
-        return Attended(scores, weights, attended), product
+        return Attended(scores, weights, attended, part), product
 
     def part(self, first: int, last: int) -> Tensor:
         """Some images' regions, with zeros up to whole octets."""
@@ -302,28 +326,34 @@ class Matcher:
         return self.new(shape, dtype=self.kind, device=self.words.device)
 
     def backward(
-        self, upstream: Tensor, found: Found, kept: Attended | None
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of regions and words."""
+        self, upstream: Tensor, found: Found, kept: Attended | None, needs: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of regions and words, where needed."""
         upstream = upstream.contiguous()
-        shape = self.images, self.region_count, self.width
-        regions_gradient = self.regions.new_empty(shape)
-        words_gradient = torch.empty_like(self.words)  # contiguous, as they are
+        regions_gradient = torch.empty_like(self.regions) if needs[0] else None
+        words_gradient = torch.empty_like(self.words) if needs[1] else None
         if not (self.images and self.columns):
-            return regions_gradient.zero_(), words_gradient.zero_()
+            for gradient in (regions_gradient, words_gradient):
+                if gradient is not None:
+                    gradient.zero_()
+            return regions_gradient, words_gradient
         packed_words = self.packed.words.to(self.kind)
         packed_gradient: Tensor | None = None
         budget = self.images * self.bytes_backward if kept else self.budget
         for first, last in chunks(self.images, self.bytes_backward, budget):
-            part, more = self.gradients(first, last, upstream, found, kept, packed_words)
-            regions_gradient[first:last] = part
-            packed_gradient = more if packed_gradient is None else packed_gradient.add_(more)
-        kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
-            packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
-            upstream, found.cosine, found.norm, words_gradient,
-            self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
-            WORDS=16, DIM=128,
-        )  # fmt: skip
+            out = None if regions_gradient is None else regions_gradient[first:last]
+            more = self.gradients(first, last, upstream, found, kept, packed_words, out, needs[1])
+            if packed_gradient is None:
+                packed_gradient = more
+            elif more is not None:
+                packed_gradient.add_(more)
+        if words_gradient is not None:
+            kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
+                packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
+                upstream, found.cosine, found.norm, words_gradient,
+                self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
+                WORDS=16, DIM=128,
+            )  # fmt: skip
         return regions_gradient, words_gradient
 
     def gradients(
@@ -334,8 +364,10 @@ class Matcher:
         found: Found,
         kept: Attended | None,
         packed_words: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Of some images' regions, and through them of the packed words, in float32."""
+        out: Tensor | None,
+        of_words: bool,
+    ) -> Tensor | None:
+        """Of some images' regions to ``out``; through them of the packed words, in float32."""
         images = last - first
         attended = kept or self.attend(first, last, found.shift, again=True)[0]
         gradient, curved = self.empty(images), self.empty(images)
@@ -348,21 +380,23 @@ class Matcher:
         launch = self.blocks.score_gradient
         blocks = ceil_div(self.padded, launch.regions)
         kernels().score_gradient[(self.texts * images * blocks,)](
-            *attended, self.packed.starts, terms, gradient, curved,
+            attended.scores, attended.weights, attended.attended, self.packed.starts, terms,
+            gradient, curved,
             images, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
             OVER_WORDS=self.over_words,
             WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
             num_warps=launch.warps,
         )  # fmt: skip
-        part = self.part(first, last).to(self.kind)
-        rows = gradient.flatten(1)
-        through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
-        direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
-        whole = torch.baddbmm(direct, through_gram, part)
-        return (
-            whole[:, : self.region_count, : self.width],
-            product_in_float32(rows, part.flatten(0, 1)),
-        )
+        rows, part = gradient.flatten(1), attended.regions
+        if out is not None:
+            through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
+            direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
+            real = slice(self.region_count)
+            if out.dtype == self.kind and out.shape[2] == part.shape[2]:
+                torch.baddbmm(direct[:, real], through_gram[:, real], part, out=out)
+            else:  # of another type, or rows of no whole octets
+                out.copy_(torch.baddbmm(direct, through_gram, part)[:, real, : self.width])
+        return product_in_float32(rows, part.flatten(0, 1)) if of_words else None
 
 
 def product_in_float32(left: Tensor, right: Tensor) -> Tensor:
@@ -384,43 +418,85 @@ class _WordCosines(torch.autograd.Function):
         words: Tensor,
         word_mask: Tensor,
         region_mask: Tensor | None,
+        word_counts: list[int] | None,
         options: MatchingOptions,
     ) -> Tensor:
-        inputs = MatchingInputs(regions, words, word_mask, region_mask)
+        inputs = MatchingInputs(regions, words, word_mask, region_mask, word_counts)
         with full_precision(regions), torch.cuda.device_of(regions):
             matcher = Matcher.of(inputs, options)
             needed = any(ctx.needs_input_grad)
             found, kept = matcher.forward(keep=needed)
         if needed:
-            ctx.made, ctx.options = (matcher, kept), options
-            ctx.save_for_backward(*found, *inputs)
+            ctx.made, ctx.word_counts, ctx.options = (matcher, kept), word_counts, options
+            ctx.save_for_backward(*found, *inputs[:4])
         return found.cosine
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         *found, regions, words, word_mask, region_mask = ctx.saved_tensors
-        inputs = MatchingInputs(regions, words, word_mask, region_mask)
+        inputs = MatchingInputs(regions, words, word_mask, region_mask, ctx.word_counts)
+        needs = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
-            return *by_definition(ctx, inputs, upstream), None, None, None
+            return *by_definition(inputs, ctx.options, upstream, needs), *[None] * 4
         with full_precision(upstream), torch.cuda.device_of(upstream):
             # used up: whoever holds on to a loss does not hold on to these
             matcher, kept = ctx.made or (Matcher.of(inputs, ctx.options), None)
             ctx.made = None
-            gradients = matcher.backward(upstream, Found(*found), kept)
-        return *gradients, None, None, None
+            gradients = matcher.backward(upstream, Found(*found), kept, needs)
+        return *gradients, *[None] * 4
 
 
-def by_definition(ctx: Any, inputs: MatchingInputs, upstream: Tensor) -> list[Tensor | None]:
+def by_definition(
+    inputs: MatchingInputs, options: MatchingOptions, upstream: Tensor, needs: tuple[bool, bool]
+) -> list[Tensor | None]:
     """Gradients of regions and words that can be differentiated any number of times."""
-    needed = ctx.needs_input_grad[:2]
     with full_precision(upstream):
         # the definition reads masked words, where anything may stand
         words = inputs.words.masked_fill(~inputs.word_mask[..., None], 0.0)
         wide = inputs._replace(regions=inputs.regions.float(), words=words.float())
-        cosine = einops.word_cosines(wide, ctx.options)
-        wanted = [each for each, need in zip(inputs[:2], needed, strict=True) if need]
+        cosine = einops.word_cosines(wide, options)
+        wanted = [each for each, need in zip(inputs[:2], needs, strict=True) if need]
         found = iter(torch.autograd.grad(cosine, wanted, upstream, create_graph=True))
-    return [next(found) if need else None for need in needed]
+    return [next(found) if need else None for need in needs]
+
+
+class _SoftMaximum(torch.autograd.Function):
+    """:func:`soft_maximum`, whose backward starts from its result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cosine: Tensor, word_mask: Tensor, temperature: float, mean: bool
+    ) -> Tensor:
+        images, texts, words = cosine.shape
+        similarity = cosine.new_empty((images, texts))
+        ctx.save_for_backward(cosine, word_mask, similarity)
+        ctx.temperature, ctx.mean = temperature, mean
+        if similarity.numel():
+            with torch.cuda.device_of(cosine):
+                kernels().soft_maximum[(ceil_div(images, 16) * texts,)](
+                    cosine, word_mask, similarity, images, texts, words, 1 / temperature,
+                    MEAN=mean, IMAGES=16, WORDS=32,
+                )  # fmt: skip
+        return similarity
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, word_mask, similarity = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
+            reduce = masked_logmeanexp if ctx.mean else masked_logsumexp
+            with full_precision(upstream):
+                again = reduce(cosine, word_mask[None], -1, ctx.temperature)
+                return *torch.autograd.grad(again, cosine, upstream, create_graph=True), *[None] * 3
+        gradient = torch.empty_like(cosine)
+        images, texts, words = cosine.shape
+        if gradient.numel():
+            with torch.cuda.device_of(cosine):
+                kernels().soft_maximum_gradient[(ceil_div(images, 16) * texts,)](
+                    upstream, cosine, word_mask, similarity, gradient,
+                    *upstream.stride(), images, texts, words, 1 / ctx.temperature,
+                    MEAN=ctx.mean, IMAGES=16, WORDS=32,
+                )  # fmt: skip
+        return gradient, *[None] * 3
 
 
 # Inside a compiled graph the whole matching is one opaque operator, which keeps nothing.
@@ -438,10 +514,9 @@ def attention_cosine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Found`."""
     with full_precision(regions), torch.cuda.device_of(regions):
-        matcher = Matcher(
-            regions, words, word_mask, region_mask, attention, temperature, memory_budget
-        )
-        found, _ = matcher.forward(keep=False)
+        inputs = MatchingInputs(regions, words, word_mask, region_mask)
+        matcher = Matcher(inputs, attention, temperature, memory_budget)
+        found, _ = matcher.forward(keep=False, everywhere=True)
     return found.cosine, found.norm, found.shift
 
 
@@ -461,10 +536,13 @@ def attention_cosine_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of regions and words."""
     with full_precision(regions), torch.cuda.device_of(regions):
-        matcher = Matcher(
-            regions, words, word_mask, region_mask, attention, temperature, memory_budget
-        )
-        return matcher.backward(upstream, Found(cosine, norm, shift), None)
+        inputs = MatchingInputs(regions, words, word_mask, region_mask)
+        matcher = Matcher(inputs, attention, temperature, memory_budget)
+        found = Found(cosine, norm, shift)
+        regions_gradient, words_gradient = matcher.backward(upstream, found, None, (True, True))
+    assert regions_gradient is not None
+    assert words_gradient is not None
+    return regions_gradient, words_gradient
 
 
 @attention_cosine.register_fake

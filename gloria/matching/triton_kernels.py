@@ -23,6 +23,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 launched = triton.jit(
     do_not_specialize=[
         "first_image", "images", "regions", "octets", "texts", "words", "columns", "blocks",
+        "upstream_image", "upstream_text",
     ]
 )  # fmt: skip
 """Of a kernel: sizes that come with a batch compile nothing anew."""
@@ -171,6 +172,12 @@ def sum_over_words(
 
 
 @triton.jit
+def last_block(start, end, WORDS: tl.constexpr):
+    """Where a second pass over a text's words begins: what was read last is still in the cache."""
+    return start + (end - start - 1) // WORDS * WORDS
+
+
+@triton.jit
 def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS: tl.constexpr):
     """``x / τ`` in base 2, x being the scores or their softmax over words."""
     exponent = scores
@@ -205,8 +212,9 @@ def attend(
     top, total = 0.0, 0.0
     if OVER_WORDS:
         top, total = sum_over_words(scores_ptr, start, end, row, at, stored, WORDS, REGIONS, STAGES)
-    for first in tl.range(start, end, WORDS, num_stages=STAGES):
-        word = first + tl.arange(0, WORDS)
+    last = last_block(start, end, WORDS)
+    for done in tl.range(0, end - start, WORDS, num_stages=STAGES):
+        word = last - done + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
         exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
         highest = tl.max(exponent, 1)
@@ -275,8 +283,9 @@ def attend_again(
     top, total = 0.0, 0.0
     if OVER_WORDS:
         top, total = sum_over_words(scores_ptr, start, end, row, at, stored, WORDS, REGIONS, STAGES)
-    for first in tl.range(start, end, WORDS, num_stages=STAGES):
-        word = first + tl.arange(0, WORDS)
+    last = last_block(start, end, WORDS)
+    for done in tl.range(0, end - start, WORDS, num_stages=STAGES):
+        word = last - done + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
         exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
         origin = tl.load(word_of_column_ptr + word, mask=word < end, other=0)
@@ -372,8 +381,9 @@ def score_gradient(
             top = higher
         total = 1 / total
         mean *= total
-    for first in tl.range(start, end, WORDS, num_stages=STAGES):
-        word = first + tl.arange(0, WORDS)
+    last = last_block(start, end, WORDS)
+    for done in tl.range(0, end - start, WORDS, num_stages=STAGES):
+        word = last - done + tl.arange(0, WORDS)
         scores, gradient, direct, curved = pull(
             scores_ptr, weights_ptr, attended_ptr, terms_ptr, columns, word, end, row, at, stored
         )
@@ -383,3 +393,76 @@ def score_gradient(
         gradient = gradient * inverse_temperature + direct
         write(gradient_ptr, gradient, word, end, row, at, stored)
         write(curved_ptr, curved, word, end, row, at, stored)
+
+
+# The aggregation of the words' cosines. A program takes one text and a block of images.
+
+
+@triton.jit
+def locate_pairs(images, texts, words, IMAGES: tl.constexpr):
+    """Which text and images a program has; where their cosines begin; which images there are."""
+    text = tl.program_id(0) % texts
+    image = tl.program_id(0) // texts * IMAGES + tl.arange(0, IMAGES)
+    rows = (image.to(tl.int64) * texts + text) * words
+    return text, image, rows[:, None], image < images
+
+
+@launched
+def soft_maximum(
+    cosine_ptr, mask_ptr, similarity_ptr,
+    images, texts, words, inverse_temperature,
+    MEAN: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """``Z = τ log Σ_i exp(r_i / τ)`` of the real words, or of their mean; 0 where there is none."""
+    text, image, rows, inside = locate_pairs(images, texts, words, IMAGES)
+    scale = inverse_temperature * LOG2_E
+    highest = tl.full((IMAGES,), float("-inf"), tl.float32)
+    total = tl.zeros((IMAGES,), tl.float32)
+    count = 0
+    for first in range(0, words, WORDS):
+        word = first + tl.arange(0, WORDS)
+        real = tl.load(mask_ptr + text * words + word, mask=word < words, other=0) != 0
+        some = inside[:, None] & real[None, :]
+        cosine = tl.load(cosine_ptr + rows + word[None, :], mask=some, other=float("-inf"))
+        higher = tl.maximum(highest, tl.max(cosine, 1))
+        top = tl.where(higher == float("-inf"), 0.0, higher)  # no real word so far
+        power = tl.exp2((cosine - top[:, None]) * scale)
+        total = total * tl.exp2((highest - top) * scale) + tl.sum(power, 1)
+        highest = higher
+        count += tl.sum(real.to(tl.int32), 0)
+    if MEAN:
+        total /= count
+    similarity = tl.where(count > 0, highest + tl.log2(total) / scale, 0.0)
+    tl.store(similarity_ptr + image * texts + text, similarity, mask=inside)
+
+
+@launched
+def soft_maximum_gradient(
+    upstream_ptr, cosine_ptr, mask_ptr, similarity_ptr, gradient_ptr,
+    upstream_image, upstream_text, images, texts, words, inverse_temperature,
+    MEAN: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """``dr_i = dZ exp((r_i - Z) / τ)``, over the number of words if of the mean; 0 at padding."""
+    text, image, rows, inside = locate_pairs(images, texts, words, IMAGES)
+    scale = inverse_temperature * LOG2_E
+    at = image.to(tl.int64) * upstream_image + text.to(tl.int64) * upstream_text
+    share = tl.load(upstream_ptr + at, mask=inside, other=0.0)
+    similarity = tl.load(similarity_ptr + image * texts + text, mask=inside, other=0.0)
+    if MEAN:
+        count = 0
+        for first in range(0, words, WORDS):
+            word = first + tl.arange(0, WORDS)
+            real = tl.load(mask_ptr + text * words + word, mask=word < words, other=0) != 0
+            count += tl.sum(real.to(tl.int32), 0)
+        share /= count
+    for first in range(0, words, WORDS):
+        word = first + tl.arange(0, WORDS)
+        real = tl.load(mask_ptr + text * words + word, mask=word < words, other=0) != 0
+        some = inside[:, None] & real[None, :]
+        cosine = tl.load(cosine_ptr + rows + word[None, :], mask=some, other=0.0)
+        slope = share[:, None] * tl.exp2((cosine - similarity[:, None]) * scale)
+        tl.store(
+            gradient_ptr + rows + word[None, :],
+            tl.where(real[None, :], slope, 0.0),
+            mask=inside[:, None] & (word < words)[None, :],
+        )

@@ -13,11 +13,14 @@ import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from gloria.aggregators import masked_logmeanexp, masked_logsumexp
 from gloria.errors import BackendError
 from gloria.functional import local_similarity
 from gloria.matching import (
     ATTENTION_VARIANTS,
+    WORD_AGGREGATIONS,
     MatchingInputs,
     MatchingOptions,
     Problem,
@@ -81,7 +84,7 @@ def draw(images, texts, regions, words, dim, *, masked=False, scale=1.0, dtype=t
 
 
 def to_device(inputs):
-    return MatchingInputs(*(None if each is None else each.to(DEVICE) for each in inputs))
+    return MatchingInputs(*(None if each is None else each.to(DEVICE) for each in inputs[:4]))
 
 
 def differentiate(backend, inputs, upstream, chosen):
@@ -190,7 +193,7 @@ def test_float32_is_float64_within_1e_5(small_blocks):
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_strides_do_not_matter(attention, small_blocks):
     inputs, upstream = draw(2, 3, 20, 9, 8, masked=True)
-    turned = MatchingInputs(*(each.mT.contiguous().mT for each in inputs))
+    turned = MatchingInputs(*(each.mT.contiguous().mT for each in inputs[:4]))
     expanded = upstream[..., :1].expand_as(upstream)
     for ours, theirs in zip(
         differentiate(triton, turned, expanded, options(attention)),
@@ -298,7 +301,7 @@ def test_what_is_masked_changes_no_bit(attention, small_blocks):
     similarity = functools.partial(local_similarity, attention=attention, backend="triton")
     regions = inputs.regions.masked_fill(~inputs.region_mask[..., None], math.nan)
     words = inputs.words.masked_fill(~inputs.word_mask[..., None], math.nan)
-    assert torch.equal(similarity(regions, words, *inputs[2:]), similarity(*inputs))
+    assert torch.equal(similarity(regions, words, *inputs[2:4]), similarity(*inputs[:4]))
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
@@ -306,11 +309,11 @@ def test_what_is_masked_changes_no_bit(attention, small_blocks):
 def test_a_bad_image_or_text_spoils_its_row_or_column_only(bad, attention, small_blocks):
     inputs, _ = draw(2, 3, 20, 9, 8)
     similarity = functools.partial(local_similarity, attention=attention, backend="triton")
-    whole = similarity(*inputs)
+    whole = similarity(*inputs[:4])
     for part, axis, index in ((inputs.regions, 0, 1), (inputs.words, 1, 2)):
         kept, value = part.clone(), bad
         part[index, 0, 3] = value
-        spoiled = similarity(*inputs)
+        spoiled = similarity(*inputs[:4])
         part.copy_(kept)
         assert not spoiled.select(axis, index).isfinite().any()
         others = [each for each in range(whole.shape[axis]) if each != index]
@@ -329,19 +332,24 @@ def test_regions_that_cancel_give_no_cosine_beyond_1(small_blocks):
     assert cosine.abs().max() <= 1
 
 
-def test_packing():
+@pytest.mark.parametrize("known", [True, False])
+def test_packing(known):
     """Every real word once, in order, with its length and both tables."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(70, 37, generator=generator) < torch.rand(70, 1, generator=generator)
     mask[3], mask[:, 0] = False, True
     words = torch.randn(70, 37, 5, generator=generator)
     mask, words = mask.to(DEVICE), words.to(DEVICE)
-    packed = triton.pack(words, mask, 16)
+    packed = triton.pack(words, mask, 16, mask.sum(1).tolist() if known else None)
     places = mask.flatten().nonzero()[:, 0]
-    assert torch.equal(packed.word_of_column.long(), places)
-    assert torch.equal(packed.words[:, :5], words[mask])
+    real = len(places)
+    assert len(packed.words) == len(packed.lengths) == (real if known else mask.numel())
+    assert torch.equal(packed.word_of_column[:real].long(), places)
+    assert packed.word_of_column[real:].eq(-1).all()
+    assert torch.equal(packed.words[:real, :5], words[mask])
     assert not packed.words[:, 5:].any()
-    torch.testing.assert_close(packed.lengths, words[mask].norm(dim=1))
+    assert not packed.words[real:].any()
+    torch.testing.assert_close(packed.lengths[:real], words[mask].norm(dim=1))
     column_of_word = torch.full((70 * 37,), -1, device=DEVICE)
     column_of_word[places] = torch.arange(len(places), device=DEVICE)
     assert torch.equal(packed.column_of_word.long(), column_of_word)
@@ -352,12 +360,12 @@ def test_packing():
 def test_is_a_well_behaved_operator(attention, small_blocks):
     inputs, upstream = draw(2, 3, 5, 6, 8, masked=True)
     regions, words = (x.detach().requires_grad_() for x in inputs[:2])
-    arguments = (regions, words, *inputs[2:], attention, 0.25, 2**20)
+    arguments = (regions, words, *inputs[2:4], attention, 0.25, 2**20)
     torch.library.opcheck(attention_cosine, arguments)
     saved = attention_cosine(*arguments)
     torch.library.opcheck(
         triton.attention_cosine_backward,
-        (upstream.float(), *inputs, *(each.detach() for each in saved), attention, 0.25, 2**20),
+        (upstream.float(), *inputs[:4], *(each.detach() for each in saved), attention, 0.25, 2**20),
         # it has no gradient, and says so
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
@@ -382,9 +390,9 @@ def test_compiles_into_one_graph(attention, small_blocks):
 
 def test_takes_half_precision_under_autocast(small_blocks):
     inputs, _ = draw(2, 3, 5, 6, 8, dtype=torch.bfloat16)
-    plain = local_similarity(*inputs, backend="triton")
+    plain = local_similarity(*inputs[:4], backend="triton")
     with torch.autocast(DEVICE, torch.bfloat16):
-        assert torch.equal(local_similarity(*inputs, backend="triton"), plain)
+        assert torch.equal(local_similarity(*inputs[:4], backend="triton"), plain)
     assert plain.dtype == torch.float32
 
 
@@ -394,7 +402,7 @@ def test_the_operator_keeps_float32_under_autocast(small_blocks):
 
     def gradient():
         regions = inputs.regions.detach().requires_grad_()
-        cosine, *_ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
+        cosine, *_ = attention_cosine(regions, *inputs[1:4], "regions", 0.25, 2**20)
         return cosine.detach(), *torch.autograd.grad(cosine.sum(), regions)
 
     plain = gradient()
@@ -460,7 +468,7 @@ def test_after_a_backward_nothing_is_held(small_blocks, monkeypatch):
 
     monkeypatch.setattr(triton.Matcher, "forward", spy)
     inputs, _ = draw(2, 3, 20, 9, 8)
-    similarity = local_similarity(inputs.regions.requires_grad_(), *inputs[1:], backend="triton")
+    similarity = local_similarity(inputs.regions.requires_grad_(), *inputs[1:4], backend="triton")
     assert all(each() is not None for each in matchers)
     similarity.sum().backward()
     assert all(each() is None for each in matchers)
@@ -482,10 +490,176 @@ def test_a_second_backward_computes_again(small_blocks):
 def test_a_second_derivative_of_a_compiled_graph_is_refused(small_blocks):
     inputs, _ = draw(2, 2, 5, 6, 8)
     regions = inputs.regions.requires_grad_()
-    cosine, *_ = attention_cosine(regions, *inputs[1:], "regions", 0.25, 2**20)
+    cosine, *_ = attention_cosine(regions, *inputs[1:4], "regions", 0.25, 2**20)
     (gradient,) = torch.autograd.grad(cosine.sum(), regions, create_graph=True)
     with pytest.raises(BackendError, match=r"no second derivative. Use backend='einops'"):
         gradient.sum().backward()
+
+
+def draw_cosines(images, texts, words):
+    """Cosines with NaN at padding, a mask whose second text has no word, and a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    uniform = functools.partial(torch.rand, generator=generator, dtype=torch.float64)
+    mask = uniform(texts, words) < 0.6
+    mask[:1] = True
+    mask[1:2] = False
+    cosine = (2 * uniform(images, texts, words) - 1).masked_fill(~mask, math.nan)
+    upstream = uniform(texts, images).T  # not contiguous, as of a loss over both directions
+    return cosine.to(DEVICE), mask.to(DEVICE), upstream.to(DEVICE)
+
+
+SOFT_MAXIMA = {False: masked_logsumexp, True: masked_logmeanexp}
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 5.0])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 4, 31), (17, 3, 97), (2, 3, 0), (0, 2, 5)])
+def test_the_soft_maximum_of_words(sizes, temperature, mean):
+    cosine, mask, upstream = draw_cosines(*sizes)
+    narrow, wide = (each.requires_grad_() for each in (cosine.float(), cosine.clone()))
+    actual = triton.soft_maximum(narrow, mask, temperature, mean=mean)
+    expected = SOFT_MAXIMA[mean](wide, mask[None], -1, temperature)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-6)
+    (ours,) = torch.autograd.grad(actual, narrow, upstream.float())
+    (theirs,) = torch.autograd.grad(expected, wide, upstream)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
+    assert not ours.masked_fill(mask, 0.0).any()
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_nan_in_a_word_spoils_the_soft_maximum_of_its_pair_only(mean):
+    cosine, mask, _ = draw_cosines(3, 4, 40)
+    whole = triton.soft_maximum(cosine.float(), mask, 0.2, mean=mean)
+    assert whole.isfinite().all()
+    cosine[1, 2, mask[2].nonzero()[-1]] = math.nan
+    leaf = cosine.float().requires_grad_()
+    spoiled = triton.soft_maximum(leaf, mask, 0.2, mean=mean)
+    (gradient,) = torch.autograd.grad(spoiled.sum(), leaf)
+    for each in (spoiled.isnan(), gradient.isnan().any(-1)):
+        assert each.nonzero().tolist() == [[1, 2]]
+    others = ~spoiled.isnan()
+    assert torch.equal(spoiled[others], whole[others])
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_a_second_derivative_of_the_soft_maximum_goes_by_the_definition(mean):
+    cosine, mask, upstream = draw_cosines(2, 3, 9)
+
+    def second(reduce, cosine):
+        leaves = cosine.requires_grad_(), upstream.to(cosine.dtype).requires_grad_()
+        gradients = torch.autograd.grad(reduce(leaves[0]), leaves[0], leaves[1], create_graph=True)
+        return torch.autograd.grad(gradients[0].square().sum(), leaves)
+
+    expected = second(lambda r: SOFT_MAXIMA[mean](r, mask[None], -1, 0.2), cosine.clone())
+    actual = second(lambda r: triton.soft_maximum(r, mask, 0.2, mean=mean), cosine.float())
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", WORD_AGGREGATIONS)
+def test_similarities_of_all_aggregations(aggregation, small_blocks):
+    inputs, _ = draw(3, 4, 20, 9, 8, masked=True)
+    upstream = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+    def found(backend, inputs):
+        leaves = [each.detach().requires_grad_() for each in inputs[:2]]
+        similarity = local_similarity(
+            *leaves, *inputs[2:4], aggregation=aggregation, backend=backend
+        )
+        return similarity, *torch.autograd.grad(similarity, leaves, upstream.to(similarity.dtype))
+
+    for ours, theirs in zip(found("triton", inputs), found("einops", wide(inputs)), strict=True):
+        assert error(ours.detach(), theirs.detach(), 1.0) <= TOLERANCE[torch.float32][1]
+
+
+@pytest.mark.parametrize("aggregation", WORD_AGGREGATIONS)
+def test_a_text_without_a_word_scores_0_in_a_captured_graph(aggregation, monkeypatch, small_blocks):
+    """Which has no look at the mask."""
+    monkeypatch.setattr("gloria.functional.capturing", lambda _: True)
+    monkeypatch.setattr(triton, "capturing", lambda _: True)
+    inputs, _ = draw(2, 4, 20, 9, 8)
+    inputs.word_mask[1] = False
+    leaves = [each.requires_grad_() for each in inputs[:2]]
+    similarity = local_similarity(
+        *leaves, inputs.word_mask, aggregation=aggregation, backend="triton"
+    )
+    regions, words = torch.autograd.grad(similarity.sum(), leaves)
+    assert not similarity[:, 1].any()
+    assert not words[1].any()
+    assert similarity[:, 0].all()
+    assert regions.isfinite().all()
+    assert words.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("budget", [1, 2**26])
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side_changes_nothing_for_the_other(frozen, budget, dtype, small_blocks):
+    inputs, upstream = draw(3, 2, 21, 9, 8, masked=True, scale=0.3, dtype=dtype)
+    both = differentiate(triton, inputs, upstream, options(budget=budget))[1:]
+    leaves = [each.detach() for each in inputs[:2]]
+    leaf = leaves[1 - frozen].requires_grad_()
+    cosine = triton.word_cosines(MatchingInputs(*leaves, *inputs[2:]), options(budget=budget))
+    (gradient,) = torch.autograd.grad(cosine, leaf, upstream.to(cosine.dtype))
+    assert torch.equal(gradient, both[1 - frozen])
+
+
+class Launches(TorchDispatchMode):
+    """The names of what a device would be asked to run: no views, no allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        if not (function.is_view or "empty" in name or name in ("promote_types", "_unsafe_view")):
+            self.names.append(name)
+        return function(*args, **kwargs or {})
+
+    def kernels(self, module):
+        """What stands for the module of kernels: each counts once, whatever an interpreter does."""
+        launches = self
+
+        class Kernel:
+            def __init__(self, name):
+                self.name = name
+
+            def __getitem__(self, grid):
+                def launch(*arguments, **constants):
+                    launches.names.append(self.name)
+                    with _disable_current_modes():
+                        getattr(module, self.name)[grid](*arguments, **constants)
+
+                return launch
+
+        class Kernels:
+            __getattr__ = staticmethod(Kernel)
+
+        return Kernels()
+
+
+@pytest.mark.parametrize(("needed", "most"), [((0, 1), 9), ((0,), 6), ((1,), 5)])
+def test_launches_are_few(needed, most, monkeypatch):
+    """At the published batch a device waits for the host: each launch counts."""
+    launches = Launches()
+    stand_in = launches.kernels(triton.kernels())
+    monkeypatch.setattr(triton, "kernels", lambda: stand_in)
+    # of a machine, asked once, by the function that is replaced here
+    monkeypatch.setattr(triton, "reasons_not_supported", lambda _: [])
+    inputs, _ = draw(4, 4, 9, 12, 16)
+    leaves = [each.detach() for each in inputs[:2]]
+    wanted = [leaves[side].requires_grad_() for side in needed]
+    upstream = torch.ones(4, 4, device=DEVICE)
+    with launches:
+        similarity = local_similarity(*leaves, inputs.word_mask, backend="triton")
+    assert len(launches.names) <= 13, launches.names
+    assert launches.names.count("sum") == 1
+    assert "_local_scalar_dense" not in launches.names
+    launches.names.clear()
+    with launches:
+        torch.autograd.grad(similarity, wanted, upstream)
+    assert len(launches.names) <= most, launches.names
 
 
 def test_is_chosen_for_a_gpu_only():

@@ -366,7 +366,7 @@ def test_compiles_into_one_graph(attention, masked_regions, make_pairs, assert_v
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
 @region_masks
 def test_the_operator_keeps_the_rules_of_torch(masked_regions, make_pairs):
-    regions, words, *masks = inputs_of(make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions))
+    regions, words, *masks, _ = inputs_of(make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions))
     arguments = (
         regions.requires_grad_(),
         words.requires_grad_(),

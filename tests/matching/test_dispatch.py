@@ -13,6 +13,7 @@ from gloria.matching.dispatch import PAPER_PROBLEM
 PICKY = SimpleNamespace(
     TAKES_HALF_PRECISION=False,
     READS_MASKED_WORDS=False,
+    RUNS_KERNELS=False,
     word_cosines=lambda inputs, options: inputs.regions.new_full(
         (len(inputs.regions), *inputs.words.shape[:2]), 42.0
     ),
