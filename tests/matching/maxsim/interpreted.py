@@ -194,7 +194,10 @@ def test_is_an_operator(make_pairs):
     leaves = [each.clone().requires_grad_() for each in inputs[:2]]
     opcheck(OPERATORS.maxsim_triton, (*leaves, *inputs[2:], True, WHOLE))
     scores, winners = OPERATORS.maxsim_triton(*inputs, True, WHOLE)
-    opcheck(OPERATORS.maxsim_triton_backward, (torch.ones_like(scores), *inputs, winners, WHOLE))
+    opcheck(
+        OPERATORS.maxsim_triton_backward,
+        (torch.ones_like(scores), *inputs, winners, [True, True], WHOLE),
+    )
 
 
 def test_compiles_in_one_graph(make_pairs):

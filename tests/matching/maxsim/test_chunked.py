@@ -35,7 +35,7 @@ def test_is_an_operator(keep_winners, masked_regions, make_pairs):
     scores, winners = OPERATORS.maxsim_chunked(*inputs, keep_winners, 2**20)
     opcheck(
         OPERATORS.maxsim_chunked_backward,
-        (torch.ones_like(scores), *inputs, winners, 2**20),
+        (torch.ones_like(scores), *inputs, winners, [True, True], 2**20),
     )
 
 

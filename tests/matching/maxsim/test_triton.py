@@ -67,22 +67,24 @@ def sum_maxima(
     pointers |= {"scores": "fp32", "winners": "i32"}
     constants = dict.fromkeys(("QUERIES_MASKED", "KEYS_MASKED"), masked)
     constants |= {"WITH_WINNERS": with_winners, "PRECISION": precision, "GROUP": triton.GROUP}
-    launch = triton.Forward.of(*sizes, dtype)
+    launch = triton.Forward.of(*sizes, dtype, masked)
     return compile_with("sum_maxima", launch, architecture, pointers, constants)
 
 
 def query_gradient(architecture, dtype, *, add=False):
     pointers = {"keys": TYPES[dtype], "winners": "i32", "upstream": "fp32"}
-    pointers["gradient"] = "fp32" if add else TYPES[dtype]
+    pointers |= {"query_mask": "i1", "gradient": "fp32" if add else TYPES[dtype]}
     launch = triton.QueryGradient.of(768)
-    return compile_with("query_gradient", launch, architecture, pointers, {"ADD": add})
+    constants = {"QUERIES_MASKED": True, "ADD": add}
+    return compile_with("query_gradient", launch, architecture, pointers, constants)
 
 
-def key_gradient(architecture, dtype):
+def key_gradient(architecture, dtype, *, masked=True, sizes=(196, 768)):
     pointers = dict.fromkeys(("queries", "gradient"), TYPES[dtype])
-    pointers |= {"winners": "i32", "upstream": "fp32"}
-    launch = triton.KeyGradient.of(196, 768, dtype)
-    return compile_with("key_gradient", launch, architecture, pointers, {"PRECISION": "ieee"})
+    pointers |= {"listed": "i32", "key_mask": "i1", "winners": "i32", "upstream": "fp32"}
+    launch = triton.KeyGradient.of(*sizes, dtype)
+    constants = {"LISTED": masked, "KEYS_MASKED": masked, "PRECISION": "ieee"}
+    return compile_with("key_gradient", launch, architecture, pointers, constants)
 
 
 def assembly(compiled):
