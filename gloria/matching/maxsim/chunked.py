@@ -22,8 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
+from gloria.matching.maxsim.operator import (
+    differentiable,
+    room_for_gradient,
+    room_for_scores,
+    room_for_winners,
+)
 from gloria.matching.maxsim.problem import MaxSimProblem
+from gloria.matching.problem import full_precision
 
 TAKES_HALF_PRECISION = False
 READS_MASKED_TOKENS = False
@@ -188,13 +194,34 @@ def backward(
     query_mask: Tensor | None,
     key_mask: Tensor | None,
     kept: Tensor,
+    needs: list[bool],
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for queries and keys."""
+    for_queries, for_keys = map(room_for_gradient, (queries, keys), needs)
+    with full_precision(gradient):
+        fill_gradients(
+            gradient, queries, keys, query_mask, key_mask, kept, memory_budget,
+            for_queries.zero_(), for_keys.zero_(),
+        )  # fmt: skip
+    return for_queries, for_keys
+
+
+def fill_gradients(
+    gradient: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
+    kept: Tensor,
+    memory_budget: int,
+    for_queries: Tensor,
+    for_keys: Tensor,
+) -> None:
+    """Add to zeros; a gradient without room is not asked for."""
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
     rows = of_queries.positions
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
-    for_queries, for_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
     of_rows = rows.div(max(queries.shape[1], 1), rounding_mode="floor")
     vector = queries[:1, :1].nbytes
     step = max(memory_budget // (4 * max(vector, 1)), 1)
@@ -204,21 +231,22 @@ def backward(
         else:
             _, winners = maxima(flat_queries, flat_keys, of_queries, block, memory_budget, True)
         weights = gradient[of_rows[:, None], block.items]
-        for start in range(0, len(rows), step):
+        for start in range(0, len(rows) if for_queries.numel() else 0, step):
             part = slice(start, start + step)
-            for_queries[rows[part]] += embedding_bag(
+            for_queries.flatten(0, 1)[rows[part]] += embedding_bag(
                 winners[part], flat_keys, mode="sum", per_sample_weights=weights[part]
             )
+        if not for_keys.numel():
+            continue
         winner, order = winners.flatten().sort(stable=True)
         chosen, times = winner.unique_consecutive(return_counts=True)
-        for_keys[chosen] = embedding_bag(
+        for_keys.flatten(0, 1)[chosen] = embedding_bag(
             rows[order // len(block.lengths)],
             flat_queries,
             times.cumsum(0) - times,
             mode="sum",
             per_sample_weights=weights.flatten()[order],
         )
-    return for_queries.view_as(queries), for_keys.view_as(keys)
 
 
 summed_maxima = differentiable("maxsim_chunked", forward, backward)

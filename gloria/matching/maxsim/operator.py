@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gloria.matching.maxsim.problem import MaxSimInputs
-from gloria.matching.problem import full_precision, refuse_second_derivative
+from gloria.matching.problem import refuse_second_derivative
 
 
 class Forward(Protocol):
@@ -42,9 +42,13 @@ class Backward(Protocol):
         query_mask: Tensor | None,
         key_mask: Tensor | None,
         kept: Tensor,
+        needs: list[bool],
         memory_budget: int,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients for queries and keys, contiguous, from the winners kept or found again."""
+        """Gradients for queries and keys, contiguous, from the winners kept or found again.
+
+        Each is :func:`room_for_gradient`, filled.
+        """
         ...
 
 
@@ -68,10 +72,16 @@ def room_for_winners(queries: Tensor, keys: Tensor, keep: bool) -> Tensor:
     return queries.new_empty(shape, dtype=torch.int32)
 
 
+def room_for_gradient(like: Tensor, needed: bool) -> Tensor:
+    """As large as the tensor it is for, or empty."""
+    return like.new_empty(like.shape if needed else (0,))
+
+
 def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMaxima:
     """Register ``gloria::name`` and ``gloria::name_backward``; what calls the first.
 
-    The winners are kept for the backward if they take no more than half of the memory budget.
+    The winners are kept for the backward if they take no more than half of the memory budget. What
+    needs no gradient costs none. Who calls it has switched autocast off; a backward sees to itself.
     """
     forward_operator = torch.library.custom_op(f"gloria::{name}", forward, mutates_args=())
     backward_operator = torch.library.custom_op(
@@ -85,16 +95,22 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         return room_for_scores(queries, keys), room_for_winners(queries, keys, keep_winners)
 
     @backward_operator.register_fake
-    def _(_: Tensor, queries: Tensor, keys: Tensor, *__: Any) -> tuple[Tensor, Tensor]:
-        return queries.new_empty(queries.shape), keys.new_empty(keys.shape)
+    def _(_: Tensor, queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        for_queries, for_keys = rest[3]
+        return room_for_gradient(queries, for_queries), room_for_gradient(keys, for_keys)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         queries, keys, query_mask, key_mask, _, ctx.memory_budget = inputs
         ctx.save_for_backward(queries, keys, query_mask, key_mask, output[1])
 
+    def backpropagate(function: Any, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:2])
+        both = function(gradient, *ctx.saved_tensors, needs, ctx.memory_budget)
+        kept = (each if needed else None for each, needed in zip(both, needs, strict=True))
+        return *kept, None, None, None, None
+
     def differentiate(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradients = backward_operator(gradient, *ctx.saved_tensors, ctx.memory_budget)
-        return *gradients, None, None, None, None
+        return backpropagate(backward_operator, ctx, gradient)
 
     forward_operator.register_autograd(differentiate, setup_context=save)
     backward_operator.register_autograd(refuse_second_derivative)
@@ -104,8 +120,7 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
 
         @staticmethod
         def forward(ctx: Any, queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-            with full_precision(queries):
-                scores, kept = forward(queries, keys, *rest)
+            scores, kept = forward(queries, keys, *rest)
             save(ctx, (queries, keys, *rest), (scores, kept))
             ctx.mark_non_differentiable(kept)
             ctx.set_materialize_grads(False)  # no zeros of its size
@@ -115,12 +130,8 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
             if gradient is None:
                 return (None,) * 6
-            if torch.is_grad_enabled():  # create_graph=True
-                return differentiate(ctx, gradient, None)
-            with full_precision(gradient):
-                rest: tuple[Any, ...] = *ctx.saved_tensors, ctx.memory_budget
-                gradients = backward(gradient, *rest)
-            return *gradients, None, None, None, None
+            graph = torch.is_grad_enabled()  # create_graph=True
+            return backpropagate(backward_operator if graph else backward, ctx, gradient)
 
     def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
         queries, keys = inputs.queries, inputs.keys

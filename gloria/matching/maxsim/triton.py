@@ -6,15 +6,29 @@ real one of an item are not looked at. Half precision multiplies as it is and ac
 float32; float32 multiplies in float32, or in TF32 where ``torch.set_float32_matmul_precision``
 allows it. Operations: ``2 · E · dim``, E being the pairs of tokens up to those last real ones.
 
-Backward, two launches: the gradient of a query token gathers its winners, ``dim`` numbers per key;
-that of a key is the product of who chose its tokens by the weighted query tokens,
-``2 · query · token · key · token · dim`` operations, at the rate of the matrix units, where sorting
-by winner would take a dozen launches. Every number is owned by one program and added up in one
-order: equal inputs give equal bits.
+Backward, two launches, and one more that lists the real query tokens if there is a mask. The
+gradient of a query token gathers its winners, ``dim`` numbers per key; that of a key is the product
+of who chose its tokens by the real query tokens, ``2 · real query token · key · token · dim``
+operations (twice in half precision), at the rate of the matrix units, where sorting by winner would
+take a dozen launches. Every number is owned by one program and added up in one order: equal inputs
+give equal bits. A side that needs no gradient costs no launch.
 
 The winners are kept if they take no more than half of the memory budget (4 bytes per query token
 and key); otherwise they are found again, for as many keys at a time as the budget allows. Nothing
 here waits for the device: masks are read by the kernels, launches depend on shapes only.
+
+Counted for the GPU workloads of ``benchmarks/test_max_similarity.py`` in bfloat16: operations in
+10^9, with what pads the tiles, and the time of all of them at the 771 · 10^12 a second that an
+H200's products reach:
+
+| workload                | needed | forward | key gradient | gathered | matrix units |
+|-------------------------|-------:|--------:|-------------:|---------:|-------------:|
+| colbert-train           |    3.0 |     3.2 |          6.4 |    17 MB |        13 µs |
+| colbert-train-ragged    |    1.5 |     2.0 |          4.0 |    17 MB |         8 µs |
+| words-find-regions-256  |    4.5 |    10.7 |         12.1 |    23 MB |        30 µs |
+
+Reading and writing inputs, winners and gradients once takes 5 µs of its memory at most. Whatever
+takes longer is host time, or programs that wait; so tiles leave room for two on a processor.
 """
 
 from __future__ import annotations
@@ -25,7 +39,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gloria.matching.maxsim.operator import differentiable, room_for_scores, room_for_winners
+from gloria.matching.maxsim.operator import (
+    differentiable,
+    room_for_gradient,
+    room_for_scores,
+    room_for_winners,
+)
 from gloria.matching.maxsim.problem import MaxSimProblem
 from gloria.matching.triton_support import multiply_precision, why_not_here
 
@@ -70,18 +89,25 @@ class Forward(NamedTuple):
     num_warps: int
 
     @classmethod
-    def of(cls, query_tokens: int, key_tokens: int, dim: int, dtype: torch.dtype) -> Forward:
-        """By shape buckets only, so that another batch compiles nothing."""
+    def of(
+        cls, query_tokens: int, key_tokens: int, dim: int, dtype: torch.dtype, masked: bool
+    ) -> Forward:
+        """By shape buckets only, so that another batch compiles nothing.
+
+        Two programs or more are to share a processor, as each mostly waits: that bounds the tile.
+        Masked queries are mostly far shorter than their padding; so is their tile.
+        """
         half = dtype != torch.float32
         rows = power_of_two(query_tokens, 16, 64 if half else 32)
-        tokens = power_of_two(key_tokens, 16, 64)
-        inner = power_of_two(dim, 16, 128 if half else 32)
+        if masked:
+            rows = min(rows, power_of_two(ceil_div(query_tokens, 4), 32, 64))
+        inner = power_of_two(dim, 16, (256 if rows <= 32 else 128) if half else 32)
         whole = dim <= inner
         if half and not whole:
             inner = 64
-            tokens = power_of_two(key_tokens, 16, 128)
-        warps = 8 if rows * tokens >= 4096 else 4
-        return cls(whole, rows, tokens, inner, STAGES=3 if half else 2, num_warps=warps)
+        stages = 3 if half and inner <= 128 else 2
+        tokens = power_of_two(key_tokens, 16, 64)
+        return cls(whole, rows, tokens, inner, stages, num_warps=4 if rows <= 32 else 8)
 
 
 class QueryGradient(NamedTuple):
@@ -114,8 +140,7 @@ class KeyGradient(NamedTuple):
         half = dtype != torch.float32
         tokens = power_of_two(key_tokens, 16, 64 if half else 32)
         inner = power_of_two(dim, 16, 128 if half else 64)
-        warps = 8 if tokens * inner > 4096 else 4
-        return cls(tokens, 64 if half else 32, inner, STAGES=3 if half else 2, num_warps=warps)
+        return cls(tokens, 32, inner, STAGES=3 if half else 2, num_warps=4)
 
 
 def power_of_two(size: int, least: int, most: int) -> int:
@@ -137,13 +162,14 @@ def find_maxima(
 ) -> None:
     """Fill scores ``(query, key)``, and winners unless there is no room for any."""
     count, query_tokens, dim = queries.shape
-    launch = Forward.of(query_tokens, keys.shape[1], dim, queries.dtype)
+    masked = query_mask is not None
+    launch = Forward.of(query_tokens, keys.shape[1], dim, queries.dtype, masked)
     kernels().sum_maxima[(count * len(keys),)](
         queries, keys,
-        queries if query_mask is None else query_mask.contiguous(),
-        keys if key_mask is None else key_mask.contiguous(),
+        queries if query_mask is None else query_mask,
+        keys if key_mask is None else key_mask,
         scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
-        QUERIES_MASKED=query_mask is not None, KEYS_MASKED=key_mask is not None,
+        QUERIES_MASKED=masked, KEYS_MASKED=key_mask is not None,
         WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
         **launch._asdict(),
     )  # fmt: skip
@@ -162,9 +188,22 @@ def forward(
     winners = room_for_winners(queries, keys, keep_winners)
     if not queries.numel() or not keys.numel():
         return scores.zero_(), winners.fill_(-1)
+    tensors = contiguous(queries, keys, query_mask, key_mask)
     with torch.cuda.device_of(queries):
-        find_maxima(queries.contiguous(), keys.contiguous(), query_mask, key_mask, scores, winners)
+        find_maxima(*tensors, scores, winners)
     return scores, winners
+
+
+def contiguous(
+    queries: Tensor, keys: Tensor, query_mask: Tensor | None, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What the kernels read, as they read it."""
+    return (
+        queries.contiguous(),
+        keys.contiguous(),
+        None if query_mask is None else query_mask.contiguous(),
+        None if key_mask is None else key_mask.contiguous(),
+    )
 
 
 def backward(
@@ -174,58 +213,84 @@ def backward(
     query_mask: Tensor | None,
     key_mask: Tensor | None,
     kept: Tensor,
+    needs: list[bool],
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for queries and keys."""
-    for_keys = keys.new_empty(keys.shape)
+    for_queries, for_keys = map(room_for_gradient, (queries, keys), needs)
     if not queries.numel() or not keys.numel():
-        return queries.new_zeros(queries.shape), for_keys.zero_()
-    queries, keys = queries.contiguous(), keys.contiguous()
-    rows = queries.shape[0] * queries.shape[1]
-    # a winner and, as they come with them, as many scores at most
-    step = len(keys) if kept.numel() else max(min(memory_budget // (8 * rows), len(keys)), 1)
-    # what is added to must not be rounded
-    kind = queries.dtype if step == len(keys) else torch.float32
-    for_queries = queries.new_empty(queries.shape, dtype=kind)
+        return for_queries.zero_(), for_keys.zero_()
+    queries, keys, query_mask, key_mask = contiguous(queries, keys, query_mask, key_mask)
     with torch.cuda.device_of(queries):
+        listed = None if query_mask is None or not needs[1] else real_rows(query_mask)
+        if kept.numel():
+            fill_gradients(
+                gradient, queries, keys, query_mask, key_mask, kept, listed, for_queries, for_keys
+            )
+            return for_queries, for_keys
+        # a winner and, as they come with them, as many scores at most
+        rows = queries.shape[0] * queries.shape[1]
+        step = max(min(memory_budget // (8 * rows), len(keys)), 1)
+        # what is added to must not be rounded
+        kind = queries.dtype if step == len(keys) else torch.float32
+        total = for_queries.new_empty(for_queries.shape, dtype=kind)
         for first in range(0, len(keys), step):
             run = slice(first, first + step)
-            part, winners = keys[run], kept
-            if not kept.numel():
-                winners = room_for_winners(queries, part, True)
-                mask = None if key_mask is None else key_mask[run]
-                scores = room_for_scores(queries, part)
-                find_maxima(queries, part, query_mask, mask, scores, winners)
+            part, mask = keys[run], None if key_mask is None else key_mask[run]
+            winners = room_for_winners(queries, part, True)
+            find_maxima(queries, part, query_mask, mask, room_for_scores(queries, part), winners)
             fill_gradients(
-                gradient[:, run], queries, part, winners, for_queries, for_keys[run], add=first > 0
-            )
-    return for_queries.to(queries.dtype), for_keys
+                gradient[:, run], queries, part, query_mask, mask, winners, listed,
+                total, for_keys[run], add=first > 0,
+            )  # fmt: skip
+    return total.to(queries.dtype), for_keys
+
+
+def real_rows(query_mask: Tensor) -> Tensor:
+    """How many query tokens are real, then which, as int32 numbers."""
+    listed = query_mask.new_empty(query_mask.numel() + 1, dtype=torch.int32)
+    kernels().list_rows[(1,)](query_mask, listed, query_mask.numel(), BLOCK=1024, num_warps=4)
+    return listed
 
 
 def fill_gradients(
     upstream: Tensor,
     queries: Tensor,
     keys: Tensor,
+    query_mask: Tensor | None,
+    key_mask: Tensor | None,
     winners: Tensor,
+    listed: Tensor | None,
     for_queries: Tensor,
     for_keys: Tensor,
-    add: bool,
+    add: bool = False,
 ) -> None:
-    """Fill the gradients for these keys, and fill or add to those for all queries."""
-    dim, (query_tokens, key_tokens) = keys.shape[2], (queries.shape[1], keys.shape[1])
-    rows, strides = queries.shape[0] * query_tokens, upstream.stride()
-    of_queries = QueryGradient.of(dim)
-    kernels().query_gradient[(rows, ceil_div(dim, of_queries.INNER))](
-        keys, winners, upstream, for_queries,
-        len(keys), query_tokens, key_tokens, dim, *strides, ADD=add, **of_queries._asdict(),
-    )  # fmt: skip
-    of_keys = KeyGradient.of(key_tokens, dim, queries.dtype)
-    blocks = ceil_div(key_tokens, of_keys.TOKENS)
-    kernels().key_gradient[(len(keys) * blocks, ceil_div(dim, of_keys.INNER))](
-        queries, winners, upstream, for_keys,
-        rows, len(keys), query_tokens, key_tokens, dim, blocks, *strides,
-        PRECISION=multiply_precision(queries.dtype), **of_keys._asdict(),
-    )  # fmt: skip
+    """Fill the gradients for these keys, and fill or add to those for all queries.
+
+    A gradient without room is not asked for.
+    """
+    (count, query_tokens, dim), key_tokens, strides = (
+        queries.shape,
+        keys.shape[1],
+        upstream.stride(),
+    )
+    if for_queries.numel():
+        of_queries = QueryGradient.of(dim)
+        kernels().query_gradient[(count * query_tokens, ceil_div(dim, of_queries.INNER))](
+            keys, keys if query_mask is None else query_mask, winners, upstream, for_queries,
+            len(keys), query_tokens, key_tokens, dim, *strides,
+            QUERIES_MASKED=query_mask is not None, ADD=add, **of_queries._asdict(),
+        )  # fmt: skip
+    if for_keys.numel():
+        of_keys = KeyGradient.of(key_tokens, dim, queries.dtype)
+        blocks = ceil_div(key_tokens, of_keys.TOKENS)
+        kernels().key_gradient[(len(keys) * blocks, ceil_div(dim, of_keys.INNER))](
+            queries, winners if listed is None else listed,
+            queries if key_mask is None else key_mask, winners, upstream, for_keys,
+            count, len(keys), query_tokens, key_tokens, dim, blocks, *strides,
+            LISTED=listed is not None, KEYS_MASKED=key_mask is not None,
+            PRECISION=multiply_precision(queries.dtype), **of_keys._asdict(),
+        )  # fmt: skip
 
 
 summed_maxima = differentiable("maxsim_triton", forward, backward)

@@ -122,10 +122,24 @@ def sum_maxima(
 
 
 @launched
+def list_rows(mask_ptr, listed_ptr, rows, BLOCK: tl.constexpr):
+    """How many rows are real, and behind that number which, in order; one program."""
+    count = rows * 0
+    for first in range(0, rows, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        real = real_tokens(mask_ptr, row, rows, True).to(tl.int32)
+        # those before it are as many as its place
+        tl.store(listed_ptr + count + tl.cumsum(real, 0), row, mask=real > 0)
+        count += tl.sum(real, 0)
+    tl.store(listed_ptr, count)
+
+
+@launched
 def query_gradient(
-    keys_ptr, winners_ptr, upstream_ptr, gradient_ptr,
+    keys_ptr, query_mask_ptr, winners_ptr, upstream_ptr, gradient_ptr,
     keys, query_tokens, key_tokens, dim, query_stride, key_stride,
-    ADD: tl.constexpr, KEYS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
+    QUERIES_MASKED: tl.constexpr, ADD: tl.constexpr,
+    KEYS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``dq_i (+)= Σ_key w · k_j*(i)`` of INNER numbers of one query token, KEYS keys at a time.
 
@@ -135,8 +149,11 @@ def query_gradient(
     query = row // query_tokens
     winners_ptr += query * keys * query_tokens + row % query_tokens
     inner = tl.program_id(1) * INNER + tl.arange(0, INNER)
+    end = keys
+    if QUERIES_MASKED:
+        end = tl.where(tl.load(query_mask_ptr + row) != 0, keys, 0)
     total = tl.zeros((INNER,), tl.float32)
-    for first in tl.range(0, keys, KEYS, num_stages=STAGES):
+    for first in tl.range(0, end, KEYS, num_stages=STAGES):
         key = (first + tl.arange(0, KEYS)).to(tl.int64)
         winner = tl.load(winners_ptr + key * query_tokens, mask=key < keys, other=-1)
         weight = tl.load(
@@ -155,48 +172,77 @@ def query_gradient(
     tl.store(out, total.to(gradient_ptr.dtype.element_ty), mask=inner < dim)
 
 
+@triton.jit
+def largest_weight(upstream_ptr, queries, query_stride):
+    """Of a key's upstream gradients the largest absolute one; 1 where all are 0."""
+    largest = 0.0
+    for first in range(0, queries, 256):
+        query = first + tl.arange(0, 256)
+        weight = tl.load(
+            upstream_ptr + query.to(tl.int64) * query_stride, mask=query < queries, other=0.0
+        )
+        largest = tl.maximum(largest, tl.max(tl.abs(weight), 0))
+    return tl.where(largest > 0, largest, 1.0)
+
+
 @launched
 def key_gradient(
-    queries_ptr, winners_ptr, upstream_ptr, gradient_ptr,
-    rows, keys, query_tokens, key_tokens, dim, token_blocks, query_stride, key_stride,
+    queries_ptr, listed_ptr, key_mask_ptr, winners_ptr, upstream_ptr, gradient_ptr,
+    queries, keys, query_tokens, key_tokens, dim, token_blocks, query_stride, key_stride,
+    LISTED: tl.constexpr, KEYS_MASKED: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``dk_j = Σ over the i that chose j of w · q_i``, of TOKENS tokens of one key.
 
-    As a product of matrices: who chose whom, 0 or 1, by the weighted query tokens of all queries,
-    ROWS at a time. Half precision multiplies twice, as the sum of two bfloat16 numbers that a
-    weighted token is: one would round each term as coarsely as the result.
+    As a product of matrices: who chose whom, w or 0, by the query tokens of all queries, ROWS at a
+    time and only real ones. Half precision multiplies twice, a weight being the sum of two numbers:
+    one would round each term as coarsely as the result. Those of float16, whose range is narrow,
+    are shares of the largest.
     """
     key = (tl.program_id(0) // token_blocks).to(tl.int64)
-    token = tl.program_id(0) % token_blocks * TOKENS + tl.arange(0, TOKENS)
+    block = tl.program_id(0) % token_blocks * TOKENS
+    token = block + tl.arange(0, TOKENS)
     inner = tl.program_id(1) * INNER + tl.arange(0, INNER)
+    upstream_ptr += key * key_stride
+    dtype: tl.constexpr = queries_ptr.dtype.element_ty
+    end = queries * query_tokens
+    if LISTED:
+        end = tl.load(listed_ptr)
+    if KEYS_MASKED:  # nobody chose what lies behind the last real token
+        key_end = last_real(key_mask_ptr + key * key_tokens, key_tokens, True)
+        end = tl.where(block < key_end, end, 0)
+    unit = 1.0
+    if dtype == tl.float16:
+        unit = largest_weight(upstream_ptr, queries, query_stride)
     total = tl.zeros((TOKENS, INNER), tl.float32)
-    for first in tl.range(0, rows, ROWS, num_stages=STAGES):
-        inside = first + tl.arange(0, ROWS) < rows
-        row = tl.minimum(first + tl.arange(0, ROWS), rows - 1)
+    for first in tl.range(0, end, ROWS, num_stages=STAGES):
+        row = first + tl.arange(0, ROWS)
+        inside = row < end
+        if LISTED:
+            row = tl.load(listed_ptr + 1 + row, mask=inside, other=0)
         query = (row // query_tokens).to(tl.int64)
         at = (query * keys + key) * query_tokens + row % query_tokens
-        winner = tl.where(inside, tl.load(winners_ptr + at), -1)
-        weight = tl.load(upstream_ptr + query * query_stride + key * key_stride)
+        winner = tl.load(winners_ptr + at, mask=inside, other=-1)
+        weight = tl.load(upstream_ptr + query * query_stride, mask=inside, other=0.0)
         value = tl.load(
             queries_ptr + row.to(tl.int64)[:, None] * dim + inner[None, :],
-            mask=(inner < dim)[None, :],
+            mask=inside[:, None] & (inner < dim)[None, :],
             other=0.0,
         )
-        # what is not real may hold anything
-        value = tl.where((winner >= 0)[:, None], value.to(tl.float32) * weight[:, None], 0.0)
         chosen = winner[None, :] == token[:, None]
-        if queries_ptr.dtype.element_ty == tl.float32:
-            total = tl.dot(chosen.to(tl.float32), value, total, input_precision=PRECISION)
+        if dtype == tl.float32:
+            weight = tl.where(chosen, weight[None, :], 0.0)
+            total = tl.dot(weight, value, total, input_precision=PRECISION)
         else:
-            chosen = chosen.to(tl.bfloat16)
-            rounded = value.to(tl.bfloat16)
-            total = tl.dot(chosen, rounded, total)
-            total = tl.dot(chosen, (value - rounded.to(tl.float32)).to(tl.bfloat16), total)
+            weight /= unit
+            high = weight.to(dtype)
+            low = (weight - high.to(tl.float32)).to(dtype)
+            total = tl.dot(tl.where(chosen, high[None, :], 0.0).to(dtype), value, total)
+            total = tl.dot(tl.where(chosen, low[None, :], 0.0).to(dtype), value, total)
     out = gradient_ptr + (key * key_tokens + token)[:, None] * dim + inner[None, :]
     tl.store(
         out,
-        total.to(gradient_ptr.dtype.element_ty),
+        (total * unit).to(gradient_ptr.dtype.element_ty),
         mask=(token < key_tokens)[:, None] & (inner < dim)[None, :],
     )

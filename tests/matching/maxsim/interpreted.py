@@ -69,6 +69,70 @@ def test_half_precision_multiplies_as_it_is(
         assert_gradients(actual, reference)
 
 
+def test_weights_beyond_the_range_of_float16_count_in_full(make_pairs, assert_gradients):
+    """A loss scaler makes them that large."""
+    regions, words, mask, _ = make_pairs(3, 4, 9, 5, 16, dtype=torch.float16, scale=1e-3)
+    results = []
+    for backend, dtype in (("triton", torch.float16), ("einops", torch.float64)):
+        leaves = [each.to(dtype).requires_grad_() for each in (regions, words)]
+        value = max_similarity(*leaves, mask, product="dot", backend=backend)
+        upstream = 1e5 * torch.arange(1, 13).reshape(3, 4).to(value.dtype)
+        results.append(torch.autograd.grad(value, leaves, upstream))
+        assert upstream.max() > torch.finfo(torch.float16).max
+    for actual, reference in zip(*results, strict=True):
+        assert_gradients(actual, reference)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels that ran."""
+    names = []
+
+    class Spy:
+        def __getattr__(self, name):
+            names.append(name)
+            return getattr(kernels, name)
+
+    kernels = triton.kernels()
+    monkeypatch.setattr(triton, "kernels", Spy)
+    return names
+
+
+@sides
+@pytest.mark.parametrize("budget", [1, WHOLE])
+@pytest.mark.parametrize("needs", ["regions", "words"])
+def test_a_frozen_side_costs_nothing(needs, budget, maximum_over, make_pairs, launched):
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    options = {"maximum_over": maximum_over, "backend": "triton", "memory_budget": budget}
+    expected = dict(zip(("regions", "words"), with_gradients(*pairs, **options)[1:], strict=True))
+    launched.clear()
+    leaf = getattr(pairs, needs).detach().requires_grad_()
+    value = max_similarity(*pairs._replace(**{needs: leaf}), **options)
+    generator = torch.Generator().manual_seed(99)
+    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+    value.backward(upstream)
+    assert torch.equal(leaf.grad, expected[needs])
+    searched = needs == maximum_over
+    assert ("key_gradient" in launched, "list_rows" in launched) == (searched, searched)
+    assert ("query_gradient" in launched) == (not searched)
+
+
+def test_a_training_step_is_four_launches(make_pairs, launched):
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    with_gradients(*pairs, backend="triton")
+    assert launched == ["sum_maxima", "list_rows", "query_gradient", "key_gradient"]
+    launched.clear()
+    with_gradients(*pairs[:2], None, backend="triton")  # nothing to list
+    assert launched == ["sum_maxima", "query_gradient", "key_gradient"]
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_real_rows_are_listed_in_order(share):
+    mask = torch.rand(7, 333, generator=torch.Generator().manual_seed(0)) < share
+    count, *listed = triton.real_rows(mask).tolist()
+    assert listed[:count] == mask.flatten().nonzero().flatten().tolist()
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 @sides
 def test_padding_is_exactly_inert(maximum_over, make_pairs):
@@ -194,7 +258,9 @@ def test_is_an_operator(make_pairs):
     leaves = [each.clone().requires_grad_() for each in inputs[:2]]
     opcheck(OPERATORS.maxsim_triton, (*leaves, *inputs[2:], True, WHOLE))
     scores, winners = OPERATORS.maxsim_triton(*inputs, True, WHOLE)
-    opcheck(OPERATORS.maxsim_triton_backward, (torch.ones_like(scores), *inputs, winners, WHOLE))
+    for needs in ([True, True], [True, False], [False, True]):
+        arguments = torch.ones_like(scores), *inputs, winners, needs, WHOLE
+        opcheck(OPERATORS.maxsim_triton_backward, arguments)
 
 
 def test_compiles_in_one_graph(make_pairs):

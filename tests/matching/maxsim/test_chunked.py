@@ -33,10 +33,9 @@ def test_is_an_operator(keep_winners, masked_regions, make_pairs):
     leaves = [each.clone().requires_grad_() for each in inputs[:2]]
     opcheck(OPERATORS.maxsim_chunked, (*leaves, *inputs[2:], keep_winners, 2**20))
     scores, winners = OPERATORS.maxsim_chunked(*inputs, keep_winners, 2**20)
-    opcheck(
-        OPERATORS.maxsim_chunked_backward,
-        (torch.ones_like(scores), *inputs, winners, 2**20),
-    )
+    for needs in ([True, True], [True, False], [False, True]):
+        arguments = torch.ones_like(scores), *inputs, winners, needs, 2**20
+        opcheck(OPERATORS.maxsim_chunked_backward, arguments)
 
 
 def test_keeping_the_winners_or_finding_them_again_is_the_same_to_the_bit(make_pairs):

@@ -67,33 +67,32 @@ def sum_maxima(
     pointers |= {"scores": "fp32", "winners": "i32"}
     constants = dict.fromkeys(("QUERIES_MASKED", "KEYS_MASKED"), masked)
     constants |= {"WITH_WINNERS": with_winners, "PRECISION": precision, "GROUP": triton.GROUP}
-    launch = triton.Forward.of(*sizes, dtype)
+    launch = triton.Forward.of(*sizes, dtype, masked)
     return compile_with("sum_maxima", launch, architecture, pointers, constants)
 
 
 def query_gradient(architecture, dtype, *, add=False):
     pointers = {"keys": TYPES[dtype], "winners": "i32", "upstream": "fp32"}
-    pointers["gradient"] = "fp32" if add else TYPES[dtype]
+    pointers |= {"query_mask": "i1", "gradient": "fp32" if add else TYPES[dtype]}
     launch = triton.QueryGradient.of(768)
-    return compile_with("query_gradient", launch, architecture, pointers, {"ADD": add})
+    constants = {"QUERIES_MASKED": True, "ADD": add}
+    return compile_with("query_gradient", launch, architecture, pointers, constants)
 
 
-def key_gradient(architecture, dtype):
+def key_gradient(architecture, dtype, *, masked=True, sizes=(196, 768)):
     pointers = dict.fromkeys(("queries", "gradient"), TYPES[dtype])
-    pointers |= {"winners": "i32", "upstream": "fp32"}
-    launch = triton.KeyGradient.of(196, 768, dtype)
-    return compile_with("key_gradient", launch, architecture, pointers, {"PRECISION": "ieee"})
+    pointers |= {"listed": "i32", "key_mask": "i1", "winners": "i32", "upstream": "fp32"}
+    launch = triton.KeyGradient.of(*sizes, dtype)
+    constants = {"LISTED": masked, "KEYS_MASKED": masked, "PRECISION": "ieee"}
+    return compile_with("key_gradient", launch, architecture, pointers, constants)
 
 
 def assembly(compiled):
     return compiled.asm.get("ptx") or compiled.asm["amdgcn"]
 
 
-def assert_nothing_spills(compiled, tmp_path):
-    if "amdgcn" in compiled.asm:
-        # scalars that do not fit go to lanes of a vector register, not to memory
-        assert re.findall(r"vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"]) == ["0"]
-        return
+def usage_of(compiled, tmp_path):
+    """Of a CUDA kernel: what a thread has, by name."""
     import triton as installed
 
     tool = Path(installed.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -102,7 +101,16 @@ def assert_nothing_spills(compiled, tmp_path):
     usage = subprocess.run(
         [tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True
     ).stdout
-    assert re.findall(r"(?:STACK|LOCAL):(\d+)", usage) == ["0", "0"], usage
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+
+
+def assert_nothing_spills(compiled, tmp_path):
+    if "amdgcn" in compiled.asm:
+        # scalars that do not fit go to lanes of a vector register, not to memory
+        assert re.findall(r"vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"]) == ["0"]
+        return
+    usage = usage_of(compiled, tmp_path)
+    assert usage["STACK"] == usage["LOCAL"] == 0, usage
 
 
 def assert_fits(compiled, architecture):
@@ -117,13 +125,37 @@ instructions = pytest.mark.parametrize(
 
 @instructions
 @pytest.mark.parametrize(
-    "compiled_for", [sum_maxima, partial(sum_maxima, sizes=(32, 180, 128)), key_gradient]
+    "compiled_for",
+    [
+        sum_maxima,
+        partial(sum_maxima, sizes=(97, 196, 256)),
+        partial(sum_maxima, sizes=(32, 180, 128)),
+        key_gradient,
+        partial(key_gradient, masked=False),
+    ],
 )
 def test_half_precision_runs_on_the_matrix_units(compiled_for, architecture, instruction, tmp_path):
     compiled = compiled_for(architecture, torch.bfloat16)
     assert instruction in assembly(compiled)
     assert_nothing_spills(compiled, tmp_path)
     assert_fits(compiled, architecture)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "compiled_for",
+    [
+        *(partial(sum_maxima, sizes=(97, 196, dim)) for dim in (128, 256, 768)),
+        partial(key_gradient, sizes=(196, 256)),
+    ],
+)
+def test_two_programs_share_a_processor(compiled_for, dtype, masked, tmp_path):
+    """Of an H100 or H200: one alone would leave it idle while it waits for memory."""
+    compiled = compiled_for(90, dtype, masked=masked)
+    registers = 32 * compiled.metadata.num_warps * usage_of(compiled, tmp_path)["REG"]
+    assert 2 * registers <= 65_536
+    assert 2 * (compiled.metadata.shared + 1024) <= 228 * 1024
 
 
 @pytest.mark.parametrize("options", [{"masked": False}, {"with_winners": False}])
