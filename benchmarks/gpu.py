@@ -145,9 +145,9 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(run: Run, at_least: float = 0.3, most: int = 50) -> float:
-    """Wall-clock seconds of one call, launches and host time included: mean after two warm-ups."""
-    for _ in range(0 if SMOKE else 2):
+def seconds(run: Run, at_least: float = 0.3, most: int = 200) -> float:
+    """Wall-clock seconds of one call, launches and host time included: mean after warm-ups."""
+    for _ in range(0 if SMOKE else 5):
         run()
     synchronize()
     begin, count = time.perf_counter(), 0
