@@ -2,7 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights
+    config.json          how to build the model again, without its weights; the size of the
+                         images it was trained on, if that is known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -63,6 +64,7 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
     """
     folder = Path(folder)
     config = _read_config(folder)
+    size = _read_size(config, folder)
     recipe = config["model"]
     if isinstance(recipe, str):
         raise CheckpointError(
@@ -81,6 +83,7 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
         image_name, text_name, image_options=image_options, text_options=text_options, **rest
     )
     load_weights(model, folder)
+    model.trained_image_size = size
     return model.to(device).eval()
 
 
@@ -184,7 +187,12 @@ def hash_model(folder: str | Path) -> str:
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
-    config = {"format": FORMAT, "gloria": gloria.__version__, "model": _describe(model, folder)}
+    config = {
+        "format": FORMAT,
+        "gloria": gloria.__version__,
+        "model": _describe(model, folder),
+        "trained_image_size": model.trained_image_size,
+    }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config_file.write_text(json.dumps(config, indent=2) + "\n")
     save_safetensors(model, str(weights_file))
@@ -230,6 +238,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"This is gloria {gloria.__version__}; a newer one may be needed."
         )
     return config
+
+
+def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
+    """The size of the images of training; folders of before it was recorded do not have it."""
+    match config.get("trained_image_size"):
+        case None:
+            return None
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+        case other:
+            raise CheckpointError(
+                f"trained_image_size in {folder / 'config.json'} must be [height, width] in "
+                f"pixels, or null; it is {other!r}."
+            )
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

@@ -8,12 +8,15 @@ published, on other data. Without --data, on the built-in phantoms:
 
 On a data set, the tasks that its labels permit:
 
-  gloria evaluate --model runs/mine/model --out runs/mine/chexpert --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/chexpert \
       --format chexpert --data CheXpert-v1.0-small/train.csv
-  gloria evaluate --model runs/mine/model --out runs/mine/siim --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/siim \
       --format siim --data train-rle.csv --images dicom-images-train
-  gloria evaluate --model runs/mine/model --out runs/mine/own --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/own \
       --data my.csv --classes Edema,Pneumonia --patient-column patient
+
+Images are fitted into the size of the model's training, which a saved model knows; give the --bits
+and --window of its training, which it does not.
 
 Writes into the folder --out:
 
@@ -32,6 +35,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gloria.cli.image_size import HELP, pick_image_size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,6 +52,8 @@ READ_BY = {
     "classes": ("csv", "mimic-cxr"),
     "patient_column": ("csv",),
     "report_column": ("csv",),
+    "bits": ("csv",),
+    "window": ("csv",),
     "prompts": FORMATS[1:],
     "per_class": FORMATS,
 }
@@ -102,8 +109,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
+    data.add_argument("--image-size", type=int, metavar="PX", help=HELP)
     data.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="square side; default: 64"
+        "--bits", type=int, metavar="N", help="of the pixels of a csv's 16-bit images, such as 12"
+    )
+    data.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("CENTER", "WIDTH"),
+        help="pixel values of a csv's images to show, instead of a DICOM file's own",
     )
 
 
@@ -124,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
             f"models must take images of equally many channels; they take {sorted(channels)}. "
             f"Evaluate them one by one."
         )
+    args.image_size = pick_image_size(args.image_size, models)
     settings = _settings(args)
     results = _begin(args, settings)
     todo = [
@@ -269,13 +285,17 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
     from gloria.data.transfer import Splits, TransferData, draw_patients
+    from gloria.errors import OptionError
 
     if args.format == "phantom":
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
         count = sum(sizes.values()) + 4 * sizes["per_class"]
+        side, width = args.image_size
+        if side != width:
+            raise OptionError(f"phantoms are square; the model was trained on {side} x {width}.")
         with Progress(count, "draw", args.quiet) as progress:
             return TransferData.phantoms(
-                seed=args.seed, size=args.image_size, progress=progress.advance, **sizes
+                seed=args.seed, size=side, progress=progress.advance, **sizes
             )
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
@@ -309,7 +329,7 @@ def _read(
     from gloria.cli.progress import say
     from gloria.data import MIMICCXR, RSNA, SIIM, CheXpert, CheXpertPlus, ImageReportTable
 
-    size: dict[str, Any] = {"size": (args.image_size, args.image_size), "channels": channels}
+    size: dict[str, Any] = {"size": args.image_size, "channels": channels}
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -327,11 +347,13 @@ def _read(
     elif args.format == "mimic-cxr":
         data = MIMICCXR(args.data, split, classes=classes, skip_incomplete=True, **size)
     else:
-        columns: dict[str, Any] = {
+        table: dict[str, Any] = {
             "report_column": args.report_column,
             "patient_column": args.patient_column,
+            "bits": args.bits,
+            "window": None if args.window is None else tuple(args.window),
         }
-        data = ImageReportTable(args.data, split, classes=classes, **columns, **size)
+        data = ImageReportTable(args.data, split, classes=classes, **table, **size)
     if data.skipped:
         say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
     return data

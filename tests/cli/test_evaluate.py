@@ -27,6 +27,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     with isolated(0):
         model = small_model([item.report for item in PhantomDataset("train", count=8)])
+    model.trained_image_size = (64, 64)  # as train says
     return gloria.save_model(model, folder / "model")
 
 
@@ -154,6 +155,47 @@ def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
 
 
+def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
+    def evaluate_on(size, out, *more):
+        trained = gloria.load_model(model)
+        trained.trained_image_size = size
+        folder = gloria.save_model(trained, tmp_path / "model")
+        code = run(folder, tmp_path / out, "--tasks", "zero-shot", *more)
+        return code, capsys.readouterr().err
+
+    assert evaluate_on((32, 32), "trained")[0] == 0
+    assert evaluate_on(None, "asked", "--image-size", "32")[0] == 0
+    assert evaluate_on((32, 32), "other", "--image-size", "64")[0] == 0
+    tasks = {}
+    for out in ("trained", "asked", "other"):
+        found = results(tmp_path / out)
+        (each,) = found["models"].values()
+        tasks[out] = each["tasks"]["zero-shot"]["details"]
+        assert found["settings"]["image_size"] == ("(64, 64)" if out == "other" else "(32, 32)")
+    assert tasks["trained"] == tasks["asked"] != tasks["other"]
+
+    code, told = evaluate_on(None, "unknown")
+    assert code == 1
+    assert "image-size must be given" in told
+    assert "does not say on which it was trained" in told
+    code, told = evaluate_on((32, 64), "wide")
+    assert code == 1
+    assert "phantoms are square; the model was trained on 32 x 64" in told
+
+
+def test_models_trained_on_different_sizes_need_one(tiny, model, tmp_path, capsys):
+    other = gloria.load_model(model)
+    other.trained_image_size = (32, 32)
+    gloria.save_model(other, tmp_path / "other")
+    command = ["evaluate", "--model", str(model), str(tmp_path / "other"), "--quiet"]
+    command += ["--out", str(tmp_path / "out"), "--tasks", "retrieval"]
+    assert main(command) == 1
+    assert (
+        f"theirs differ: {model} 64 x 64, {tmp_path / 'other'} 32 x 32" in capsys.readouterr().err
+    )
+    assert main([*command, "--image-size", "32"]) == 0
+
+
 @pytest.fixture
 def table(tmp_path):
     """A CSV file with two classes, of twenty patients with two images each."""
@@ -220,6 +262,24 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     assert "written anew since" in capsys.readouterr().err
 
 
+def test_films_of_12_bits(model, table, tmp_path, capsys):
+    for film in tmp_path.glob("*.png"):
+        pixels = np.asarray(Image.open(film)).astype(np.uint16) * 16
+        Image.fromarray(pixels).save(film)
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given) == 1
+    assert "Say how many bits" in capsys.readouterr().err
+    figures = []
+    for shown in (("--bits", "12"), ("--window", "2047.5", "4095"), ("--window", "100", "50")):
+        out = tmp_path / "-".join(shown)
+        assert run(model, out, *given, *shown) == 0
+        (each,) = results(out)["models"].values()
+        figures.append(each["tasks"]["retrieval"]["details"])
+    assert figures[0] == figures[1]  # the window is all of the 12 bits
+    assert figures[0] != figures[2]
+
+
 def test_chexperts_own_files(model, tmp_path, capsys):
     """Its 5xN set is drawn first; these patients are in no split."""
     lines = [",".join(["Path", *CLASSES])]
@@ -245,7 +305,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
         images=None,
         labels=None,
         prompts=None,
-        image_size=64,
+        image_size=(64, 64),
         per_class=3,
         seed=0,
         quiet=True,

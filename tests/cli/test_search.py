@@ -24,15 +24,16 @@ def disk(tmp_path_factory):
     for seed, name in enumerate(("model", "other")):
         with isolated(seed):
             model = small_model([item.report for item in items])
+        model.trained_image_size = (64, 64)  # as train says
         gloria.save_model(model, folder / name)
     return folder
 
 
 @pytest.fixture
 def search(disk, capsys):
-    def search(*more, model="model", images=None, size=("--image-size", "64")):
+    def search(*more, model="model", images=None):
         images = images or disk / "films"
-        where = ["--model", disk / model, "--images", images, *size, "--device", "cpu"]
+        where = ["--model", disk / model, "--images", images, "--device", "cpu"]
         code = main(["search", "edema", *map(str, [*where, *more])])
         return code, *capsys.readouterr()
 
@@ -85,7 +86,7 @@ def test_a_cache_of_another_model_is_refused(search, tmp_path):
     code, shown, told = search(*cached, model="other")
     assert (code, shown) == (1, "")
     assert "has features of another model" in told
-    code, shown, told = search(*cached, size=("--image-size", "32"))
+    code, shown, told = search(*cached, "--image-size", "32")
     assert (code, shown) == (1, "")
     assert "image_size was [64, 64], is [32, 32]" in told
     assert search(*cached)[0] == 0
@@ -117,6 +118,28 @@ def test_wrong_use_is_one_line(search, disk, tmp_path):
         assert (code, shown) == (1, "")
         assert message in told
         assert len(told.splitlines()) == 1
-    code, _, told = search("--quiet", size=())
+
+
+def test_images_are_of_the_size_of_training(search, disk, tmp_path):
+    trained = search("--quiet")
+    assert trained == search("--quiet", "--image-size", "64")
+    assert trained != search("--quiet", "--image-size", "32")
+    model = gloria.load_model(disk / "model")
+    model.trained_image_size = None
+    folder = gloria.save_model(model, tmp_path / "unknown")
+    code, _, told = search("--quiet", model=folder)
     assert code == 1
-    assert "image-size must be given: this model takes any" in told
+    assert f"image-size must be given: {folder} takes any, and does not say on which" in told
+    assert search("--quiet", "--image-size", "64", model=folder) == trained
+
+
+def test_an_encoder_of_one_size_says_it(search, disk, tmp_path):
+    with isolated(0):
+        model = small_model(
+            ["Edema."],
+            image_encoder="timm:vit_tiny_patch16_224",
+            image_options={"image_size": 32, "depth": 2, "in_chans": 1},
+        )
+    code, shown, _ = search("--quiet", model=gloria.save_model(model, tmp_path / "vit"))
+    assert code == 0
+    assert shown

@@ -27,7 +27,9 @@ def disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     items = list(PhantomDataset("test", count=6))
     with isolated(0):
-        gloria.save_model(small_model([item.report for item in items]), "runs/mine/model")
+        model = small_model([item.report for item in items])
+    model.trained_image_size = (64, 64)  # as train says
+    gloria.save_model(model, "runs/mine/model")
     Path("films").mkdir()
     for number, item in enumerate(items):
         Image.fromarray(item.image).save(f"films/{number}.png")
