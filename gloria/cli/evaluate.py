@@ -55,6 +55,7 @@ READ_BY = {
     "bits": ("csv",),
     "window": ("csv",),
     "prompts": FORMATS[1:],
+    "skip_broken": FORMATS[1:],
     "per_class": FORMATS,
 }
 """Option: the formats that read it."""
@@ -101,6 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
         "--report-column", metavar="NAME", help="of a csv; without it there is no retrieval"
+    )
+    data.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,  # as the options that only some formats read
+        help="read every image first; leave out broken ones",
     )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
@@ -301,19 +308,20 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     if args.format in ("chexpert", "chexpert-plus"):
+        labelled = _whole(args, _read(args, channels, COMPETITION_CLASSES))
         # exclusive among all findings, of which the tables' classes are five
-        every = _read(args, channels, PATHOLOGIES, uncertain=-1)
+        every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(labelled.ids)
         ids = draw_exclusive(every, COMPETITION_CLASSES, per_class, seed=args.seed)
-        labelled = _read(args, channels, COMPETITION_CLASSES)
         gallery = labelled.select(ids)
         splits = draw_patients(labelled.without_patients(gallery.patients), seed=args.seed)
         return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     classes = args.classes or COMPETITION_CLASSES
     names = _split_names(args)
     if names is not None:
-        splits = Splits(*(_read(args, channels, classes, split=name) for name in names))
+        parts = (_read(args, channels, classes, split=name) for name in names)
+        splits = Splits(*(_whole(args, part) for part in parts))
     else:
-        splits = draw_patients(_read(args, channels, classes), seed=args.seed)
+        splits = draw_patients(_whole(args, _read(args, channels, classes)), seed=args.seed)
     return TransferData.of_radiographs(args.format, splits, **common)
 
 
@@ -357,6 +365,21 @@ def _read(
     if data.skipped:
         say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
     return data
+
+
+def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
+    """The images that can be read, if only these were asked for."""
+    from gloria.cli.progress import Progress, say
+
+    if not args.skip_broken:
+        return data
+    with Progress(len(data), "read", args.quiet) as progress:
+        whole = data.without_broken(progress=progress.advance)
+    broken = whole.skipped[len(data.skipped) :]
+    if broken:
+        count = f"{len(broken)} of {len(data)} images"
+        say(f"{count} can't be read and are left out, first: {broken[0]}", False)
+    return whole
 
 
 def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:

@@ -262,6 +262,17 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     assert "written anew since" in capsys.readouterr().err
 
 
+def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
+    (tmp_path / "7.png").write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--tasks", "retrieval", "--skip-broken")
+    assert run(model, tmp_path / "out", *given) == 0
+    told = capsys.readouterr().err
+    assert f"1 of 40 images can't be read and are left out, first: {table}, row 9" in told
+    lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("[!g]*.txt")]
+    assert {name for each in lists for name in each} == {f"{n}.png" for n in range(40) if n != 7}
+
+
 def test_films_of_12_bits(model, table, tmp_path, capsys):
     for film in tmp_path.glob("*.png"):
         pixels = np.asarray(Image.open(film)).astype(np.uint16) * 16
@@ -307,6 +318,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
         prompts=None,
         image_size=(64, 64),
         per_class=3,
+        skip_broken=None,
         seed=0,
         quiet=True,
     )
@@ -316,6 +328,13 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert data.gallery.labels.sum(0).tolist() == [3] * 5
     assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
     assert not held_out & {patient for split in data.labelled for patient in split.patients}
+
+    held = next(iter(data.gallery.records))
+    held.path.write_bytes(b"no image")
+    args.skip_broken = True
+    rest = evaluate._read_data(args, 1)
+    assert rest.gallery.labels.sum(0).tolist() == [3] * 5  # another one is drawn
+    assert held.id not in {name for part in (*rest.labelled, rest.gallery) for name in part.ids}
 
     assert run(model, tmp_path / "more", *given[:-1], "9") == 1
     assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
@@ -369,6 +388,7 @@ def write_dicom(path, pixels):
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
         (["--data", "x.csv"], "--format csv needs --classes"),
         (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
+        (["--skip-broken"], "skip-broken is not for --format phantom"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
