@@ -27,7 +27,7 @@ from safetensors.torch import save_model as save_safetensors
 from torch import nn
 
 import gloria
-from gloria.errors import CheckpointError, OptionError
+from gloria.errors import CheckpointError, OptionError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -100,7 +100,9 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as cause:
-        raise CheckpointError(f"{file} is damaged or not a safetensors file: {cause}.") from cause
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file: {reason(cause)}."
+        ) from cause
     state = model.state_dict()
     # a tensor that two names share is stored once
     shared = {
@@ -230,7 +232,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"{file} does not exist: {folder} is no saved model.") from cause
     except (ValueError, OSError) as cause:
-        raise CheckpointError(f"{file} can't be read as JSON: {cause}.") from cause
+        raise CheckpointError(f"{file} can't be read as JSON: {reason(cause)}.") from cause
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(

@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         say(f"{len(images)} images searched, {images.encoded} of them encoded now", args.quiet)
+        print(f"rank  {'score':>7}  path")
         for rank, each in enumerate(found, start=1):
-            print(f"{rank:>{len(str(len(found)))}}  {each.score:7.4f}  {each.path}")
+            print(f"{rank:>4}  {each.score:7.4f}  {each.path}")
     return 0

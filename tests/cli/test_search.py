@@ -49,7 +49,10 @@ def films(disk, tmp_path):
 def test_prints_the_best_with_rank_score_and_path(search, disk):
     code, shown, told = search("--top", "3", "--quiet")
     assert (code, told) == (0, "")
-    rows = [line.split() for line in shown.splitlines()]
+    head, *lines = shown.splitlines()
+    assert head.split() == ["rank", "score", "path"]
+    assert all(line.index("/") == head.index("path") for line in lines)
+    rows = [line.split() for line in lines]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True)
@@ -64,7 +67,7 @@ def test_json_is_the_same_ranking(search):
     assert report["text"] == "edema"
     assert report["similarity"] == "both"
     assert (report["searched"], report["encoded"], report["broken"]) == (8, 8, [])
-    rows = [line.split() for line in shown.splitlines()]
+    rows = [line.split() for line in shown.splitlines()[1:]]
     assert [str(each["rank"]) for each in report["found"]] == [row[0] for row in rows]
     assert [each["path"] for each in report["found"]] == [row[2] for row in rows]
     assert [f"{each['score']:.4f}" for each in report["found"]] == [row[1] for row in rows]
@@ -97,9 +100,10 @@ def test_broken_images_are_named_and_counted(search, films):
     (films / "empty.png").write_bytes(b"")
     code, shown, told = search("--quiet", images=films)
     assert code == 0
-    assert len(shown.splitlines()) == 7
-    assert f"image {films / '3.png'} can't be read" in told
-    assert f"image {films / 'empty.png'} can't be read" in told
+    assert len(shown.splitlines()) == 1 + 7
+    for name in ("3.png", "empty.png"):
+        assert f"left out: image {films / name} can't be read: Pillow knows no such image." in told
+        assert told.count(name) == 1
     assert "2 of 9 images can't be read and are left out" in told
     report = json.loads(search("--quiet", "--json", images=films)[1])
     assert len(report["broken"]) == 2

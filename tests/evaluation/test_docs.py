@@ -61,7 +61,7 @@ def test_the_code_and_the_commands_run(disk, capsys):
     for command in SEARCH.splitlines():
         words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
         assert main([*words[1:], "--quiet"]) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 6
+        assert len(capsys.readouterr().out.splitlines()) == 1 + 6
     assert (disk / "cache" / "index.json").is_file()
 
 
