@@ -30,7 +30,7 @@ from gloria.training.loading import HasImage, load_batches, stack_images
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
 from gloria.types import ImageEncoder
 
 
@@ -133,6 +133,7 @@ def train_classifier(
         ShapeError: labels or weights are not as many as images and classes.
         DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
             ``validation`` has no class with positive and negative images.
+        OptionError: a batch is one image, and the encoder's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
 
     The published code tests the last weights; here the best are tested.
@@ -435,7 +436,10 @@ def _fit(
     ):
         # dropout draws; a linear layer does not, and this would take as long as its step
         draws = isinstance(train, _Images)
-        with isolated(recipe.seed, step, 2) if draws else nullcontext():
+        with (
+            isolated(recipe.seed, step, 2) if draws else nullcontext(),
+            naming_batch(recipe.batch_size, len(train.labels)),
+        ):
             logits = learner(inputs)
         record = update(
             optimizer,

@@ -35,7 +35,7 @@ from gloria.training.loading import load_batches
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
 from gloria.types import ImageEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -132,6 +132,7 @@ def train_segmenter(
         DataError: there is no image, one without a mask, images differ in shape, the model's output
             is NaN in validation, or Dice is chosen on positives and validation has none.
         ShapeError: the model has another number of classes than the masks.
+        OptionError: a batch is one image, and the model's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
     """
     recipe = recipe or SegmentationRecipe()
@@ -150,9 +151,11 @@ def train_segmenter(
     weights: dict[str, Tensor] = {}
     model.train()
     for step, (images, masks) in enumerate(loaded):
+        with naming_batch(recipe.batch_size, len(train)):
+            loss = _loss(model, images, masks, recipe, step)
         record = update(
             optimizer,
-            _loss(model, images, masks, recipe, step),
+            loss,
             step=step,
             learning_rate=recipe.learning_rate_at(step),
             clip_norm=recipe.clip_norm,

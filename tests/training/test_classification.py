@@ -116,6 +116,18 @@ def test_the_probe_finds_the_optimum_that_scikit_learn_finds():
     assert figure["mean"] == pytest.approx(sum(figure["per_class"]) / 2)
 
 
+def test_one_image_of_one_number_is_no_batch_for_fine_tuning():
+    encoder = TimmImageEncoder("resnet10t", in_chans=1, channels=(8, 8, 16, 16), stem_width=8)
+    train, validation = phantoms("train", 5), phantoms("val", 20)
+    recipe = ClassifierRecipe(steps=1, batch_size=1)
+    classifier = ImageClassifier(encoder, len(train.classes))
+    with pytest.raises(OptionError, match=r"at least 2, .* got batch_size 1 and 5 to train on"):
+        train_classifier(classifier, train, validation, recipe)
+    frozen = ImageClassifier(encoder, len(train.classes), frozen=True)  # no BatchNorm learns
+    train_classifier(frozen, train, validation, recipe)
+    train_classifier(classifier, train, validation, replace(recipe, steps=3, batch_size=2))
+
+
 def test_pos_weight_and_class_weight_are_those_of_scikit_learn():
     classifier = probe()
     recipe = ClassifierRecipe(

@@ -99,6 +99,21 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit():
     assert not torch.equal(weights(first), weights(other))
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(24, 1), (1, 4)])
+def test_one_image_of_one_number_is_no_batch(count, batch_size):
+    """At 32 pixels the encoder's last map has one pixel: BatchNorm would have one number."""
+    recipe = SegmentationRecipe(steps=2, batch_size=batch_size, augmentation=None)
+    told = f"batch_size must be at least 2, .* got batch_size {batch_size} and {count} to train on"
+    with pytest.raises(OptionError, match=told):
+        train_segmenter(build(), Squares(count), VALIDATION, recipe)
+
+
+def test_a_last_odd_image_is_no_batch():
+    """Three images in batches of two: each epoch has one step, and none of a single image."""
+    recipe = SegmentationRecipe(steps=4, batch_size=2, augmentation=None)
+    assert len(train_segmenter(build(), Squares(3), VALIDATION, recipe).history) == 4
+
+
 def test_loading_processes_change_nothing():
     first, second = build(), build()
     train_segmenter(first, TRAIN, VALIDATION, QUICK)
