@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.cli.progress import Progress, say
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
-    from gloria.training.transfer import count_work, evaluate_task
+    from gloria.training.transfer import count_resamples, count_work, evaluate_task
     from gloria.weights import hash_model, load_model
 
     _check(args)
@@ -164,7 +164,15 @@ def run(args: argparse.Namespace) -> int:
             say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
             continue
         with Progress(count_work(task, data, settings), task, args.quiet) as progress:
-            report = evaluate_task(task, models[name], data, settings, progress=progress.advance)
+            intervals = progress.then(count_resamples(task, settings), f"{task}, intervals")
+            report = evaluate_task(
+                task,
+                models[name],
+                data,
+                settings,
+                progress=progress.advance,
+                resampled=intervals,
+            )
         results["models"].setdefault(name, {"sha256": hash_model(name), "tasks": {}})
         results["models"][name]["tasks"][task] = report
         _write(args.out, results)
