@@ -122,17 +122,17 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     assert run(own, out, *short) == 0
     before = results(out)
 
-    assert run(own, out, *short, "--seed", "1") == 1
+    assert run(own, out, *short, "--seed", "1") == 2
     assert "other settings: seed 0; now: seed 1. Give another --out" in capsys.readouterr().err
     trained = gloria.load_model(own)
     trained.image_encoder.requires_grad_(False)
     next(trained.parameters()).add_(1)
     gloria.save_model(trained, own)
-    assert run(own, out, *short) == 1
+    assert run(own, out, *short) == 2
     assert "written anew since" in capsys.readouterr().err
     assert results(out) == before
     (out / "results.json").write_text("{}")
-    assert run(own, out, *short) == 1
+    assert run(own, out, *short) == 2
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -151,7 +151,7 @@ def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     colour = small_model(["a report"], image_options={"in_chans": 3})
     gloria.save_model(colour, tmp_path / "colour")
     command = ["evaluate", "--model", str(model), str(tmp_path / "colour"), "--quiet"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
     assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
 
 
@@ -175,11 +175,11 @@ def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
     assert tasks["trained"] == tasks["asked"] != tasks["other"]
 
     code, told = evaluate_on(None, "unknown")
-    assert code == 1
+    assert code == 2
     assert "image-size must be given" in told
     assert "does not say on which it was trained" in told
     code, told = evaluate_on((32, 64), "wide")
-    assert code == 1
+    assert code == 2
     assert "phantoms are square; the model was trained on 32 x 64" in told
 
 
@@ -189,7 +189,7 @@ def test_models_trained_on_different_sizes_need_one(tiny, model, tmp_path, capsy
     gloria.save_model(other, tmp_path / "other")
     command = ["evaluate", "--model", str(model), str(tmp_path / "other"), "--quiet"]
     command += ["--out", str(tmp_path / "out"), "--tasks", "retrieval"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert (
         f"theirs differ: {model} 64 x 64, {tmp_path / 'other'} 32 x 32" in capsys.readouterr().err
     )
@@ -235,7 +235,7 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "Prec@5" in capsys.readouterr().out
 
     table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
-    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 1
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 2
     assert "which changed since" in capsys.readouterr().err
 
 
@@ -247,7 +247,7 @@ def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     before = results(tmp_path / "out")
     prompts.write_text('{"Edema": ["fluid"], "Cardiomegaly": ["large heart"]}')
     capsys.readouterr()
-    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 1
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 2
     assert "is of other settings: prompts" in capsys.readouterr().err
     assert results(tmp_path / "out") == before
 
@@ -258,7 +258,7 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     files = {"config.json", "model.safetensors"}
     others = sorted(p for p in own.rglob("*") if p.is_file() and p.name not in files)
     others[0].write_bytes(others[0].read_bytes() + b"\n")
-    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 1
+    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 2
     assert "written anew since" in capsys.readouterr().err
 
 
@@ -279,7 +279,7 @@ def test_films_of_12_bits(model, table, tmp_path, capsys):
         Image.fromarray(pixels).save(film)
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
     given += ("--tasks", "retrieval")
-    assert run(model, tmp_path / "out", *given) == 1
+    assert run(model, tmp_path / "out", *given) == 2
     assert "Say how many bits" in capsys.readouterr().err
     figures = []
     for shown in (("--bits", "12"), ("--window", "2047.5", "4095"), ("--window", "100", "50")):
@@ -336,7 +336,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert rest.gallery.labels.sum(0).tolist() == [3] * 5  # another one is drawn
     assert held.id not in {name for part in (*rest.labelled, rest.gallery) for name in part.ids}
 
-    assert run(model, tmp_path / "more", *given[:-1], "9") == 1
+    assert run(model, tmp_path / "more", *given[:-1], "9") == 2
     assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
 
 
@@ -396,7 +396,7 @@ def write_dicom(path, pixels):
     ],
 )
 def test_wrong_options(model, tmp_path, capsys, options, message):
-    assert run(model, tmp_path / "out", *options) == 1
+    assert run(model, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -405,7 +405,7 @@ def test_wrong_percents_and_models(model, tmp_path, capsys):
     assert run(model, tmp_path / "out", "--fractions", "0,10") == 2
     assert "must each be above 0, at most 100" in capsys.readouterr().err
     assert run(model, tmp_path / "out", "--fractions", "some") == 2
-    assert run(tmp_path / "none", tmp_path / "out") == 1
+    assert run(tmp_path / "none", tmp_path / "out") == 2
     assert "is no saved model" in capsys.readouterr().err
 
 
