@@ -333,7 +333,7 @@ def _classification(
         "rows": _with_spread(
             "",
             _intervals(auroc, len(labels), settings, resampled),
-            [[run["auroc"] for run in share["runs"]] for share in runs],
+            [[run["test"]["auroc"] for run in share["runs"]] for share in runs],
         ),
         "details": details,
     }

@@ -89,7 +89,7 @@ def test_retrieval_and_zero_shot_are_those_of_the_demo(reports, model):
 
 def test_the_supervised_tasks_rows_are_the_means_over_draws(reports):
     for task, row, figure in (
-        ("classification", "", lambda run: run["auroc"]),
+        ("classification", "", lambda run: run["test"]["auroc"]),
         ("segmentation", "positives", lambda run: run["test"]["dice_positives"]),
         ("segmentation", "all images", lambda run: run["test"]["dice_all"]),
     ):
