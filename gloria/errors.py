@@ -78,3 +78,15 @@ class CheckpointError(GloriaError, RuntimeError):
 
 class NonFiniteLossError(GloriaError, FloatingPointError):
     """Training met a loss or gradient that is NaN or infinite."""
+
+
+def reason(cause: BaseException) -> str:
+    """What went wrong, for a message that has named the file already and ends in a full stop.
+
+    Example:
+        >>> reason(PermissionError(13, "Permission denied", "films/1.png"))
+        'Permission denied'
+    """
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror  # its text would repeat the path
+    return str(cause).rstrip(".")

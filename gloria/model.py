@@ -106,6 +106,9 @@ class GLoRIA(nn.Module):
         self._loss_inputs = inputs_of(self.loss)
         self.composition: dict[str, Any] | None = None
         """How :func:`create_model` put this together, for saving; None if composed by hand."""
+        self.trained_image_size: tuple[int, int] | None = None
+        """``(height, width)`` of the images it was trained on, in pixels, for whoever feeds it
+        next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights
+    config.json          how to build the model again, without its weights; the size of the
+                         images it was trained on, if that is known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -26,7 +27,7 @@ from safetensors.torch import save_model as save_safetensors
 from torch import nn
 
 import gloria
-from gloria.errors import CheckpointError, OptionError
+from gloria.errors import CheckpointError, OptionError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -63,6 +64,7 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
     """
     folder = Path(folder)
     config = _read_config(folder)
+    size = _read_size(config, folder)
     recipe = config["model"]
     if isinstance(recipe, str):
         raise CheckpointError(
@@ -81,6 +83,7 @@ def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLo
         image_name, text_name, image_options=image_options, text_options=text_options, **rest
     )
     load_weights(model, folder)
+    model.trained_image_size = size
     return model.to(device).eval()
 
 
@@ -97,7 +100,9 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     try:
         weights = load_file(file)
     except (SafetensorError, OSError) as cause:
-        raise CheckpointError(f"{file} is damaged or not a safetensors file: {cause}.") from cause
+        raise CheckpointError(
+            f"{file} is damaged or not a safetensors file: {reason(cause)}."
+        ) from cause
     state = model.state_dict()
     # a tensor that two names share is stored once
     shared = {
@@ -184,7 +189,12 @@ def hash_model(folder: str | Path) -> str:
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
-    config = {"format": FORMAT, "gloria": gloria.__version__, "model": _describe(model, folder)}
+    config = {
+        "format": FORMAT,
+        "gloria": gloria.__version__,
+        "model": _describe(model, folder),
+        "trained_image_size": model.trained_image_size,
+    }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config_file.write_text(json.dumps(config, indent=2) + "\n")
     save_safetensors(model, str(weights_file))
@@ -222,7 +232,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as cause:
         raise CheckpointError(f"{file} does not exist: {folder} is no saved model.") from cause
     except (ValueError, OSError) as cause:
-        raise CheckpointError(f"{file} can't be read as JSON: {cause}.") from cause
+        raise CheckpointError(f"{file} can't be read as JSON: {reason(cause)}.") from cause
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(
@@ -230,6 +240,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"This is gloria {gloria.__version__}; a newer one may be needed."
         )
     return config
+
+
+def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
+    """The size of the images of training; folders of before it was recorded do not have it."""
+    match config.get("trained_image_size"):
+        case None:
+            return None
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+        case other:
+            raise CheckpointError(
+                f"trained_image_size in {folder / 'config.json'} must be [height, width] in "
+                f"pixels, or null; it is {other!r}."
+            )
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

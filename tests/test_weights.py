@@ -48,6 +48,22 @@ def test_save_and_load_to_the_bit(model, images, tmp_path):
     assert again.local_loss.product == "cosine"  # the preset came along
 
 
+def test_the_size_of_training_comes_along(model, tmp_path):
+    assert load_model(save_model(model, tmp_path / "untrained")).trained_image_size is None
+    model.trained_image_size = (224, 192)
+    folder = save_model(model, tmp_path / "trained")
+    assert load_model(folder).trained_image_size == (224, 192)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["trained_image_size"] == [224, 192]
+    del config["trained_image_size"]  # as folders of before are
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_model(folder).trained_image_size is None
+    for wrong in (224, [224], [224, 0], ["224", "224"], [224.0, 224.0]):
+        (folder / "config.json").write_text(json.dumps({**config, "trained_image_size": wrong}))
+        with pytest.raises(CheckpointError, match=r"must be \[height, width\] in pixels, or null"):
+            load_model(folder)
+
+
 def test_everyone_may_read_what_everyone_may_read_beside_it(model, tmp_path):
     folder = save_model(model, tmp_path / "model")
     modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}

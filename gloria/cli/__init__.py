@@ -5,9 +5,9 @@ A command is a file of this folder (``check-splits`` is ``check_splits.py``) wit
 ``gloria <command> --help`` says. It is imported only when it is chosen, so ``gloria --help``
 imports nothing heavy.
 
-Exit codes: 0 success, 1 an error of ours or of the operating system (one line on stderr; the
-traceback with ``--debug``), 2 wrong usage, 130 interrupted by Ctrl-C, 141 the reader of our output
-went away.
+Exit codes: 0 done; 1 done, and what the command looks for is there (``check-splits`` alone); 2 an
+error, wrong usage or not (one line on stderr; the traceback with ``--debug``); 130 interrupted by
+Ctrl-C; 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ COMMANDS = {
     "info": "Show versions, devices, backends, registered names and plugins.",
 }
 
+EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
-        return stop.code if isinstance(stop.code, int) else 1
+        return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         print("gloria: interrupted", file=sys.stderr)
         return 130
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; only the chosen one is imported and knows its arguments."""
-    parser = argparse.ArgumentParser("gloria", description=gloria.__doc__)
+    parser = argparse.ArgumentParser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="<command>")
@@ -102,4 +104,4 @@ def _run(args: argparse.Namespace) -> int:
             print(f"gloria: error: {error}", file=sys.stderr)
             for note in getattr(error, "__notes__", []):
                 print(f"  {note}", file=sys.stderr)
-        return 1
+        return 2

@@ -8,12 +8,15 @@ published, on other data. Without --data, on the built-in phantoms:
 
 On a data set, the tasks that its labels permit:
 
-  gloria evaluate --model runs/mine/model --out runs/mine/chexpert --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/chexpert \
       --format chexpert --data CheXpert-v1.0-small/train.csv
-  gloria evaluate --model runs/mine/model --out runs/mine/siim --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/siim \
       --format siim --data train-rle.csv --images dicom-images-train
-  gloria evaluate --model runs/mine/model --out runs/mine/own --image-size 224 \
+  gloria evaluate --model runs/mine/model --out runs/mine/own \
       --data my.csv --classes Edema,Pneumonia --patient-column patient
+
+Images are fitted into the size of the model's training, which a saved model knows; give the --bits
+and --window of its training, which it does not.
 
 Writes into the folder --out:
 
@@ -32,6 +35,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gloria.cli.image_size import HELP, pick_image_size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,7 +52,10 @@ READ_BY = {
     "classes": ("csv", "mimic-cxr"),
     "patient_column": ("csv",),
     "report_column": ("csv",),
+    "bits": ("csv",),
+    "window": ("csv",),
     "prompts": FORMATS[1:],
+    "skip_broken": FORMATS[1:],
     "per_class": FORMATS,
 }
 """Option: the formats that read it."""
@@ -95,6 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--report-column", metavar="NAME", help="of a csv; without it there is no retrieval"
     )
+    data.add_argument(
+        "--skip-broken",
+        action="store_true",
+        default=None,  # as the options that only some formats read
+        help="read every image first; leave out broken ones",
+    )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
         "--per-class",
@@ -102,8 +116,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
+    data.add_argument("--image-size", type=int, metavar="PX", help=HELP)
     data.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="square side; default: 64"
+        "--bits", type=int, metavar="N", help="of the pixels of a csv's 16-bit images, such as 12"
+    )
+    data.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("CENTER", "WIDTH"),
+        help="pixel values of a csv's images to show, instead of a DICOM file's own",
     )
 
 
@@ -112,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.cli.progress import Progress, say
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
-    from gloria.training.transfer import count_work, evaluate_task
+    from gloria.training.transfer import count_resamples, count_work, evaluate_task
     from gloria.weights import hash_model, load_model
 
     _check(args)
@@ -124,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
             f"models must take images of equally many channels; they take {sorted(channels)}. "
             f"Evaluate them one by one."
         )
+    args.image_size = pick_image_size(args.image_size, models)
     settings = _settings(args)
     results = _begin(args, settings)
     todo = [
@@ -141,7 +164,15 @@ def run(args: argparse.Namespace) -> int:
             say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
             continue
         with Progress(count_work(task, data, settings), task, args.quiet) as progress:
-            report = evaluate_task(task, models[name], data, settings, progress=progress.advance)
+            intervals = progress.then(count_resamples(task, settings), f"{task}, intervals")
+            report = evaluate_task(
+                task,
+                models[name],
+                data,
+                settings,
+                progress=progress.advance,
+                resampled=intervals,
+            )
         results["models"].setdefault(name, {"sha256": hash_model(name), "tasks": {}})
         results["models"][name]["tasks"][task] = report
         _write(args.out, results)
@@ -269,31 +300,36 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
     from gloria.data.transfer import Splits, TransferData, draw_patients
+    from gloria.errors import OptionError
 
     if args.format == "phantom":
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
         count = sum(sizes.values()) + 4 * sizes["per_class"]
+        side, width = args.image_size
+        if side != width:
+            raise OptionError(f"phantoms are square; the model was trained on {side} x {width}.")
         with Progress(count, "draw", args.quiet) as progress:
             return TransferData.phantoms(
-                seed=args.seed, size=args.image_size, progress=progress.advance, **sizes
+                seed=args.seed, size=side, progress=progress.advance, **sizes
             )
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     if args.format in ("chexpert", "chexpert-plus"):
+        labelled = _whole(args, _read(args, channels, COMPETITION_CLASSES))
         # exclusive among all findings, of which the tables' classes are five
-        every = _read(args, channels, PATHOLOGIES, uncertain=-1)
+        every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(labelled.ids)
         ids = draw_exclusive(every, COMPETITION_CLASSES, per_class, seed=args.seed)
-        labelled = _read(args, channels, COMPETITION_CLASSES)
         gallery = labelled.select(ids)
         splits = draw_patients(labelled.without_patients(gallery.patients), seed=args.seed)
         return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     classes = args.classes or COMPETITION_CLASSES
     names = _split_names(args)
     if names is not None:
-        splits = Splits(*(_read(args, channels, classes, split=name) for name in names))
+        parts = (_read(args, channels, classes, split=name) for name in names)
+        splits = Splits(*(_whole(args, part) for part in parts))
     else:
-        splits = draw_patients(_read(args, channels, classes), seed=args.seed)
+        splits = draw_patients(_whole(args, _read(args, channels, classes)), seed=args.seed)
     return TransferData.of_radiographs(args.format, splits, **common)
 
 
@@ -309,7 +345,7 @@ def _read(
     from gloria.cli.progress import say
     from gloria.data import MIMICCXR, RSNA, SIIM, CheXpert, CheXpertPlus, ImageReportTable
 
-    size: dict[str, Any] = {"size": (args.image_size, args.image_size), "channels": channels}
+    size: dict[str, Any] = {"size": args.image_size, "channels": channels}
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -327,14 +363,31 @@ def _read(
     elif args.format == "mimic-cxr":
         data = MIMICCXR(args.data, split, classes=classes, skip_incomplete=True, **size)
     else:
-        columns: dict[str, Any] = {
+        table: dict[str, Any] = {
             "report_column": args.report_column,
             "patient_column": args.patient_column,
+            "bits": args.bits,
+            "window": None if args.window is None else tuple(args.window),
         }
-        data = ImageReportTable(args.data, split, classes=classes, **columns, **size)
+        data = ImageReportTable(args.data, split, classes=classes, **table, **size)
     if data.skipped:
         say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
     return data
+
+
+def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
+    """The images that can be read, if only these were asked for."""
+    from gloria.cli.progress import Progress, say
+
+    if not args.skip_broken:
+        return data
+    with Progress(len(data), "read", args.quiet) as progress:
+        whole = data.without_broken(progress=progress.advance)
+    broken = whole.skipped[len(data.skipped) :]
+    if broken:
+        count = f"{len(broken)} of {len(data)} images"
+        say(f"{count} can't be read and are left out, first: {broken[0]}", False)
+    return whole
 
 
 def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,12 +20,28 @@ class Progress:
     """A progress bar; ``advance()`` once per unit of work."""
 
     def __init__(self, total: int, what: str, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar = self._open(total, what)
+
+    def _open(self, total: int, what: str) -> Any:
         tqdm = require("tqdm", "train").tqdm
-        self._bar: Any = tqdm(total=total, desc=what, disable=quiet, mininterval=0.5)
+        return tqdm(total=total, desc=what, disable=self._quiet, mininterval=0.5)
 
     def advance(self, count: int = 1) -> None:
         """Some work is done."""
         self._bar.update(count)
+
+    def then(self, total: int, what: str) -> Callable[[int], None]:
+        """The ``advance`` of work that follows, on a bar that takes this one's place."""
+        first = self._bar
+
+        def advance(count: int) -> None:
+            if self._bar is first:
+                first.close()
+                self._bar = self._open(total, what)
+            self.advance(count)
+
+        return advance
 
     def __enter__(self) -> Self:
         return self

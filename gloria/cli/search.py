@@ -1,13 +1,14 @@
 r"""Find the images of a folder that fit a text best.
 
-  gloria search "left pleural effusion" --model runs/mine/model --images films --image-size 64
-  gloria search "rib fracture" --model runs/mine/model --images films --image-size 64 \
+  gloria search "left pleural effusion" --model runs/mine/model --images films
+  gloria search "rib fracture" --model runs/mine/model --images films \
       --cache films.features --top 20 --json
 
 Every image is encoded and ranked by its global similarity; the best --shortlist of them are ranked
 again, region by region and word by word. With --cache their features are kept, and the next search
-encodes only images that are new or changed. --image-size, --bits and --window are those of the
-model's training. Images that can't be read are named on stderr and left out.
+encodes only images that are new or changed. Give the --bits and --window of the model's training:
+a saved model knows the size of its images, not these. Images that can't be read are named on stderr
+and left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+
+from gloria.cli.image_size import HELP, pick_image_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PX",
-        help="square side, as in training; default: the image encoder's, if it takes one only",
-    )
+    parser.add_argument("--image-size", type=int, metavar="PX", help=HELP)
     parser.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
     )
@@ -60,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
 
     from gloria.cli.progress import Progress, say
     from gloria.data.folder import ImageFolder
-    from gloria.errors import OptionError
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
@@ -69,16 +66,10 @@ def run(args: argparse.Namespace) -> int:
     check_counts(args.top, args.shortlist)
     device = pick_device(args.device)
     model = load_model(args.model, device=device)
-    wanted = model.image_encoder.image_input
-    size = wanted.size if args.image_size is None else (args.image_size, args.image_size)
-    if size is None:
-        raise OptionError(
-            "image-size must be given: this model takes any, and fits that of its training."
-        )
     data = ImageFolder(
         args.images,
-        size=size,
-        channels=wanted.channels,
+        size=pick_image_size(args.image_size, {str(args.model): model}),
+        channels=model.image_encoder.image_input.channels,
         bits=args.bits,
         window=None if args.window is None else tuple(args.window),
     )
@@ -124,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
     else:
         say(f"{len(images)} images searched, {images.encoded} of them encoded now", args.quiet)
+        print(f"rank  {'score':>7}  path")
         for rank, each in enumerate(found, start=1):
-            print(f"{rank:>{len(str(len(found)))}}  {each.score:7.4f}  {each.path}")
+            print(f"{rank:>4}  {each.score:7.4f}  {each.path}")
     return 0

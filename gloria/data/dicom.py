@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gloria.checks import require
-from gloria.errors import DataError
+from gloria.errors import DataError, reason
 
 Window = tuple[float, float]
 """Centre and width of the pixel values that are spread from black to white."""
@@ -59,7 +59,7 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
         raise
     except Exception as cause:
         # a damaged file makes pydicom raise anything; a missing decoder is named in its message
-        raise DataError(f"image {path} can't be read: {cause}.") from cause
+        raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
     return 1 - shown if kind == "MONOCHROME1" else shown
 
 

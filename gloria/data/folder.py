@@ -46,7 +46,7 @@ class ImageFolder(Radiographs):
         names = sorted(path.relative_to(folder).as_posix() for path in _images(folder))
         if not names:
             raise DataError(f"{folder} holds no image: no {', '.join(SUFFIXES)} and no DICOM file.")
-        records = [Record(name, folder / name, str(folder)) for name in names]
+        records = [Record(name, folder / name, where="") for name in names]
         super().__init__(records, size=size, channels=channels, bits=bits, window=window)
 
 

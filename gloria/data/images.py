@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 from gloria.checks import check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
-from gloria.errors import DataError, GloriaError, OptionError, ShapeError
+from gloria.errors import DataError, GloriaError, OptionError, ShapeError, reason
 from gloria.types import ImageInput
 
 
@@ -63,7 +63,7 @@ def load_image(
         raise
     except Exception as cause:
         # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
-        raise DataError(f"image {path} can't be read: {cause}.") from cause
+        raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
     image = torch.from_numpy(np.ascontiguousarray(pixels))
     return image.expand(channels, -1, -1).contiguous()
 
@@ -156,7 +156,12 @@ def _read_picture(
     path: Path, channels: int, bits: int | None, window: Window | None
 ) -> NDArray[np.float32]:
     """``(channel, height, width)`` of what Pillow reads; one channel where the file is deep."""
-    with require("PIL.Image", "tasks").open(path) as picture:
+    pillow = require("PIL.Image", "tasks")
+    try:
+        opened = pillow.open(path)
+    except pillow.UnidentifiedImageError as cause:  # its text would repeat the path
+        raise DataError(f"image {path} can't be read: Pillow knows no such image.") from cause
+    with opened as picture:
         if picture.mode == "F":
             raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
         if picture.mode.startswith("I"):

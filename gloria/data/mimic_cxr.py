@@ -9,7 +9,7 @@ from gloria.data.chexpert import UNCERTAIN, read_labels, uncertain_mapping
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
 from gloria.data.rows import read_rows
-from gloria.errors import DataError
+from gloria.errors import DataError, reason
 
 
 class MIMICCXR(Radiographs):
@@ -117,7 +117,9 @@ class _Reports:
             try:
                 return str(file), file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as cause:
-                raise DataError(f"{where}: report {file} can't be read: {cause}.") from cause
+                raise DataError(
+                    f"{where}: report {file} can't be read: {reason(cause)}."
+                ) from cause
         if f"s{study}" not in self.sections:
             raise DataError(f"{where}: {self.source} has no report of study s{study}.")
         place, cells = self.sections[f"s{study}"]

@@ -28,7 +28,7 @@ class Record(NamedTuple):
     Attributes:
         id: the image's name in its data set; what id lists hold.
         path: its file.
-        where: what an error calls it: a file and a row.
+        where: what an error calls it: a file and a row; empty = its path says it.
         patient: whose image it is; None = the data set does not say.
         report: what is read of its report; empty = none.
         labels: 1 positive, 0 negative, -1 uncertain, in the order of the data set's classes.
@@ -130,6 +130,8 @@ class Radiographs(Dataset[Radiograph]):
                 marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
                 mask = fit(marked[None].float(), self.size) >= 0.5
         except DataError as cause:
+            if not record.where:
+                raise
             raise DataError(f"{record.where}: {cause}") from cause
         labels = torch.tensor(record.labels, dtype=torch.int8)
         return Radiograph(fit(image, self.size), record.report, labels, mask)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,25 +20,26 @@ class Interval(NamedTuple):
 
     Attributes:
         value: the figure of all units.
-        low: lower end.
-        high: upper end.
-        left_out: resamples that did not define the figure (NaN), and so have no part in the ends;
-            a resample of few images may hold none of a class.
+        low: lower end; None if no resample defines the figure.
+        high: upper end; likewise.
+        left_out: resamples that did not define the figure, and so have no part in the ends; a
+            resample of few images may hold none of a class.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     left_out: int = 0
 
 
 def bootstrap(
-    figures: Callable[[Tensor], Mapping[str, float]],
+    figures: Callable[[Tensor], Mapping[str, float | Sequence[float | None]]],
     units: int,
     *,
     resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
+    progress: Callable[[int], Any] = lambda drawn: None,
 ) -> dict[str, Interval]:
     """Percentile bootstrap intervals of any figures over units that were drawn independently.
 
@@ -46,19 +48,29 @@ def bootstrap(
     what was sampled: an image, a query, a patient. The model is held fixed: what another training
     would change is not in the interval.
 
+    A mean over classes is always one over the same classes: those that all units together define.
+    A resample that lacks one of them (no positive image of it, say) is left out and counted, since
+    the mean over the others would be another figure. That is as if it were drawn again, with fewer
+    draws; where many are left out, the interval is one of the resamples that have every class, and
+    the figure is better given class by class.
+
     Args:
         figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
-            on the CPU, in which a unit may come several times.
+            on the CPU, in which a unit may come several times. A figure is a number, NaN where the
+            units do not define it; or a list with one number for each class, None where it is
+            undefined, whose mean over classes is meant.
         units: how many there are.
         resamples: draws; 1,000 give the ends to about a twentieth of the interval's width.
         level: the share of draws inside, above 0 and below 1.
         seed: decides the draws. Figures of one seed and number of units share them.
+        progress: called with the number of resamples drawn since the last call, as
+            ``tqdm.update`` is.
 
     Returns:
         Figure: its interval.
 
     Raises:
-        DataError: there is no unit, or no resample defines a figure.
+        DataError: there is no unit, or all units together do not define a figure.
         OptionError: ``resamples``, ``level`` or ``seed`` is out of range.
 
     Example:
@@ -75,13 +87,26 @@ def bootstrap(
     check_integer("units", units)
     if units < 1:
         raise DataError("units must be at least 1; there is nothing to resample.")
-    values = figures(torch.arange(units))
+    whole = figures(torch.arange(units))
+    classes = {
+        name: [number for number, value in enumerate(figure) if value is not None]
+        for name, figure in whole.items()
+        if isinstance(figure, Sequence)
+    }
+
+    def number(name: str, figure: float | Sequence[float | None]) -> float:
+        if not isinstance(figure, Sequence):
+            return figure
+        return _mean([figure[each] for each in classes[name]])
+
     generator = torch.Generator().manual_seed(seed)
-    draws: dict[str, list[float]] = {name: [] for name in values}
+    draws: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(resamples):
         index = torch.randint(units, (units,), generator=generator)
-        for name, value in figures(index).items():
-            draws[name].append(value)
+        for name, figure in figures(index).items():
+            draws[name].append(number(name, figure))
+        progress(1)
+    values = {name: number(name, figure) for name, figure in whole.items()}
     return {name: _interval(name, values[name], drawn, level) for name, drawn in draws.items()}
 
 
@@ -129,11 +154,19 @@ def bootstrap_mean(
     return bootstrap(means, sizes.pop(), resamples=resamples, level=level, seed=seed)
 
 
+def _mean(values: Sequence[float | None]) -> float:
+    """NaN where one is missing, or all are."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else math.nan
+
+
 def _interval(name: str, value: float, drawn: list[float], level: float) -> Interval:
+    if math.isnan(value):
+        raise DataError(f"the units do not define {name}: it is NaN, or no class has it.")
     draws = torch.tensor(drawn, dtype=torch.float64)
     defined = draws[~draws.isnan()]
     if not len(defined):
-        raise DataError(f"no resample defines {name}; it is NaN in all {len(drawn)}.")
+        return Interval(value, None, None, len(draws))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = defined.quantile(ends).tolist()
     return Interval(value, low, high, len(draws) - len(defined))

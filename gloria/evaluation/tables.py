@@ -176,8 +176,8 @@ def _published(task: str) -> list[tuple[str, list[tuple[str, ...]]]]:
 
 
 def _format(cell: Cell, scale: float, decimals: int) -> str:
-    def show(value: float) -> str:
-        return NONE if math.isnan(value) else f"{scale * value:.{decimals}f}"
+    def show(value: float | None) -> str:
+        return NONE if value is None or math.isnan(value) else f"{scale * value:.{decimals}f}"
 
     if cell is None:
         return NONE

@@ -64,7 +64,7 @@ class ImageClassifier(Freezable):
     as it is.
 
     Args:
-        encoder: with the contract of :class:`~gloria.types.ImageEncoder`, such as
+        image_encoder: with the contract of :class:`~gloria.types.ImageEncoder`, such as
             ``model.image_encoder`` of a trained GLoRIA.
         classes: number of classes.
         frozen: only the linear layer learns. The encoder gets no gradient and stays in eval mode
@@ -72,7 +72,7 @@ class ImageClassifier(Freezable):
 
     Raises:
         OptionError: ``classes`` is below 1.
-        ContractError: ``encoder`` is no image encoder.
+        ContractError: ``image_encoder`` is no image encoder.
 
     The published code's "frozen" encoder is in training mode: its BatchNorms take the statistics
     of every batch, and what is probed is no longer what was pretrained.
@@ -90,24 +90,25 @@ class ImageClassifier(Freezable):
         ['head.weight', 'head.bias']
     """
 
-    def __init__(self, encoder: ImageEncoder, classes: int, *, frozen: bool = False) -> None:
+    def __init__(self, image_encoder: ImageEncoder, classes: int, *, frozen: bool = False) -> None:
         super().__init__()
         check_integer("classes", classes, 1)
-        check_image_encoder("encoder", encoder)
-        self.encoder: Any = encoder
-        self.head = LinearHead(encoder.pooled_dim, classes)
+        check_image_encoder("image_encoder", image_encoder)
+        self.image_encoder: Any = image_encoder
+        self.classes = int(classes)
+        self.head = LinearHead(image_encoder.pooled_dim, self.classes)
         if frozen:
-            self.freeze("encoder")
+            self.freeze("image_encoder")
 
     @property
     def frozen(self) -> bool:
         """Whether the encoder is frozen."""
-        return "encoder" in self._frozen_parts
+        return "image_encoder" in self._frozen_parts
 
     @property
     def image_input(self) -> ImageInput:
         """What the encoder wants to be fed."""
-        image_input: ImageInput = self.encoder.image_input
+        image_input: ImageInput = self.image_encoder.image_input
         return image_input
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class ImageClassifier(Freezable):
         Args:
             images: ``(image, channel, height, width)``.
         """
-        logits: Tensor = self.head(self.encoder(images).pooled)
+        logits: Tensor = self.head(self.image_encoder(images).pooled)
         return logits
 
 

@@ -30,7 +30,7 @@ from gloria.training.loading import HasImage, load_batches, stack_images
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
 from gloria.types import ImageEncoder
 
 
@@ -133,6 +133,7 @@ def train_classifier(
         ShapeError: labels or weights are not as many as images and classes.
         DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
             ``validation`` has no class with positive and negative images.
+        OptionError: a batch is one image, and the encoder's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
 
     The published code tests the last weights; here the best are tested.
@@ -234,11 +235,12 @@ def label_efficiency(
             test images, ``(image, class)``: for intervals over images, say.
 
     Returns:
-        What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has the ``mean`` and ``sd`` over
-        seeds (sample standard deviation; None for one seed) of the mean AUROC, the same
-        ``per_class`` (None where the test images lack positives or negatives), and ``runs``: each
-        one's ``seed``, ``images``, ``share`` (the hash of its id list), ``best_step``,
-        ``validation_auroc``, ``auroc`` and ``per_class``.
+        What ``json.dumps`` takes. ``result["classes"]`` names them, and
+        ``result["rows"][name]["10%"]`` has the ``mean`` and ``sd`` over seeds (sample standard
+        deviation; None for one seed) of the mean AUROC, the same ``per_class`` by name (None where
+        the test images lack positives or negatives), and ``runs``: each one's ``seed``, ``images``,
+        ``share`` (the hash of its id list), ``best_step``, ``validation_auroc``, and its ``auroc``
+        and ``per_class`` under ``test``.
 
     Raises:
         OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
@@ -287,14 +289,19 @@ def label_efficiency(
                         "share": hash_ids(share),
                         "best_step": trained.best_step,
                         "validation_auroc": trained.validation_auroc,
-                        "auroc": figure["mean"],
-                        "per_class": dict(zip(classes, figure["per_class"], strict=True)),
+                        "test": {
+                            "auroc": figure["mean"],
+                            "per_class": dict(zip(classes, figure["per_class"], strict=True)),
+                        },
                     }
                 )
                 progress(1)
             table[row][name_share(fraction)] = {
-                **spread([run["auroc"] for run in runs]),
-                "per_class": {c: spread([run["per_class"][c] for run in runs]) for c in classes},
+                **spread([run["test"]["auroc"] for run in runs]),
+                "per_class": {
+                    name: spread([run["test"]["per_class"][name] for run in runs])
+                    for name in classes
+                },
                 "runs": runs,
             }
     return {
@@ -392,7 +399,7 @@ def _examples(
     """Images; or features, where these never change."""
     images = _Images(name, data, classifier, recipe.augmentation, workers)
     if classifier.frozen and recipe.augmentation is None:
-        return images.encode(classifier.encoder, recipe.batch_size)
+        return images.encode(classifier.image_encoder, recipe.batch_size)
     return images
 
 
@@ -408,7 +415,7 @@ def _learner(classifier: ImageClassifier, train: _Examples, recipe: ClassifierRe
     if isinstance(train, _Features):
         classifier.head.standardize(train.pooled)
         return classifier.head
-    classifier.head.standardize(train.encode(classifier.encoder, recipe.batch_size).pooled)
+    classifier.head.standardize(train.encode(classifier.image_encoder, recipe.batch_size).pooled)
     return classifier
 
 
@@ -435,7 +442,10 @@ def _fit(
     ):
         # dropout draws; a linear layer does not, and this would take as long as its step
         draws = isinstance(train, _Images)
-        with isolated(recipe.seed, step, 2) if draws else nullcontext():
+        with (
+            isolated(recipe.seed, step, 2) if draws else nullcontext(),
+            naming_batch(recipe.batch_size, len(train.labels)),
+        ):
             logits = learner(inputs)
         record = update(
             optimizer,
@@ -495,9 +505,9 @@ def _weighted_loss(
     for name, given in (("class_weight", class_weight), ("pos_weight", pos_weight)):
         if given is None:
             continue
-        if len(given) != classifier.head.out_features:
+        if len(given) != classifier.classes:
             raise ShapeError(
-                f"{name} must hold a number for each of the {classifier.head.out_features} "
+                f"{name} must hold a number for each of the {classifier.classes} "
                 f"classes; got {len(given)}."
             )
         for value in given:
@@ -509,7 +519,7 @@ def _weighted_loss(
 def _read_labels(name: str, data: LabelledImages, classifier: ImageClassifier) -> Tensor:
     """Labels ``(image, class)``, as many as images and as the classifier's classes."""
     labels = np.asarray(data.labels)
-    shape = (len(data), classifier.head.out_features)
+    shape = (len(data), classifier.classes)
     if labels.shape != shape:
         raise ShapeError(
             f"the labels of {name} must be {shape} = (image, class), as the images and the "

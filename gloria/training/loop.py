@@ -114,7 +114,8 @@ def train(
     """Train a model on pairs, on the device it is on.
 
     Args:
-        model: trained in place, its convolutions in the memory format ``channels_last``.
+        model: trained in place, its convolutions in the memory format ``channels_last``. It is
+            told the size of the images it sees, cropped if they are: ``trained_image_size``.
         pairs: images ``(channel, height, width)`` in [0, 1], all of one size, with reports. They
             are normalised here, as ``model.image_encoder.image_input`` says.
         recipe: how.
@@ -141,6 +142,7 @@ def train(
     if validation is not None:
         _check_enough("validation", validation, 2)
     folder = None if folder is None else Path(folder)
+    model.trained_image_size = _seen_size(pairs, recipe.augmentation)
     model.to(memory_format=torch.channels_last)  # convolutions are 1.5 times faster on the CPU
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
@@ -240,6 +242,13 @@ def _train_step(
 def _prepare(images: Tensor, model: GLoRIA) -> Tensor:
     images = images.to(model.device).contiguous(memory_format=torch.channels_last)
     return normalize(images, model.image_encoder.image_input)
+
+
+def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, int]:
+    """``(height, width)`` of the images as the model sees them."""
+    image = pairs[0].image if augmentation is None else augmentation.center(pairs[0].image)
+    height, width = image.shape[-2:]
+    return height, width
 
 
 def _check_enough(name: str, pairs: Pairs, least: int) -> None:

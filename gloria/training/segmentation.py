@@ -35,7 +35,7 @@ from gloria.training.loading import load_batches
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, parameter_groups, update
+from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
 from gloria.types import ImageEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,6 +43,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 class MaskedImages(MaskedItems, Protocol):
     """Images with masks: :class:`~gloria.data.SIIM`, :class:`~gloria.data.PhantomMasks`, yours."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the masks are of, in their order."""
+        ...
 
     @property
     def ids(self) -> Sequence[str]:
@@ -132,6 +137,7 @@ def train_segmenter(
         DataError: there is no image, one without a mask, images differ in shape, the model's output
             is NaN in validation, or Dice is chosen on positives and validation has none.
         ShapeError: the model has another number of classes than the masks.
+        OptionError: a batch is one image, and the model's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
     """
     recipe = recipe or SegmentationRecipe()
@@ -150,9 +156,11 @@ def train_segmenter(
     weights: dict[str, Tensor] = {}
     model.train()
     for step, (images, masks) in enumerate(loaded):
+        with naming_batch(recipe.batch_size, len(train)):
+            loss = _loss(model, images, masks, recipe, step)
         record = update(
             optimizer,
-            _loss(model, images, masks, recipe, step),
+            loss,
             step=step,
             learning_rate=recipe.learning_rate_at(step),
             clip_norm=recipe.clip_norm,
@@ -209,12 +217,13 @@ def segmentation_efficiency(
             images, ``(image, class)``: for intervals over images, say.
 
     Returns:
-        What ``json.dumps`` takes. ``result["rows"][name]["10%"]`` has, for each of
-        ``dice_positives``, ``dice_all``, ``iou_positives`` and ``iou_all``, the ``mean`` and ``sd``
-        over seeds (sample standard deviation; None for one seed, or where no test image is
-        positive), and ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id
-        list), ``best_step``, ``validation_dice``, and figures of
-        :func:`~gloria.evaluation.segmentation.evaluate_segmentation` under ``test``.
+        What ``json.dumps`` takes. ``result["classes"]`` names them, and
+        ``result["rows"][name]["10%"]`` has, for each of ``dice_positives``, ``dice_all``,
+        ``iou_positives`` and ``iou_all``, the ``mean`` and ``sd`` over seeds (sample standard
+        deviation; None for one seed, or where no test image is positive), the same ``per_class`` by
+        name, and ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id list),
+        ``best_step``, ``validation_dice``, and under ``test`` the figures of
+        :func:`~gloria.evaluation.segmentation.evaluate_segmentation`, those ``per_class`` by name.
 
     Raises:
         OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
@@ -226,9 +235,11 @@ def segmentation_efficiency(
         name: _count_classes(name, items)
         for name, items in (("train", train), ("validation", validation), ("test", test))
     }
-    classes = counts["train"]
-    if set(counts.values()) != {classes}:
-        raise ShapeError(f"masks must be of the same classes in each set; they have {counts}.")
+    classes = list(train.classes)
+    if set(counts.values()) != {len(classes)}:
+        raise ShapeError(
+            f"masks must be of train's classes {classes} in each set; they have {counts}."
+        )
     recipe = recipe or SegmentationRecipe()
     table: dict[str, Any] = {row: {} for row in rows}
     for row, encoder in rows.items():
@@ -238,7 +249,7 @@ def segmentation_efficiency(
                 share = draw_share(
                     train.ids, train.labels, fraction, seed=seed, patients=train.patients
                 )
-                model = _build(encoder, classes, width, seed)
+                model = _build(encoder, len(classes), width, seed)
                 part = train.select(share)
                 trained = train_segmenter(
                     model, part, validation, replace(recipe, seed=seed), workers=workers
@@ -246,8 +257,9 @@ def segmentation_efficiency(
                 every = measure_overlap(
                     model, test, trained.thresholds, batch_size=recipe.batch_size
                 )
-                overlap = every.at(range(classes))
+                overlap = every.at(range(len(classes)))
                 on_overlap(row, fraction, seed, overlap)
+                summary = summarize_overlap(overlap)
                 runs.append(
                     {
                         "seed": seed,
@@ -256,14 +268,19 @@ def segmentation_efficiency(
                         "best_step": trained.best_step,
                         "validation_dice": trained.validation_dice,
                         "test": {
-                            **summarize_overlap(overlap),
+                            **summary,
+                            "per_class": dict(zip(classes, summary["per_class"], strict=True)),
                             "thresholds": list(trained.thresholds),
                         },
                     }
                 )
                 progress(1)
             table[row][name_share(fraction)] = {
-                **{name: spread([run["test"].get(name) for run in runs]) for name in _FIGURES},
+                **_spreads([run["test"] for run in runs]),
+                "per_class": {
+                    name: _spreads([run["test"]["per_class"][name] for run in runs])
+                    for name in classes
+                },
                 "runs": runs,
             }
     described = {**asdict(recipe), "loss": describe_target(recipe.loss)}
@@ -277,6 +294,11 @@ def segmentation_efficiency(
 
 
 _FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
+
+
+def _spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Of each figure, the spread over several runs' figures."""
+    return {name: spread([figures.get(name) for figures in tested]) for name in _FIGURES}
 
 
 def _count_classes(name: str, items: MaskedItems) -> int:

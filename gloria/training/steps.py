@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_positive, check_weight
-from gloria.errors import NonFiniteLossError
+from gloria.errors import NonFiniteLossError, OptionError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,29 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+
+
+@contextmanager
+def naming_batch(batch_size: int, images: int) -> Iterator[None]:
+    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
+
+    Args:
+        batch_size: the recipe's.
+        images: how many there are to train on; a batch has no more.
+
+    Raises:
+        OptionError: a channel of the batch has one value only, which has no variance.
+    """
+    try:
+        yield
+    except ValueError as cause:
+        if "Expected more than 1 value per channel" not in str(cause):
+            raise
+        raise OptionError(
+            f"batch_size must be at least 2, of as many images, to train a BatchNorm on a feature "
+            f"map of one pixel; got batch_size {batch_size} and {images} to train on. Give more "
+            f"images, or larger ones."
+        ) from cause
 
 
 def update(

@@ -45,6 +45,7 @@ KINDS = {"global": "global similarity", "local": "local similarity", "both": "bo
 """How the similarities are called in the retrieval table."""
 
 Report = dict[str, Any]
+Figure = float | Sequence[float | None]
 Progress = Callable[[int], Any]
 
 PHANTOM_UNET: Mapping[str, Any] = {
@@ -108,6 +109,7 @@ def evaluate_task(
     settings: TransferSettings | None = None,
     *,
     progress: Progress = lambda done: None,
+    resampled: Progress = lambda drawn: None,
 ) -> Report:
     """The figures of one task.
 
@@ -118,6 +120,8 @@ def evaluate_task(
         settings: how.
         progress: called with the work done since the last call, as ``tqdm.update`` is;
             :func:`count_work` is all of it.
+        resampled: called afterwards, while intervals are computed, with the number of resamples
+            drawn since the last call; :func:`count_resamples` is all of them.
 
     Returns:
         What ``json.dumps`` takes: ``protocol``, ``columns``, ``rows`` of cells (an interval, a
@@ -130,7 +134,7 @@ def evaluate_task(
     check_choice("task", task, TASKS)
     if task in data.missing:
         raise DataError(f"{task} can't be evaluated on {data.name}: {data.missing[task]}.")
-    return _TASKS[task](model, data, settings or TransferSettings(), progress)
+    return _TASKS[task](model, data, settings or TransferSettings(), progress, resampled)
 
 
 def count_work(task: str, data: TransferData, settings: TransferSettings) -> int:
@@ -140,6 +144,14 @@ def count_work(task: str, data: TransferData, settings: TransferSettings) -> int
     if data.gallery is None:
         return len(data.labelled.val) + len(data.labelled.test)
     return len(data.gallery) * (2 if task == "retrieval" else 1)
+
+
+def count_resamples(task: str, settings: TransferSettings) -> int:
+    """How many :func:`evaluate_task` reports to ``resampled`` in all; those of retrieval are none.
+
+    Means over queries are resampled in no time.
+    """
+    return settings.resamples * {"retrieval": 0, "segmentation": 2}.get(task, 1)
 
 
 def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
@@ -154,11 +166,20 @@ def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
         for name, cells in report["rows"].items():
             rows[f"{model}, {name}" if name else model] = [_read(cell) for cell in cells]
     first = next(iter(reports.values()))
-    return Table(task, first["protocol"], tuple(first["columns"]), rows)
+    caption = first["protocol"]
+    cells = [cell for row in rows.values() for cell in row if isinstance(cell, Interval)]
+    left_out = max((cell.left_out for cell in cells), default=0)
+    if left_out:
+        caption += f"; up to {left_out} resamples lack a class and are left out"
+    return Table(task, caption, tuple(first["columns"]), rows)
 
 
 def _retrieval(
-    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings,
+    progress: Progress,
+    resampled: Progress,
 ) -> Report:
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
@@ -196,11 +217,15 @@ def _retrieval(
 
 
 def _zero_shot(
-    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings,
+    progress: Progress,
+    resampled: Progress,
 ) -> Report:
     """The class whose prompts match best; of a single class, whether it is there."""
     if data.gallery is None:
-        return _zero_shot_pairs(model, data, settings, progress)
+        return _zero_shot_pairs(model, data, settings, progress, resampled)
     gallery, labels = _gallery(data)
     prompts = {name: data.prompts[name] for name in data.classes}
     scores = zero_shot_scores(model, _encode(model, gallery, settings, progress), prompts).cpu()
@@ -209,13 +234,20 @@ def _zero_shot(
         f"the accuracy are means over classes, each against the others; chance of the accuracy "
         f"{1 / len(prompts):.2f}; 95 % intervals over the images",
         **_decisions(
-            lambda index: multiclass_metrics(scores[index], labels[index]), len(labels), settings
+            lambda index: multiclass_metrics(scores[index], labels[index]),
+            len(labels),
+            settings,
+            resampled,
         ),
     }
 
 
 def _zero_shot_pairs(
-    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings,
+    progress: Progress,
+    resampled: Progress,
 ) -> Report:
     prompts: Any = {name: data.prompts[name] for name in data.classes}
     columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
@@ -236,22 +268,27 @@ def _zero_shot_pairs(
             ),
             len(labels["test"]),
             settings,
+            resampled,
         ),
     }
 
 
 def _decisions(
-    metrics: Callable[[Tensor], Mapping[str, Any]], units: int, settings: TransferSettings
+    metrics: Callable[[Tensor], Mapping[str, Any]],
+    units: int,
+    settings: TransferSettings,
+    resampled: Progress,
 ) -> Report:
     """The zero-shot table's columns and row, with all figures."""
     names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 
-    def columns(index: Tensor) -> dict[str, float | None]:
-        figures = [metrics(index)[name] for name in names]
-        means = [each["mean"] if isinstance(each, Mapping) else each for each in figures]
-        return dict(zip(ZERO_SHOT_COLUMNS, means, strict=True))
+    def columns(index: Tensor) -> dict[str, Figure]:
+        found = metrics(index)
+        figures = [found[name] for name in names]
+        of_class = [each["per_class"] if isinstance(each, Mapping) else each for each in figures]
+        return dict(zip(ZERO_SHOT_COLUMNS, of_class, strict=True))
 
-    found = _intervals(columns, units, settings)
+    found = _intervals(columns, units, settings, resampled)
     return {
         "columns": list(ZERO_SHOT_COLUMNS),
         "rows": {"": [_write(found[name]) for name in ZERO_SHOT_COLUMNS]},
@@ -260,7 +297,11 @@ def _decisions(
 
 
 def _classification(
-    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings,
+    progress: Progress,
+    resampled: Progress,
 ) -> Report:
     scores: dict[float, list[Tensor]] = {fraction: [] for fraction in settings.fractions}
     details = label_efficiency(
@@ -275,10 +316,10 @@ def _classification(
     )
     labels = torch.as_tensor(data.labelled.test.labels)
 
-    def mean_auroc(index: Tensor) -> dict[str, float | None]:
+    def auroc(index: Tensor) -> dict[str, Figure]:
         return {
-            name_share(fraction): _mean(
-                [multilabel_auroc(logits[index], labels[index])["mean"] for logits in draws]
+            name_share(fraction): _mean_of_draws(
+                [multilabel_auroc(logits[index], labels[index])["per_class"] for logits in draws]
             )
             for fraction, draws in scores.items()
         }
@@ -291,15 +332,19 @@ def _classification(
         "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(
             "",
-            _intervals(mean_auroc, len(labels), settings),
-            [[run["auroc"] for run in share["runs"]] for share in runs],
+            _intervals(auroc, len(labels), settings, resampled),
+            [[run["test"]["auroc"] for run in share["runs"]] for share in runs],
         ),
         "details": details,
     }
 
 
 def _segmentation(
-    model: GLoRIA, data: TransferData, settings: TransferSettings, progress: Progress
+    model: GLoRIA,
+    data: TransferData,
+    settings: TransferSettings,
+    progress: Progress,
+    resampled: Progress,
 ) -> Report:
     counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
     details = segmentation_efficiency(
@@ -318,7 +363,9 @@ def _segmentation(
     for name, figure in (("positives", "dice_positives"), ("all images", "dice_all")):
         rows |= _with_spread(
             name,
-            _intervals(partial(_mean_dice, counts, figure), details["images"]["test"], settings),
+            _intervals(
+                partial(_dice, counts, figure), details["images"]["test"], settings, resampled
+            ),
             [[run["test"].get(figure) for run in share["runs"]] for share in shares],
         )
     classes = ", ".join(data.masked.test.classes)
@@ -332,17 +379,17 @@ def _segmentation(
     }
 
 
-def _mean_dice(
+def _dice(
     counts: Mapping[float, Sequence[Overlap]], figure: str, index: Tensor
-) -> dict[str, float | None]:
-    """By share, the mean over its draws, for some of the images."""
+) -> dict[str, Figure]:
+    """By share, of each class the mean over its draws, for some of the images."""
+
+    def of_class(draw: Overlap) -> list[float | None]:
+        summary = summarize_overlap(Overlap(*(count[index] for count in draw)))
+        return [each.get(figure) for each in summary["per_class"]]
+
     return {
-        name_share(fraction): _mean(
-            [
-                summarize_overlap(Overlap(*(count[index] for count in draw))).get(figure)
-                for draw in draws
-            ]
-        )
+        name_share(fraction): _mean_of_draws([of_class(draw) for draw in draws])
         for fraction, draws in counts.items()
     }
 
@@ -385,19 +432,32 @@ def _encode(
 
 
 def _intervals(
-    figures: Callable[[Tensor], Mapping[str, float | None]],
+    figures: Callable[[Tensor], Mapping[str, Figure]],
     units: int,
     settings: TransferSettings,
+    resampled: Progress,
 ) -> dict[str, Interval | None]:
     """Bootstrap intervals; None for a figure that all units together do not define."""
-    defined = [name for name, value in figures(torch.arange(units)).items() if value is not None]
+    whole = figures(torch.arange(units))
+    defined = [name for name, figure in whole.items() if _is_defined(figure)]
 
-    def numbers(index: Tensor) -> dict[str, float]:
+    def some(index: Tensor) -> dict[str, Figure]:
         found = figures(index)
-        return {name: _number(found[name]) for name in defined}
+        return {name: found[name] for name in defined}
 
-    known = bootstrap(numbers, units, resamples=settings.resamples, seed=settings.seed)
-    return {name: known.get(name) for name in figures(torch.arange(units))}
+    known = bootstrap(
+        some, units, resamples=settings.resamples, seed=settings.seed, progress=resampled
+    )
+    return {name: known.get(name) for name in whole}
+
+
+def _is_defined(figure: Figure) -> bool:
+    return not isinstance(figure, Sequence) or any(value is not None for value in figure)
+
+
+def _mean_of_draws(draws: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Of each class, the mean over draws of labels; None where one of them has none."""
+    return [_mean(values) for values in zip(*draws, strict=True)]
 
 
 def _with_spread(

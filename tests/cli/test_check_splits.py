@@ -55,11 +55,19 @@ def test_json(table, capsys):
 
 def test_a_changed_id_list_is_an_error(table, tmp_path, capsys):
     (tmp_path / "test.txt").write_text(f"# sha256 {'0' * 64}\na\n")
-    assert main(["check-splits", str(table), str(tmp_path / "test.txt")]) == 1
+    assert main(["check-splits", str(table), str(tmp_path / "test.txt")]) == 2
     assert "test.txt was changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", [["none.csv"], ["--first", "-1"], ["--split-column", "fold"], ["--no-such-option"]]
+)
+def test_an_error_is_no_leak(table, wrong, capsys):
+    assert main(["check-splits", str(table), *wrong]) == 2
+    assert "error: " in capsys.readouterr().err
 
 
 def test_one_split_is_an_error(tmp_path, capsys):
     (tmp_path / "train.txt").write_text("a\n")
-    assert main(["check-splits", str(tmp_path / "train.txt")]) == 1
+    assert main(["check-splits", str(tmp_path / "train.txt")]) == 2
     assert "a leak is between splits; got train" in capsys.readouterr().err

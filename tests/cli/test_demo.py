@@ -50,5 +50,5 @@ def test_the_same_seed_gives_the_same_figures(tiny, tmp_path, capsys):
 
 def test_wrong_options(tmp_path, capsys):
     assert main(["demo", "--preset", "huge"]) == 2
-    assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 1
+    assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2
     assert "steps must be at least 1; got 0" in capsys.readouterr().err

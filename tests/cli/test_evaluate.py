@@ -27,6 +27,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     with isolated(0):
         model = small_model([item.report for item in PhantomDataset("train", count=8)])
+    model.trained_image_size = (64, 64)  # as train says
     return gloria.save_model(model, folder / "model")
 
 
@@ -121,17 +122,17 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     assert run(own, out, *short) == 0
     before = results(out)
 
-    assert run(own, out, *short, "--seed", "1") == 1
+    assert run(own, out, *short, "--seed", "1") == 2
     assert "other settings: seed 0; now: seed 1. Give another --out" in capsys.readouterr().err
     trained = gloria.load_model(own)
     trained.image_encoder.requires_grad_(False)
     next(trained.parameters()).add_(1)
     gloria.save_model(trained, own)
-    assert run(own, out, *short) == 1
+    assert run(own, out, *short) == 2
     assert "written anew since" in capsys.readouterr().err
     assert results(out) == before
     (out / "results.json").write_text("{}")
-    assert run(own, out, *short) == 1
+    assert run(own, out, *short) == 2
     assert "is damaged" in capsys.readouterr().err
 
 
@@ -150,8 +151,49 @@ def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     colour = small_model(["a report"], image_options={"in_chans": 3})
     gloria.save_model(colour, tmp_path / "colour")
     command = ["evaluate", "--model", str(model), str(tmp_path / "colour"), "--quiet"]
-    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
     assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
+
+
+def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
+    def evaluate_on(size, out, *more):
+        trained = gloria.load_model(model)
+        trained.trained_image_size = size
+        folder = gloria.save_model(trained, tmp_path / "model")
+        code = run(folder, tmp_path / out, "--tasks", "zero-shot", *more)
+        return code, capsys.readouterr().err
+
+    assert evaluate_on((32, 32), "trained")[0] == 0
+    assert evaluate_on(None, "asked", "--image-size", "32")[0] == 0
+    assert evaluate_on((32, 32), "other", "--image-size", "64")[0] == 0
+    tasks = {}
+    for out in ("trained", "asked", "other"):
+        found = results(tmp_path / out)
+        (each,) = found["models"].values()
+        tasks[out] = each["tasks"]["zero-shot"]["details"]
+        assert found["settings"]["image_size"] == ("(64, 64)" if out == "other" else "(32, 32)")
+    assert tasks["trained"] == tasks["asked"] != tasks["other"]
+
+    code, told = evaluate_on(None, "unknown")
+    assert code == 2
+    assert "image-size must be given" in told
+    assert "does not say on which it was trained" in told
+    code, told = evaluate_on((32, 64), "wide")
+    assert code == 2
+    assert "phantoms are square; the model was trained on 32 x 64" in told
+
+
+def test_models_trained_on_different_sizes_need_one(tiny, model, tmp_path, capsys):
+    other = gloria.load_model(model)
+    other.trained_image_size = (32, 32)
+    gloria.save_model(other, tmp_path / "other")
+    command = ["evaluate", "--model", str(model), str(tmp_path / "other"), "--quiet"]
+    command += ["--out", str(tmp_path / "out"), "--tasks", "retrieval"]
+    assert main(command) == 2
+    assert (
+        f"theirs differ: {model} 64 x 64, {tmp_path / 'other'} 32 x 32" in capsys.readouterr().err
+    )
+    assert main([*command, "--image-size", "32"]) == 0
 
 
 @pytest.fixture
@@ -193,7 +235,7 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "Prec@5" in capsys.readouterr().out
 
     table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
-    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 1
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 2
     assert "which changed since" in capsys.readouterr().err
 
 
@@ -205,7 +247,7 @@ def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     before = results(tmp_path / "out")
     prompts.write_text('{"Edema": ["fluid"], "Cardiomegaly": ["large heart"]}')
     capsys.readouterr()
-    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 1
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 2
     assert "is of other settings: prompts" in capsys.readouterr().err
     assert results(tmp_path / "out") == before
 
@@ -216,8 +258,37 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     files = {"config.json", "model.safetensors"}
     others = sorted(p for p in own.rglob("*") if p.is_file() and p.name not in files)
     others[0].write_bytes(others[0].read_bytes() + b"\n")
-    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 1
+    assert run(own, tmp_path / "out", "--tasks", "retrieval") == 2
     assert "written anew since" in capsys.readouterr().err
+
+
+def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
+    (tmp_path / "7.png").write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--tasks", "retrieval", "--skip-broken")
+    assert run(model, tmp_path / "out", *given) == 0
+    told = capsys.readouterr().err
+    assert f"1 of 40 images can't be read and are left out, first: {table}, row 9" in told
+    lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("[!g]*.txt")]
+    assert {name for each in lists for name in each} == {f"{n}.png" for n in range(40) if n != 7}
+
+
+def test_films_of_12_bits(model, table, tmp_path, capsys):
+    for film in tmp_path.glob("*.png"):
+        pixels = np.asarray(Image.open(film)).astype(np.uint16) * 16
+        Image.fromarray(pixels).save(film)
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given) == 2
+    assert "Say how many bits" in capsys.readouterr().err
+    figures = []
+    for shown in (("--bits", "12"), ("--window", "2047.5", "4095"), ("--window", "100", "50")):
+        out = tmp_path / "-".join(shown)
+        assert run(model, out, *given, *shown) == 0
+        (each,) = results(out)["models"].values()
+        figures.append(each["tasks"]["retrieval"]["details"])
+    assert figures[0] == figures[1]  # the window is all of the 12 bits
+    assert figures[0] != figures[2]
 
 
 def test_chexperts_own_files(model, tmp_path, capsys):
@@ -245,8 +316,9 @@ def test_chexperts_own_files(model, tmp_path, capsys):
         images=None,
         labels=None,
         prompts=None,
-        image_size=64,
+        image_size=(64, 64),
         per_class=3,
+        skip_broken=None,
         seed=0,
         quiet=True,
     )
@@ -257,7 +329,14 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
     assert not held_out & {patient for split in data.labelled for patient in split.patients}
 
-    assert run(model, tmp_path / "more", *given[:-1], "9") == 1
+    held = next(iter(data.gallery.records))
+    held.path.write_bytes(b"no image")
+    args.skip_broken = True
+    rest = evaluate._read_data(args, 1)
+    assert rest.gallery.labels.sum(0).tolist() == [3] * 5  # another one is drawn
+    assert held.id not in {name for part in (*rest.labelled, rest.gallery) for name in part.ids}
+
+    assert run(model, tmp_path / "more", *given[:-1], "9") == 2
     assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
 
 
@@ -309,6 +388,7 @@ def write_dicom(path, pixels):
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
         (["--data", "x.csv"], "--format csv needs --classes"),
         (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
+        (["--skip-broken"], "skip-broken is not for --format phantom"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
@@ -316,7 +396,7 @@ def write_dicom(path, pixels):
     ],
 )
 def test_wrong_options(model, tmp_path, capsys, options, message):
-    assert run(model, tmp_path / "out", *options) == 1
+    assert run(model, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -325,7 +405,7 @@ def test_wrong_percents_and_models(model, tmp_path, capsys):
     assert run(model, tmp_path / "out", "--fractions", "0,10") == 2
     assert "must each be above 0, at most 100" in capsys.readouterr().err
     assert run(model, tmp_path / "out", "--fractions", "some") == 2
-    assert run(tmp_path / "none", tmp_path / "out") == 1
+    assert run(tmp_path / "none", tmp_path / "out") == 2
     assert "is no saved model" in capsys.readouterr().err
 
 

@@ -125,18 +125,18 @@ def test_an_error_of_gloria_is_one_line_on_stderr(command, capsys):
         raise DataError("row 3, column 'report': empty")
 
     command(run)
-    assert cli.main(["act"]) == 1
+    assert cli.main(["act"]) == 2
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "gloria: error: row 3, column 'report': empty\n")
 
 
 def test_an_error_of_the_operating_system_is_one_line_on_stderr(command, capsys, tmp_path):
     command(lambda args: (tmp_path / "none" / "a").write_text(""))
-    assert cli.main(["act"]) == 1
+    assert cli.main(["act"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("gloria: error: [Errno 2] No such file or directory: ")
     assert shown.count("\n") == 1
-    assert cli.main(["act", "--debug"]) == 1
+    assert cli.main(["act", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -147,7 +147,7 @@ def test_notes_of_an_error_are_shown(command, capsys):
         raise error
 
     command(run)
-    assert cli.main(["act"]) == 1
+    assert cli.main(["act"]) == 2
     expected = "gloria: error: no loss is named 'x'.\n  Not loaded: plugin 'y'\n"
     assert capsys.readouterr().err == expected
 
@@ -158,7 +158,7 @@ def test_debug_shows_the_traceback(command, capsys, arguments):
         raise DataError("row 3")
 
     command(run)
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert "DataError: row 3" in shown

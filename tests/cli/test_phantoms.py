@@ -48,7 +48,7 @@ def test_no_5xn_splits(tmp_path):
     ],
 )
 def test_errors_are_one_line(tmp_path, capsys, change, message):
-    assert run(tmp_path, *change) == 1
+    assert run(tmp_path, *change) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
@@ -56,7 +56,7 @@ def test_errors_are_one_line(tmp_path, capsys, change, message):
 
 def test_a_file_in_the_way_is_named(tmp_path, capsys):
     (tmp_path / "taken").write_text("")
-    assert run(tmp_path / "taken", "--per-class", "0") == 1
+    assert run(tmp_path / "taken", "--per-class", "0") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "taken" in error

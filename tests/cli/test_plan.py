@@ -139,7 +139,7 @@ def test_every_attention_variant_can_be_planned(capsys):
     ],
 )
 def test_bad_numbers_are_one_line(capsys, change, message):
-    assert main(["plan", *SIZES, *change]) == 1
+    assert main(["plan", *SIZES, *change]) == 2
     error = capsys.readouterr().err
     assert error.startswith("gloria: error: ")
     assert message in error

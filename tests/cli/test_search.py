@@ -24,15 +24,16 @@ def disk(tmp_path_factory):
     for seed, name in enumerate(("model", "other")):
         with isolated(seed):
             model = small_model([item.report for item in items])
+        model.trained_image_size = (64, 64)  # as train says
         gloria.save_model(model, folder / name)
     return folder
 
 
 @pytest.fixture
 def search(disk, capsys):
-    def search(*more, model="model", images=None, size=("--image-size", "64")):
+    def search(*more, model="model", images=None):
         images = images or disk / "films"
-        where = ["--model", disk / model, "--images", images, *size, "--device", "cpu"]
+        where = ["--model", disk / model, "--images", images, "--device", "cpu"]
         code = main(["search", "edema", *map(str, [*where, *more])])
         return code, *capsys.readouterr()
 
@@ -48,7 +49,10 @@ def films(disk, tmp_path):
 def test_prints_the_best_with_rank_score_and_path(search, disk):
     code, shown, told = search("--top", "3", "--quiet")
     assert (code, told) == (0, "")
-    rows = [line.split() for line in shown.splitlines()]
+    head, *lines = shown.splitlines()
+    assert head.split() == ["rank", "score", "path"]
+    assert all(line.index("/") == head.index("path") for line in lines)
+    rows = [line.split() for line in lines]
     assert [row[0] for row in rows] == ["1", "2", "3"]
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True)
@@ -63,7 +67,7 @@ def test_json_is_the_same_ranking(search):
     assert report["text"] == "edema"
     assert report["similarity"] == "both"
     assert (report["searched"], report["encoded"], report["broken"]) == (8, 8, [])
-    rows = [line.split() for line in shown.splitlines()]
+    rows = [line.split() for line in shown.splitlines()[1:]]
     assert [str(each["rank"]) for each in report["found"]] == [row[0] for row in rows]
     assert [each["path"] for each in report["found"]] == [row[2] for row in rows]
     assert [f"{each['score']:.4f}" for each in report["found"]] == [row[1] for row in rows]
@@ -83,10 +87,10 @@ def test_a_cache_of_another_model_is_refused(search, tmp_path):
     cached = ["--cache", tmp_path / "cache", "--quiet"]
     assert search(*cached)[0] == 0
     code, shown, told = search(*cached, model="other")
-    assert (code, shown) == (1, "")
+    assert (code, shown) == (2, "")
     assert "has features of another model" in told
-    code, shown, told = search(*cached, size=("--image-size", "32"))
-    assert (code, shown) == (1, "")
+    code, shown, told = search(*cached, "--image-size", "32")
+    assert (code, shown) == (2, "")
     assert "image_size was [64, 64], is [32, 32]" in told
     assert search(*cached)[0] == 0
 
@@ -96,9 +100,10 @@ def test_broken_images_are_named_and_counted(search, films):
     (films / "empty.png").write_bytes(b"")
     code, shown, told = search("--quiet", images=films)
     assert code == 0
-    assert len(shown.splitlines()) == 7
-    assert f"image {films / '3.png'} can't be read" in told
-    assert f"image {films / 'empty.png'} can't be read" in told
+    assert len(shown.splitlines()) == 1 + 7
+    for name in ("3.png", "empty.png"):
+        assert f"left out: image {films / name} can't be read: Pillow knows no such image." in told
+        assert told.count(name) == 1
     assert "2 of 9 images can't be read and are left out" in told
     report = json.loads(search("--quiet", "--json", images=films)[1])
     assert len(report["broken"]) == 2
@@ -114,9 +119,31 @@ def test_wrong_use_is_one_line(search, disk, tmp_path):
         (["--cache", disk / "films"], "must be empty, or hold features"),
     ):
         code, shown, told = search("--quiet", *arguments)
-        assert (code, shown) == (1, "")
+        assert (code, shown) == (2, "")
         assert message in told
         assert len(told.splitlines()) == 1
-    code, _, told = search("--quiet", size=())
-    assert code == 1
-    assert "image-size must be given: this model takes any" in told
+
+
+def test_images_are_of_the_size_of_training(search, disk, tmp_path):
+    trained = search("--quiet")
+    assert trained == search("--quiet", "--image-size", "64")
+    assert trained != search("--quiet", "--image-size", "32")
+    model = gloria.load_model(disk / "model")
+    model.trained_image_size = None
+    folder = gloria.save_model(model, tmp_path / "unknown")
+    code, _, told = search("--quiet", model=folder)
+    assert code == 2
+    assert f"image-size must be given: {folder} takes any, and does not say on which" in told
+    assert search("--quiet", "--image-size", "64", model=folder) == trained
+
+
+def test_an_encoder_of_one_size_says_it(search, disk, tmp_path):
+    with isolated(0):
+        model = small_model(
+            ["Edema."],
+            image_encoder="timm:vit_tiny_patch16_224",
+            image_options={"image_size": 32, "depth": 2, "in_chans": 1},
+        )
+    code, shown, _ = search("--quiet", model=gloria.save_model(model, tmp_path / "vit"))
+    assert code == 0
+    assert shown

@@ -115,14 +115,14 @@ def test_without_validation_rows(table, tmp_path, capsys):
     ],
 )
 def test_errors_are_one_line(table, tmp_path, capsys, change, message):
-    assert run(table, tmp_path, *change) == 1
+    assert run(table, tmp_path, *change) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
-    assert run(tmp_path / "none.csv", tmp_path) == 1
+    assert run(tmp_path / "none.csv", tmp_path) == 2
     assert "none.csv does not exist" in capsys.readouterr().err
 
 
@@ -134,7 +134,7 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     (table.parent / "broken.png").write_bytes(b"no image")
     with broken.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    assert run(broken, tmp_path, "--batch-size", "12", "--workers", workers) == 1
+    assert run(broken, tmp_path, "--batch-size", "12", "--workers", workers) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"gloria: error: {broken}, row 4, column 'image': image ")
     assert "broken.png can't be read" in error
@@ -169,16 +169,16 @@ def test_other_formats(tmp_path, capsys):
     assert run(path, tmp_path / "run", *options) == 0
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert "validation_loss" in history[-1]
-    assert run(path, tmp_path / "run", "--format", "chexpert-plus", "--sections", "lungs") == 1
+    assert run(path, tmp_path / "run", "--format", "chexpert-plus", "--sections", "lungs") == 2
     assert "sections must be a tuple of" in capsys.readouterr().err
-    assert run(path, tmp_path / "run", "--format", "mimic-cxr") == 1
+    assert run(path, tmp_path / "run", "--format", "mimic-cxr") == 2
     assert "has no mimic-cxr-...-metadata.csv.gz" in capsys.readouterr().err
     for format_, option in (
         ("chexpert-plus", ["--bits", "12"]),
         ("mimic-cxr", ["--report-column", "text"]),
         ("csv", ["--images", str(tmp_path)]),
     ):
-        assert run(path, tmp_path / "run", "--format", format_, *option) == 1
+        assert run(path, tmp_path / "run", "--format", format_, *option) == 2
         assert f"{option[0][2:]} is not for --format {format_}" in capsys.readouterr().err
 
 
@@ -205,13 +205,13 @@ def test_an_option_is_name_and_value(table, tmp_path, capsys):
     assert "must be NAME=VALUE; got 'frozen'" in capsys.readouterr().err
     assert train._option("learnable=False") == train._option("learnable=false")
     assert train._option("learnable=False") == ("learnable", False)
-    assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 1
+    assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 2
     assert "has no such option" in capsys.readouterr().err
 
 
 def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):
     options = ["--image-encoder", "timm:convnext_atto", "--image-option", "in_chans=3"]
-    assert run(table, tmp_path, *options) == 1
+    assert run(table, tmp_path, *options) == 2
     assert "with 3 channels, as the image encoder wants; got (4, 1, 32, 32)" in (
         capsys.readouterr().err
     )
@@ -219,14 +219,14 @@ def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):
 
 def test_out_that_is_a_file(table, tmp_path, capsys):
     (tmp_path / "taken").write_text("mine")
-    assert run(table, tmp_path / "taken") == 1
+    assert run(table, tmp_path / "taken") == 2
     assert "taken is a file" in capsys.readouterr().err
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_missing_matplotlib_is_said_before_training(table, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert run(table, tmp_path / "run") == 1
+    assert run(table, tmp_path / "run") == 2
     assert "matplotlib is needed here" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -243,7 +243,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
         (changed, [], "training_data was"),
     ):
-        assert run(data, tmp_path / "run", *options) == 1
+        assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err
         assert "belongs to a run with other settings" in error
         assert message in error
@@ -264,7 +264,7 @@ def test_convirts_heads_and_sentences(table, tmp_path, capsys):
     ]
     assert model.text_encoder.pooling == "max"
     options.remove("--one-sentence")
-    assert run(table, tmp_path, *options) == 1
+    assert run(table, tmp_path, *options) == 2
     assert "text_policy was 'gloria.data.reports:random_sentences'" in capsys.readouterr().err
 
 

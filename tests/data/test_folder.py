@@ -31,8 +31,11 @@ def test_every_image_is_found_and_nothing_else(films):
 def test_a_broken_image_is_named_once(films):
     (films / "b.png").write_bytes(b"no image")
     data = ImageFolder(films, size=(6, 6))
-    with pytest.raises(DataError, match=f"^{films}: image {films / 'b.png'} can't be read"):
+    with pytest.raises(DataError) as broken:
         data[3]
+    assert str(broken.value) == (
+        f"image {films / 'b.png'} can't be read: Pillow knows no such image."
+    )
 
 
 def test_no_folder_and_no_image_are_errors(tmp_path):

@@ -74,8 +74,13 @@ def test_files_that_are_no_images(tmp_path, ramp):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("not an image")
     for name in ("cut.png", "empty.png", "text.png"):
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=name) as broken:
             load_image(tmp_path / name)
+        assert str(broken.value).count(name) == 1
+        assert not str(broken.value).endswith("..")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match=r"folder\.png can't be read: Is a directory\.$"):
+        load_image(tmp_path / "folder.png")
     with pytest.raises(GloriaError, match=r"none\.png does not exist"):
         load_image(tmp_path / "none.png")
 

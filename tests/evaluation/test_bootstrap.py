@@ -9,6 +9,9 @@ import torch
 
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
+from gloria.evaluation.classification import multilabel_auroc
+
+NAN = math.nan
 
 
 def test_mean_of_many_units_has_the_interval_of_the_normal_approximation():
@@ -80,8 +83,53 @@ def test_units_without_the_figure_and_resamples_without_it():
     assert found.value == pytest.approx(0.6)
     assert 0 < found.left_out < 100  # (1/3)^3 of 500 draws hold the NaN alone
     assert (found.low, found.high) == (0.5, 0.7)
-    with pytest.raises(DataError, match="no resample defines dice; it is NaN in all 5"):
+    with pytest.raises(DataError, match="the units do not define dice"):
         bootstrap_mean({"dice": [math.nan]}, resamples=5)
+
+
+def test_a_mean_over_classes_is_always_over_the_same_classes():
+    """Of three classes the second is rare, and the third has no positive image at all."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(2, (60, 3), generator=generator)
+    labels[:, 1:] = 0
+    labels[:2, 1] = 1
+    scores = (labels + torch.randn(60, 3, generator=generator)).double()
+
+    def auroc(index):
+        return {"auroc": multilabel_auroc(scores[index], labels[index])["per_class"]}
+
+    found = bootstrap(auroc, 60, resamples=200, seed=6)["auroc"]
+    rng = torch.Generator().manual_seed(6)
+    draws = []
+    for _ in range(200):
+        index = torch.randint(60, (60,), generator=rng)
+        if labels[index, 1].any():  # else the mean would be that of the first class alone
+            of_class = [metrics.roc_auc_score(labels[index, c], scores[index, c]) for c in (0, 1)]
+            draws.append(sum(of_class) / 2)
+    assert found.left_out == 200 - len(draws) > 10
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert found.value == pytest.approx(multilabel_auroc(scores, labels)["mean"])
+
+
+def test_a_figure_that_no_resample_defines_has_no_interval():
+    """It takes every one of ten units to define it."""
+
+    def figures(index):
+        whole = len(index.unique()) == 10
+        return {"of_class": [0.5, 0.75 if whole else None, None], "number": 0.5 if whole else NAN}
+
+    found = bootstrap(figures, 10, resamples=20)
+    assert found["of_class"] == Interval(0.625, None, None, 20)
+    assert found["number"] == Interval(0.5, None, None, 20)
+    with pytest.raises(DataError, match="the units do not define x: it is NaN, or no class has it"):
+        bootstrap(lambda index: {"x": [None, None]}, 3)
+
+
+def test_progress_counts_the_resamples():
+    done = []
+    bootstrap(lambda index: {"x": 1.0}, 3, resamples=7, progress=done.append)
+    assert sum(done) == 7
 
 
 def test_one_unit_has_an_interval_of_no_width():

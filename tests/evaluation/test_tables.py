@@ -34,6 +34,11 @@ def test_published_rows_stand_below_a_line_that_says_they_are_no_match():
         assert NOT_COMPARABLE not in show(table(), published=False)
 
 
+def test_a_figure_without_an_interval_shows_none():
+    row = {"mine": (Interval(0.5, None, None, 1000),)}
+    assert "50.0 [–, –]" in as_text(Table("retrieval", "few images", ("P@5",), row))
+
+
 @pytest.mark.parametrize("task", TITLES)
 def test_every_task_shows_every_published_figure_as_printed(task):
     text = as_text(table(task))

@@ -143,8 +143,8 @@ def test_frozen_nothing_of_the_encoder_changes_in_anybodys_loop(encoder, copied)
     assert changed == {"head.weight", "head.bias"}
     assert classifier.frozen
     assert classifier.head.training
-    assert not any(module.training for module in classifier.encoder.modules())
-    assert all(parameter.grad is None for parameter in classifier.encoder.parameters())
+    assert not any(module.training for module in classifier.image_encoder.modules())
+    assert all(parameter.grad is None for parameter in classifier.image_encoder.parameters())
 
 
 def test_unfrozen_weights_and_statistics_of_the_encoder_change(encoder):
@@ -156,7 +156,7 @@ def test_unfrozen_weights_and_statistics_of_the_encoder_change(encoder):
     optimizer.step()
     after = classifier.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert {"encoder.model.conv1.0.weight", "encoder.model.bn1.running_mean"} <= changed
+    assert {"image_encoder.model.conv1.0.weight", "image_encoder.model.bn1.running_mean"} <= changed
     assert not classifier.frozen
 
 
@@ -178,7 +178,9 @@ def test_the_number_of_classes(encoder, classes, error):
 @pytest.mark.parametrize("given", ["resnet50", nn.Linear(2, 2)])
 def test_an_encoder_is_an_image_encoder(given):
     kind = type(given).__name__
-    with pytest.raises(ContractError, match=f"encoder must be .* an ImageEncoder; got {kind}. Of"):
+    with pytest.raises(
+        ContractError, match=f"image_encoder must be .* an ImageEncoder; got {kind}. Of"
+    ):
         ImageClassifier(given, 2)
 
 

@@ -116,6 +116,18 @@ def test_the_probe_finds_the_optimum_that_scikit_learn_finds():
     assert figure["mean"] == pytest.approx(sum(figure["per_class"]) / 2)
 
 
+def test_one_image_of_one_number_is_no_batch_for_fine_tuning():
+    encoder = TimmImageEncoder("resnet10t", in_chans=1, channels=(8, 8, 16, 16), stem_width=8)
+    train, validation = phantoms("train", 5), phantoms("val", 20)
+    recipe = ClassifierRecipe(steps=1, batch_size=1)
+    classifier = ImageClassifier(encoder, len(train.classes))
+    with pytest.raises(OptionError, match=r"at least 2, .* got batch_size 1 and 5 to train on"):
+        train_classifier(classifier, train, validation, recipe)
+    frozen = ImageClassifier(encoder, len(train.classes), frozen=True)  # no BatchNorm learns
+    train_classifier(frozen, train, validation, recipe)
+    train_classifier(classifier, train, validation, replace(recipe, steps=3, batch_size=2))
+
+
 def test_pos_weight_and_class_weight_are_those_of_scikit_learn():
     classifier = probe()
     recipe = ClassifierRecipe(
@@ -152,9 +164,11 @@ def test_fine_tuning_changes_the_encoder():
     before = state(classifier)
     recipe = ClassifierRecipe(steps=1, batch_size=4)
     train_classifier(classifier, phantoms("train", 12), phantoms("val", 30), recipe)
-    assert {"encoder.model.conv1.0.weight", "encoder.model.bn1.running_mean", "head.weight"} <= (
-        changed(before, state(classifier))
-    )
+    assert {
+        "image_encoder.model.conv1.0.weight",
+        "image_encoder.model.bn1.running_mean",
+        "head.weight",
+    } <= (changed(before, state(classifier)))
     assert not any(module.training for module in classifier.modules())
 
 
@@ -245,7 +259,7 @@ def test_encoding_once_is_encoding_every_time():
 def test_a_crop_is_trained_at_random_and_tested_in_the_middle():
     seen = []
     classifier = probe()
-    classifier.encoder.register_forward_pre_hook(
+    classifier.image_encoder.register_forward_pre_hook(
         lambda _, inputs: seen.append(tuple(inputs[0].shape[2:]))
     )
     crop = Augmentation(shift=0, gain=0, offset=0, crop=4)
@@ -288,7 +302,7 @@ def test_evaluation_does_not_depend_on_the_batch_or_the_mode():
     data = phantoms("test", 30)
     classifier.train()
     expected = evaluate_classifier(classifier, data)
-    assert classifier.encoder.training
+    assert classifier.image_encoder.training
     for batch_size in (1, 7):
         actual = evaluate_classifier(classifier, data, batch_size=batch_size, workers=1)
         assert actual["per_class"] == pytest.approx(expected["per_class"], abs=1e-5)
@@ -362,14 +376,16 @@ def test_means_and_deviations_are_over_the_seeds(study):
     cell = result["rows"]["small"]["10%"]
     first, second = cell["runs"]
     assert (first["seed"], second["seed"]) == (3, 4)
-    aurocs = [first["auroc"], second["auroc"]]
+    aurocs = [first["test"]["auroc"], second["test"]["auroc"]]
     assert cell["mean"] == pytest.approx(statistics.mean(aurocs))
     assert cell["sd"] == pytest.approx(statistics.stdev(aurocs))
     for name in FINDINGS:
-        values = [run["per_class"][name] for run in cell["runs"]]
+        values = [run["test"]["per_class"][name] for run in cell["runs"]]
         assert cell["per_class"][name]["mean"] == pytest.approx(statistics.mean(values))
         assert cell["per_class"][name]["sd"] == pytest.approx(statistics.stdev(values))
-    assert first["auroc"] == pytest.approx(statistics.mean(first["per_class"].values()))
+    assert first["test"]["auroc"] == pytest.approx(
+        statistics.mean(first["test"]["per_class"].values())
+    )
 
 
 def test_rows_are_compared_on_the_same_shares_which_a_seed_changes(study):
@@ -384,7 +400,8 @@ def test_rows_are_compared_on_the_same_shares_which_a_seed_changes(study):
     small = result["rows"]["small"]
     assert small["10%"]["runs"][0]["share"] != small["10%"]["runs"][1]["share"]
     # all labels, but other first weights and another order
-    assert small["100%"]["runs"][0]["auroc"] != small["100%"]["runs"][1]["auroc"]
+    first, second = small["100%"]["runs"]
+    assert first["test"]["auroc"] != second["test"]["auroc"]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -416,7 +433,7 @@ def test_a_run_is_what_training_and_testing_by_hand_gives(frozen):
     run = cell["runs"][1]
     assert (run["images"], run["best_step"]) == (60, by_hand.best_step)
     assert run["validation_auroc"] == pytest.approx(by_hand.validation_auroc)
-    assert run["auroc"] == pytest.approx(evaluate_classifier(classifier, TEST)["mean"])
+    assert run["test"]["auroc"] == pytest.approx(evaluate_classifier(classifier, TEST)["mean"])
 
 
 def test_an_undefined_class_is_none_and_not_in_the_mean():

@@ -15,6 +15,7 @@ from torch import nn
 from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
+from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.weights import load_model
@@ -72,6 +73,25 @@ def test_learns_four_corners():
     similarity = model.similarity((images - mean) / std, texts)
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "size"),
+    [(None, (32, 32)), (Augmentation(), (32, 32)), (Augmentation(crop=24), (24, 24))],
+)
+def test_the_model_knows_the_size_of_the_images_it_saw(augmentation, size, tmp_path):
+    model = build()
+    seen = set()
+    model.image_encoder.register_forward_pre_hook(
+        lambda module, args: seen.add(tuple(args[0].shape[-2:]))
+    )
+    recipe = replace(QUICK, augmentation=augmentation)
+    train(model, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
+    assert seen == {model.trained_image_size} == {size}
+    assert load_model(tmp_path / "best").trained_image_size == size
+    again = build()  # a run that is done trains no step, and knows it all the same
+    train(again, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
+    assert again.trained_image_size == size
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit():

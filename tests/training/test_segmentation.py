@@ -99,6 +99,21 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit():
     assert not torch.equal(weights(first), weights(other))
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(24, 1), (1, 4)])
+def test_one_image_of_one_number_is_no_batch(count, batch_size):
+    """At 32 pixels the encoder's last map has one pixel: BatchNorm would have one number."""
+    recipe = SegmentationRecipe(steps=2, batch_size=batch_size, augmentation=None)
+    told = f"batch_size must be at least 2, .* got batch_size {batch_size} and {count} to train on"
+    with pytest.raises(OptionError, match=told):
+        train_segmenter(build(), Squares(count), VALIDATION, recipe)
+
+
+def test_a_last_odd_image_is_no_batch():
+    """Three images in batches of two: each epoch has one step, and none of a single image."""
+    recipe = SegmentationRecipe(steps=4, batch_size=2, augmentation=None)
+    assert len(train_segmenter(build(), Squares(3), VALIDATION, recipe).history) == 4
+
+
 def test_loading_processes_change_nothing():
     first, second = build(), build()
     train_segmenter(first, TRAIN, VALIDATION, QUICK)
@@ -202,7 +217,11 @@ def test_shares_of_the_masks_of_several_encoders():
         model = segmentation_model(rows["pretrained"], width=16)
     trained = train_segmenter(model, TRAIN, VALIDATION, QUICK)
     expected = evaluate_segmentation(model, TEST, trained.thresholds, batch_size=4)
+    expected["per_class"] = dict(zip(["square"], expected["per_class"], strict=True))
     assert cell["runs"][0]["test"] == expected
+    # one class: its figures are the means over classes
+    assert table["classes"] == list(cell["per_class"]) == ["square"]
+    assert cell["per_class"]["square"]["dice_all"] == cell["dice_all"]
     assert cell["runs"][0]["best_step"] == trained.best_step
 
 
@@ -212,6 +231,19 @@ def test_phantoms_with_two_findings():
     trained = train_segmenter(build(2), data, data, QUICK)
     assert len(trained.thresholds) == 2
     assert all(record["loss"] > 0 for record in trained.history)
+
+    rows = {"random": encoder()}
+    once = {"fractions": (1,), "seeds": (0,), "recipe": QUICK, "width": 16}
+    table = segmentation_efficiency(rows, data, data, data, **once)
+    assert table["classes"] == ["pleural effusion", "cardiomegaly"]
+    cell = table["rows"]["random"]["100%"]
+    of_class = [cell["per_class"][name]["dice_all"]["mean"] for name in table["classes"]]
+    assert of_class[0] != of_class[1]
+    assert cell["dice_all"]["mean"] == pytest.approx(sum(of_class) / 2)
+    (run,) = cell["runs"]
+    for number, name in enumerate(table["classes"]):
+        positives = run["test"]["per_class"][name]["positives"]
+        assert positives == data.labels[:, number].sum()
 
 
 def test_nonsense_stops_with_nothing_updated():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from gloria.data import Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
@@ -18,12 +19,13 @@ from gloria.evaluation.features import encode_images
 from gloria.evaluation.phantoms import evaluate_gallery
 from gloria.evaluation.tables import as_text
 from gloria.evaluation.zero_shot import zero_shot_probabilities
-from gloria.training.classification import ClassifierRecipe
+from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.randomness import isolated
 from gloria.training.segmentation import SegmentationRecipe
 from gloria.training.small import small_model
 from gloria.training.transfer import (
     TransferSettings,
+    count_resamples,
     count_work,
     evaluate_task,
     transfer_table,
@@ -56,10 +58,13 @@ def reports(model, data):
     found = {}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for task in TASKS:
-        done = []
-        report = evaluate_task(task, model, data, SETTINGS, progress=done.append)
+        done, drawn = [], []
+        report = evaluate_task(
+            task, model, data, SETTINGS, progress=done.append, resampled=drawn.append
+        )
         found[task] = json.loads(json.dumps(report, allow_nan=False))
         assert sum(done) == count_work(task, data, SETTINGS)
+        assert sum(drawn) == count_resamples(task, SETTINGS)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     return found
 
@@ -84,7 +89,7 @@ def test_retrieval_and_zero_shot_are_those_of_the_demo(reports, model):
 
 def test_the_supervised_tasks_rows_are_the_means_over_draws(reports):
     for task, row, figure in (
-        ("classification", "", lambda run: run["auroc"]),
+        ("classification", "", lambda run: run["test"]["auroc"]),
         ("segmentation", "positives", lambda run: run["test"]["dice_positives"]),
         ("segmentation", "all images", lambda run: run["test"]["dice_all"]),
     ):
@@ -100,6 +105,41 @@ def test_the_supervised_tasks_rows_are_the_means_over_draws(reports):
             spread = report["rows"][f"{row}, over 2 draws of labels".removeprefix(", ")][number]
             assert spread["mean"] == pytest.approx(mean(runs))
             assert spread["sd"] == pytest.approx(np.std(runs, ddof=1))
+
+
+def test_intervals_are_of_means_over_all_classes(reports, model, data):
+    """The probe's, against a plain loop over resamples that have every class."""
+    logits = []
+    label_efficiency(
+        {"model": model.image_encoder},
+        *data.labelled,
+        fractions=[1.0],
+        seeds=SETTINGS.drawn,
+        recipe=SETTINGS.classification,
+        on_scores=lambda row, fraction, seed, scores: logits.append(scores.numpy()),
+    )
+    labels = np.asarray(data.labelled.test.labels)
+    generator = torch.Generator().manual_seed(SETTINGS.seed)
+    draws = []
+    for _ in range(SETTINGS.resamples):
+        index = torch.randint(len(labels), (len(labels),), generator=generator).numpy()
+        if (labels[index].min(0) == 0).all() and (labels[index].max(0) == 1).all():
+            draws.append(mean(roc_auc_score(labels[index], each[index]) for each in logits))
+    cell = reports["classification"]["rows"][""][1]
+    assert cell["left_out"] == SETTINGS.resamples - len(draws)
+    ends = np.quantile(draws, [0.025, 0.975])
+    assert (cell["low"], cell["high"]) == pytest.approx(tuple(ends), abs=1e-6)
+
+
+def test_the_caption_says_how_many_resamples_lack_a_class(reports):
+    report = reports["zero-shot"]
+    worst = max(cell["left_out"] for cell in report["rows"][""])
+    assert worst > 0  # of twenty images
+    caption = transfer_table("zero-shot", {"mine": report}).caption
+    assert caption.endswith(f"; up to {worst} resamples lack a class and are left out")
+    whole = [cell and {**cell, "left_out": 0} for cell in report["rows"][""]]
+    caption = transfer_table("zero-shot", {"mine": {**report, "rows": {"": whole}}}).caption
+    assert caption == report["protocol"]
 
 
 @pytest.mark.parametrize("task", TASKS)

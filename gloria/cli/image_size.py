@@ -1,0 +1,43 @@
+"""The size of the images that a saved model is fed: that of its training, unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from gloria.errors import OptionError
+
+if TYPE_CHECKING:
+    from gloria.model import GLoRIA
+
+HELP = "square side; default: that of the model's training"
+
+
+def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[int, int]:
+    """``(height, width)`` in pixels to fit images into.
+
+    Args:
+        given: the side that was asked for; None = what the models were trained on or, where that
+            is unknown, what their image encoders were made for.
+        models: by folder.
+
+    Raises:
+        OptionError: nothing was asked for, and the models do not say it, or say different things.
+    """
+    if given is not None:
+        return given, given
+    sizes = {}
+    for name, model in models.items():
+        size = model.trained_image_size or model.image_encoder.image_input.size
+        if size is None:
+            raise OptionError(
+                f"image-size must be given: {name} takes any, and does not say on which it was "
+                f"trained."
+            )
+        sizes[name] = size
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+        raise OptionError(
+            f"image-size must be given, or models evaluated one by one: theirs differ: {told}."
+        )
+    return next(iter(sizes.values()))
