@@ -30,6 +30,7 @@ from gloria.checks import check_choice, check_integer, check_positive
 from gloria.errors import OptionError
 from gloria.matching.chunked import CACHE_TILE, WORKING_TILES, gram_is_cheaper
 from gloria.matching.problem import Problem
+from gloria.matching.triton import bytes_of_image, chunks
 
 
 class Device(NamedTuple):
@@ -172,8 +173,9 @@ def _triton(problem: Problem, real_words: int) -> Cost:
     element = images * regions * real_words
     # scores are float32; what else stands between two steps is bfloat16 for either half type
     inputs = problem.dtype.itemsize
-    of_image = regions * real_words * (4 + 4 * inputs) + 2 * inputs * regions * (regions + dim)
+    of_image = bytes_of_image(real_words, regions, dim, inputs)[1]
     kept = images * of_image <= problem.options.memory_budget
+    together = chunks(images, of_image, problem.options.memory_budget)[0][1] if images else 0
     grams = 2 * images * regions**2 * dim
     small = inputs * _numbers(problem, real_words)
     # scores written and read; weights written, multiplied; with what is attended, read again
@@ -186,9 +188,7 @@ def _triton(problem: Problem, real_words: int) -> Cost:
     return Cost(
         forward,
         backward if kept else backward + attend,
-        max(of_image, min(problem.options.memory_budget, images * of_image))
-        + (inputs + 4) * real_words * dim
-        + _of_cosines(problem, 4),
+        together * of_image + (inputs + 4) * real_words * dim + _of_cosines(problem, 4),
     )
 
 

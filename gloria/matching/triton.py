@@ -240,11 +240,8 @@ class Matcher:
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32
         self.blocks = choose_blocks(self.padded, self.kind)
-        element = self.columns * self.padded
-        square = self.padded**2
-        size = self.kind.itemsize
-        self.bytes_forward = element * (4 + 2 * size) + square * size
-        self.bytes_backward = element * (4 + 4 * size) + size * (2 * square + 2 * self.padded * dim)
+        sizes = self.columns, self.region_count, self.width, self.kind.itemsize
+        self.bytes_forward, self.bytes_backward = bytes_of_image(*sizes)
         self.budget = memory_budget
 
     @classmethod
@@ -573,6 +570,14 @@ attention_cosine_backward.register_autograd(refuse_second_derivative)
 
 
 # Their parts.
+
+
+def bytes_of_image(columns: int, regions: int, dim: int, size: int) -> tuple[int, int]:
+    """What one image takes, forward and backward, in numbers of ``size`` bytes but the scores."""
+    regions, dim = round_up(regions, OCTET), round_up(dim, OCTET)
+    element, square = columns * regions, regions**2
+    forward = element * (4 + 2 * size) + size * square
+    return forward, element * (4 + 4 * size) + size * (2 * square + 2 * regions * dim)
 
 
 def chunks(images: int, bytes_each: int, budget: int) -> list[tuple[int, int]]:

@@ -1,9 +1,39 @@
 """Fixtures of the tests of matching."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gloria.matching.triton_support import INTERPRETED
+
+
+class AliveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operators made and nobody has dropped."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in given}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return output
+
+
+@pytest.fixture
+def alive_bytes():
+    """A mode that follows the memory of tensors; it takes those that do not count."""
+    return AliveBytes
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from gloria.matching import (
     einops,
     triton,
 )
+from gloria.matching.cost import count
 from gloria.matching.triton import Blocks, Launch, attention_cosine
 from gloria.matching.triton_support import INTERPRETED
 
@@ -211,6 +212,22 @@ def test_the_memory_budget_changes_nothing(attention, small_blocks):
         parts = differentiate(triton, inputs, upstream, options(attention, budget=budget))
         for ours, theirs in zip(parts, whole, strict=True):
             assert error(ours, theirs.double(), 1.0) <= TOLERANCE[torch.float32][1]
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("budget", [1, 2**18, 2**40])
+def test_memory_is_what_was_counted(alive_bytes, attention, budget):
+    inputs, _ = draw(6, 4, 60, 12, 32, dtype=torch.float32)
+    how = {"attention": attention, "memory_budget": budget}
+    matching = MatchingOptions(attention, 0.25, 0.2, "logsumexp", budget)
+    problem = Problem(6, 60, 4, 12, 32, torch.float32, "cuda", False, matching)
+    leaves = [each.requires_grad_() for each in inputs[:2]]
+    with alive_bytes(*inputs[:3]) as alive:
+        similarity = local_similarity(*inputs[:3], backend="triton", **how)
+        gradients = torch.autograd.grad(similarity.sum(), leaves)
+    peak = alive.peak - sum(each.nbytes for each in gradients)
+    expected = count(problem, "triton", int(inputs.word_mask.sum())).memory
+    assert peak == pytest.approx(expected, rel=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
