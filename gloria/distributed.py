@@ -54,8 +54,8 @@ RAGGED = ("words", "word_mask")
 def gather(tensor: Tensor) -> Tensor:
     """The tensors of all ranks, concatenated along axis 0 in the order of ranks.
 
-    Differentiable: the gradients that all ranks send back to this rank's part are added up (see
-    the top of this module for what that makes of averaged gradients). Every rank must call it, and
+    Differentiable, once: the gradients that all ranks send back to this rank's part are added up
+    (see the top of this module for what averaging makes of that). Every rank must call it, and
     ``backward`` through it, as often and in the same order.
 
     Args:
@@ -107,7 +107,7 @@ class AcrossRanks(PairLoss):
     the loss, so that ``similarity`` and ``attention_maps`` are at hand (of the tensors they are
     given: nothing is gathered there).
 
-    Every rank needs at least one pair, of any number; captions may be as long as they like. Of
+    Ranks may have different numbers of pairs, but none 0, and captions of different lengths. Of
     :class:`~gloria.losses.LocalContrastiveLoss`, :class:`~gloria.losses.FILIPLoss` and
     :class:`~gloria.losses.ColBERTLoss`, where the time goes, a rank computes its own images against
     all texts, and the rows are gathered; of SPARC's and MGCA's local parts its own pairs. Of any
@@ -119,13 +119,15 @@ class AcrossRanks(PairLoss):
     name in ``state_dict`` begins with ``loss.``. On CUDA call ``torch.cuda.set_device`` first.
 
     Args:
-        loss: any module that takes tensors with one row per pair. Those of a plugin or your own
-            too: what it is given besides :data:`~gloria.losses.LOSS_INPUTS`, such as labels, is
-            gathered as well.
+        loss: any module that takes tensors with one row per pair, by the names of its ``forward``;
+            one of yours too. What it takes besides :data:`~gloria.losses.LOSS_INPUTS`, such as
+            labels, is gathered as well. What compares all pairs (``target_similarity``) cannot be
+            given; let a loss of yours make it from labels.
 
     Raises, on all ranks alike, so that none waits for another:
         ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks.
-        OptionError: an input is None on some ranks, or needs a gradient on some ranks only.
+        OptionError: an input is None, or needs a gradient, on some ranks only; or is something
+            else than a tensor, number, string or None.
         DtypeError: dtypes differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
 
@@ -140,6 +142,11 @@ class AcrossRanks(PairLoss):
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
+        if any(isinstance(part, AcrossRanks) for part in loss.modules()):
+            raise OptionError(
+                f"loss must work on the pairs of one process; {type(loss).__name__} is or holds "
+                f"one already that is AcrossRanks, and would gather twice."
+            )
         self.loss = loss
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

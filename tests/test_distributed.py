@@ -29,6 +29,8 @@ from gloria.losses import (
     SoftTargetContrastiveLoss,
     inputs_of,
 )
+from gloria.training.randomness import isolated
+from gloria.training.small import small_model
 
 LOSSES = [entry.name for entry in Catalog().losses.entries()]
 PAIRS = {2: (3, 2), 3: (3, 1, 2)}
@@ -84,7 +86,7 @@ def make_parts(name, world, masked):
     for pairs, longest in zip(PAIRS[world], WORDS, strict=False):
 
         def normal(*shape):
-            return torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: B023
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
 
         lengths = torch.randint(1, longest + 1, (pairs, 1), generator=generator)
         lengths[0] = longest
@@ -146,7 +148,7 @@ def rank_cases(world, rank):
 
 FAULTS = {
     "no pair": (ShapeError, "rank 1 gave .*0 regions, 0 words"),
-    "fewer texts": (ShapeError, "rank 1 gave .*2 regions, 1 words|rank 1 gave .*1 regions, 0 words"),
+    "fewer texts": (ShapeError, "rank 1 gave .*(2 regions, 1|1 regions, 0) words"),
     "region mask": (OptionError, "region_mask must be a tensor on every rank.*none on rank 1 of"),
     "regions": (ShapeError, r"regions must agree .*got \(4, 5\) on rank 0 and \(3, 5\) on rank 1"),
     "axes": (ShapeError, "words must agree between ranks in number of axes; got 3 .* and 2"),
@@ -155,12 +157,15 @@ FAULTS = {
     "no word": (EmptyTextError, "word_mask of rank 1 has none in row 0"),
     "no region": (EmptyImageError, "region_mask of rank 1 has none in row 0"),
     "width": (ShapeError, "regions and words must agree in dim; got 5 and 4"),
+    "list": (OptionError, "AcrossRanks gathers tensors; .* got a list as regions"),
 }
 
 
 def spoil(fault, inputs, rank):
     if fault == "width":  # on all ranks: the loss's own check
         return inputs | {"words": inputs["words"][..., :4]}
+    if fault == "list":
+        return inputs | {"regions": inputs["regions"].tolist()}
     if rank != 1:
         return inputs
     empty = {name: inputs[name].clone() for name in ("word_mask", "region_mask")}
@@ -279,6 +284,15 @@ def rank_compiled(world, rank):
     return learn(compiled, inputs)
 
 
+def rank_alone(world, rank):
+    """Whether a group of one changes a bit."""
+    assert dist.is_initialized()
+    inputs = make_parts("learned", 2, True)[0]
+    plain, across = make_loss("learned"), AcrossRanks(make_loss("learned"))
+    same = torch.equal(plain(**inputs), across(**inputs))
+    return same and gather(inputs["words"]) is inputs["words"]
+
+
 JOBS = {
     "cases": rank_cases,
     "faults": rank_faults,
@@ -290,8 +304,8 @@ JOBS = {
 
 
 def run_rank(rank, folder):
-    """All jobs, among three ranks and then among the first two."""
-    for world in (3, 2):
+    """All jobs, among three ranks and then among the first two; one job alone."""
+    for world in (3, 2, 1):
         if rank >= world:
             return
         dist.init_process_group(
@@ -302,7 +316,7 @@ def run_rank(rank, folder):
             timeout=timedelta(seconds=60),
         )
         found = {}
-        for name, job in JOBS.items():
+        for name, job in JOBS.items() if world > 1 else [("alone", rank_alone)]:
             try:
                 found[name] = job(world, rank)
             except Exception:
@@ -441,6 +455,10 @@ def test_ddp_learns_what_one_process_learns(world, everyone):
         assert_equal(dict(found["state"]), dict(learned))
 
 
+def test_a_group_of_one_changes_no_bit(everyone):
+    assert everyone(1, "alone") == [True]
+
+
 @pytest.mark.parametrize("name,masked", CASES)
 def test_in_one_process_it_is_the_loss_itself(name, masked):
     (inputs, *_) = make_parts(name, 2, masked)
@@ -459,6 +477,22 @@ def test_gather_in_one_process_gives_its_argument_back():
     assert gather_batch({"labels": tensor})["labels"] is tensor
 
 
+def test_a_model_composed_with_it_is_the_model_composed_without():
+    reports = ["Small left pleural effusion.", "No pneumothorax."]
+    tiny = {"channels": (8, 8, 16, 16)}
+    with isolated(0):
+        model = small_model(reports, image_options=tiny, embedding_dim=16).eval()
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected, maps = model(images, reports), model.attention(images[0], reports[0]).maps
+    similarity = model.similarity(images, reports)
+    model.loss = AcrossRanks(model.loss)
+    output = model(images, reports)
+    assert torch.equal(output.loss, expected.loss)
+    assert output.terms == expected.terms
+    assert torch.equal(model.similarity(images, reports), similarity)
+    assert torch.equal(model.attention(images[0], reports[0]).maps, maps)
+
+
 def test_what_the_loss_has_is_at_hand():
     loss = make_loss("learned")
     across = AcrossRanks(loss)
@@ -471,6 +505,13 @@ def test_what_the_loss_has_is_at_hand():
     for twin in (copy.deepcopy(across), pickle.loads(pickle.dumps(across))):
         assert torch.equal(twin(**inputs), loss(**inputs))
         assert twin.loss is not loss
+
+
+def test_once_is_enough():
+    once = AcrossRanks(LocalContrastiveLoss())
+    for loss in (once, nn.Sequential(once)):
+        with pytest.raises(OptionError, match="is or holds one already"):
+            AcrossRanks(loss)
 
 
 if __name__ == "__main__":

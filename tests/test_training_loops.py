@@ -1,6 +1,6 @@
 """docs/training-loops.md: every recipe trains, in processes of their own.
 
-Run as a script this file runs the recipes named: ``python test_training_loops.py folder recipe...``.
+Run as a script this file runs recipes: ``python test_training_loops.py folder recipe...``.
 """
 
 import functools
