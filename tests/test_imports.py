@@ -44,6 +44,7 @@ def packages_after(statement):
 USES = {
     "the package": "import gloria",
     "a loss": "from gloria.losses import LocalContrastiveLoss",
+    "a loss across ranks": "from gloria.distributed import AcrossRanks",
     "the data": "import gloria.data",
 }
 

@@ -168,7 +168,10 @@ class GlobalLocalLoss(PairLoss):
     ) -> dict[str, Tensor]:
         """The unweighted terms of both parts, named ``global_...`` and ``local_...``."""
         whole = self.global_loss.terms(image_embeddings, text_embeddings)
-        parts = self.local_terms(regions, words, word_mask, region_mask)
+        return self.join(whole, self.local_terms(regions, words, word_mask, region_mask))
+
+    def join(self, whole: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss from those of the global and the local part."""
         return {f"global_{name}": term for name, term in whole.items()} | {
             f"local_{name}": term for name, term in parts.items()
         }
@@ -233,12 +236,12 @@ class LateInteractionLoss(SimilarityLoss):
 
 
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
-    """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes.
+    """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
 
     Raises:
         OptionError: ``forward`` requires an argument that is not one of them.
     """
-    parameters = inspect.signature(loss.forward).parameters.values()
+    parameters = inspect.signature(inspect.unwrap(loss).forward).parameters.values()
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,

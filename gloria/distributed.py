@@ -1,0 +1,386 @@
+"""A batch that is spread over processes: the loss of the whole of it, with exact gradients.
+
+Contrastive losses take their negatives from the batch, so that a loss computed on each process's
+own pairs, as plain data parallelism does, is the loss of a smaller batch. Here every rank gets the
+loss of all pairs together.
+
+**What exact means.** Every rank computes the same loss L and calls ``backward`` on it. What reaches
+its own tensors ``x_r`` is then ``W · dL/dx_r`` for W ranks, as the derivatives of all W copies of L
+arrive there. Averaging the gradients of parameters, as DistributedDataParallel and FSDP do, gives
+``1/W Σ_r W · dL/dx_r · dx_r/dθ = dL/dθ``: the gradient of one process with the whole batch, however
+unevenly the pairs are spread. Whoever adds gradients up by hand divides by W.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from gloria.errors import DtypeError, EmptyImageError, EmptyTextError, OptionError, ShapeError
+from gloria.losses import (
+    ColBERTLoss,
+    FILIPLoss,
+    GlobalLocalContrastiveLoss,
+    GlobalLocalLoss,
+    LocalContrastiveLoss,
+    MGCALoss,
+    PairLoss,
+    SPARCLoss,
+)
+
+# How a loss is shared out. Exact classes: what a subclass changes is not known, so of a subclass,
+# and of any other loss, every rank computes all.
+BY_ROWS = (LocalContrastiveLoss, ColBERTLoss, FILIPLoss)
+"""Losses whose terms come from pair matrices: each rank computes the rows of its own images."""
+
+BY_PAIRS = (SPARCLoss, MGCALoss)
+"""Losses whose local terms are means over pairs: each rank computes those of its own."""
+
+LOCAL = ("regions", "words", "word_mask", "region_mask")
+"""What a local loss, or the local part of a loss, takes."""
+
+RAGGED = ("words", "word_mask")
+"""Inputs whose second axis is as long as a rank's longest text."""
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The tensors of all ranks, concatenated along axis 0 in the order of ranks.
+
+    Differentiable, once: the gradients that all ranks send back to this rank's part are added up
+    (see the top of this module for what averaging makes of that). Every rank must call it, and
+    ``backward`` through it, as often and in the same order.
+
+    Args:
+        tensor: of at least one axis. Axis 0 may be of another length on every rank, and empty.
+
+    Returns:
+        The same on every rank; ``tensor`` itself without a process group or with one rank.
+
+    Raises:
+        ShapeError, DtypeError, OptionError: other axes, dtypes, or the need of a gradient differ
+            between ranks; on all of them.
+
+    Example:
+        >>> import torch
+        >>> gather(torch.ones(2, 3)).shape  # one process
+        torch.Size([2, 3])
+    """
+    return gather_batch({"tensor": tensor})["tensor"]
+
+
+def gather_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """:func:`gather` of several tensors by name, word axes padded to the longest on any rank.
+
+    Args:
+        batch: ``words (text, word, dim)`` and ``word_mask (text, word)`` may be of another number
+            of words on every rank; what is added is masked. Other tensors as in :func:`gather`.
+
+    Returns:
+        The same names, and the same tensors on every rank.
+
+    Raises what :func:`gather` raises; also where ranks name different tensors.
+
+    Example:
+        >>> import torch
+        >>> words, word_mask = torch.ones(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+        >>> list(gather_batch({"words": words, "word_mask": word_mask}))
+        ['words', 'word_mask']
+    """
+    if not _is_spread():
+        return dict(batch)
+    return _Share(batch, of_pairs=False).whole(*batch)
+
+
+class AcrossRanks(PairLoss):
+    """A loss, of the whole batch, called on every rank with the pairs of that rank.
+
+    Takes what the loss takes and returns what it returns, on every rank the same. Without a process
+    group, or with one rank, it is that loss, to the bit. Attributes that it has not are those of
+    the loss, so that ``similarity`` and ``attention_maps`` are at hand (of the tensors they are
+    given: nothing is gathered there).
+
+    Ranks may have different numbers of pairs, but none 0, and captions of different lengths. Of
+    :class:`~gloria.losses.LocalContrastiveLoss`, :class:`~gloria.losses.FILIPLoss` and
+    :class:`~gloria.losses.ColBERTLoss`, where the time goes, a rank computes its own images against
+    all texts, and the rows are gathered; of SPARC's and MGCA's local parts its own pairs. Of any
+    other loss it computes all, from the gathered inputs.
+
+    **Gradients** are exact once averaged over ranks (:mod:`gloria.distributed`). A learned
+    temperature is a parameter like others: make this loss part of the module that
+    DistributedDataParallel wraps, and the optimizer, checkpoints and averaging have it too; its
+    name in ``state_dict`` begins with ``loss.``. On CUDA call ``torch.cuda.set_device`` first.
+
+    Args:
+        loss: any module that takes tensors with one row per pair, by the names of its ``forward``;
+            one of yours too. What it takes besides :data:`~gloria.losses.LOSS_INPUTS`, such as
+            labels, is gathered as well. What compares all pairs (``target_similarity``) cannot be
+            given; let a loss of yours make it from labels.
+
+    Raises, on all ranks alike, so that none waits for another:
+        ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks.
+        OptionError: an input is None, or needs a gradient, on some ranks only; or is something
+            else than a tensor, number, string or None.
+        DtypeError: dtypes differ between ranks.
+        EmptyTextError, EmptyImageError: a text has no word, an image no region.
+
+    Example:
+        >>> import torch
+        >>> loss_fn = AcrossRanks(LocalContrastiveLoss())
+        >>> regions, words = torch.randn(4, 49, 64), torch.randn(4, 20, 64)
+        >>> word_mask = torch.arange(20) < torch.tensor([[20], [12], [5], [1]])
+        >>> loss_fn(regions, words, word_mask).shape
+        torch.Size([])
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        if any(isinstance(part, AcrossRanks) for part in loss.modules()):
+            raise OptionError(
+                f"loss must work on the pairs of one process; {type(loss).__name__} is or holds "
+                f"one already that is AcrossRanks, and would gather twice."
+            )
+        self.loss = loss
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of all ranks' pairs, a scalar."""
+        return self.total(self.terms(*args, **kwargs))
+
+    def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The unweighted terms of all ranks' pairs; ``loss`` alone where the loss names none."""
+        if not _is_spread():
+            return _plain_terms(self.loss, *args, **kwargs)
+        inputs = inspect.signature(self.loss.forward).bind(*args, **kwargs).arguments
+        for name, value in inputs.items():
+            if not isinstance(value, Tensor | Number | str | None):
+                raise OptionError(
+                    f"AcrossRanks gathers tensors; {type(self.loss).__name__} got a "
+                    f"{type(value).__name__} as {name}. Name each tensor as an argument of forward."
+                )
+        return _shared_terms(self.loss, tuple(inputs), _Share(inputs, of_pairs=True))
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the loss."""
+        return self.loss.weights() if isinstance(self.loss, PairLoss) else {}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The loss from its terms."""
+        return self.loss.total(terms) if isinstance(self.loss, PairLoss) else terms["loss"]
+
+    @property
+    def __wrapped__(self) -> nn.Module:
+        """The loss, whose signature is this one's (:func:`inspect.unwrap`)."""
+        return self.loss
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "loss":  # in the making, by copy or pickle
+                raise
+            return getattr(self.loss, name)
+
+
+def _is_spread() -> bool:
+    """Whether there is a process group of more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _plain_terms(loss: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    if isinstance(loss, PairLoss):
+        return loss.terms(*args, **kwargs)
+    return {"loss": loss(*args, **kwargs)}
+
+
+def _shared_terms(loss: nn.Module, names: Sequence[str], share: _Share) -> dict[str, Tensor]:
+    """The terms of all ranks' pairs; each rank does the part of the work that it can do alone.
+
+    Args:
+        loss: the loss, or the local loss in it.
+        names: what this loss takes of the batch.
+        share: this rank's part of the batch.
+    """
+    if isinstance(loss, BY_ROWS) and type(loss) in BY_ROWS:
+        return _terms_by_rows(loss, share)
+    if isinstance(loss, GlobalLocalLoss) and type(loss) in (GlobalLocalContrastiveLoss, *BY_PAIRS):
+        whole = loss.global_loss.terms(**share.whole("image_embeddings", "text_embeddings"))
+        if isinstance(loss, GlobalLocalContrastiveLoss):
+            return loss.join(whole, _shared_terms(loss.local_loss, LOCAL, share))
+        return loss.join(whole, share.mean(loss.local_terms(**share.own(*LOCAL))))
+    return _plain_terms(loss, **share.whole(*names))
+
+
+def _terms_by_rows(
+    loss: LocalContrastiveLoss | ColBERTLoss | FILIPLoss, share: _Share
+) -> dict[str, Tensor]:
+    """Own images against all texts; what every rank computed, one below the other."""
+    inputs = share.own("regions", "region_mask") | share.whole("words", "word_mask")
+    if not isinstance(loss, FILIPLoss):
+        return loss.terms_of(share.stack(loss.similarity(**inputs)))
+    matrices = loss.similarities(**inputs)
+    return {name: loss.terms_of(share.stack(rows))[name] for name, rows in matrices.items()}
+
+
+class _Facts(NamedTuple):
+    """What the other ranks need to know of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    needs_gradient: bool
+    empty_rows: list[int]
+    """Rows of a mask without a real position: known to all, so that all raise."""
+
+    @classmethod
+    def of(cls, value: Tensor) -> _Facts:
+        is_mask = value.dtype == torch.bool and value.dim() == 2
+        empty = (~value.any(1)).nonzero().flatten().tolist() if is_mask else []
+        return cls(
+            tuple(value.shape),
+            value.dtype,
+            torch.is_grad_enabled() and value.requires_grad,
+            empty,
+        )
+
+
+class _Share:
+    """What this rank has of a batch, and the facts of everybody's.
+
+    Args:
+        given: the arguments of a loss by name.
+        of_pairs: each tensor has one row per pair of this rank, at least one.
+    """
+
+    def __init__(self, given: Mapping[str, Any], *, of_pairs: bool) -> None:
+        self.given = given
+        mine = {name: _Facts.of(x) for name, x in given.items() if isinstance(x, Tensor)}
+        self.facts: list[dict[str, _Facts]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(self.facts, mine)
+        _check_agreement(self.facts)
+        if of_pairs:
+            _check_pairs(self.facts)
+            self.pairs = [next(iter(facts.values())).shape[0] for facts in self.facts]
+
+    def own(self, *names: str) -> dict[str, Any]:
+        """Inputs as this rank has them; None where it has none."""
+        return {name: self.given.get(name) for name in names}
+
+    def whole(self, *names: str) -> dict[str, Any]:
+        """Inputs of all ranks, texts padded to the longest."""
+        return {
+            name: self._gathered(name, value) if isinstance(value, Tensor) else value
+            for name, value in self.own(*names).items()
+        }
+
+    def stack(self, rows: Tensor) -> Tensor:
+        """One row per pair of this rank, to one row per pair of all."""
+        return _gather(rows, self.pairs)
+
+    def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the pairs of this rank, to means over the pairs of all."""
+        part = self.pairs[dist.get_rank()] / sum(self.pairs)
+        weighted = torch.stack(list(terms.values()))[None] * part
+        sums = _gather(weighted, [1] * len(self.pairs)).sum(0)
+        return dict(zip(terms, sums.unbind(), strict=True))
+
+    def _gathered(self, name: str, tensor: Tensor) -> Tensor:
+        shapes = [facts[name].shape for facts in self.facts]
+        if name in RAGGED:
+            missing = max(shape[1] for shape in shapes) - tensor.shape[1]
+            tensor = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+        return _gather(tensor, [shape[0] for shape in shapes])
+
+
+def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
+    """Every rank sees the same facts, so every rank raises the same error."""
+    for name in dict.fromkeys(name for facts in everyone for name in facts):
+        lacking = [rank for rank, facts in enumerate(everyone) if name not in facts]
+        if lacking:
+            raise OptionError(
+                f"{name} must be a tensor on every rank, or on none; it is none on rank "
+                f"{_listed(lacking)} of {len(everyone)}."
+            )
+        every = [facts[name] for facts in everyone]
+        if any(not facts.shape for facts in every):
+            raise ShapeError(f"{name} must have at least one axis, the one to gather along.")
+        first = 2 if name in RAGGED else 1
+        _check_same(name, "dtype", [facts.dtype for facts in every], DtypeError)
+        _check_same(name, "number of axes", [len(facts.shape) for facts in every], ShapeError)
+        _check_same(
+            name, f"axes from axis {first} on", [f.shape[first:] for f in every], ShapeError
+        )
+        _check_same(
+            name, "need of a gradient", [facts.needs_gradient for facts in every], OptionError
+        )
+
+
+def _check_pairs(everyone: Sequence[Mapping[str, _Facts]]) -> None:
+    for rank, facts in enumerate(everyone):
+        sizes = {name: each.shape[0] for name, each in facts.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise ShapeError(
+                f"a rank must have at least one pair, text k belonging to image k; rank {rank} "
+                f"gave {', '.join(f'{size} {name}' for name, size in sizes.items()) or 'nothing'}. "
+                f"Let the sampler leave out incomplete batches (drop_last=True)."
+            )
+        for name, error, what in _MASKS:
+            if name in facts and facts[name].empty_rows:
+                raise error(
+                    f"every {what}; {name} of rank {rank} has none in row "
+                    f"{_listed(facts[name].empty_rows)}."
+                )
+
+
+_MASKS = (
+    ("word_mask", EmptyTextError, "text must have at least one real word"),
+    ("region_mask", EmptyImageError, "image must have at least one real region"),
+)
+
+
+def _check_same(name: str, what: str, values: Sequence[Any], error: type[Exception]) -> None:
+    for rank, value in enumerate(values):
+        if value != values[0]:
+            raise error(
+                f"{name} must agree between ranks in {what}; got {values[0]} on rank 0 and "
+                f"{value} on rank {rank}."
+            )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+
+
+def _gather(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    gathered: Tensor = _Gather.apply(tensor, sizes)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows forward; backward, what all ranks send to the own ones, added up."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+        """``sizes``: rows on each rank."""
+        ctx.sizes = sizes
+        # backends want equal shapes; gloo aborts or hangs on others
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """The sum over ranks, own rows only."""
+        rank = dist.get_rank()
+        total = upstream.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[:rank])
+        return total[start : start + ctx.sizes[rank]], None

@@ -1,0 +1,150 @@
+"""docs/training-loops.md: every recipe trains, in processes of their own.
+
+Run as a script this file runs recipes: ``python test_training_loops.py folder recipe...``.
+"""
+
+import functools
+import os
+import random
+import re
+import subprocess
+import sys
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import gloria
+
+PAGE = (Path(gloria.__file__).parents[1] / "docs" / "training-loops.md").read_text()
+
+
+def python_blocks(text):
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+_INTRODUCTION, *_SECTIONS = PAGE.split("\n## ")
+PIECES = python_blocks(_INTRODUCTION)
+RECIPES = {text.partition("\n")[0]: python_blocks(text) for text in _SECTIONS}
+NEEDS = {
+    "Lightning": "lightning",
+    "Hugging Face Trainer": "accelerate",
+    "Accelerate": "accelerate",
+    "The composed model": "timm",
+}
+SPREAD = "Several GPUs: DDP"
+TWO_PASSES = "A batch that does not fit: no gradient accumulation"
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def run_recipe(title):
+    """The loss on all pairs before and after, and the gradient that a recipe leaves."""
+    torch.manual_seed(0)
+    random.seed(0)
+    names = {"__name__": "docs"}
+    exec(compile(PIECES, "pieces", "exec"), names)
+    batch = names["collate"](list(names["pairs"]))
+    new_model, models, starts = names["new_model"], [], []
+
+    def watched():
+        model = new_model()
+        models.append(model)
+        starts.append({name: x.clone() for name, x in model.state_dict().items()})
+        return model
+
+    names["new_model"] = watched
+    exec(compile(RECIPES[title], title, "exec"), names)
+    if not models:
+        return {"finite": bool(names["output"].loss.isfinite())}
+    (model,), (start,) = models, starts
+    plain = new_model()
+    plain.load_state_dict(start)
+    before = plain(**batch)["loss"]
+    before.backward()
+    return {
+        "before": before.item(),
+        "after": model.cpu()(**batch)["loss"].item(),
+        "first gradient": {name: p.grad for name, p in plain.named_parameters()},
+        "last gradient": {name: p.grad for name, p in model.named_parameters()},
+    }
+
+
+def run_recipes(folder, titles):
+    # the compiler's front half, which finds what it cannot take; the rest takes half a minute
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    found = {}
+    for title in titles:
+        try:
+            found[title] = run_recipe(title)
+        except Exception:
+            found[title] = traceback.format_exc()
+    torch.save(found, folder / "found.pt")
+
+
+# ---------------------------------------------------------------- what pytest does
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loops")
+    titles = [title for title in RECIPES if title != SPREAD and find_spec(NEEDS.get(title, "re"))]
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder), *titles],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "found.pt")
+
+
+@pytest.mark.parametrize("title", [title for title in RECIPES if title != SPREAD])
+def test_a_recipe_trains(title, found):
+    if not find_spec(NEEDS.get(title, "re")):
+        pytest.skip(f"{NEEDS[title]} is not installed")
+    result = found[title]
+    assert not isinstance(result, str), result
+    if title == "The composed model":
+        assert result["finite"]
+    elif title != TWO_PASSES:  # which makes one step, and has a test of its own
+        assert result["after"] < 0.97 * result["before"]
+
+
+def test_two_passes_have_the_gradient_of_the_whole_batch(found):
+    result = found[TWO_PASSES]
+    assert result["first gradient"].keys() == result["last gradient"].keys()
+    for name, gradient in result["first gradient"].items():
+        torch.testing.assert_close(result["last gradient"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_ddp_trains_on_two_ranks(tmp_path):
+    (tmp_path / "train.py").write_text(PIECES + RECIPES[SPREAD])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "train.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = dict(re.findall(r"rank (\d): (\d+\.\d+)", done.stdout))
+    assert losses.keys() == {"0", "1"}
+    assert losses["0"] == losses["1"]
+
+
+if __name__ == "__main__":
+    run_recipes(Path(sys.argv[1]), sys.argv[2:])
