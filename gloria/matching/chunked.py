@@ -8,15 +8,15 @@ the cosines leave. What makes it fast:
 - **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j a_j v_j`` need not be
   made: ``<c, v_j> = (G a)_j`` and ``‖c‖² = aᵀ G a``. Where few words meet many regions, making
   ``c`` is the cheaper of the two, and is done.
-- **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: it
-  takes the scores' place in the forward, and the backward only scales it.
+- **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: but
+  for the scale it takes the scores' place in the forward, and the backward only multiplies it.
 - **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
   is computed again.
 
 Of ``r = n / d``, with ``n = Σ a s`` and ``d = max(‖c‖ ‖t‖, 1e-8)``, and an upstream gradient g::
 
-    h  = s / d - r (‖t‖ / d)² G a             how r changes with a
-    ds = g a / d + (g h through the softmaxes)
+    h  = s - r ‖t‖² / d · G a                 how r changes with a, times d
+    ds = g / d · (a + (h through the softmaxes))
     dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t - Σ g r (‖t‖ / d)² a c
 
 Where the bound of d is active, the terms with r are 0.
@@ -172,7 +172,7 @@ class Packing:
             yield Block(slice(start, start + filled), groups)
 
 
-class Attended(NamedTuple):
+class Matched(NamedTuple):
     """What there is of one tile when its cosines are made."""
 
     scores: Tensor
@@ -186,8 +186,7 @@ class Slopes(NamedTuple):
     """What the backward takes from one tile."""
 
     slopes: Tensor
-    """How r changes with the logits of the softmax over regions; where they are the scores, by the
-    direct way too."""
+    """``d ∂r/∂s``; with two softmaxes ``d ∂r/∂(p / attention_temperature)``."""
     weights: Tensor
     softmax: Tensor | None
     """Over words, where there are two softmaxes."""
@@ -271,16 +270,16 @@ class Matcher:
             if keep and gram is not None and self.fits(gram.numel()):
                 result.grams[images.start] = gram
             for block in self.blocks:
-                kept = keep and self.fits(self.size_kept(block, images))
-                tile = self.match(block, images, gram, result, fresh=kept)
-                if kept:
-                    slopes = self.differentiate(tile, block, images, result)
+                fits = keep and self.fits(self.size_kept(block, images))
+                matched = self.match(block, images, gram, result, fresh=fits)
+                if fits:
+                    slopes = self.differentiate(matched, block, images, result)
                     result.tiles[block.words.start, images.start] = slopes
         return result
 
     def match(
         self, block: Block, images: slice, gram: Tensor | None, result: Forward, *, fresh: bool
-    ) -> Attended:
+    ) -> Matched:
         """Write a tile's cosines to the result."""
         here = block.words, images
         scores = self.scores(block, images, fresh)
@@ -297,24 +296,25 @@ class Matcher:
         torch.le(exact, EPS, out=result.bounded[here])
         numerator = torch.mul(weights, scores, out=products).sum(-1)
         torch.div(numerator, result.denominator[here], out=result.cosine[here])
-        return Attended(scores, weights, softmax, pulls)
+        return Matched(scores, weights, softmax, pulls)
 
-    def differentiate(self, tile: Attended, block: Block, images: slice, result: Forward) -> Slopes:
+    def differentiate(
+        self, matched: Matched, block: Block, images: slice, result: Forward
+    ) -> Slopes:
         """How a tile's cosines change; the slopes take the scores' place."""
         here = block.words, images
-        scores, weights, softmax, pulls = tile
+        scores, weights, softmax, pulls = matched
         overlap = pulls
         if not self.use_gram:
             overlap = self.tile(3, block, images)
             torch.bmm(pulls, self.regions[images].mT, out=overlap.transpose(0, 1))
-        denominator = result.denominator[here]
-        through_norm = result.cosine[here] * (self.word_norms[block.words] / denominator).square()
+        norms = self.word_norms[block.words]
+        through_norm = result.cosine[here] * norms * (norms / result.denominator[here])
         through_norm.masked_fill_(result.bounded[here], 0.0)
-        slopes = scores.mul_((self.steepness / denominator)[..., None])
-        slopes.addcmul_(overlap, through_norm[..., None], value=-self.steepness)
+        slopes = scores.addcmul_(overlap, through_norm[..., None], value=-1)
         softmax_backward(slopes, weights, -1, out=slopes)
         if softmax is None:
-            slopes.addcmul_(weights, denominator.reciprocal()[..., None])
+            torch.add(weights, slopes, alpha=self.steepness, out=slopes)
         return Slopes(slopes, weights, softmax, None if self.use_gram else pulls)
 
     def backward(
@@ -327,6 +327,7 @@ class Matcher:
         exact = (grad * result.cosine).masked_fill(result.bounded, 0.0)
         d_numerator = grad / result.denominator
         d_square = -exact * (self.word_norms / result.denominator).square()
+        d_square.masked_fill_(result.bounded, 0.0)
         for images in self.chunks:
             regions = self.regions[images]
             # what was kept is used up: a second backward computes it again
@@ -337,11 +338,13 @@ class Matcher:
                 here = block.words, images, None
                 kept = result.tiles.pop((block.words.start, images.start), None)
                 if kept is None:
-                    tile = self.match(block, images, gram, result, fresh=False)
-                    kept = self.differentiate(tile, block, images, result)
+                    matched = self.match(block, images, gram, result, fresh=False)
+                    kept = self.differentiate(matched, block, images, result)
                 slopes, weights, softmax, attended = kept
-                grad_scores = slopes.mul_(grad[here])
-                if softmax is not None:
+                if softmax is None:
+                    grad_scores = slopes.mul_(d_numerator[here])
+                else:
+                    slopes.mul_(self.steepness * d_numerator[here])
                     grad_scores = self.tile(3, block, images)
                     for text, probability, into in block.by_text(slopes, softmax, grad_scores):
                         softmax_backward(text, probability, 1, out=into)

@@ -198,6 +198,34 @@ def test_very_short_and_very_long_vectors(scale, attention, make_pairs, assert_v
 
 
 @attention_variants
+@pytest.mark.parametrize("length", [1.0, 1e12, 1e15])
+@budgets
+def test_an_image_that_says_nothing_beside_long_words(length, budget, attention, make_pairs):
+    """A ReLU may silence an image: the bound is active however long the words are."""
+    pairs = make_pairs(3, 3, 4, 4, 6, dtype=torch.float32)
+    pairs.regions[1] = 0.0
+    inputs = inputs_of(pairs._replace(words=pairs.words * length))
+    chosen = options(attention, budget=budget)
+    value, *gradients = with_gradients(chunked, inputs, chosen)
+    expected, *expected_gradients = reference(inputs, chosen)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+    for actual, wanted in zip(gradients, expected_gradients, strict=True):
+        assert (actual.double() - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@attention_variants
+@pytest.mark.parametrize("length", [1.0, 1e12])
+@budgets
+def test_long_opposite_regions_have_finite_gradients(length, budget, attention, make_pairs):
+    """They cancel to the last digit, or not: rounding decides whether the bound is active."""
+    pairs = make_pairs(1, 3, 4, 4, 6, dtype=torch.float32)
+    pairs.regions[0, 1::2] = -pairs.regions[0, ::2]
+    inputs = inputs_of(pairs._replace(words=pairs.words * length, regions=pairs.regions * length))
+    for each in with_gradients(chunked, inputs, options(attention, budget=budget)):
+        assert each.isfinite().all()
+
+
+@attention_variants
 @pytest.mark.parametrize("temperature", [1 / 8, 1 / 9, 1e-3, 50.0])
 def test_any_attention_temperature(temperature, attention, make_pairs, assert_values):
     inputs = inputs_of(make_pairs(2, 3, 5, 4, 6, dtype=torch.float32, masked_regions=True))
