@@ -458,7 +458,7 @@ def by_definition(
 
 
 class _SoftMaximum(torch.autograd.Function):
-    """:func:`soft_maximum`, whose backward starts from its result."""
+    """:func:`soft_maximum`; its result is not kept, so that whoever gets it may change it."""
 
     @staticmethod
     def forward(
@@ -466,7 +466,7 @@ class _SoftMaximum(torch.autograd.Function):
     ) -> Tensor:
         images, texts, words = cosine.shape
         similarity = cosine.new_empty((images, texts))
-        ctx.save_for_backward(cosine, word_mask, similarity)
+        ctx.save_for_backward(cosine, word_mask)
         ctx.temperature, ctx.mean = temperature, mean
         if similarity.numel():
             with torch.cuda.device_of(cosine):
@@ -478,7 +478,7 @@ class _SoftMaximum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        cosine, word_mask, similarity = ctx.saved_tensors
+        cosine, word_mask = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
             reduce = masked_logmeanexp if ctx.mean else masked_logsumexp
             with full_precision(upstream):
@@ -489,9 +489,9 @@ class _SoftMaximum(torch.autograd.Function):
         if gradient.numel():
             with torch.cuda.device_of(cosine):
                 kernels().soft_maximum_gradient[(ceil_div(images, 16) * texts,)](
-                    upstream, cosine, word_mask, similarity, gradient,
+                    upstream, cosine, word_mask, gradient,
                     *upstream.stride(), images, texts, words, 1 / ctx.temperature,
-                    MEAN=ctx.mean, IMAGES=16, WORDS=32,
+                    IMAGES=16, WORDS=32,
                 )  # fmt: skip
         return gradient, *[None] * 3
 

@@ -407,15 +407,12 @@ def locate_pairs(images, texts, words, IMAGES: tl.constexpr):
     return text, image, rows[:, None], image < images
 
 
-@launched
-def soft_maximum(
-    cosine_ptr, mask_ptr, similarity_ptr,
-    images, texts, words, inverse_temperature,
-    MEAN: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+@triton.jit
+def sum_of_powers(
+    cosine_ptr, mask_ptr, text, rows, inside, words, scale,
+    IMAGES: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """``Z = τ log Σ_i exp(r_i / τ)`` of the real words, or of their mean; 0 where there is none."""
-    text, image, rows, inside = locate_pairs(images, texts, words, IMAGES)
-    scale = inverse_temperature * LOG2_E
+    """Of the real words, by image: the highest cosine, ``Σ 2^(scale (r - it))``; and how many."""
     highest = tl.full((IMAGES,), float("-inf"), tl.float32)
     total = tl.zeros((IMAGES,), tl.float32)
     count = 0
@@ -430,37 +427,47 @@ def soft_maximum(
         total = total * tl.exp2((highest - top) * scale) + tl.sum(power, 1)
         highest = higher
         count += tl.sum(real.to(tl.int32), 0)
+    return highest, total, count
+
+
+@launched
+def soft_maximum(
+    cosine_ptr, mask_ptr, similarity_ptr,
+    images, texts, words, inverse_temperature,
+    MEAN: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """``Z = τ log Σ_i exp(r_i / τ)`` of the real words, or of their mean; 0 where there is none."""
+    text, image, rows, inside = locate_pairs(images, texts, words, IMAGES)
+    scale = inverse_temperature * LOG2_E
+    highest, total, count = sum_of_powers(
+        cosine_ptr, mask_ptr, text, rows, inside, words, scale, IMAGES, WORDS
+    )
     if MEAN:
         total /= count
     similarity = tl.where(count > 0, highest + tl.log2(total) / scale, 0.0)
-    tl.store(similarity_ptr + image * texts + text, similarity, mask=inside)
+    tl.store(similarity_ptr + image.to(tl.int64) * texts + text, similarity, mask=inside)
 
 
 @launched
 def soft_maximum_gradient(
-    upstream_ptr, cosine_ptr, mask_ptr, similarity_ptr, gradient_ptr,
+    upstream_ptr, cosine_ptr, mask_ptr, gradient_ptr,
     upstream_image, upstream_text, images, texts, words, inverse_temperature,
-    MEAN: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    IMAGES: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """``dr_i = dZ exp((r_i - Z) / τ)``, over the number of words if of the mean; 0 at padding."""
+    """``dr_i = dZ exp(r_i / τ) / Σ_k exp(r_k / τ)``, of the mean the same; 0 at padding."""
     text, image, rows, inside = locate_pairs(images, texts, words, IMAGES)
     scale = inverse_temperature * LOG2_E
+    highest, total, _count = sum_of_powers(
+        cosine_ptr, mask_ptr, text, rows, inside, words, scale, IMAGES, WORDS
+    )
     at = image.to(tl.int64) * upstream_image + text.to(tl.int64) * upstream_text
-    share = tl.load(upstream_ptr + at, mask=inside, other=0.0)
-    similarity = tl.load(similarity_ptr + image * texts + text, mask=inside, other=0.0)
-    if MEAN:
-        count = 0
-        for first in range(0, words, WORDS):
-            word = first + tl.arange(0, WORDS)
-            real = tl.load(mask_ptr + text * words + word, mask=word < words, other=0) != 0
-            count += tl.sum(real.to(tl.int32), 0)
-        share /= count
+    share = tl.load(upstream_ptr + at, mask=inside, other=0.0) / total
     for first in range(0, words, WORDS):
         word = first + tl.arange(0, WORDS)
         real = tl.load(mask_ptr + text * words + word, mask=word < words, other=0) != 0
         some = inside[:, None] & real[None, :]
         cosine = tl.load(cosine_ptr + rows + word[None, :], mask=some, other=0.0)
-        slope = share[:, None] * tl.exp2((cosine - similarity[:, None]) * scale)
+        slope = share[:, None] * tl.exp2((cosine - highest[:, None]) * scale)
         tl.store(
             gradient_ptr + rows + word[None, :],
             tl.where(real[None, :], slope, 0.0),

@@ -154,8 +154,9 @@ def small(machine: str, dtype: str) -> Iterator[Job]:
         ("pack_words", {"WORDS": 16, "DIM": 256}),
         ("unpack_word_gradient", {"WORDS": 16, "DIM": 128}),
         ("differentiate_cosine", {"BLOCK": 256}),
+        ("soft_maximum", {"MEAN": False, "IMAGES": 16, "WORDS": 32}),
         ("soft_maximum", {"MEAN": True, "IMAGES": 16, "WORDS": 32}),
-        ("soft_maximum_gradient", {"MEAN": True, "IMAGES": 16, "WORDS": 32}),
+        ("soft_maximum_gradient", {"IMAGES": 16, "WORDS": 32}),
     ):
         yield machine, name, dtype, constants, 4
 

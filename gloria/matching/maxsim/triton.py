@@ -233,7 +233,9 @@ def backward(
         step = max(min(memory_budget // (8 * rows), len(keys)), 1)
         # what is added to must not be rounded
         kind = queries.dtype if step == len(keys) else torch.float32
-        total = for_queries.new_empty(for_queries.shape, dtype=kind)
+        total = for_queries
+        if kind != queries.dtype:
+            total = for_queries.new_empty(for_queries.shape, dtype=kind)
         for first in range(0, len(keys), step):
             run = slice(first, first + step)
             part, mask = keys[run], None if key_mask is None else key_mask[run]

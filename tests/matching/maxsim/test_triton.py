@@ -87,6 +87,11 @@ def key_gradient(architecture, dtype, *, masked=True, sizes=(196, 768)):
     return compile_with("key_gradient", launch, architecture, pointers, constants)
 
 
+def list_rows(architecture):
+    names = {"mask_ptr": "*i1", "listed_ptr": "*i32", "rows": "i32"}
+    return compile_for(architecture, "list_rows", names, {"BLOCK": 1024}, num_warps=4)
+
+
 def assembly(compiled):
     return compiled.asm.get("ptx") or compiled.asm["amdgcn"]
 
@@ -156,6 +161,11 @@ def test_two_programs_share_a_processor(compiled_for, dtype, masked, tmp_path):
     registers = 32 * compiled.metadata.num_warps * usage_of(compiled, tmp_path)["REG"]
     assert 2 * registers <= 65_536
     assert 2 * (compiled.metadata.shared + 1024) <= 228 * 1024
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100, "gfx942"])
+def test_the_list_of_rows_compiles(architecture, tmp_path):
+    assert_nothing_spills(list_rows(architecture), tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"masked": False}, {"with_winners": False}])
