@@ -255,7 +255,7 @@ class Matcher:
         self.chunks = [slice(i, min(i + together, images)) for i in range(0, images, together)]
         self.scratch = regions.new_empty(WORKING_TILES, tall * together * across)
         pulls = 0 if self.use_gram else tall * together * dim
-        gram = together * across**2 if self.use_gram else 0
+        gram = 2 * together * across**2 if self.use_gram else 0  # and its gradient
         at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
         self.room = options.memory_budget - at_work * bytes_each
 
@@ -287,11 +287,12 @@ class Matcher:
         pulls = self.pull(weights, block, images, gram)
         products = self.tile(4, block, images)
         if gram is None:
-            square = pulls.square().sum(-1).mT
+            norm = vector_norm(pulls, dim=2).mT
         else:
             square = torch.mul(weights, pulls, out=products).sum(-1)
             self.repair(square, weights, images)
-        exact = square.sqrt() * self.word_norms[block.words]
+            norm = square.sqrt()
+        exact = norm * self.word_norms[block.words]
         torch.clamp_min(exact, EPS, out=result.denominator[here])
         torch.le(exact, EPS, out=result.bounded[here])
         numerator = torch.mul(weights, scores, out=products).sum(-1)

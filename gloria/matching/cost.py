@@ -153,7 +153,9 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     if problem.device == "cpu":
         tile = min(tile, CACHE_TILE // size)
     tiles = WORKING_TILES if gram else WORKING_TILES + 1
-    working = size * (tiles * tile + 2 * real_words * dim + gram * regions**2)
+    together = max(1, min(images, tile // max(1, real_words * regions)))
+    gram_and_gradient = 2 * gram * together * regions**2
+    working = size * (tiles * tile + 2 * real_words * dim + gram_and_gradient)
     tiles_kept = 3 if problem.options.attention == "words_then_regions" else 2
     keepable = size * (tiles_kept * element + images * (regions**2 if gram else real_words * dim))
     kept = max(0, min(keepable, problem.options.memory_budget - working))
