@@ -9,12 +9,15 @@ its own tensors ``x_r`` is then ``W · dL/dx_r`` for W ranks, as the derivatives
 arrive there. Averaging the gradients of parameters, as DistributedDataParallel and FSDP do, gives
 ``1/W Σ_r W · dL/dx_r · dx_r/dθ = dL/dθ``: the gradient of one process with the whole batch, however
 unevenly the pairs are spread. Whoever adds gradients up by hand divides by W.
+
+All of it goes through the default process group. What was run is gloo, on CPUs; NCCL, and FSDP on
+GPUs, have not been.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any, NamedTuple
 
@@ -54,9 +57,9 @@ RAGGED = ("words", "word_mask")
 def gather(tensor: Tensor) -> Tensor:
     """The tensors of all ranks, concatenated along axis 0 in the order of ranks.
 
-    Differentiable, once: the gradients that all ranks send back to this rank's part are added up
-    (see the top of this module for what averaging makes of that). Every rank must call it, and
-    ``backward`` through it, as often and in the same order.
+    Differentiable, once: the gradients that all ranks send back to this rank's part are added up,
+    half precision in float32 (see the top of this module for what averaging makes of that). Every
+    rank must call it, and ``backward`` through it, as often and in the same order.
 
     Args:
         tensor: of at least one axis. Axis 0 may be of another length on every rank, and empty.
@@ -66,7 +69,7 @@ def gather(tensor: Tensor) -> Tensor:
 
     Raises:
         ShapeError, DtypeError, OptionError: other axes, dtypes, or the need of a gradient differ
-            between ranks; on all of them.
+            between ranks, or a rank gave no tensor; on all of them.
 
     Example:
         >>> import torch
@@ -81,12 +84,16 @@ def gather_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         batch: ``words (text, word, dim)`` and ``word_mask (text, word)`` may be of another number
-            of words on every rank; what is added is masked. Other tensors as in :func:`gather`.
+            of words on every rank; what is added is 0, and not real in ``word_mask``. Other tensors
+            as in :func:`gather`.
 
     Returns:
         The same names, and the same tensors on every rank.
 
-    Raises what :func:`gather` raises; also where ranks name different tensors.
+    Raises what :func:`gather` raises; also, on all ranks:
+        OptionError: ranks name different tensors; or have words of different lengths without a
+            ``word_mask``, as nothing would tell padding from words.
+        ShapeError: the words and the ``word_mask`` of a rank differ in shape.
 
     Example:
         >>> import torch
@@ -96,16 +103,16 @@ def gather_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if not _is_spread():
         return dict(batch)
-    return _Share(batch, of_pairs=False).whole(*batch)
+    return _Share(lambda: batch, of_pairs=False).whole(*batch)
 
 
 class AcrossRanks(PairLoss):
     """A loss, of the whole batch, called on every rank with the pairs of that rank.
 
-    Takes what the loss takes and returns what it returns, on every rank the same. Without a process
-    group, or with one rank, it is that loss, to the bit. Attributes that it has not are those of
-    the loss, so that ``similarity`` and ``attention_maps`` are at hand (of the tensors they are
-    given: nothing is gathered there).
+    Takes what the loss takes and returns what it returns, on every rank of the default process
+    group the same. Without a group, or with one rank, it is that loss, to the bit. Attributes that
+    it has not are those of the loss, so that ``similarity`` and ``attention_maps`` are at hand (of
+    the tensors they are given: nothing is gathered there).
 
     Ranks may have different numbers of pairs, but none 0, and captions of different lengths. Of
     :class:`~gloria.losses.LocalContrastiveLoss`, :class:`~gloria.losses.FILIPLoss` and
@@ -124,12 +131,16 @@ class AcrossRanks(PairLoss):
             labels, is gathered as well. What compares all pairs (``target_similarity``) cannot be
             given; let a loss of yours make it from labels.
 
-    Raises, on all ranks alike, so that none waits for another:
-        ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks.
-        OptionError: an input is None, or needs a gradient, on some ranks only; or is something
-            else than a tensor, number, string or None.
+    Raises, on all ranks, so that none waits for another:
+        ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks;
+            or the words and the ``word_mask`` of a rank differ in shape.
+        OptionError: an input is None, or needs a gradient, on some ranks only; or captions differ
+            in length without a ``word_mask``.
         DtypeError: dtypes differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
+        TypeError, OptionError: the arguments of a rank are not those of the loss, or one is
+            something else than a tensor, number, string or None; on the other ranks an OptionError
+            that names the rank.
 
     Example:
         >>> import torch
@@ -147,6 +158,11 @@ class AcrossRanks(PairLoss):
                 f"loss must work on the pairs of one process; {type(loss).__name__} is or holds "
                 f"one already that is AcrossRanks, and would gather twice."
             )
+        if any(hasattr(part, "_orig_mod") for part in loss.modules()):
+            raise OptionError(
+                "loss must not be compiled, or hold what is, as its parts are called one by one; "
+                "compile what is outside: torch.compile(AcrossRanks(loss))."
+            )
         self.loss = loss
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -157,14 +173,9 @@ class AcrossRanks(PairLoss):
         """The unweighted terms of all ranks' pairs; ``loss`` alone where the loss names none."""
         if not _is_spread():
             return _plain_terms(self.loss, *args, **kwargs)
-        inputs = inspect.signature(self.loss.forward).bind(*args, **kwargs).arguments
-        for name, value in inputs.items():
-            if not isinstance(value, Tensor | Number | str | None):
-                raise OptionError(
-                    f"AcrossRanks gathers tensors; {type(self.loss).__name__} got a "
-                    f"{type(value).__name__} as {name}. Name each tensor as an argument of forward."
-                )
-        return _shared_terms(self.loss, tuple(inputs), _Share(inputs, of_pairs=True))
+        signature = inspect.signature(self.loss.forward)
+        share = _Share(lambda: signature.bind(*args, **kwargs).arguments, of_pairs=True)
+        return _shared_terms(self.loss, tuple(share.given), share)
 
     def weights(self) -> dict[str, float]:
         """The weights of the loss."""
@@ -253,15 +264,27 @@ class _Share:
     """What this rank has of a batch, and the facts of everybody's.
 
     Args:
-        given: the arguments of a loss by name.
+        given: makes the arguments of a loss by name; what it raises, all ranks hear of.
         of_pairs: each tensor has one row per pair of this rank, at least one.
     """
 
-    def __init__(self, given: Mapping[str, Any], *, of_pairs: bool) -> None:
-        self.given = given
-        mine = {name: _Facts.of(x) for name, x in given.items() if isinstance(x, Tensor)}
-        self.facts: list[dict[str, _Facts]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(self.facts, mine)
+    def __init__(self, given: Callable[[], Mapping[str, Any]], *, of_pairs: bool) -> None:
+        self.given: Mapping[str, Any] = {}
+        mine: dict[str, _Facts] = {}
+        fault = None
+        try:
+            self.given = given()
+            mine = _facts_of(self.given)
+        except Exception as error:  # not yet: the others would wait for this rank
+            fault = error
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (mine, fault and f"{type(fault).__name__}: {fault}"))
+        if fault is not None:
+            raise fault
+        for rank, (_, message) in enumerate(everyone):
+            if message is not None:
+                raise OptionError(f"rank {rank} cannot take part: {message}")
+        self.facts: list[dict[str, _Facts]] = [facts for facts, _ in everyone]
         _check_agreement(self.facts)
         if of_pairs:
             _check_pairs(self.facts)
@@ -297,6 +320,16 @@ class _Share:
         return _gather(tensor, [shape[0] for shape in shapes])
 
 
+def _facts_of(given: Mapping[str, Any]) -> dict[str, _Facts]:
+    for name, value in given.items():
+        if not isinstance(value, Tensor | Number | str | None):
+            raise OptionError(
+                f"only tensors are gathered between ranks; {name} is a {type(value).__name__}. "
+                f"Give each tensor by a name of its own."
+            )
+    return {name: _Facts.of(x) for name, x in given.items() if isinstance(x, Tensor)}
+
+
 def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
     """Every rank sees the same facts, so every rank raises the same error."""
     for name in dict.fromkeys(name for facts in everyone for name in facts):
@@ -307,9 +340,9 @@ def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
                 f"{_listed(lacking)} of {len(everyone)}."
             )
         every = [facts[name] for facts in everyone]
-        if any(not facts.shape for facts in every):
-            raise ShapeError(f"{name} must have at least one axis, the one to gather along.")
         first = 2 if name in RAGGED else 1
+        if any(len(facts.shape) < first for facts in every):
+            raise ShapeError(f"{name} must have {first} axes or more; the first is gathered along.")
         _check_same(name, "dtype", [facts.dtype for facts in every], DtypeError)
         _check_same(name, "number of axes", [len(facts.shape) for facts in every], ShapeError)
         _check_same(
@@ -318,6 +351,24 @@ def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
         _check_same(
             name, "need of a gradient", [facts.needs_gradient for facts in every], OptionError
         )
+    if "words" in everyone[0]:
+        _check_words([(facts["words"], facts.get("word_mask")) for facts in everyone])
+
+
+def _check_words(everyone: Sequence[tuple[_Facts, _Facts | None]]) -> None:
+    """What is padded must be told from what is not; ``words`` and ``word_mask`` of each rank."""
+    for rank, (words, word_mask) in enumerate(everyone):
+        if word_mask is not None and word_mask.shape != words.shape[:2]:
+            raise ShapeError(
+                f"word_mask must be {words.shape[:2]} = (text, word); got {word_mask.shape} on "
+                f"rank {rank}."
+            )
+        if word_mask is None and words.shape[1] != everyone[0][0].shape[1]:
+            raise OptionError(
+                f"word_mask must be given where words are padded, as they are where texts are "
+                f"longer on one rank; got none, with {everyone[0][0].shape[1]} words on rank 0 and "
+                f"{words.shape[1]} on rank {rank}."
+            )
 
 
 def _check_pairs(everyone: Sequence[Mapping[str, _Facts]]) -> None:
@@ -380,7 +431,10 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         """The sum over ranks, own rows only."""
         rank = dist.get_rank()
-        total = upstream.clone(memory_format=torch.contiguous_format)
+        # half precision would round, and overflow, once per rank
+        wide = torch.promote_types(upstream.dtype, torch.float32)
+        total = upstream.to(wide, copy=True, memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         start = sum(ctx.sizes[:rank])
-        return total[start : start + ctx.sizes[rank]], None
+        own = total[start : start + ctx.sizes[rank]]
+        return own.to(upstream.dtype, copy=True), None  # a view would keep all ranks' rows

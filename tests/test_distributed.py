@@ -5,6 +5,7 @@ Run as a script this file is one rank: ``python test_distributed.py rank folder`
 
 import copy
 import functools
+import itertools
 import os
 import pickle
 import subprocess
@@ -157,8 +158,18 @@ FAULTS = {
     "no word": (EmptyTextError, "word_mask of rank 1 has none in row 0"),
     "no region": (EmptyImageError, "region_mask of rank 1 has none in row 0"),
     "width": (ShapeError, "regions and words must agree in dim; got 5 and 4"),
-    "list": (OptionError, "AcrossRanks gathers tensors; .* got a list as regions"),
+    "list": (OptionError, "only tensors are gathered between ranks; regions is a list"),
+    # as long as each other only once all are padded
+    "swapped": (ShapeError, r"word_mask must be \(3, 5\) = .* got \(3, 7\) on rank 0"),
+    "no mask": (OptionError, "word_mask must be given .* 5 words on rank 0 and 7 on rank 1"),
+    "no axis": (ShapeError, "word_mask must have 2 axes or more"),
 }
+OWN_FAULTS = {
+    "a list": (OptionError, "only tensors are gathered between ranks; regions is a list"),
+    "missing": (TypeError, "missing a required argument: 'words'"),
+    "unknown": (TypeError, "got an unexpected keyword argument 'nonsense'"),
+}
+"""Those that rank 1 alone can see: others are told."""
 
 
 def spoil(fault, inputs, rank):
@@ -166,6 +177,13 @@ def spoil(fault, inputs, rank):
         return inputs | {"words": inputs["words"][..., :4]}
     if fault == "list":
         return inputs | {"regions": inputs["regions"].tolist()}
+    if fault == "no mask":
+        return inputs | {"word_mask": None}
+    if fault == "no axis":
+        return inputs | {"word_mask": inputs["word_mask"][:, 0]}
+    if fault == "swapped" and rank < 2:
+        lengths = (7, 5)[rank]
+        return inputs | {"word_mask": torch.ones(len(inputs["words"]), lengths, dtype=torch.bool)}
     if rank != 1:
         return inputs
     empty = {name: inputs[name].clone() for name in ("word_mask", "region_mask")}
@@ -181,7 +199,11 @@ def spoil(fault, inputs, rank):
         "gradient": lambda: {"words": inputs["words"].clone().requires_grad_()},
         "no word": lambda: {"word_mask": empty["word_mask"]},
         "no region": lambda: {"region_mask": empty["region_mask"]},
+        "a list": lambda: {"regions": inputs["regions"].tolist()},
+        "unknown": lambda: {"nonsense": inputs["words"]},
     }
+    if fault == "missing":
+        return {name: x for name, x in inputs.items() if name != "words"}
     return inputs | changes[fault]()
 
 
@@ -189,13 +211,21 @@ def rank_faults(world, rank):
     found = {}
     for kind in ("local_contrastive", "mgca"):
         inputs = make_parts(kind, world, True)[rank]
-        for fault in FAULTS:
-            try:
-                AcrossRanks(make_loss(kind))(**spoil(fault, inputs, rank))
-                found[kind, fault] = None, ""
-            except Exception as error:
-                found[kind, fault] = type(error), str(error)
+        for fault in FAULTS | OWN_FAULTS:
+            loss = AcrossRanks(make_loss(kind))
+            found[kind, fault] = raised(loss, **spoil(fault, inputs, rank))
+    words = torch.ones(1, rank + 1, 3)
+    found["unmasked"] = raised(gather_batch, {"words": words})
+    found["alone"] = raised(gather, [1.0] if rank == 1 else torch.ones(1))
     return found
+
+
+def raised(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except Exception as error:
+        return type(error), str(error)
+    return None, ""
 
 
 def rank_gather(world, rank):
@@ -206,15 +236,38 @@ def rank_gather(world, rank):
     ((rank + 1) * whole).sum().backward()
     with torch.no_grad():
         quiet = gather(numbers)
-    batch = gather_batch({"words": torch.ones(2, rank + 1, 3), "labels": torch.tensor([rank])})
+    lengths = {"words": torch.ones(2, rank + 1, 3), "word_mask": torch.ones(2, rank + 1) > 0}
+    batch = gather_batch({**lengths, "labels": torch.tensor([rank])})
     return {
+        "part of the gradient": numbers.grad.untyped_storage().nbytes(),
         "whole": whole.detach(),
         "needs gradient": (whole.requires_grad, quiet.requires_grad),
         "gradient": numbers.grad,
         "truth": gather(torch.tensor([rank == 1])),
         "batch": batch,
         "twice": refuses_second_derivative(numbers),
+        "nothing": nothing_gathered(),
+        "half": {dtype: half_gradient(dtype, world, rank) for dtype in HALF},
     }
+
+
+def nothing_gathered():
+    none = torch.ones(0, 3, requires_grad=True)
+    whole = gather(none)
+    whole.sum().backward()
+    return whole.detach(), none.grad
+
+
+HALF = {torch.bfloat16: (256.0, 1.0, 1.0), torch.float16: (60000.0, 60000.0, -60000.0)}
+"""What three ranks send: 258, or 256 where a 1 is rounded away; 60000, or inf on the way."""
+
+
+def half_gradient(dtype, world, rank):
+    """Of one row per rank, whose columns have the three numbers in every order."""
+    sent = torch.tensor([*itertools.permutations(HALF[dtype])]).T[rank].to(dtype)
+    row = torch.zeros(1, 6, dtype=dtype, requires_grad=True)
+    gather(row).backward(sent.expand(world, 6))
+    return row.grad
 
 
 def refuses_second_derivative(numbers):
@@ -274,6 +327,39 @@ def rank_ddp(world, rank):
     return {"value": value.detach(), "gradients": gradients, "state": model.state_dict()}
 
 
+def rank_fsdp(world, rank):
+    """The gradient of each parameter, put together from the parts that ranks have."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Tiny(AcrossRanks(make_loss("learned")))
+    fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
+    shown = repr(model) if rank == 1 else ""  # on one rank: nothing may wait for the others
+    value = model(**make_parts("learned", world, True)[rank])
+    value.backward()
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+
+    scalar = AcrossRanks(make_loss("sigmoid"))
+    fully_shard(scalar, mesh=init_device_mesh("cpu", (world,)), ignored_params={scalar.loss.bias})
+    scalar(**make_parts("sigmoid", world, True)[rank]).backward()
+    return {
+        "value": value.detach(),
+        "gradients": gradients,
+        "shown": shown,
+        "bias": scalar.loss.bias.grad,
+    }
+
+
+def rank_quiet(world, rank):
+    """No graph, as in validation: value and whether it has one."""
+    found = {}
+    for name in ("learned", "mgca", "labelled"):
+        with torch.no_grad():
+            value = AcrossRanks(make_loss(name))(**make_parts(name, world, True)[rank])
+        found[name] = value, value.requires_grad
+    return found
+
+
 def rank_compiled(world, rank):
     if world > 2:
         return None  # compiling takes seconds
@@ -299,6 +385,8 @@ JOBS = {
     "gather": rank_gather,
     "rows": rank_rows,
     "ddp": rank_ddp,
+    "fsdp": rank_fsdp,
+    "quiet": rank_quiet,
     "compiled": rank_compiled,
 }
 
@@ -414,6 +502,35 @@ def test_a_fault_of_one_rank_is_an_error_on_all(kind, fault, world, everyone):
 
 
 @every_world
+@pytest.mark.parametrize("fault", OWN_FAULTS)
+@pytest.mark.parametrize("kind", ["local_contrastive", "mgca"])
+def test_a_fault_that_only_its_rank_sees_is_an_error_on_all(kind, fault, world, everyone):
+    assert_rank_1_is_named(
+        [found[kind, fault] for found in everyone(world, "faults")], *OWN_FAULTS[fault]
+    )
+
+
+def assert_rank_1_is_named(every, error, message):
+    for rank, (kind_of_error, text) in enumerate(every):
+        expected = error if rank == 1 else OptionError
+        prefix = "^" if rank == 1 else f"rank 1 cannot take part: {error.__name__}: "
+        assert kind_of_error is expected, text
+        with pytest.raises(expected, match=prefix + message):
+            raise expected(text)
+
+
+@every_world
+def test_gather_refuses_what_it_would_have_to_guess(world, everyone):
+    every = everyone(world, "faults")
+    for found in every:
+        error, text = found["unmasked"]
+        assert error is OptionError
+        assert "word_mask must be given" in text
+    message = "only tensors are gathered between ranks; tensor is a list"
+    assert_rank_1_is_named([found["alone"] for found in every], OptionError, message)
+
+
+@every_world
 def test_gather_concatenates_in_the_order_of_ranks(world, everyone):
     expected = torch.cat(
         [torch.arange(rank * 3.0).reshape(rank, 3) + 10 * rank for rank in range(world)]
@@ -425,11 +542,22 @@ def test_gather_concatenates_in_the_order_of_ranks(world, everyone):
         # rank r sends r + 1 to every row
         assert torch.equal(found["gradient"], torch.full((rank, 3), float(weights)))
         assert found["truth"].tolist() == [rank == 1 for rank in range(world)]
-        words = found["batch"]["words"]
+        assert found["part of the gradient"] == rank * 3 * 4  # bytes: nothing of other ranks
+        words, word_mask = found["batch"]["words"], found["batch"]["word_mask"]
+        assert torch.equal(word_mask, words[..., 0] == 1)
         assert words.shape == (2 * world, world, 3)
         assert words.sum((1, 2)).tolist() == [3.0 * (r + 1) for r in range(world) for _ in "ab"]
         assert found["batch"]["labels"].tolist() == list(range(world))
         assert "once_differentiable" in found["twice"]
+        whole, gradient = found["nothing"]
+        assert whole.shape == gradient.shape == (0, 3)
+
+
+def test_half_precision_gradients_are_added_up_in_float32(everyone):
+    for found in everyone(3, "gather"):
+        for dtype, numbers in HALF.items():
+            assert found["half"][dtype].dtype == dtype
+            assert found["half"][dtype].tolist() == [[sum(numbers)] * 6]
 
 
 @every_world
@@ -453,6 +581,31 @@ def test_ddp_learns_what_one_process_learns(world, everyone):
             found[key] = {k.replace("loss.loss", "loss"): x for k, x in found[key].items()}
         assert_equal(found["gradients"], expected)
         assert_equal(dict(found["state"]), dict(learned))
+
+
+@every_world
+def test_fsdp_has_the_gradients_of_one_process(world, everyone):
+    model = Tiny(make_loss("learned"))
+    value = model(**joined(make_parts("learned", world, True)))
+    value.backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    for rank, found in enumerate(everyone(world, "fsdp")):
+        assert_equal(found["value"], value.detach())
+        gradients = {k.replace("loss.loss", "loss"): x for k, x in found["gradients"].items()}
+        assert_equal(gradients, expected)
+        assert rank != 1 or found["shown"].count("learnable") == 2
+    scalar = make_loss("sigmoid")
+    scalar(**joined(make_parts("sigmoid", world, True))).backward()
+    for found in everyone(world, "fsdp"):  # FSDP leaves it alone, and it is right on every rank
+        assert_equal(found["bias"], scalar.bias.grad)
+
+
+@every_world
+def test_without_gradients_the_value_is_the_same(world, everyone):
+    for found in everyone(world, "quiet"):
+        for name, (value, has_graph) in found.items():
+            assert_equal(value, make_loss(name)(**joined(make_parts(name, world, True))).detach())
+            assert not has_graph
 
 
 def test_a_group_of_one_changes_no_bit(everyone):
@@ -512,6 +665,18 @@ def test_once_is_enough():
     for loss in (once, nn.Sequential(once)):
         with pytest.raises(OptionError, match="is or holds one already"):
             AcrossRanks(loss)
+
+
+def test_a_compiled_part_is_refused():
+    """Terms go around what was compiled, and rows are not known of it."""
+    compiled = torch.compile(LocalContrastiveLoss(), backend="eager")
+    whole = make_loss("global_local_contrastive")
+    whole.local_loss = compiled
+    for loss in (compiled, whole):
+        with pytest.raises(OptionError, match=r"torch\.compile\(AcrossRanks\(loss\)\)"):
+            AcrossRanks(loss)
+    outside = torch.compile(AcrossRanks(LocalContrastiveLoss()), backend="eager")
+    assert inputs_of(outside) == inputs_of(LocalContrastiveLoss())
 
 
 if __name__ == "__main__":

@@ -238,10 +238,14 @@ class LateInteractionLoss(SimilarityLoss):
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
 
+    What :func:`torch.compile` made of a loss wraps it too.
+
     Raises:
         OptionError: ``forward`` requires an argument that is not one of them.
     """
-    parameters = inspect.signature(inspect.unwrap(loss).forward).parameters.values()
+    inner = inspect.unwrap(loss)
+    inner = getattr(inner, "_orig_mod", inner)  # a compiled module takes (*args, **kwargs)
+    parameters = inspect.signature(inner.forward).parameters.values()
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,

@@ -38,18 +38,21 @@ class Temperature(nn.Module):
                 )
             # in float64, so that the starting value survives the round trip
             inverse = initial - minimum + math.log(-math.expm1(minimum - initial))
-            self.raw = nn.Parameter(torch.tensor(inverse, dtype=torch.get_default_dtype()))
+            # of one axis: fully_shard takes no parameter without
+            self.raw = nn.Parameter(torch.tensor([inverse], dtype=torch.get_default_dtype()))
 
     def forward(self) -> float | Tensor:
-        """The current value."""
+        """The current value; a tensor without axes if it is learned."""
         if self.raw is None:
             assert self.fixed is not None
             return self.fixed
-        return self.minimum + nn.functional.softplus(self.raw)
+        return self.minimum + nn.functional.softplus(self.raw.squeeze(0))
 
     def extra_repr(self) -> str:
-        """Show the value."""
+        """Show the value, unless it is spread over processes: looking it up waits for them all."""
         if self.raw is None:
             return f"{self.fixed}"
+        if hasattr(self.raw, "full_tensor"):
+            return f"learnable, minimum={self.minimum}"
         value = self.minimum + nn.functional.softplus(self.raw.detach()).item()
         return f"{value:.4g}, learnable, minimum={self.minimum}"

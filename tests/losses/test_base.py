@@ -54,6 +54,11 @@ def test_optional_and_variable_arguments_are_not_asked_for():
     assert inputs_of(Other()) == ("words", "region_mask")
 
 
+def test_a_compiled_loss_asks_for_what_the_loss_asks_for():
+    compiled = torch.compile(GlobalContrastiveLoss(), backend="eager")
+    assert inputs_of(compiled) == ("image_embeddings", "text_embeddings")
+
+
 def test_an_argument_that_nobody_can_give_is_named():
     class Labelled(nn.Module):
         def forward(self, image_embeddings, labels):

@@ -22,6 +22,8 @@ def test_a_learned_temperature_starts_where_asked(initial):
     temperature = Temperature(initial, learnable=True)
     assert temperature().item() == pytest.approx(initial, rel=1e-5)
     assert temperature().requires_grad
+    assert temperature().shape == ()
+    assert temperature.raw.shape == (1,)  # fully_shard refuses parameters without an axis
     assert repr(temperature) == f"Temperature({initial:.4g}, learnable, minimum=0.01)"
 
 
