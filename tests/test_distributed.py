@@ -339,14 +339,14 @@ def rank_fsdp(world, rank):
     value.backward()
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
 
-    scalar = AcrossRanks(make_loss("sigmoid"))
-    fully_shard(scalar, mesh=init_device_mesh("cpu", (world,)), ignored_params={scalar.loss.bias})
-    scalar(**make_parts("sigmoid", world, True)[rank]).backward()
+    biased = AcrossRanks(make_loss("sigmoid"))
+    fully_shard(biased, mesh=init_device_mesh("cpu", (world,)))
+    biased(**make_parts("sigmoid", world, True)[rank]).backward()
     return {
         "value": value.detach(),
         "gradients": gradients,
         "shown": shown,
-        "bias": scalar.loss.bias.grad,
+        "bias": biased.loss.bias.grad.full_tensor(),
     }
 
 

@@ -91,12 +91,13 @@ class GeM(nn.Module):
         check_positive("p", p)
         if p < 1:
             raise OptionError(f"p must be at least 1; got {p}.")
-        self.p = nn.Parameter(torch.tensor(float(p)))
+        # of one axis: fully_shard takes no parameter without
+        self.p = nn.Parameter(torch.tensor([float(p)]))
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         """Reduce ``dim``."""
         # the bound lets the gradient through, so that a p pushed below it can come back
-        p = self.p + (self.p.clamp_min(1.0) - self.p).detach()
+        p = (self.p + (self.p.clamp_min(1.0) - self.p).detach()).squeeze(0)
         return gem(values, mask, dim, p)
 
 

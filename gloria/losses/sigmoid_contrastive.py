@@ -58,7 +58,8 @@ class SigmoidContrastiveLoss(PairLoss):
         )
         self.bias: float | Tensor = float(bias)
         if learnable:
-            self.bias = nn.Parameter(torch.tensor(bias, dtype=torch.get_default_dtype()))
+            # of one axis: fully_shard takes no parameter without
+            self.bias = nn.Parameter(torch.tensor([bias], dtype=torch.get_default_dtype()))
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """The loss, a scalar, from ``(image, dim)`` and ``(text, dim)``."""
@@ -67,14 +68,17 @@ class SigmoidContrastiveLoss(PairLoss):
     def terms(self, image_embeddings: Tensor, text_embeddings: Tensor) -> dict[str, Tensor]:
         """``positives`` and ``negatives``: what the B matching and the other pairs add."""
         similarity = self.similarity(image_embeddings, text_embeddings)
-        return sigmoid_cross_entropy(similarity, self.temperature(), self.bias)._asdict()
+        bias = self.bias.squeeze(0) if isinstance(self.bias, Tensor) else self.bias
+        return sigmoid_cross_entropy(similarity, self.temperature(), bias)._asdict()
 
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""
         return global_similarity(image_embeddings, text_embeddings)
 
     def extra_repr(self) -> str:
-        """Show the bias."""
+        """Show the bias, unless it is spread over processes: looking it up waits for them all."""
+        if hasattr(self.bias, "full_tensor"):
+            return "bias learnable"
         if isinstance(self.bias, Tensor):
             return f"bias={self.bias.item():.4g}, learnable"
         return f"bias={self.bias}"
