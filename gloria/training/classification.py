@@ -244,7 +244,7 @@ def label_efficiency(
 
     Raises:
         OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
-            range.
+            range; or a batch is one image, and BatchNorms that learn need more.
         ShapeError, DataError, NonFiniteLossError: as :func:`train_classifier`; or the three sets
             have different classes, or ``test`` no class with positive and negative images.
     """
@@ -252,7 +252,9 @@ def label_efficiency(
     classes = list(train.classes)
     for name, data in (("validation", validation), ("test", test)):
         if list(data.classes) != classes:
-            raise DataError(f"{name} must have train's classes {classes}; it has {data.classes}.")
+            raise DataError(
+                f"{name} must have train's classes {classes}; it has {list(data.classes)}."
+            )
     recipe = recipe or _usual_recipe(frozen)
     ids, labels, patients = train.ids, train.labels, train.patients
     number = {name: index for index, name in enumerate(ids)}
