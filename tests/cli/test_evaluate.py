@@ -155,6 +155,14 @@ def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
 
 
+def test_phantoms_have_one_channel(tiny, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "_read_data", None)  # told before anything is drawn
+    colour = small_model(["a report"], image_options={"in_chans": 3})
+    folder = gloria.save_model(colour, tmp_path / "colour")
+    assert run(folder, tmp_path / "out", "--image-size", "64") == 2
+    assert f"phantoms have 1 channel; {folder} takes 3: give --data" in capsys.readouterr().err
+
+
 def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
     def evaluate_on(size, out, *more):
         trained = gloria.load_model(model)
@@ -171,7 +179,7 @@ def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
         found = results(tmp_path / out)
         (each,) = found["models"].values()
         tasks[out] = each["tasks"]["zero-shot"]["details"]
-        assert found["settings"]["image_size"] == ("(64, 64)" if out == "other" else "(32, 32)")
+        assert found["settings"]["image_size"] == ([64, 64] if out == "other" else [32, 32])
     assert tasks["trained"] == tasks["asked"] != tasks["other"]
 
     code, told = evaluate_on(None, "unknown")
@@ -180,7 +188,11 @@ def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
     assert "does not say on which it was trained" in told
     code, told = evaluate_on((32, 64), "wide")
     assert code == 2
-    assert "phantoms are square; the model was trained on 32 x 64" in told
+    assert "image-size must be given for phantoms, which are square; " in told
+    assert f"{tmp_path / 'model'}'s is 32 x 64" in told
+    code, told = evaluate_on((32, 32), "none", "--image-size", "0")
+    assert code == 2
+    assert "image-size must be at least 1; got 0" in told
 
 
 def test_models_trained_on_different_sizes_need_one(tiny, model, tmp_path, capsys):
@@ -271,6 +283,25 @@ def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     assert f"1 of 40 images can't be read and are left out, first: {table}, row 9" in told
     lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("[!g]*.txt")]
     assert {name for each in lists for name in each} == {f"{n}.png" for n in range(40) if n != 7}
+    (reason,) = results(tmp_path / "out")["left_out"]["data"]
+    assert reason.startswith(f"{table}, row 9, column 'image': image ")
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert "left out of data: 1 images, which results.json names." in tables
+
+
+def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
+    header, *rows = table.read_text().splitlines()
+    splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("\n".join([f"{header},split", *rows]))
+    for name in ("0", "1", "39"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--skip-broken")
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    left_out = results(tmp_path / "out")["left_out"]
+    assert {split: len(reasons) for split, reasons in left_out.items()} == {"train": 2, "test": 1}
+    assert "row 41" in left_out["test"][0]
+    assert "left out of train: 2 images" in capsys.readouterr().out
 
 
 def test_films_of_12_bits(model, table, tmp_path, capsys):
