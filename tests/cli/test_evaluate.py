@@ -121,6 +121,11 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     short = (*SHORT, "--tasks", "retrieval")
     assert run(own, out, *short) == 0
     before = results(out)
+    assert before["settings"]["bits"] is None
+    older = {**before, "settings": {k: v for k, v in before["settings"].items() if k != "bits"}}
+    (out / "results.json").write_text(json.dumps(older))  # written before there was such an option
+    assert run(own, out, *short) == 0
+    (out / "results.json").write_text(json.dumps(before))
 
     assert run(own, out, *short, "--seed", "1") == 2
     assert "other settings: seed 0; now: seed 1. Give another --out" in capsys.readouterr().err
