@@ -383,7 +383,7 @@ def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
     for number in range(50):
         path = f"train/patient{number:05}/study1/view1_frontal.jpg"
         lines.append(f"{path},train,{'A film.' if number else ''}")
-        marks = {each: None for each in CLASSES} | {COMPETITION_CLASSES[number % 5]: 1.0}
+        marks = dict.fromkeys(CLASSES) | {COMPETITION_CLASSES[number % 5]: 1.0}
         labels.append(json.dumps({"path_to_image": path, **marks}))
         (tmp_path / path).parent.mkdir(parents=True)
         Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / path)
