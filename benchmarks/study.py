@@ -1,6 +1,6 @@
-"""Train every objective on the phantoms, several seeds each, and evaluate them all alike.
+"""Train objectives (:data:`ROWS`) on the phantoms, several seeds each, and evaluate them alike.
 
-    python benchmarks/study.py run --out runs/study --seeds 5 --processes 2
+    python benchmarks/study.py run --out runs/study --processes 2
     python benchmarks/study.py run --out runs/study --rows gloria,global --device cuda
     python benchmarks/study.py report --write     # benchmarks/results/study -> docs/study.md
 

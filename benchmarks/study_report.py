@@ -74,10 +74,10 @@ def retrieval(k: int) -> Callable[[Result], float | None]:
     return read
 
 
-def supervised(task: str, *figure: str) -> list[Column]:
+def supervised(task: str, figure: str) -> list[Column]:
     """A column for each share of the labels."""
     return [
-        Column(share, at(task, "rows", "model", share, *figure, "mean"))
+        Column(share, at(task, "rows", "model", share, figure, "mean"))
         for share in ("1%", "10%", "100%")
     ]
 
@@ -96,7 +96,7 @@ ZERO_SHOT = [
         )
     ),
 ]
-CLASSIFICATION = supervised("classification")
+CLASSIFICATION = supervised("classification", "auroc")
 SEGMENTATION = supervised("segmentation", "dice_positives")
 ATTENTION = {
     "peak_near_mask": "peak near mask",

@@ -54,6 +54,30 @@ _HOMES = {
     "save_model": "weights",
 }
 
+# The public modules and packages: `gloria.losses` after `import gloria`, imported when first used.
+_ROOMS = (
+    "aggregators",
+    "catalog",
+    "contrastive",
+    "data",
+    "distributed",
+    "encoders",
+    "errors",
+    "evaluation",
+    "functional",
+    "geometry",
+    "heads",
+    "losses",
+    "matching",
+    "model",
+    "plugins",
+    "registry",
+    "training",
+    "types",
+    "visualize",
+    "weights",
+)
+
 __all__ = [
     "AttentionMaps",
     "GLoRIA",
@@ -82,10 +106,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"gloria.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'gloria' has no attribute {name!r}")
     return getattr(import_module(f"gloria.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

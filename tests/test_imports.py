@@ -4,8 +4,11 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import gloria
 
 HEAVY = {
     "PIL",
@@ -55,6 +58,25 @@ def test_torch_and_einops_are_all_it_takes(use):
     ours = packages_after(USES[use]) - packages_after("import torch, einops")
     assert "gloria" in ours
     assert ours & HEAVY == set()
+
+
+@pytest.mark.parametrize("room", ["losses", "data"])
+def test_a_room_is_there_after_importing_the_package(room):
+    assert f"gloria.{room}" in modules_after(f"import gloria; gloria.{room}")
+
+
+def test_the_rooms_are_those_of_the_folder():
+    private = {"checks", "cli", "hookspecs"}
+    folder = Path(gloria.__file__).parent
+    found = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}
+    rooms = {name for name in found if not name.startswith("_")} - private
+    assert rooms == set(gloria._ROOMS) <= set(dir(gloria))
+    assert all(getattr(gloria, room).__name__ == f"gloria.{room}" for room in rooms)
+    assert not hasattr(gloria, "room")
+
+
+def test_importing_the_package_imports_no_room():
+    assert {name for name in modules_after("import gloria") if name.startswith("gloria.")} == set()
 
 
 def test_the_losses_know_no_registry_no_plugin_and_no_data():

@@ -23,7 +23,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--preset", choices=("quick", "long"), default="quick")
+    parser.add_argument(
+        "--preset",
+        choices=("quick", "long"),
+        default="quick",
+        help="quick: 4,000 phantoms, 700 steps; long: 12,000 and 4,000; default: quick",
+    )
     parser.add_argument("--steps", type=int, help="training steps; default: the preset's")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")

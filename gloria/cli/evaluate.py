@@ -147,6 +147,8 @@ def run(args: argparse.Namespace) -> int:
             f"Evaluate them one by one."
         )
     args.image_size = pick_image_size(args.image_size, models)
+    if args.format == "phantom":
+        _check_phantoms(str(args.model[0]), args.image_size, *channels)
     settings = _settings(args)
     results = _begin(args, settings)
     todo = [
@@ -211,6 +213,20 @@ def _check(args: argparse.Namespace) -> None:
             raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
 
 
+def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
+    """What phantoms can't be is told before thousands are drawn."""
+    from gloria.errors import OptionError
+
+    if channels != 1:
+        raise OptionError(f"phantoms have 1 channel; {model} takes {channels}: give --data.")
+    height, width = size
+    if height != width:
+        raise OptionError(
+            f"image-size must be given for phantoms, which are square; {model}'s is "
+            f"{height} x {width}."
+        )
+
+
 def _settings(args: argparse.Namespace) -> TransferSettings:
     """How the tasks are evaluated; small phantoms are segmented with a small U-Net."""
     from gloria.training.transfer import PHANTOM_UNET, TransferSettings
@@ -227,10 +243,9 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
     from gloria.errors import CheckpointError
     from gloria.weights import hash_model
 
-    chosen = {
-        **{name: str(getattr(args, name)) for name in ("format", "data", *READ_BY, "image_size")},
-        **settings.description(),
-    }
+    given = {name: getattr(args, name) for name in ("format", "data", *READ_BY, "image_size")}
+    # as they are when they are read again
+    chosen = {**json.loads(json.dumps(given, default=str)), **settings.description()}
     if args.prompts is not None:  # their texts count, whatever the file is called
         chosen["prompts"] = _hash_prompts(args.prompts)
     file = args.out / "results.json"
@@ -241,6 +256,7 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
             "note": "",
             "data": None,
             "skipped": {},
+            "left_out": {},
             "models": {},
         }
     try:
@@ -250,8 +266,8 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
     changed = [name for name in chosen if before.get(name) != chosen[name]]
     if changed:
-        was = ", ".join(f"{name} {before.get(name)}" for name in changed)
-        now = ", ".join(f"{name} {chosen[name]}" for name in changed)
+        was = ", ".join(f"{name} {before.get(name)!r}" for name in changed)
+        now = ", ".join(f"{name} {chosen[name]!r}" for name in changed)
         raise CheckpointError(
             f"{file} is of other settings: {was}; now: {now}. Give another --out."
         )
@@ -277,6 +293,15 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
     results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
     if args.format != "phantom":
         results["ids"] = _write_ids(args.out / "ids", data)
+        results["left_out"] = _left_out(data)
+
+
+def _left_out(data: TransferData) -> dict[str, list[str]]:
+    """Split: why images of it were left out; "data": of all, before splits were drawn of it."""
+    found = {name: list(part.skipped) for name, part in data.labelled._asdict().items()}
+    if found["train"] == found["val"] == found["test"]:  # of splits on disk no two name one row
+        found = {"data": found["train"]}
+    return {name: reasons for name, reasons in found.items() if reasons}
 
 
 def _write_ids(folder: Path, data: TransferData) -> dict[str, str]:
@@ -300,17 +325,13 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
     from gloria.data.transfer import Splits, TransferData, draw_patients
-    from gloria.errors import OptionError
 
     if args.format == "phantom":
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
         count = sum(sizes.values()) + 4 * sizes["per_class"]
-        side, width = args.image_size
-        if side != width:
-            raise OptionError(f"phantoms are square; the model was trained on {side} x {width}.")
         with Progress(count, "draw", args.quiet) as progress:
             return TransferData.phantoms(
-                seed=args.seed, size=side, progress=progress.advance, **sizes
+                seed=args.seed, size=args.image_size[0], progress=progress.advance, **sizes
             )
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
@@ -342,7 +363,6 @@ def _read(
     **options: Any,
 ) -> Radiographs:
     """The images of a data set, or of a split of it."""
-    from gloria.cli.progress import say
     from gloria.data import MIMICCXR, RSNA, SIIM, CheXpert, CheXpertPlus, ImageReportTable
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
@@ -370,15 +390,15 @@ def _read(
             "window": None if args.window is None else tuple(args.window),
         }
         data = ImageReportTable(args.data, split, classes=classes, **table, **size)
-    if data.skipped:
-        say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
     return data
 
 
 def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
-    """The images that can be read, if only these were asked for."""
+    """The images that can be read, if only these were asked for; what is left out is told."""
     from gloria.cli.progress import Progress, say
 
+    if data.skipped:
+        say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
     if not args.skip_broken:
         return data
     with Progress(len(data), "read", args.quiet) as progress:
@@ -425,7 +445,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
     write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     parts = ["# Evaluation\n", *([f"{results['note']}\n"] if results["note"] else [])]
     parts += [as_markdown(table) for table in _tables(results)]
-    parts += [f"{task} skipped: {reason}.\n" for task, reason in results["skipped"].items()]
+    parts += [f"{remark}\n" for remark in _remarks(results)]
     write_text(out / "tables.md", "\n".join(parts))
 
 
@@ -433,8 +453,19 @@ def _text(results: dict[str, Any]) -> str:
     from gloria.evaluation.tables import as_text
 
     parts = [as_text(table) for table in _tables(results)]
-    parts += [f"{task} skipped: {reason}." for task, reason in results["skipped"].items()]
+    parts += _remarks(results)
     return "\n\n".join([*parts, *([results["note"]] if results["note"] else [])])
+
+
+def _remarks(results: dict[str, Any]) -> list[str]:
+    """What is not in the tables: tasks, and images."""
+    return [
+        *(f"{task} skipped: {reason}." for task, reason in results["skipped"].items()),
+        *(
+            f"left out of {name}: {len(reasons)} images, which results.json names."
+            for name, reasons in results["left_out"].items()
+        ),
+    ]
 
 
 def _tables(results: dict[str, Any]) -> list[Table]:

@@ -22,9 +22,13 @@ def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[in
         models: by folder.
 
     Raises:
-        OptionError: nothing was asked for, and the models do not say it, or say different things.
+        OptionError: no pixel was asked for; or nothing was, and the models do not say it, or say
+            different things.
     """
+    from gloria.checks import check_integer
+
     if given is not None:
+        check_integer("image-size", given, 1)
         return given, given
     sizes = {}
     for name, model in models.items():

@@ -39,6 +39,7 @@ PACKAGES = {
     "pyyaml": "yaml",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
     "matplotlib": "matplotlib",
+    "tqdm": "tqdm",
     "triton": "triton",
 }
 

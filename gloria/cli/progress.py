@@ -24,8 +24,9 @@ class Progress:
         self._bar = self._open(total, what)
 
     def _open(self, total: int, what: str) -> Any:
-        tqdm = require("tqdm", "train").tqdm
-        return tqdm(total=total, desc=what, disable=self._quiet, mininterval=0.5)
+        if self._quiet:
+            return _NoBar()
+        return require("tqdm", "train").tqdm(total=total, desc=what, mininterval=0.5)
 
     def advance(self, count: int = 1) -> None:
         """Some work is done."""
@@ -53,6 +54,21 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+
+
+class _NoBar:
+    """What is shown if nothing is to be shown; it needs no tqdm."""
+
+    n = 0
+
+    def update(self, count: int) -> None:
+        pass
+
+    def set_postfix(self, shown: dict[str, str], refresh: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class StepProgress(Progress):

@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         data.add_argument(f"--{name.replace('_', '-')}", default=default, metavar="NAME")
     data.add_argument("--train-split", default="train", metavar="NAME")
     data.add_argument("--val-split", metavar="NAME", help="default: what the format calls it")
-    data.add_argument("--image-size", type=int, default=64, metavar="PX", help="square side")
+    data.add_argument(
+        "--image-size", type=int, default=64, metavar="PX", help="square side; default: %(default)s"
+    )
     data.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1: grayscale")
     data.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
@@ -116,19 +118,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     training = parser.add_argument_group("training")
     training.add_argument("--out", type=Path, required=True, help="folder of the run")
-    training.add_argument("--steps", type=int, default=700)
-    training.add_argument("--batch-size", type=int, default=32)
-    training.add_argument("--learning-rate", type=float, default=2e-3)
-    training.add_argument("--weight-decay", type=float, default=0.05)
-    training.add_argument("--clip-norm", type=float, default=1.0)
+    training.add_argument("--steps", type=int, default=700, help="default: %(default)s")
+    training.add_argument("--batch-size", type=int, default=32, help="pairs; default: %(default)s")
+    training.add_argument(
+        "--learning-rate", type=float, default=2e-3, help="the highest; default: %(default)s"
+    )
+    training.add_argument("--weight-decay", type=float, default=0.05, help="default: %(default)s")
+    training.add_argument(
+        "--clip-norm", type=float, default=1.0, help="of the gradient; default: %(default)s"
+    )
     training.add_argument(
         "--one-sentence",
         action="store_true",
         help="read one random sentence of each report per step, as GLoRIA and ConVIRT do",
     )
-    training.add_argument("--validate-every", type=int, default=100, metavar="STEPS")
-    training.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS")
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument(
+        "--validate-every", type=int, default=100, metavar="STEPS", help="default: %(default)s"
+    )
+    training.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="STEPS", help="default: %(default)s"
+    )
+    training.add_argument(
+        "--seed", type=int, default=0, help="of weights and training; default: %(default)s"
+    )
     training.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     training.add_argument("--quiet", action="store_true", help="no progress bars")
 

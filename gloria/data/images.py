@@ -40,10 +40,10 @@ def load_image(
         ``(channel, height, width)``, float32 in [0, 1].
 
     Raises:
-        DataError: the file is missing, damaged or of a pixel type that has no range; a pixel has
-            more bits than ``bits``; ``bits`` is None and no pixel needs more than 12; or a DICOM
+        DataError: the file is missing, damaged or of a pixel type that has no range; or a DICOM
             file has no pixels.
-        OptionError: ``window`` has no width, or ``channels`` is neither 1 nor 3.
+        OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
+            than 12; ``window`` has no width, or ``channels`` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise OptionError(f"channels must be 1 or 3; got {channels}.")
@@ -182,12 +182,13 @@ def _read_picture(
 
 
 def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None:
+    """A file that does not fit is whole: the option is wrong, and with it every such file."""
     if lowest < 0 or highest >= 1 << (bits or 16):
-        raise DataError(
+        raise OptionError(
             f"{path} has pixels outside {bits or 16} bits: they are from {lowest} to {highest}."
         )
     if bits is None and highest < 1 << 12:
-        raise DataError(
+        raise OptionError(
             f"{path} has 16 bits a pixel and uses {highest.bit_length()}: it would be nearly "
             f"black. Say how many bits its pixels have: bits=12, or bits=16 if it is so dark."
         )

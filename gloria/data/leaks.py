@@ -14,7 +14,7 @@ from gloria.data.images import load_image
 from gloria.data.radiographs import Record
 from gloria.data.rows import read_header, read_rows
 from gloria.data.splits import read_ids
-from gloria.errors import DataError
+from gloria.errors import DataError, GloriaError, OptionError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
 PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
@@ -75,7 +75,7 @@ def find_leaks(
         total = sum(map(len, splits.values()))
         unchecked.append(
             f"patients of {len(anonymous)} of {total} images, who are not told; first: "
-            f"{anonymous[0].where}."
+            f"{anonymous[0].place}."
         )
     duplicates: dict[str, dict[str, list[str]]] = {}
     if files or pixels:
@@ -151,7 +151,14 @@ def read_split_files(
     Raises:
         DataError: a file or a column is missing, an id list was changed, or two files have one
             name.
+        OptionError: ``patient_pattern`` is no regular expression.
     """
+    try:
+        pattern = re.compile(patient_pattern)
+    except re.error as cause:
+        raise OptionError(
+            f"patient-pattern must be a regular expression; got {patient_pattern!r}: {cause}."
+        ) from cause
     finder = _Finder(None if images is None else Path(images))
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
@@ -177,7 +184,7 @@ def read_split_files(
         if split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
         for name, image_name, who, where in rows:
-            found = re.search(patient_pattern, image_name) if who is None else None
+            found = pattern.search(image_name) if who is None else None
             record = Record(
                 id=image_id(image_name),
                 path=finder.find(image_id(image_name), path.parent),
@@ -223,7 +230,7 @@ def _duplicates(
                 readable.setdefault(name, []).append(record)
                 sizes.setdefault(record.path.stat().st_size, set()).add(name)
             else:
-                faults.append(f"{record.where}: {record.path} does not exist")
+                faults.append(record.about(f"{record.path} does not exist"))
                 progress(1)
     digests: dict[Path, str] = {}
 
@@ -235,8 +242,8 @@ def _duplicates(
         if record.path not in digests:
             try:
                 digests[record.path] = _hash_pixels(record.path) if pixels else _hash(record.path)
-            except (DataError, OSError) as fault:
-                faults.append(f"{record.where}: {fault}")
+            except (GloriaError, OSError) as fault:
+                faults.append(record.about(fault))
                 digests[record.path] = ""
         return digests[record.path] or None
 

@@ -222,7 +222,7 @@ def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
         has = [name for name, found in zip(classes, positive[wrong[0]], strict=True) if found]
         raise DataError(
             f"each image must be positive for exactly one of {', '.join(classes)}; {len(wrong)} "
-            f"are not, first: {data.records[wrong[0]].where}, positive for "
+            f"are not, first: {data.records[wrong[0]].place}, positive for "
             f"{' and '.join(has) or 'none'}."
         )
     return torch.from_numpy(positive.argmax(1))

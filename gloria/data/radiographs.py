@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from gloria.data.dicom import Window
 from gloria.data.images import check_size, fit, load_image, place
 from gloria.data.masks import Box
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 
 
 class Record(NamedTuple):
@@ -44,6 +44,15 @@ class Record(NamedTuple):
     labels: tuple[int, ...] = ()
     mask: Callable[[int, int], NDArray[np.bool_]] | None = None
     boxes: tuple[Box, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """What an error calls it."""
+        return self.where or str(self.path)
+
+    def about(self, fault: object) -> str:
+        """A fault that names the file, with the place that names the image."""
+        return f"{self.where}: {fault}" if self.where else str(fault)
 
 
 class Radiograph(NamedTuple):
@@ -84,7 +93,8 @@ class Radiographs(Dataset[Radiograph]):
         DataError: there is no record, the first one's image does not exist (the folder is wrong
             then), or labels and classes differ in number. Reading an item raises it for an image or
             a mask that can't be read, and names where it comes from.
-        OptionError: ``size`` has a side below 1.
+        OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
+            its image.
     """
 
     def __init__(
@@ -111,11 +121,11 @@ class Radiographs(Dataset[Radiograph]):
             raise DataError(f"there is no radiograph to read{left_out}.")
         first = self.records[0]
         if not first.path.is_file():
-            raise DataError(f"{first.where}: {first.path} does not exist. Is it the right folder?")
+            raise DataError(first.about(f"{first.path} does not exist. Is it the right folder?"))
         for record in self.records:
             if len(record.labels) != len(self.classes):
                 raise DataError(
-                    f"{record.where}: {len(record.labels)} labels for {len(self.classes)} classes."
+                    f"{record.place}: {len(record.labels)} labels for {len(self.classes)} classes."
                 )
 
     def __len__(self) -> int:
@@ -129,10 +139,11 @@ class Radiographs(Dataset[Radiograph]):
             if record.mask is not None:
                 marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
                 mask = fit(marked[None].float(), self.size) >= 0.5
-        except DataError as cause:
+        except (DataError, OptionError) as cause:
             if not record.where:
                 raise
-            raise DataError(f"{record.where}: {cause}") from cause
+            kind = OptionError if isinstance(cause, OptionError) else DataError
+            raise kind(record.about(cause)) from cause
         labels = torch.tensor(record.labels, dtype=torch.int8)
         return Radiograph(fit(image, self.size), record.report, labels, mask)
 
@@ -201,6 +212,10 @@ class Radiographs(Dataset[Radiograph]):
 
         Args:
             progress: called with the number of items read since the last call, as ``tqdm.update``.
+
+        Raises:
+            DataError: none can be read.
+            OptionError: ``bits`` does not fit an image: it is the option that is wrong.
         """
         whole, broken = [], []
         for index, record in enumerate(self.records):

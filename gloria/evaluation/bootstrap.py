@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gloria.checks import check_integer, check_share, check_tensor
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 
 RESAMPLES = 1000
 
@@ -22,8 +23,8 @@ class Interval(NamedTuple):
         value: the figure of all units.
         low: lower end; None if no resample defines the figure.
         high: upper end; likewise.
-        left_out: resamples that did not define the figure, and so have no part in the ends; a
-            resample of few images may hold none of a class.
+        left_out: resamples that did not define the figure, and so have no part in the ends; in one
+            of few images a class may have no positive image, or none that was called positive.
     """
 
     value: float
@@ -49,10 +50,11 @@ def bootstrap(
     would change is not in the interval.
 
     A mean over classes is always one over the same classes: those that all units together define.
-    A resample that lacks one of them (no positive image of it, say) is left out and counted, since
-    the mean over the others would be another figure. That is as if it were drawn again, with fewer
-    draws; where many are left out, the interval is one of the resamples that have every class, and
-    the figure is better given class by class.
+    A resample in which one of them has no value (no positive image of it for a sensitivity, none
+    that was called positive for a PPV) is left out and counted, since the mean over the others
+    would be another figure. That is as if it were drawn again, with fewer draws; where many are
+    left out, the interval is one of the resamples that define every class, and the figure is better
+    given class by class.
 
     Args:
         figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
@@ -71,6 +73,7 @@ def bootstrap(
 
     Raises:
         DataError: there is no unit, or all units together do not define a figure.
+        DtypeError: a figure is neither a number nor a list: a tensor or an array of several.
         OptionError: ``resamples``, ``level`` or ``seed`` is out of range.
 
     Example:
@@ -88,6 +91,12 @@ def bootstrap(
     if units < 1:
         raise DataError("units must be at least 1; there is nothing to resample.")
     whole = figures(torch.arange(units))
+    for name, figure in whole.items():
+        if not isinstance(figure, Real | Sequence):
+            raise DtypeError(
+                f"figure {name!r} must be a number, or a list with one for each class; got "
+                f"{type(figure).__name__}, of which tolist() is one."
+            )
     classes = {
         name: [number for number, value in enumerate(figure) if value is not None]
         for name, figure in whole.items()
@@ -99,6 +108,10 @@ def bootstrap(
             return figure
         return _mean([figure[each] for each in classes[name]])
 
+    values = {name: number(name, figure) for name, figure in whole.items()}
+    for name, value in values.items():  # before minutes of resampling, not after
+        if math.isnan(value):
+            raise DataError(f"the units do not define {name}: it is NaN, or no class has it.")
     generator = torch.Generator().manual_seed(seed)
     draws: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(resamples):
@@ -106,8 +119,7 @@ def bootstrap(
         for name, figure in figures(index).items():
             draws[name].append(number(name, figure))
         progress(1)
-    values = {name: number(name, figure) for name, figure in whole.items()}
-    return {name: _interval(name, values[name], drawn, level) for name, drawn in draws.items()}
+    return {name: _interval(values[name], drawn, level) for name, drawn in draws.items()}
 
 
 def bootstrap_mean(
@@ -160,9 +172,7 @@ def _mean(values: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known and len(known) == len(values) else math.nan
 
 
-def _interval(name: str, value: float, drawn: list[float], level: float) -> Interval:
-    if math.isnan(value):
-        raise DataError(f"the units do not define {name}: it is NaN, or no class has it.")
+def _interval(value: float, drawn: list[float], level: float) -> Interval:
     draws = torch.tensor(drawn, dtype=torch.float64)
     defined = draws[~draws.isnan()]
     if not len(defined):

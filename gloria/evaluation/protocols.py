@@ -60,7 +60,7 @@ def evaluate_pairs(
     """
     check_ks(ks, len(data))
     labels = class_labels(data, classes)
-    without = [record.where for record in data.records if not record.report]
+    without = [record.place for record in data.records if not record.report]
     if without:
         raise DataError(f"{len(without)} images have no report, first: {without[0]}.")
     texts = encode_texts(model, data.reports, batch_size)

@@ -66,7 +66,8 @@ class ImageClassifier(Freezable):
     Args:
         image_encoder: with the contract of :class:`~gloria.types.ImageEncoder`, such as
             ``model.image_encoder`` of a trained GLoRIA.
-        classes: number of classes.
+        classes: number of classes. Here it is a number; the names are those of the data
+            (``data.classes``), in their order.
         frozen: only the linear layer learns. The encoder gets no gradient and stays in eval mode
             whatever ``train()`` is called, so no statistic of its BatchNorms moves.
 

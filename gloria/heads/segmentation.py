@@ -71,7 +71,8 @@ class SegmentationModel(nn.Module):
     Args:
         image_encoder: becomes a part of the model as it is.
         pyramid: gives its maps.
-        classes: masks of an image.
+        classes: masks of an image. Here it is a number; the names are those of the data
+            (``data.classes``), in their order.
         width: of the decoder's first block.
     """
 

@@ -236,15 +236,16 @@ def label_efficiency(
 
     Returns:
         What ``json.dumps`` takes. ``result["classes"]`` names them, and
-        ``result["rows"][name]["10%"]`` has the ``mean`` and ``sd`` over seeds (sample standard
-        deviation; None for one seed) of the mean AUROC, the same ``per_class`` by name (None where
-        the test images lack positives or negatives), and ``runs``: each one's ``seed``, ``images``,
-        ``share`` (the hash of its id list), ``best_step``, ``validation_auroc``, and its ``auroc``
-        and ``per_class`` under ``test``.
+        ``result["rows"][name]["10%"]`` has, for ``auroc``, the ``mean`` and ``sd`` over seeds
+        (sample standard deviation; None for one seed) of the mean over classes, the same
+        ``per_class`` by name (None where the test images lack positives or negatives), and
+        ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id list),
+        ``best_step``, ``validation_auroc``, and under ``test`` its ``auroc``, that of each class
+        ``per_class`` by name.
 
     Raises:
         OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
-            range.
+            range; or a batch is one image, and BatchNorms that learn need more.
         ShapeError, DataError, NonFiniteLossError: as :func:`train_classifier`; or the three sets
             have different classes, or ``test`` no class with positive and negative images.
     """
@@ -252,7 +253,9 @@ def label_efficiency(
     classes = list(train.classes)
     for name, data in (("validation", validation), ("test", test)):
         if list(data.classes) != classes:
-            raise DataError(f"{name} must have train's classes {classes}; it has {data.classes}.")
+            raise DataError(
+                f"{name} must have train's classes {classes}; it has {list(data.classes)}."
+            )
     recipe = recipe or _usual_recipe(frozen)
     ids, labels, patients = train.ids, train.labels, train.patients
     number = {name: index for index, name in enumerate(ids)}
@@ -291,15 +294,20 @@ def label_efficiency(
                         "validation_auroc": trained.validation_auroc,
                         "test": {
                             "auroc": figure["mean"],
-                            "per_class": dict(zip(classes, figure["per_class"], strict=True)),
+                            "per_class": {
+                                name: {"auroc": value}
+                                for name, value in zip(classes, figure["per_class"], strict=True)
+                            },
                         },
                     }
                 )
                 progress(1)
             table[row][name_share(fraction)] = {
-                **spread([run["test"]["auroc"] for run in runs]),
+                "auroc": spread([run["test"]["auroc"] for run in runs]),
                 "per_class": {
-                    name: spread([run["test"]["per_class"][name] for run in runs])
+                    name: {
+                        "auroc": spread([run["test"]["per_class"][name]["auroc"] for run in runs])
+                    }
                     for name in classes
                 },
                 "runs": runs,

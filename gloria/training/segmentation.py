@@ -183,8 +183,8 @@ def train_segmenter(
 def segmentation_efficiency(
     rows: Mapping[str, ImageEncoder],
     train: MaskedImages,
-    validation: MaskedItems,
-    test: MaskedItems,
+    validation: MaskedImages,
+    test: MaskedImages,
     *,
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = (0, 1, 2),
@@ -227,15 +227,21 @@ def segmentation_efficiency(
 
     Raises:
         OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
-            range.
-        DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`.
+            range; or a batch is one image, and BatchNorms that learn need more.
+        DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`; or the three sets
+            have different classes, or not one mask for each of them.
     """
     check_runs(rows, fractions, seeds)
+    classes = list(train.classes)
+    for name, items in (("validation", validation), ("test", test)):
+        if list(items.classes) != classes:
+            raise DataError(
+                f"{name} must have train's classes {classes}; it has {list(items.classes)}."
+            )
     counts = {
         name: _count_classes(name, items)
         for name, items in (("train", train), ("validation", validation), ("test", test))
     }
-    classes = list(train.classes)
     if set(counts.values()) != {len(classes)}:
         raise ShapeError(
             f"masks must be of train's classes {classes} in each set; they have {counts}."

@@ -9,7 +9,6 @@ neither.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,6 +42,9 @@ from gloria.types import ImageFeatures
 
 KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
 """How the similarities are called in the retrieval table."""
+
+DICE = {"positives": "dice_positives", "all images": "dice_all"}
+"""The rows of the segmentation table, and what their figures are called."""
 
 Report = dict[str, Any]
 Figure = float | Sequence[float | None]
@@ -125,7 +127,8 @@ def evaluate_task(
 
     Returns:
         What ``json.dumps`` takes: ``protocol``, ``columns``, ``rows`` of cells (an interval, a
-        spread, or None), and ``details``, all figures as the task's own functions give them.
+        spread, or None), ``details``, all figures as the task's own functions give them, and the
+        number of ``resamples``.
 
     Raises:
         OptionError: there is no such task.
@@ -134,7 +137,9 @@ def evaluate_task(
     check_choice("task", task, TASKS)
     if task in data.missing:
         raise DataError(f"{task} can't be evaluated on {data.name}: {data.missing[task]}.")
-    return _TASKS[task](model, data, settings or TransferSettings(), progress, resampled)
+    settings = settings or TransferSettings()
+    report = _TASKS[task](model, data, settings, progress, resampled)
+    return {**report, "resamples": settings.resamples}
 
 
 def count_work(task: str, data: TransferData, settings: TransferSettings) -> int:
@@ -151,7 +156,7 @@ def count_resamples(task: str, settings: TransferSettings) -> int:
 
     Means over queries are resampled in no time.
     """
-    return settings.resamples * {"retrieval": 0, "segmentation": 2}.get(task, 1)
+    return 0 if task == "retrieval" else settings.resamples
 
 
 def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
@@ -170,7 +175,10 @@ def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
     cells = [cell for row in rows.values() for cell in row if isinstance(cell, Interval)]
     left_out = max((cell.left_out for cell in cells), default=0)
     if left_out:
-        caption += f"; up to {left_out} resamples lack a class and are left out"
+        caption += (
+            f"; in up to {left_out} of {first['resamples']} resamples a class has no value; they "
+            f"are left out"
+        )
     return Table(task, caption, tuple(first["columns"]), rows)
 
 
@@ -332,7 +340,7 @@ def _classification(
         "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(
             "",
-            _intervals(auroc, len(labels), settings, resampled),
+            list(_intervals(auroc, len(labels), settings, resampled).values()),
             [[run["test"]["auroc"] for run in share["runs"]] for share in runs],
         ),
         "details": details,
@@ -358,15 +366,14 @@ def _segmentation(
         progress=progress,
         on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
     )
-    shares = details["rows"]["model"].values()
+    shares = details["rows"]["model"]
+    found = _intervals(partial(_dice, counts), details["images"]["test"], settings, resampled)
     rows: dict[str, Any] = {}
-    for name, figure in (("positives", "dice_positives"), ("all images", "dice_all")):
+    for name, figure in DICE.items():
         rows |= _with_spread(
             name,
-            _intervals(
-                partial(_dice, counts, figure), details["images"]["test"], settings, resampled
-            ),
-            [[run["test"].get(figure) for run in share["runs"]] for share in shares],
+            [found[f"{figure}, {share}"] for share in shares],
+            [[run["test"].get(figure) for run in share["runs"]] for share in shares.values()],
         )
     classes = ", ".join(data.masked.test.classes)
     return {
@@ -379,19 +386,18 @@ def _segmentation(
     }
 
 
-def _dice(
-    counts: Mapping[float, Sequence[Overlap]], figure: str, index: Tensor
-) -> dict[str, Figure]:
-    """By share, of each class the mean over its draws, for some of the images."""
-
-    def of_class(draw: Overlap) -> list[float | None]:
-        summary = summarize_overlap(Overlap(*(count[index] for count in draw)))
-        return [each.get(figure) for each in summary["per_class"]]
-
-    return {
-        name_share(fraction): _mean_of_draws([of_class(draw) for draw in draws])
-        for fraction, draws in counts.items()
-    }
+def _dice(counts: Mapping[float, Sequence[Overlap]], index: Tensor) -> dict[str, Figure]:
+    """By figure and share, of each class the mean over its draws, for some of the images."""
+    found: dict[str, Figure] = {}
+    for fraction, draws in counts.items():
+        summaries = [
+            summarize_overlap(Overlap(*(count[index] for count in draw)))["per_class"]
+            for draw in draws
+        ]
+        for figure in DICE.values():
+            of_class = [[each.get(figure) for each in summary] for summary in summaries]
+            found[f"{figure}, {name_share(fraction)}"] = _mean_of_draws(of_class)
+    return found
 
 
 _TASKS = {
@@ -461,16 +467,16 @@ def _mean_of_draws(draws: Sequence[Sequence[float | None]]) -> list[float | None
 
 
 def _with_spread(
-    name: str, intervals: Mapping[str, Interval | None], runs: Sequence[Sequence[float | None]]
+    name: str, intervals: Sequence[Interval | None], runs: Sequence[Sequence[float | None]]
 ) -> dict[str, list[Any]]:
     """A row of intervals and, of several draws of labels, one of their spread."""
-    rows = {name: [_write(each) for each in intervals.values()]}
+    rows = {name: [_write(each) for each in intervals]}
     if len(runs[0]) > 1:
         over = f"over {len(runs[0])} draws of labels"
-        spreads = [
-            None if None in each else _write(Spread.of([_number(value) for value in each]))
-            for each in runs
-        ]
+        spreads = []
+        for each in runs:
+            known = [value for value in each if value is not None]
+            spreads.append(_write(Spread.of(known)) if len(known) == len(each) else None)
         rows[f"{name}, {over}" if name else over] = spreads
     return rows
 
@@ -494,10 +500,6 @@ def _read(cell: Any) -> Cell:
 
 def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

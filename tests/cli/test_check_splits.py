@@ -60,7 +60,14 @@ def test_a_changed_id_list_is_an_error(table, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["none.csv"], ["--first", "-1"], ["--split-column", "fold"], ["--no-such-option"]]
+    "wrong",
+    [
+        ["none.csv"],
+        ["--first", "-1"],
+        ["--split-column", "fold"],
+        ["--no-such-option"],
+        ["--patient-pattern", "("],
+    ],
 )
 def test_an_error_is_no_leak(table, wrong, capsys):
     assert main(["check-splits", str(table), *wrong]) == 2

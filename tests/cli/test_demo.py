@@ -48,6 +48,14 @@ def test_the_same_seed_gives_the_same_figures(tiny, tmp_path, capsys):
     assert first["settings"]["steps"] == 2
 
 
+def test_the_help_says_what_the_presets_are(capsys):
+    assert main(["demo", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    quick, long = demo.PRESETS["quick"], demo.PRESETS["long"]
+    assert f"quick: {quick.train_items:,} phantoms, {quick.steps} steps" in shown
+    assert f"long: {long.train_items:,} and {long.steps:,}; default: quick" in shown
+
+
 def test_wrong_options(tmp_path, capsys):
     assert main(["demo", "--preset", "huge"]) == 2
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2

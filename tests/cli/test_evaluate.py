@@ -121,6 +121,11 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     short = (*SHORT, "--tasks", "retrieval")
     assert run(own, out, *short) == 0
     before = results(out)
+    assert before["settings"]["bits"] is None
+    older = {**before, "settings": {k: v for k, v in before["settings"].items() if k != "bits"}}
+    (out / "results.json").write_text(json.dumps(older))  # written before there was such an option
+    assert run(own, out, *short) == 0
+    (out / "results.json").write_text(json.dumps(before))
 
     assert run(own, out, *short, "--seed", "1") == 2
     assert "other settings: seed 0; now: seed 1. Give another --out" in capsys.readouterr().err
@@ -155,6 +160,14 @@ def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     assert "equally many channels; they take [1, 3]" in capsys.readouterr().err
 
 
+def test_phantoms_have_one_channel(tiny, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "_read_data", None)  # told before anything is drawn
+    colour = small_model(["a report"], image_options={"in_chans": 3})
+    folder = gloria.save_model(colour, tmp_path / "colour")
+    assert run(folder, tmp_path / "out", "--image-size", "64") == 2
+    assert f"phantoms have 1 channel; {folder} takes 3: give --data" in capsys.readouterr().err
+
+
 def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
     def evaluate_on(size, out, *more):
         trained = gloria.load_model(model)
@@ -171,7 +184,7 @@ def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
         found = results(tmp_path / out)
         (each,) = found["models"].values()
         tasks[out] = each["tasks"]["zero-shot"]["details"]
-        assert found["settings"]["image_size"] == ("(64, 64)" if out == "other" else "(32, 32)")
+        assert found["settings"]["image_size"] == ([64, 64] if out == "other" else [32, 32])
     assert tasks["trained"] == tasks["asked"] != tasks["other"]
 
     code, told = evaluate_on(None, "unknown")
@@ -180,7 +193,11 @@ def test_images_are_of_the_size_of_training(tiny, model, tmp_path, capsys):
     assert "does not say on which it was trained" in told
     code, told = evaluate_on((32, 64), "wide")
     assert code == 2
-    assert "phantoms are square; the model was trained on 32 x 64" in told
+    assert "image-size must be given for phantoms, which are square; " in told
+    assert f"{tmp_path / 'model'}'s is 32 x 64" in told
+    code, told = evaluate_on((32, 32), "none", "--image-size", "0")
+    assert code == 2
+    assert "image-size must be at least 1; got 0" in told
 
 
 def test_models_trained_on_different_sizes_need_one(tiny, model, tmp_path, capsys):
@@ -271,6 +288,25 @@ def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     assert f"1 of 40 images can't be read and are left out, first: {table}, row 9" in told
     lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("[!g]*.txt")]
     assert {name for each in lists for name in each} == {f"{n}.png" for n in range(40) if n != 7}
+    (reason,) = results(tmp_path / "out")["left_out"]["data"]
+    assert reason.startswith(f"{table}, row 9, column 'image': image ")
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert "left out of data: 1 images, which results.json names." in tables
+
+
+def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
+    header, *rows = table.read_text().splitlines()
+    splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("\n".join([f"{header},split", *rows]))
+    for name in ("0", "1", "39"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--skip-broken")
+    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    left_out = results(tmp_path / "out")["left_out"]
+    assert {split: len(reasons) for split, reasons in left_out.items()} == {"train": 2, "test": 1}
+    assert "row 41" in left_out["test"][0]
+    assert "left out of train: 2 images" in capsys.readouterr().out
 
 
 def test_films_of_12_bits(model, table, tmp_path, capsys):
@@ -279,8 +315,9 @@ def test_films_of_12_bits(model, table, tmp_path, capsys):
         Image.fromarray(pixels).save(film)
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
     given += ("--tasks", "retrieval")
-    assert run(model, tmp_path / "out", *given) == 2
-    assert "Say how many bits" in capsys.readouterr().err
+    for asked in ((), ("--skip-broken",)):  # they are whole: it is the option that is missing
+        assert run(model, tmp_path / "out", *given, *asked) == 2
+        assert "Say how many bits" in capsys.readouterr().err
     figures = []
     for shown in (("--bits", "12"), ("--window", "2047.5", "4095"), ("--window", "100", "50")):
         out = tmp_path / "-".join(shown)
@@ -338,6 +375,26 @@ def test_chexperts_own_files(model, tmp_path, capsys):
 
     assert run(model, tmp_path / "more", *given[:-1], "9") == 2
     assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
+
+
+def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
+    """Though its files are read twice: for the tables' classes, and for all findings."""
+    lines, labels = ["path_to_image,split,report"], []
+    for number in range(50):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        lines.append(f"{path},train,{'A film.' if number else ''}")
+        marks = dict.fromkeys(CLASSES) | {COMPETITION_CLASSES[number % 5]: 1.0}
+        labels.append(json.dumps({"path_to_image": path, **marks}))
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / path)
+    (tmp_path / "plus.csv").write_text("\n".join(lines))
+    (tmp_path / "labels.json").write_text("\n".join(labels))
+    given = ("--format", "chexpert-plus", "--data", str(tmp_path / "plus.csv"), "--per-class", "3")
+    given += ("--labels", str(tmp_path / "labels.json"), "--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given) == 0
+    assert capsys.readouterr().err.count("1 images left out") == 1
+    (reason,) = results(tmp_path / "out")["left_out"]["data"]
+    assert reason.startswith(f"{tmp_path / 'plus.csv'}, row 2: ")
 
 
 @pytest.mark.parametrize("kind", ["siim", "rsna"])

@@ -1,6 +1,8 @@
 """Progress bars on stderr."""
 
-from gloria.cli.progress import Progress
+import sys
+
+from gloria.cli.progress import Progress, StepProgress
 
 
 def test_work_that_follows_takes_the_bars_place(capsys):
@@ -15,8 +17,11 @@ def test_work_that_follows_takes_the_bars_place(capsys):
     assert "intervals: 100%" in told
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_is_quiet_and_needs_no_tqdm(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     with Progress(2, "encode", True) as progress:
         progress.advance()
         progress.then(3, "intervals")(3)
+    with StepProgress(2, "train", True) as progress:
+        progress({"step": 1, "loss": 0.5, "validation_loss": 0.25})
     assert capsys.readouterr().err == ""

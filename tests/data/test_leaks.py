@@ -7,7 +7,7 @@ import pytest
 
 from gloria.data import SIIM, Record
 from gloria.data.leaks import check_splits, find_leaks, read_split_files
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 
 
 def record(name, patient=None, path=None):
@@ -194,3 +194,15 @@ def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
         read_split_files([path], image_column="image")
     with pytest.raises(DataError, match="nowhere is no folder"):
         read_split_files([path], images=tmp_path / "nowhere")
+    with pytest.raises(
+        OptionError, match=r"patient-pattern must be a regular expression; got '\('"
+    ):
+        read_split_files([path], image_column="file", patient_pattern="(")
+
+
+def test_images_without_a_row_are_called_by_their_paths(tmp_path):
+    splits = {name: [Record(name, tmp_path / f"{name}.png", where="")] for name in ("train", "val")}
+    assert find_leaks(splits).unchecked == [
+        f"patients of 2 of 2 images, who are not told; first: {tmp_path / 'train.png'}.",
+        f"exact duplicates of 2 of 2 files, first: {tmp_path / 'train.png'} does not exist.",
+    ]

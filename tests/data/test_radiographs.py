@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from gloria.data import ImageReportTable, Radiographs, Record
 from gloria.data.images import fit, load_image, place
 from gloria.data.masks import Box
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 
 
 @pytest.fixture
@@ -75,6 +76,26 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     assert data.skipped == ()
     with pytest.raises(DataError, match=r"no radiograph is left of 2; first: my\.csv, row 3"):
         data.select(["i1", "i2"]).without_broken()
+
+
+def test_films_that_need_bits_are_not_broken(records):
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(records[1].path)
+    data = Radiographs(records, classes=("a", "b"), size=(8, 8))
+    with pytest.raises(OptionError, match=r"my\.csv, row 3: .*1\.png has 16 bits .* bits=12"):
+        data.without_broken()
+    data.bits = 12
+    assert data.without_broken().ids == data.ids
+
+
+def test_an_image_without_a_row_is_called_by_its_path(records, tmp_path):
+    bare = [record._replace(where="") for record in records]
+    assert records[1].place == "my.csv, row 3"
+    assert bare[1].place == str(tmp_path / "1.png")
+    with pytest.raises(DataError, match=rf"^{tmp_path / '0.png'}: 2 labels for 1 classes"):
+        Radiographs(bare, classes=("a",), size=(8, 8))
+    gone = bare[0]._replace(path=tmp_path / "gone.png")
+    with pytest.raises(DataError, match=rf"^{gone.path} does not exist\. Is it the right"):
+        Radiographs([gone], classes=("a", "b"), size=(8, 8))
 
 
 def test_what_is_wrong_with_all_of_them(records, tmp_path):

@@ -163,7 +163,7 @@ def test_a_size_without_pixels_is_refused_at_once(write):
 def test_bits_of_the_pixels(write, tmp_path):
     path = write(ROWS)
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"row 2, column 'image': .*uses 12"):
+    with pytest.raises(OptionError, match=r"row 2, column 'image': .*uses 12"):
         ImageReportTable(path, size=(8, 8))[0]
     assert ImageReportTable(path, size=(8, 8), bits=12)[0].image.min() == 1
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 from gloria.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import multilabel_auroc
 
@@ -122,8 +122,22 @@ def test_a_figure_that_no_resample_defines_has_no_interval():
     found = bootstrap(figures, 10, resamples=20)
     assert found["of_class"] == Interval(0.625, None, None, 20)
     assert found["number"] == Interval(0.5, None, None, 20)
+
+
+@pytest.mark.parametrize("undefined", [[None, None], NAN])
+def test_an_undefined_figure_is_an_error_before_anything_is_resampled(undefined):
+    asked = []
     with pytest.raises(DataError, match="the units do not define x: it is NaN, or no class has it"):
-        bootstrap(lambda index: {"x": [None, None]}, 3)
+        bootstrap(lambda index: asked.append(index) or {"y": 1.0, "x": undefined}, 3)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_figures_of_classes_are_a_list(kind):
+    with pytest.raises(DtypeError, match=r"figure 'auroc' must be a number, or a list .* tolist"):
+        bootstrap(lambda index: {"auroc": kind([0.5, 0.75])}, 3)
+    found = bootstrap(lambda index: {"auroc": np.float32(0.5)}, 3, resamples=5)["auroc"]
+    assert (found.low, found.high) == (0.5, 0.5)
 
 
 def test_progress_counts_the_resamples():

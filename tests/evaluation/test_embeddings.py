@@ -128,6 +128,12 @@ def test_a_stopped_encoding_goes_on_where_it_stood(tmp_path, model, films):
     assert_same(images.features(range(7)), encode(model, films, images.ids))
 
 
+def test_films_that_need_bits_are_not_broken(tmp_path, model, films):
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(films / "3.png")
+    with pytest.raises(OptionError, match=r"3\.png has 16 bits a pixel and uses 12"):
+        store(tmp_path, model, films)
+
+
 def test_broken_images_are_named_and_tried_again(tmp_path, model, films):
     whole = (films / "3.png").read_bytes()
     (films / "3.png").write_bytes(whole[:60])

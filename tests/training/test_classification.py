@@ -367,8 +367,8 @@ def test_label_efficiency_is_json_with_a_cell_for_every_row_and_share(study):
 def test_label_efficiency_learns_from_the_labels(study):
     _, _, result = study
     for cells in result["rows"].values():
-        assert cells["100%"]["mean"] > 0.56  # 0.02 is a standard error of chance
-        assert cells["100%"]["mean"] > cells["10%"]["mean"] - 0.05
+        assert cells["100%"]["auroc"]["mean"] > 0.56  # 0.02 is a standard error of chance
+        assert cells["100%"]["auroc"]["mean"] > cells["10%"]["auroc"]["mean"] - 0.05
 
 
 def test_means_and_deviations_are_over_the_seeds(study):
@@ -377,14 +377,14 @@ def test_means_and_deviations_are_over_the_seeds(study):
     first, second = cell["runs"]
     assert (first["seed"], second["seed"]) == (3, 4)
     aurocs = [first["test"]["auroc"], second["test"]["auroc"]]
-    assert cell["mean"] == pytest.approx(statistics.mean(aurocs))
-    assert cell["sd"] == pytest.approx(statistics.stdev(aurocs))
+    assert cell["auroc"]["mean"] == pytest.approx(statistics.mean(aurocs))
+    assert cell["auroc"]["sd"] == pytest.approx(statistics.stdev(aurocs))
     for name in FINDINGS:
-        values = [run["test"]["per_class"][name] for run in cell["runs"]]
-        assert cell["per_class"][name]["mean"] == pytest.approx(statistics.mean(values))
-        assert cell["per_class"][name]["sd"] == pytest.approx(statistics.stdev(values))
+        values = [run["test"]["per_class"][name]["auroc"] for run in cell["runs"]]
+        assert cell["per_class"][name]["auroc"]["mean"] == pytest.approx(statistics.mean(values))
+        assert cell["per_class"][name]["auroc"]["sd"] == pytest.approx(statistics.stdev(values))
     assert first["test"]["auroc"] == pytest.approx(
-        statistics.mean(first["test"]["per_class"].values())
+        statistics.mean(each["auroc"] for each in first["test"]["per_class"].values())
     )
 
 
@@ -445,9 +445,9 @@ def test_an_undefined_class_is_none_and_not_in_the_mean():
         rows, TRAIN, VALIDATION, test, fractions=(1,), seeds=(0,), recipe=recipe
     )
     cell = result["rows"]["quarters"]["100%"]
-    assert cell["per_class"]["faint"] == {"mean": None, "sd": None}
-    assert cell["sd"] is None
-    assert cell["mean"] == cell["per_class"]["dense"]["mean"] > 0.5
+    assert cell["per_class"]["faint"] == {"auroc": {"mean": None, "sd": None}}
+    assert cell["auroc"]["sd"] is None
+    assert cell["auroc"]["mean"] == cell["per_class"]["dense"]["auroc"]["mean"] > 0.5
 
 
 def test_radiographs_with_one_label_and_shares_by_patient(tmp_path):
@@ -478,7 +478,7 @@ def test_radiographs_with_one_label_and_shares_by_patient(tmp_path):
     )
     cell = result["rows"]["quarters"]["50%"]
     assert cell["runs"][0]["images"] == 20
-    assert cell["mean"] > 0.9
+    assert cell["auroc"]["mean"] > 0.9
 
 
 def test_nothing_is_written_when_a_run_is_stopped(tmp_path, monkeypatch):

@@ -34,4 +34,4 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     assert list(names["result"]["rows"]["random"]) == ["10%", "100%"]
     assert (names["data"].labels == -1).any()
     assert [len(names[split]) for split in ("train", "validation", "test")] == [48, 6, 6]
-    assert "10% 0." in capsys.readouterr().out
+    assert "10% {'mean': 0." in capsys.readouterr().out

@@ -35,6 +35,7 @@ class Squares:
     """Noise with a brighter square in two of three images; the mask is where."""
 
     classes = ("square",)
+    masks = 1
 
     def __init__(self, count, seed=0, numbers=None):
         self.count, self.seed = count, seed
@@ -51,7 +52,7 @@ class Squares:
         if number % 3:
             top, left = torch.randint(4, 18, (2,), generator=generator).tolist()
             mask[:, top : top + 10, left : left + 10] = True
-        return MaskedImage(image + 0.5 * mask, mask)
+        return MaskedImage(image + 0.5 * mask, mask.repeat(self.masks, 1, 1))
 
     @property
     def ids(self):
@@ -300,7 +301,15 @@ def test_what_is_wrong_is_said_before_anything_is_trained():
         segmentation_efficiency(rows, TRAIN, VALIDATION, TEST, seeds=(0, -1), recipe=recipe)
     with pytest.raises(DataError, match="test must hold at least one image"):
         segmentation_efficiency(rows, TRAIN, VALIDATION, Squares(0), recipe=recipe)
-    other = [MaskedImage(TEST[0].image, TEST[0].mask.repeat(3, 1, 1))]
+    three = Squares(3)
+    three.masks = 3
     with pytest.raises(ShapeError, match="'train': 1, 'validation': 1, 'test': 3"):
-        segmentation_efficiency(rows, TRAIN, VALIDATION, other, recipe=recipe)
+        segmentation_efficiency(rows, TRAIN, VALIDATION, three, recipe=recipe)
+    circles = Squares(3)
+    circles.classes = ("circle",)  # as many, and not the same
+    message = r"train's classes \['square'\]; it has \['circle'\]"
+    with pytest.raises(DataError, match=f"validation must have {message}"):
+        segmentation_efficiency(rows, TRAIN, circles, TEST, recipe=recipe)
+    with pytest.raises(DataError, match=f"test must have {message}"):
+        segmentation_efficiency(rows, TRAIN, VALIDATION, circles, recipe=recipe)
     assert not trained

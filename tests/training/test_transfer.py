@@ -21,7 +21,7 @@ from gloria.evaluation.tables import as_text
 from gloria.evaluation.zero_shot import zero_shot_probabilities
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.randomness import isolated
-from gloria.training.segmentation import SegmentationRecipe
+from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
 from gloria.training.small import small_model
 from gloria.training.transfer import (
     TransferSettings,
@@ -131,12 +131,42 @@ def test_intervals_are_of_means_over_all_classes(reports, model, data):
     assert (cell["low"], cell["high"]) == pytest.approx(tuple(ends), abs=1e-6)
 
 
+def test_both_dice_are_of_the_same_resamples(reports, model, data):
+    """A plain loop over the resamples, of the mean over draws of the means over images."""
+    counts = []
+    segmentation_efficiency(
+        {"model": model.image_encoder},
+        *data.masked,
+        fractions=[1.0],
+        seeds=SETTINGS.drawn,
+        recipe=SETTINGS.segmentation,
+        width=SETTINGS.width,
+        on_overlap=lambda row, fraction, seed, overlap: counts.append(overlap),
+    )
+    dice = np.mean([each.dice[:, 0].numpy() for each in counts], axis=0)
+    positive = counts[0].marked[:, 0].numpy() > 0
+    generator = torch.Generator().manual_seed(SETTINGS.seed)
+    drawn = [
+        torch.randint(len(dice), (len(dice),), generator=generator).numpy()
+        for _ in range(SETTINGS.resamples)
+    ]
+    kept = {"all images": drawn, "positives": [index[positive[index]] for index in drawn]}
+    for row, parts in kept.items():
+        draws = [dice[part].mean() for part in parts if len(part)]
+        cell = reports["segmentation"]["rows"][row][1]
+        assert cell["left_out"] == len(drawn) - len(draws)
+        ends = np.quantile(draws, [0.025, 0.975])
+        assert (cell["low"], cell["high"]) == pytest.approx(tuple(ends), abs=1e-6)
+
+
 def test_the_caption_says_how_many_resamples_lack_a_class(reports):
     report = reports["zero-shot"]
     worst = max(cell["left_out"] for cell in report["rows"][""])
     assert worst > 0  # of twenty images
     caption = transfer_table("zero-shot", {"mine": report}).caption
-    assert caption.endswith(f"; up to {worst} resamples lack a class and are left out")
+    assert caption.endswith(
+        f"; in up to {worst} of 40 resamples a class has no value; they are left out"
+    )
     whole = [cell and {**cell, "left_out": 0} for cell in report["rows"][""]]
     caption = transfer_table("zero-shot", {"mine": {**report, "rows": {"": whole}}}).caption
     assert caption == report["protocol"]
