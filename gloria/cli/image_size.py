@@ -26,9 +26,14 @@ def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[in
             different things.
     """
     from gloria.checks import check_integer
+    from gloria.cli.progress import say
 
     if given is not None:
         check_integer("image-size", given, 1)
+        for name, model in models.items():
+            trained = model.trained_image_size
+            if trained not in (None, (given, given)):
+                say(f"{name} was trained on images of {trained[0]} x {trained[1]}", False)
         return given, given
     sizes = {}
     for name, model in models.items():

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="images of each class in the splits val_5xN and test_5xN; 0: leave them out",
+        help="images of each class in the splits val_5xN and test_5xN; 0: none; default: 100",
     )
     parser.add_argument("--size", type=int, default=64, metavar="PX", help="side of the images")
     parser.add_argument("--contrast", type=float, default=1.7, help="1.7 demo, 1.25 hard")

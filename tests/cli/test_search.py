@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import gloria
 from gloria.cli import main
+from gloria.cli.image_size import pick_image_size
 from gloria.data.phantom import PhantomDataset
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
@@ -147,3 +149,10 @@ def test_an_encoder_of_one_size_says_it(search, disk, tmp_path):
     code, shown, _ = search("--quiet", model=gloria.save_model(model, tmp_path / "vit"))
     assert code == 0
     assert shown
+
+
+@pytest.mark.parametrize(("given", "told"), [(32, True), (64, False)])
+def test_another_size_than_that_of_the_training_is_said(given, told, capsys):
+    model = SimpleNamespace(trained_image_size=(64, 64))
+    assert pick_image_size(given, {"mine": model}) == (given, given)
+    assert ("mine was trained on images of 64 x 64" in capsys.readouterr().err) is told
