@@ -150,6 +150,10 @@ _STAND_INS: list[Any] = [
             "omegaconf.dictconfig.DictConfig",
             "omegaconf.listconfig.ListConfig",
             "omegaconf.nodes.AnyNode",
+            "omegaconf.nodes.BooleanNode",
+            "omegaconf.nodes.FloatNode",
+            "omegaconf.nodes.IntegerNode",
+            "omegaconf.nodes.StringNode",
             "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
             "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
             "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -217,7 +221,8 @@ def _read_settings(tree: Any, checkpoint: Path) -> dict[str, Any]:
                 f"{name} must be {RELEASED[name]!r}; in {checkpoint} it is {settings[name]!r}, "
                 f"which can't be composed here."
             )
-    check_choice("model.text.aggregate_method", settings["model.text.aggregate_method"], _LAYERS)
+    reduction = settings["model.text.aggregate_method"]
+    check_choice("model.text.aggregate_method", reduction, ("sum", "mean"))
     # with one layer, the published code takes other states and merges no word pieces
     check_integer("model.text.last_n_layers", settings["model.text.last_n_layers"], 2)
     check_integer("data.text.word_num", settings["data.text.word_num"], 1)
@@ -230,9 +235,6 @@ def _read_settings(tree: Any, checkpoint: Path) -> dict[str, Any]:
             f"model.text.bert_type must be a name; got {settings['model.text.bert_type']!r}."
         )
     return settings
-
-
-_LAYERS = ("sum", "mean")
 
 
 def _look_up(tree: Any, path: str, released: Any) -> Any:

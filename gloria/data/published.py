@@ -61,7 +61,8 @@ def published_image(image: str | Path | Tensor, *, size: int = 256, crop: int = 
     top, left = (size - height) // 2, (size - width) // 2
     square = pad(shrunk, (left, size - width - left, top, size - height - top))
     middle = center_crop(square[None, None], (crop, crop))
-    return interpolate(middle, (299, 299), mode="bilinear", align_corners=True)[0].expand(3, -1, -1)
+    large = interpolate(middle, (299, 299), mode="bilinear", align_corners=True)[0]
+    return large.expand(3, -1, -1).contiguous()
 
 
 def published_text(text: str) -> str:
