@@ -89,8 +89,8 @@ def load_published(
         gloria.save_model(model, "gloria-resnet50")
     """
     checkpoint = Path(checkpoint)
-    content = _read(checkpoint)
-    settings = _read_settings(content.get("hyper_parameters"), checkpoint)
+    weights, tree = _read(checkpoint)
+    settings = _read_settings(tree, checkpoint)
     source = text_encoder or settings["model.text.bert_type"]
     match_scale, scale = settings["model.gloria.temp2"], settings["model.gloria.temp3"]
     model = create_model(
@@ -116,7 +116,7 @@ def load_published(
             },
         },
     )
-    fill_model(model, _rename(content["state_dict"]), checkpoint)
+    fill_model(model, _rename(weights), checkpoint)
     model.trained_image_size = (299, 299)
     return model.to(device).eval()
 
@@ -174,8 +174,8 @@ _STAND_INS: list[Any] = [
 _READING = threading.Lock()  # the list of safe names is the whole process's
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    """What is in the file, classes replaced by :class:`_Inert`."""
+def _read(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
+    """Weights and tree of settings of a file, classes replaced by :class:`_Inert`."""
     if not checkpoint.is_file():
         raise CheckpointError(f"checkpoint {checkpoint} does not exist, or is no file.")
     try:
@@ -196,7 +196,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
                 f"state_dict of {checkpoint} must hold tensors by name; {key!r} is a "
                 f"{type(value).__name__}."
             )
-    return content
+    return weights, content.get("hyper_parameters")
 
 
 def _refusal(checkpoint: Path, message: str) -> str:

@@ -444,8 +444,9 @@ def _wrap(classes: dict[str, type], value: object, parent: object) -> object:
     name = {dict: "DictConfig", list: "ListConfig"}.get(type(value), "AnyNode")
     node = classes[name]()
     metadata = classes["Metadata" if name == "AnyNode" else "ContainerMetadata"]()
-    kind = None if name == "AnyNode" else type(value)
-    metadata.__dict__.update(ref_type=Any, object_type=kind, optional=True, key=None)
+    metadata.__dict__.update(ref_type=Any, object_type=None, optional=True, key=None)
+    if name != "AnyNode":
+        metadata.__dict__.update(object_type=type(value), resolver_cache=defaultdict(dict))
     node.__dict__.update(_parent=parent, _metadata=metadata)
     if isinstance(value, dict):
         content: object = {key: _wrap(classes, each, node) for key, each in value.items()}
