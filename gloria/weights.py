@@ -250,7 +250,7 @@ def hash_model(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _FILES = ["config.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
 
