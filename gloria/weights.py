@@ -347,6 +347,9 @@ def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any
     name, options, own_files = Recipe(**recipe)
     if name.endswith(":."):
         name = f"{name[:-1]}{files}"
+    for file in own_files.values():
+        if Path(file).is_absolute() or ".." in Path(file).parts:  # a config may be a stranger's
+            raise CheckpointError(f"{file} is outside the saved model's folder; it is not read.")
     paths = {option: files / file for option, file in own_files.items()}
     for path in paths.values():
         if not path.is_file():

@@ -228,6 +228,14 @@ def test_an_encoder_gets_back_the_files_it_wrote(images, tmp_path):
         (tmp_path / "moved" / "text_encoder" / "letters.txt").unlink()
         with pytest.raises(CheckpointError, match=r"letters\.txt does not exist"):
             load_model(tmp_path / "moved")
+        config = tmp_path / "moved" / "config.json"
+        (tmp_path / "letters.txt").write_text("abc")
+        for outside in (tmp_path / "letters.txt", "../../letters.txt"):
+            recipe = json.loads(config.read_text())
+            recipe["model"]["text_encoder"]["files"] = {"letters": str(outside)}
+            config.write_text(json.dumps(recipe))
+            with pytest.raises(CheckpointError, match="is outside the saved model's folder"):
+                load_model(tmp_path / "moved")
     finally:
         default_catalog().text_encoders.unregister(origin)
 
