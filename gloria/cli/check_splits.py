@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         find_leaks,
         read_split_files,
     )
+    from gloria.errors import DataError
 
     check_integer("first", args.first, 0)
     splits = read_split_files(
@@ -60,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
         patient_pattern=args.patient_pattern or PATIENT_PATTERN,
         images=args.images,
     )
+    if len(splits) < 2:
+        raise DataError(
+            f"a leak is between splits; got one, {', '.join(splits)!r}. Give a file for each "
+            f"split, or a CSV file with a column of their names, which --split-column names "
+            f"(now: {args.split_column})."
+        )
     total = sum(map(len, splits.values()))
     with Progress(total, "compare", args.quiet or args.no_files) as progress:
         leaks = find_leaks(
