@@ -17,6 +17,10 @@ class DtypeError(GloriaError, TypeError):
     """An argument has the wrong dtype or Python type."""
 
 
+class DeviceError(GloriaError, RuntimeError):
+    """Tensors that belong together are on different devices."""
+
+
 class OptionError(GloriaError, ValueError):
     """An option has a value outside what is allowed."""
 
