@@ -178,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         seed=args.seed,
     )
+    device = pick_device(args.device)
+    _check_names(args)
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
@@ -185,7 +187,6 @@ def run(args: argparse.Namespace) -> int:
         validation = _read(args, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
-    device = pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
         "image_encoder": args.image_encoder,
@@ -226,6 +227,21 @@ def run(args: argparse.Namespace) -> int:
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
     return 0
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Wrong names are told before the data is read, which may take long."""
+    from gloria.catalog import create_loss, default_catalog
+    from gloria.training.randomness import isolated
+
+    for kind, name in (
+        ("image_encoders", args.image_encoder),
+        ("text_encoders", args.text_encoder),
+    ):
+        if name is not None:
+            default_catalog().check(kind, name)
+    with isolated(args.seed):  # a loss may draw weights
+        create_loss(args.loss, **{"preset": args.preset, **dict(args.loss_option)})
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:

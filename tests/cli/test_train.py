@@ -122,6 +122,25 @@ def test_errors_are_one_line(table, tmp_path, capsys, change, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--loss", "spark"], "no loss is named 'spark'. Did you mean 'sparc'?"),
+        (["--loss-option", "local_weigth=2"], "has no such option"),
+        (["--preset", "papper"], "preset must be one of "),
+        (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
+        (["--text-encoder", "bert"], "no text encoder is named 'bert'"),
+        (["--device", "nonsense"], "device 'nonsense' can't be used here"),
+    ],
+)
+def test_wrong_names_are_told_before_the_data_is_read(tmp_path, capsys, change, message):
+    assert run(tmp_path / "none.csv", tmp_path / "run", *change) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_file_is_named(tmp_path, capsys):
     assert run(tmp_path / "none.csv", tmp_path) == 2
     assert "none.csv does not exist" in capsys.readouterr().err
