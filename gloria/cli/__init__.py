@@ -17,11 +17,14 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import gloria
-from gloria.errors import GloriaError
+from gloria.errors import GloriaError, GloriaWarning
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -53,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        code = _run(args)
+        with _plain_warnings():
+            code = _run(args)
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
@@ -68,6 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # a bug: left to Python it would be exit code 1, which says "a leak"
         traceback.print_exc()
         return 2
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Inside, a warning of gloria is one line on stderr, without a place in the code."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        if issubclass(category, GloriaWarning):
+            return f"gloria: warning: {message}\n"
+        return usual(message, category, *place, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:

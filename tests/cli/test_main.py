@@ -140,6 +140,22 @@ def test_an_error_of_the_operating_system_is_one_line_on_stderr(command, capsys,
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_warning_of_gloria_is_one_line_on_stderr():
+    """In a process of its own: here, warnings are errors."""
+    code = (
+        "import sys, types, warnings; from gloria import cli, errors; "
+        "run = lambda args: warnings.warn(category('row 3')) or 0; "
+        "sys.modules['gloria.cli.act'] = types.SimpleNamespace(add_arguments=lambda p: 0, run=run);"
+        "cli.COMMANDS['act'] = ''; category = errors.TruncatedTextWarning; cli.main(['act']); "
+        "category = RuntimeWarning; cli.main(['act']); category = errors.TruncatedTextWarning; "
+        "warnings.warn(category('row 4'))"
+    )
+    told = python("-c", code).stderr.splitlines()
+    assert told[0] == "gloria: warning: row 3"
+    assert told[1].endswith(": RuntimeWarning: row 3")
+    assert told[2].endswith(": TruncatedTextWarning: row 4")  # outside of a command
+
+
 def test_notes_of_an_error_are_shown(command, capsys):
     def run(args):
         error = UnknownNameError("no loss is named 'x'.")
