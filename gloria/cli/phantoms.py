@@ -4,6 +4,8 @@ What is written is what the demo trains on, in the form of your own data:
 
   gloria phantoms --out phantoms
   gloria train --data phantoms/phantoms.csv --out runs/phantoms
+
+Phantoms that are in the folder already are replaced; other files there stay.
 """
 
 from __future__ import annotations
