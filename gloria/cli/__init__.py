@@ -21,10 +21,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import gloria
-from gloria.errors import GloriaError, GloriaWarning
+from gloria.errors import GloriaError, GloriaWarning, reason
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -74,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line, and say where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help shows what there is\n")
+
+
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Inside, a warning of gloria is one line on stderr, without a place in the code."""
@@ -93,7 +100,7 @@ def _plain_warnings() -> Iterator[None]:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; only the chosen one is imported and knows its arguments."""
-    parser = argparse.ArgumentParser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
+    parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="<command>")
@@ -125,7 +132,14 @@ def _run(args: argparse.Namespace) -> int:
         if args.debug:
             traceback.print_exc()
         else:
-            print(f"gloria: error: {error}", file=sys.stderr)
+            print(f"gloria: error: {_message(error)}", file=sys.stderr)
             for note in getattr(error, "__notes__", []):
                 print(f"  {note}", file=sys.stderr)
         return 2
+
+
+def _message(error: Exception) -> str:
+    """What went wrong; of an error of the operating system, the file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {reason(error)}."
+    return str(error)

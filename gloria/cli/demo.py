@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from gloria.checks import require
+    from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, StepProgress, say
     from gloria.training.demo import PRESETS, DemoData, figures, run_demo
     from gloria.training.devices import pick_device
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     settings.recipe(args.seed)  # checks the steps before anything is drawn
     require("matplotlib", "viz")
     device = pick_device(args.device)
+    check_out(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)

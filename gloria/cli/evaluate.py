@@ -131,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate what is not there yet; print and write the tables."""
+    from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, say
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
@@ -158,6 +159,7 @@ def run(args: argparse.Namespace) -> int:
         if task not in results["models"].get(name, {"tasks": {}})["tasks"]
         and task not in results["skipped"]
     ]
+    check_out(args.out)
     if todo:
         data = _read_data(args, channels.pop())
         _accept(args, results, data)
@@ -190,8 +192,6 @@ def _check(args: argparse.Namespace) -> None:
     from gloria.data.transfer import TASKS
     from gloria.errors import OptionError
 
-    if args.out.exists() and not args.out.is_dir():
-        raise OptionError(f"out must be a folder; {args.out} is a file.")
     if len(set(args.model)) < len(args.model):
         raise OptionError(f"model must name each folder once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or list(TASKS)

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw and write."""
     from gloria.checks import check_integer
+    from gloria.cli.out import check_out
     from gloria.cli.progress import Progress
     from gloria.data.phantom import PhantomDataset, write_phantoms
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         for split, count in counts.items()
         if count != 0
     ]
+    check_out(args.out)
     with Progress(sum(map(len, datasets)), "write", args.quiet) as progress:
         table = write_phantoms(args.out, datasets, progress=progress.advance)
     print(table)

@@ -58,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
 
     from gloria.cli.progress import Progress, say
     from gloria.data.folder import ImageFolder
+    from gloria.errors import OptionError
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
     from gloria.weights import hash_model, load_model
 
     check_counts(args.top, args.shortlist)
+    if not args.text.strip():
+        raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
     model = load_model(args.model, device=device)
     data = ImageFolder(

@@ -148,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
     from gloria.checks import require
+    from gloria.cli.out import check_out
     from gloria.cli.progress import StepProgress, say
     from gloria.data import random_sentences, read_splits
     from gloria.errors import OptionError
@@ -159,8 +160,6 @@ def run(args: argparse.Namespace) -> int:
     from gloria.weights import save_model, write_text
 
     require("matplotlib", "viz")  # before hours of training, not after
-    if args.out.exists() and not args.out.is_dir():
-        raise OptionError(f"out must be a folder; {args.out} is a file.")
     if args.pretrained and args.image_encoder is None:
         raise OptionError(
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
@@ -180,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
     )
     device = pick_device(args.device)
     _check_names(args)
+    check_out(args.out)
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
