@@ -81,6 +81,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help shows what there is\n")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which every option that has a default says it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        told = "default:" in text or action.default in (None, False, [], argparse.SUPPRESS)
+        return text if told else f"{text}; default: %(default)s"
+
+
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Inside, a warning of gloria is one line on stderr, without a place in the code."""
@@ -109,7 +118,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module = _module(name)
             command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.formatter_class = _Help
             command.add_argument(
                 "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
             )

@@ -22,15 +22,19 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run"
+    )
     parser.add_argument(
         "--preset",
         choices=("quick", "long"),
         default="quick",
-        help="quick: 4,000 phantoms, 700 steps; long: 12,000 and 4,000; default: quick",
+        help="quick: 4,000 phantoms, 700 steps; long: 12,000 and 4,000",
     )
-    parser.add_argument("--steps", type=int, help="training steps; default: the preset's")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the preset's")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of data, weights and training"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 

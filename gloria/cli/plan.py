@@ -41,11 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sizes.add_argument("--dim", type=int, required=True, metavar="D", help="of the embeddings")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the embeddings")
-    parser.add_argument("--attention", choices=("regions", "words_then_regions"), default="regions")
     parser.add_argument(
-        "--memory-budget", type=int, metavar="MIB", help="default: 128 for a CPU, 512 elsewhere"
+        "--attention",
+        choices=("regions", "words_then_regions"),
+        default="regions",
+        help="the softmaxes: the paper's, or those of the published code",
     )
-    parser.add_argument("--device", default="auto", help="whose backend auto takes: cpu, cuda, ...")
+    parser.add_argument(
+        "--memory-budget",
+        type=int,
+        metavar="MIB",
+        help="of working memory, in 2**20 bytes; default: 128 for a CPU, 512 elsewhere",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="whose backend auto takes: cpu, cuda, ..."
+    )
     parser.add_argument(
         "--tflops", type=float, metavar="T", help="rate of your device, in 1e12 operations/s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_every_command_has_its_file_and_its_help(capsys):
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert f"usage: gloria {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
+    parser = argparse.ArgumentParser()
+    cli._module(name).add_arguments(parser)
+    assert cli.main([name, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for action in parser._actions[1:]:  # without --help
+        assert action.help, action.dest
+        if action.default in (None, False, []):
+            continue
+        about = shown.rpartition(f" {action.option_strings[0]} ")[2].partition(" --")[0]
+        told = "1,10,100" if action.dest == "fractions" else action.default
+        assert f"default: {told} " in f"{about} ", action.dest
 
 
 def test_version(capsys):

@@ -89,6 +89,11 @@ def test_what_it_did_not_write_is_not_overwritten(tmp_path, capsys, name):
     ("change", "message"),
     [
         (["--per-class", "-1"], "per-class must be at least 0; got -1"),
+        (["--train", "-1"], "train must be at least 0; got -1"),
+        (
+            ["--train", "0", "--val", "0", "--test", "0", "--per-class", "0"],
+            "train, val, test and per-class must not all be 0",
+        ),
         (["--size", "8"], "size must be at least 32; got 8"),
     ],
 )
