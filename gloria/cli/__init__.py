@@ -86,7 +86,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
-        told = "default:" in text or action.default in (None, False, [], argparse.SUPPRESS)
+        none = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        told = "default:" in text or none or action.default == []
         return text if told else f"{text}; default: %(default)s"
 
 

@@ -95,14 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="draws of labels, for each share below 100",
+        help="draws of labels",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of data, splits, draws, intervals"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that load images"
+        "--workers", type=int, default=0, metavar="N", help="more processes, which load images"
     )
     parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

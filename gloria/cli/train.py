@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel values to show, instead of a DICOM file's own",
     )
     data.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="processes that load images; 0: none"
+        "--workers", type=int, default=2, metavar="N", help="more processes, which load images"
     )
 
     model = parser.add_argument_group("model")

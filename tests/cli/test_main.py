@@ -89,7 +89,7 @@ def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for action in parser._actions[1:]:  # without --help
         assert action.help, action.dest
-        if action.default in (None, False, []):
+        if action.default is None or action.default is False or action.default == []:
             continue
         about = shown.rpartition(f" {action.option_strings[0]} ")[2].partition(" --")[0]
         told = "1,10,100" if action.dest == "fractions" else action.default
