@@ -8,7 +8,8 @@ in, is first asked for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,18 @@ class Catalog:
         self.plugins()
         return self.registries[kind].list(pattern)
 
+    def check(self, kind: str, name: str) -> None:
+        """Require that the registry ``kind`` knows a name; nothing is made.
+
+        Of ``"source:rest"`` the source is known; it may still have no ``rest``.
+
+        Raises:
+            UnknownNameError: gives the nearest names and the list, and the plugins not loaded.
+            MissingDependencyError: what makes it cannot be imported.
+        """
+        with self._telling_plugins():
+            self._registry_with(kind, name).get(name)
+
     def takes(self, kind: str, name: str, argument: str) -> bool:
         """Whether what makes a name of the registry ``kind`` has an argument of this name."""
         return self._registry_with(kind, name).takes(name, argument)
@@ -96,14 +109,9 @@ class Catalog:
             offered: more of them, for a factory that has them; others do without.
         """
         registry = self._registry_with(kind, name)
-        try:
+        with self._telling_plugins():
             taken = {key: value for key, value in offered.items() if registry.takes(name, key)}
             return registry.create(name, **taken, **options)
-        except UnknownNameError as error:
-            for record in self.plugins():
-                if record.status != "loaded":
-                    error.add_note(f"Not loaded: {record}")
-            raise
 
     def _registry_with(self, kind: str, name: str) -> Registry[Any]:
         """The registry ``kind``, after asking the plugins for a name that it does not know."""
@@ -111,6 +119,17 @@ class Catalog:
         if name not in registry:
             self.plugins()
         return registry
+
+    @contextmanager
+    def _telling_plugins(self) -> Iterator[None]:
+        """An unknown name may be that of a plugin that was not loaded."""
+        try:
+            yield
+        except UnknownNameError as error:
+            for record in self.plugins():
+                if record.status != "loaded":
+                    error.add_note(f"Not loaded: {record}")
+            raise
 
 
 Names = list[str]  # inside Catalog, `list` is the method

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gloria.errors import (
     ContractError,
+    DeviceError,
     DtypeError,
     MissingDependencyError,
     OptionError,
@@ -53,6 +54,15 @@ def check_same_size(
             f"{first_name} and {second_name} must agree in {what}; got {first} and {second}. {hint}"
         )
         raise ShapeError(message.rstrip())
+
+
+def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Require a tensor to be where another is."""
+    if value.device != other.device:
+        raise DeviceError(
+            f"{name} must be on the device of {other_name}, {other.device}; got {value.device}. "
+            f"Move it with {name}.to({other_name}.device)."
+        )
 
 
 def check_positive(name: str, value: float | Tensor) -> None:

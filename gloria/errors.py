@@ -1,7 +1,7 @@
 """Every exception and warning that gloria raises on purpose.
 
 Each error is a :class:`GloriaError` and also the builtin a caller would expect, so both
-``except GloriaError`` and ``except ValueError`` work.
+``except GloriaError`` and ``except ValueError`` work. Each warning is a :class:`GloriaWarning`.
 """
 
 
@@ -15,6 +15,10 @@ class ShapeError(GloriaError, ValueError):
 
 class DtypeError(GloriaError, TypeError):
     """An argument has the wrong dtype or Python type."""
+
+
+class DeviceError(GloriaError, RuntimeError):
+    """Tensors that belong together are on different devices."""
 
 
 class OptionError(GloriaError, ValueError):
@@ -56,12 +60,20 @@ class MissingDependencyError(GloriaError, ImportError):
     """An optional dependency is missing, or installed and broken."""
 
 
-class PluginWarning(UserWarning):
+class GloriaWarning(UserWarning):
+    """Base of every warning of gloria."""
+
+
+class PluginWarning(GloriaWarning):
     """A plugin was skipped; the message names the plugin, the place and the cause."""
 
 
-class TruncatedTextWarning(UserWarning):
+class TruncatedTextWarning(GloriaWarning):
     """A text is longer than its encoder takes; the message says how much of it was kept."""
+
+
+class UnknownWordWarning(GloriaWarning):
+    """A text has words that its encoder's vocabulary lacks; the message names them."""
 
 
 class TokenizerError(GloriaError, ValueError):

@@ -38,6 +38,7 @@ from gloria.checks import (
     check_integer,
     check_mask,
     check_positive,
+    check_same_device,
     check_same_size,
     check_share,
     check_tensor,
@@ -109,6 +110,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
     Raises:
         ShapeError: wrong rank, or dims that differ.
         DtypeError: not floating-point tensors.
+        DeviceError: they are on different devices.
 
     Source: GLoRIA, section 3, the similarity inside the global contrastive loss.
 
@@ -178,7 +180,8 @@ def local_similarity(
         ``(image, text)``. The number of images and of texts may differ, and may be 0.
 
     Raises:
-        ShapeError, DtypeError, OptionError: an argument does not fit; the message says which.
+        ShapeError, DtypeError, DeviceError, OptionError: an argument does not fit; the message
+            says which.
         EmptyTextError: a text has no real word. (Inside ``torch.compile``, where values cannot be
             read, such a text scores 0, and an image without a region has cosines of 0; both with
             zero gradient.)
@@ -619,6 +622,7 @@ def soft_target_cross_entropy(
     """
     check_tensor("similarity", similarity, ("image", "text"))
     check_tensor("target_similarity", target_similarity, ("image", "text"))
+    check_same_device("target_similarity", target_similarity, "similarity", similarity)
     check_positive("temperature", temperature)
     check_positive("target_temperature", target_temperature)
     check_share("pair_weight", pair_weight)
@@ -855,6 +859,7 @@ def _check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
         text_embeddings.shape[1],
         "Project both to one width first (gloria.heads).",
     )
+    check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
 
 
 def _check_local(
@@ -876,10 +881,14 @@ def _check_local(
         words.shape[2],
         "Project both to one width first (gloria.heads).",
     )
+    check_same_device("words", words, "regions", regions)
     if word_mask is not None or needs_word_mask:
         check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
+    if word_mask is not None:
+        check_same_device("word_mask", word_mask, "words", words)
     if region_mask is not None:
         check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
+        check_same_device("region_mask", region_mask, "regions", regions)
     word_counts = None
     if word_mask is not None:
         word_counts = _check_not_empty(word_mask, "text", "word", EmptyTextError)

@@ -293,12 +293,32 @@ class Registry(Generic[T]):
         known = self.list()
         source, colon, rest = name.partition(":")
         nearest = difflib.get_close_matches(source + colon, list(self._entries), n=3)
+        guesses = [f"{each}{rest}" if each.endswith(":") else each for each in nearest]
+        if not guesses and not colon:
+            guesses = self._sourced(name)
         message = f"no {self.kind} is named {name!r}."
-        if nearest:
-            guesses = [f"{each}{rest}" if each.endswith(":") else each for each in nearest]
+        if guesses:
             message += f" Did you mean {' or '.join(map(repr, guesses))}?"
         more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
         return f"{message} Registered: {', '.join(known[:_SHOWN]) or 'none'}{more}."
+
+    def _sourced(self, name: str) -> Names:
+        """A name with the sources that serve it or, where none does, with those that can't tell."""
+        serve, may = [], []
+        for entry in self.entries():
+            if not entry.name.endswith(":"):
+                continue
+            if entry.list_names is None:
+                may.append(entry.name + name)
+                continue
+            try:
+                if name in self._load(entry, entry.list_names)():
+                    serve.append(entry.name + name)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # as in _match; here it is only not suggested
+                continue
+        return serve or may
 
     def _load(self, entry: Entry, target: Target) -> Callable[..., Any]:
         """Import a target."""

@@ -170,7 +170,7 @@ class TextEncoder(Protocol):
     """An ``nn.Module`` that turns texts into :class:`TextFeatures`.
 
     Called with what its own ``tokenize`` returns, or with plain strings.
-    ``recipe(folder)`` is optional, as for :class:`ImageEncoder`.
+    ``recipe(folder)`` is optional, as for :class:`ImageEncoder`; so is :class:`TellsUnknownWords`.
 
     A maker that takes an argument ``reports`` is given the training reports, to build a vocabulary
     from; its recipe should bring that vocabulary along.
@@ -185,6 +185,15 @@ class TextEncoder(Protocol):
 
     def __call__(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts."""
+        ...
+
+
+@runtime_checkable
+class TellsUnknownWords(Protocol):
+    """A text encoder that can tell the words it reads as unknown, for a warning."""
+
+    def unknown_words(self, texts: TokenizedText) -> list[str]:
+        """Words with a piece that the vocabulary lacks, each once, in their order."""
         ...
 
 

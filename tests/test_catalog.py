@@ -247,6 +247,9 @@ def test_create_aggregator_reduces_the_masked_axis(name):
         (catalog.create_text_encoder, "openclip:RN50", "open_clip:RN50"),
         (catalog.create_aggregator, "logsumxp", "logsumexp"),
         (catalog.create_loss, "local_contrast", "local_contrastive"),
+        (catalog.create_image_encoder, "resnet18", "timm:resnet18"),
+        (catalog.create_image_encoder, "ViT-B-32", "open_clip:ViT-B-32"),
+        (catalog.create_text_encoder, "bert-base-uncased", "hf:bert-base-uncased"),
     ],
 )
 def test_an_unknown_name_gives_the_nearest(create, name, nearest):

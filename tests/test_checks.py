@@ -12,12 +12,14 @@ from gloria.checks import (
     check_finite,
     check_mask,
     check_positive,
+    check_same_device,
     check_same_size,
     check_share,
     check_tensor,
     require,
 )
 from gloria.errors import (
+    DeviceError,
     DtypeError,
     GloriaError,
     MissingDependencyError,
@@ -63,6 +65,16 @@ def test_masks():
         check_mask("m", torch.ones(2, 3, dtype=torch.uint8), (2, 3), ROWS)
     with pytest.raises(DtypeError, match=r"^m must be a tensor \(row, column\); got NoneType\.$"):
         check_mask("m", None, (2, 3), ROWS)
+
+
+def test_devices():
+    here, elsewhere = torch.zeros(2), torch.zeros(2, device="meta")
+    check_same_device("a", elsewhere, "b", torch.zeros(3, device="meta"))
+    with pytest.raises(
+        DeviceError,
+        match=r"^a must be on the device of b, cpu; got meta\. Move it with a\.to\(b\.device\)\.$",
+    ):
+        check_same_device("a", elsewhere, "b", here)
 
 
 def test_sizes():

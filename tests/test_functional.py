@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gloria import functional
 from gloria.errors import (
+    DeviceError,
     DtypeError,
     EmptyImageError,
     EmptyTextError,
@@ -813,6 +814,38 @@ def test_bad_options_of_similarity_are_named(changed, error, message):
     for function in (local_similarity, local_contrastive_loss):
         with pytest.raises(error, match=message):
             function(**inputs(**changed))
+
+
+@pytest.mark.parametrize("moved", ["words", "word_mask", "region_mask"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        local_similarity,
+        local_attention,
+        local_contrastive_loss,
+        functional.max_similarity,
+        functional.sparse_attention,
+    ],
+)
+def test_a_tensor_that_is_elsewhere_is_named(function, moved):
+    given = inputs()
+    other = "regions" if moved in ("words", "region_mask") else "words"
+    given[moved] = given[moved].to("meta")
+    with pytest.raises(DeviceError, match=f"^{moved} must be on the device of {other}, cpu; got m"):
+        function(**given)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        global_similarity,
+        functional.global_contrastive_loss,
+        functional.soft_target_cross_entropy,
+    ],
+)
+def test_of_two_matrices_the_one_that_is_elsewhere_is_named(function):
+    with pytest.raises(DeviceError, match=r"must be on the device of .*, cpu; got meta"):
+        function(torch.ones(2, 3), torch.ones(2, 3, device="meta"))
 
 
 def test_attention_needs_as_many_images_as_texts():

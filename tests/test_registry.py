@@ -151,6 +151,23 @@ def test_an_unknown_source_keeps_the_rest_of_the_name_in_its_suggestion(registry
         registry.create("tim:resnet50")
 
 
+def test_a_name_without_its_source_is_suggested_with_it(registry):
+    def leaves():
+        raise SystemExit(3)
+
+    registry.register("zoo:", int, list_names=lambda: ["okapi", "lion"])
+    registry.register("farm:", int, list_names=lambda: ["cow"])
+    registry.register("hub:", int)
+    registry.register("broken:", int, list_names=leaves)
+    registry.register("plain", int)
+    with pytest.raises(UnknownNameError, match=r"'okapi'\. Did you mean 'zoo:okapi'\? Reg"):
+        registry.create("okapi")
+    with pytest.raises(UnknownNameError, match=r"'a/yak'\. Did you mean 'hub:a/yak'\? Reg"):
+        registry.create("a/yak")  # no source has it, and one can't tell
+    with pytest.raises(UnknownNameError, match=r"'plane'\. Did you mean 'plain'\? Reg"):
+        registry.create("plane")  # a misspelled name, no name of the hub
+
+
 def test_an_unknown_name_in_an_empty_registry(registry):
     with pytest.raises(UnknownNameError, match="Registered: none"):
         registry.get("x")

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_positive, check_same_size
+from gloria.checks import check_choice, check_positive, check_same_device, check_same_size
 from gloria.errors import DtypeError, OptionError, ShapeError
 
 
@@ -199,6 +199,7 @@ def check_reduction(values: Tensor, mask: Tensor | None, dim: int) -> Tensor | N
         return None
     if mask.dtype != torch.bool:
         raise DtypeError(f"mask must be boolean, True = keep; got dtype {mask.dtype}.")
+    check_same_device("mask", mask, "values", values)
     hint = "Add axes of size 1, as in mask[..., None]."
     check_same_size("rank", "mask", mask.dim(), "values", values.dim(), hint)
     for ours, theirs in zip(mask.shape, values.shape, strict=True):

@@ -17,11 +17,14 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any, NoReturn
 
 import gloria
-from gloria.errors import GloriaError
+from gloria.errors import GloriaError, GloriaWarning, reason
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        code = _run(args)
+        with _plain_warnings():
+            code = _run(args)
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
@@ -71,9 +75,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are one line, and say where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help shows what there is\n")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which every option that has a default says it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        none = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        told = "default:" in text or none or action.default == []
+        return text if told else f"{text}; default: %(default)s"
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Inside, a warning of gloria is one line on stderr, without a place in the code."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        if issubclass(category, GloriaWarning):
+            return f"gloria: warning: {message}\n"
+        return usual(message, category, *place, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; only the chosen one is imported and knows its arguments."""
-    parser = argparse.ArgumentParser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
+    parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="<command>")
@@ -82,7 +120,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         if name == chosen:
             module = _module(name)
             command.description = module.__doc__
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.formatter_class = _Help
             command.add_argument(
                 "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
             )
@@ -105,7 +143,14 @@ def _run(args: argparse.Namespace) -> int:
         if args.debug:
             traceback.print_exc()
         else:
-            print(f"gloria: error: {error}", file=sys.stderr)
+            print(f"gloria: error: {_message(error)}", file=sys.stderr)
             for note in getattr(error, "__notes__", []):
                 print(f"  {note}", file=sys.stderr)
         return 2
+
+
+def _message(error: Exception) -> str:
+    """What went wrong; of an error of the operating system, the file first."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {reason(error)}."
+    return str(error)

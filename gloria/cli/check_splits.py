@@ -20,9 +20,17 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV files, id lists")
-    parser.add_argument("--split-column", default="split", metavar="NAME")
-    parser.add_argument("--image-column", metavar="NAME", help="default: the usual names")
-    parser.add_argument("--patient-column", metavar="NAME", help="default: the usual names")
+    parser.add_argument("--split-column", default="split", metavar="NAME", help="of CSV files")
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="of CSV files; default: image, or what a known data set calls it",
+    )
+    parser.add_argument(
+        "--patient-column",
+        metavar="NAME",
+        help="of CSV files; default: patient, or what a known data set calls it",
+    )
     parser.add_argument(
         "--patient-pattern",
         metavar="REGEX",
@@ -35,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copies = parser.add_mutually_exclusive_group()
     copies.add_argument("--no-files", action="store_true", help="do not look for exact copies")
     copies.add_argument("--pixels", action="store_true", help="compare pixels, not files' bytes")
-    parser.add_argument("--first", type=int, default=5, metavar="N", help="how many to show")
+    parser.add_argument(
+        "--first", type=int, default=5, metavar="N", help="how many of each kind to show"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -50,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         find_leaks,
         read_split_files,
     )
+    from gloria.errors import DataError
 
     check_integer("first", args.first, 0)
     splits = read_split_files(
@@ -60,6 +71,12 @@ def run(args: argparse.Namespace) -> int:
         patient_pattern=args.patient_pattern or PATIENT_PATTERN,
         images=args.images,
     )
+    if len(splits) < 2:
+        raise DataError(
+            f"a leak is between splits; got one, {', '.join(splits)!r}. Give a file for each "
+            f"split, or a CSV file with a column of their names, which --split-column names "
+            f"(now: {args.split_column})."
+        )
     total = sum(map(len, splits.values()))
     with Progress(total, "compare", args.quiet or args.no_files) as progress:
         leaks = find_leaks(

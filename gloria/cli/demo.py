@@ -22,15 +22,19 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of the run"
+    )
     parser.add_argument(
         "--preset",
         choices=("quick", "long"),
         default="quick",
-        help="quick: 4,000 phantoms, 700 steps; long: 12,000 and 4,000; default: quick",
+        help="quick: 4,000 phantoms, 700 steps; long: 12,000 and 4,000",
     )
-    parser.add_argument("--steps", type=int, help="training steps; default: the preset's")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and training")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the preset's")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of data, weights and training"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from gloria.checks import require
+    from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, StepProgress, say
     from gloria.training.demo import PRESETS, DemoData, figures, run_demo
     from gloria.training.devices import pick_device
@@ -50,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     settings.recipe(args.seed)  # checks the steps before anything is drawn
     require("matplotlib", "viz")
     device = pick_device(args.device)
+    check_out(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)

@@ -67,11 +67,21 @@ PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model", type=Path, nargs="+", required=True, metavar="FOLDER", help="saved models"
+        "--model",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="saved models, such as the folder model of a run",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
-        "--tasks", type=_words, metavar="NAME,...", help="default: all that the data permit"
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
+    )
+    parser.add_argument(
+        "--tasks",
+        type=_words,
+        metavar="NAME,...",
+        help="retrieval,zero-shot,classification,segmentation; default: what the data permit",
     )
     parser.add_argument(
         "--fractions",
@@ -81,16 +91,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares of the labels that train; default: 1,10,100",
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="draws of labels; default: 3"
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="draws of labels",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of data, splits, draws, intervals")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of data, splits, draws, intervals"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="loading processes")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="more processes, which load images"
+    )
     parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, metavar="PATH", help="CSV file, or MIMIC's folder")
+    data.add_argument("--data", type=Path, metavar="PATH", help="CSV file, or MIMIC-CXR's folder")
     data.add_argument("--format", choices=FORMATS, help="default: phantom; csv with --data")
     data.add_argument(
         "--images", type=Path, metavar="DIR", help="of RSNA and SIIM; of CheXpert's: their root"
@@ -131,6 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate what is not there yet; print and write the tables."""
+    from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, say
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
@@ -158,6 +177,7 @@ def run(args: argparse.Namespace) -> int:
         if task not in results["models"].get(name, {"tasks": {}})["tasks"]
         and task not in results["skipped"]
     ]
+    check_out(args.out)
     if todo:
         data = _read_data(args, channels.pop())
         _accept(args, results, data)
@@ -190,8 +210,6 @@ def _check(args: argparse.Namespace) -> None:
     from gloria.data.transfer import TASKS
     from gloria.errors import OptionError
 
-    if args.out.exists() and not args.out.is_dir():
-        raise OptionError(f"out must be a folder; {args.out} is a file.")
     if len(set(args.model)) < len(args.model):
         raise OptionError(f"model must name each folder once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or list(TASKS)

@@ -10,6 +10,11 @@ included, which it does not. Times are lower bounds, the larger of operations / 
 bandwidth of a device in the dtype that a backend multiplies in (all but triton widen half precision
 to float32): no measurements, and no kernel reaches them. The tiles of chunked are taken to stay in
 a cache, so its bytes are the most optimistic.
+
+The device is an NVIDIA H200, whatever --device says, until you give the rates of yours: what its
+large matrix products reach, and copies within its memory. For instance 60 TFLOP/s and 900 GB/s:
+
+  gloria plan --images 48 --regions 361 --words 97 --dim 768 --tflops 60 --bandwidth 900
 """
 
 from __future__ import annotations
@@ -17,6 +22,9 @@ from __future__ import annotations
 import argparse
 import json
 from typing import Any
+
+OWN = "your device"
+"""What a device is called whose rates are given."""
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
@@ -33,13 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sizes.add_argument("--dim", type=int, required=True, metavar="D", help="of the embeddings")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the embeddings")
-    parser.add_argument("--attention", choices=("regions", "words_then_regions"), default="regions")
     parser.add_argument(
-        "--memory-budget", type=int, metavar="MIB", help="default: 128 for a CPU, 512 elsewhere"
+        "--attention",
+        choices=("regions", "words_then_regions"),
+        default="regions",
+        help="the softmaxes: the paper's, or those of the published code",
     )
-    parser.add_argument("--device", default="auto", help="for which auto chooses: cpu, cuda, ...")
-    parser.add_argument("--tflops", type=float, help="rate of your device, 1e12 operations/s")
-    parser.add_argument("--bandwidth", type=float, help="of its memory, 1e9 bytes/s; both or none")
+    parser.add_argument(
+        "--memory-budget",
+        type=int,
+        metavar="MIB",
+        help="of working memory, in 2**20 bytes; default: 128 for a CPU, 512 elsewhere",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="whose backend auto takes: cpu, cuda, ..."
+    )
+    parser.add_argument(
+        "--tflops", type=float, metavar="T", help="rate of your device, in 1e12 operations/s"
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB", help="of its memory, in 1e9 bytes/s; both or none"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -100,7 +122,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 
     def devices(backend: str) -> dict[str, Device]:
         if own:
-            return {"your device": own}
+            return {OWN: own}
         dtype = problem.dtype
         if not BACKENDS[backend].TAKES_HALF_PRECISION:
             dtype = torch.promote_types(dtype, torch.float32)
@@ -180,10 +202,21 @@ def render(facts: dict[str, Any]) -> str:
         f"backend='auto' takes {facts['auto']!r} on {facts['device']}"
         + (", which is not here: taken to have all it needs." if facts["elsewhere"] else ", here."),
         *(f"{name!r} cannot run: {' '.join(why)}" for name, why in facts["cannot_run"].items()),
-        "Memory is beside inputs, result and gradients. ≥ are lower bounds by count, "
-        "no measurements.",
+        "Memory is beside inputs, result and gradients.",
+        _about_times(devices, facts["dtype"]),
     ]
     return "\n".join(lines)
+
+
+def _about_times(devices: list[str], dtype: str) -> str:
+    """What the columns of times are, and how to have others."""
+    own = "give those of your device with --tflops and --bandwidth."
+    if not devices:
+        return f"No times, for want of rates in {dtype}: {own}"
+    bounds = "≥ are lower bounds by count, no measurements"
+    if devices == [OWN]:
+        return f"{bounds}."
+    return f"{bounds}, at the rates of {' and '.join(devices)}; {own}"
 
 
 def _cells(row: list[str], widths: list[int]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Progress on stderr, so that stdout stays for results."""
+"""Progress on stderr, so that stdout stays for results: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +17,12 @@ def say(message: str, quiet: bool) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+SECONDS = 30
+"""Between the lines of a log."""
+
+
 class Progress:
-    """A progress bar; ``advance()`` once per unit of work."""
+    """A progress bar, or lines for a log; ``advance()`` once per unit of work."""
 
     def __init__(self, total: int, what: str, quiet: bool) -> None:
         self._quiet = quiet
@@ -26,6 +31,8 @@ class Progress:
     def _open(self, total: int, what: str) -> Any:
         if self._quiet:
             return _NoBar()
+        if not sys.stderr.isatty():  # a file or a pipe, where a bar would be one endless line
+            return _Lines(total, what)
         return require("tqdm", "train").tqdm(total=total, desc=what, mininterval=0.5)
 
     def advance(self, count: int = 1) -> None:
@@ -71,8 +78,35 @@ class _NoBar:
         pass
 
 
+class _Lines:
+    """What a log is told: a whole line every half minute, and one of what was done in the end."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.n = 0
+        self._total = total
+        self._what = what
+        self._shown = ""
+        self._told = time.monotonic()
+
+    def update(self, count: int) -> None:
+        self.n += count
+        if time.monotonic() - self._told >= SECONDS:
+            self._tell()
+
+    def set_postfix(self, shown: dict[str, str], refresh: bool) -> None:
+        self._shown = "".join(f", {name} {value}" for name, value in shown.items())
+
+    def close(self) -> None:
+        if self.n:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        say(f"{self._what}: {self.n} of {self._total}{self._shown}", False)
+
+
 class StepProgress(Progress):
-    """A progress bar of training steps, with the loss."""
+    """Progress of training steps, with the loss."""
 
     def __call__(self, record: dict[str, float]) -> None:
         """Take what the training loop logs after a step."""

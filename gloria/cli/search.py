@@ -23,7 +23,13 @@ from gloria.cli.image_size import HELP, pick_image_size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("text", help="what to look for")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a saved model")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a saved model, such as the folder model of a run",
+    )
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )
@@ -45,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -58,12 +64,15 @@ def run(args: argparse.Namespace) -> int:
 
     from gloria.cli.progress import Progress, say
     from gloria.data.folder import ImageFolder
+    from gloria.errors import OptionError
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
     from gloria.weights import hash_model, load_model
 
     check_counts(args.top, args.shortlist)
+    if not args.text.strip():
+        raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
     model = load_model(args.model, device=device)
     data = ImageFolder(

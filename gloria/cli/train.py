@@ -12,7 +12,13 @@ MIMIC-CXR-JPG are read as they are released.
   gloria train --data my.csv --out runs/mine --text-encoder hf:FOLDER --text-option frozen=true \
       --loss-option local_weight=0.5
 
-A run that was stopped goes on where it stood when the same command is given again.
+Writes into the folder --out:
+
+  model/         the trained model (gloria.load_model; gloria evaluate and search take it)
+  best/          the model with the lowest validation loss, if there is a "val" split
+  history.json   what was logged at every step
+  curves.png     loss and its terms
+  checkpoints/   where a stopped run goes on, when the same command is given again
 """
 
 from __future__ import annotations
@@ -37,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", required=True, type=Path, metavar="PATH", help="the CSV file, or MIMIC's folder"
+        "--data",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the CSV file, or MIMIC-CXR's folder",
     )
     data.add_argument("--format", default="csv", choices=VALIDATION_SPLITS, help="default: csv")
     data.add_argument(
@@ -55,13 +65,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-broken", action="store_true", help="read every image first; leave out broken ones"
     )
     for name, default in COLUMNS.items():
-        data.add_argument(f"--{name.replace('_', '-')}", default=default, metavar="NAME")
-    data.add_argument("--train-split", default="train", metavar="NAME")
-    data.add_argument("--val-split", metavar="NAME", help="default: what the format calls it")
+        data.add_argument(
+            f"--{name.replace('_', '-')}", default=default, metavar="NAME", help="of the CSV file"
+        )
     data.add_argument(
-        "--image-size", type=int, default=64, metavar="PX", help="square side; default: %(default)s"
+        "--train-split", default="train", metavar="NAME", help="the split that trains"
     )
-    data.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1: grayscale")
+    data.add_argument(
+        "--val-split",
+        metavar="NAME",
+        help="the split that validates; default: what the format calls it",
+    )
+    data.add_argument(
+        "--image-size",
+        type=int,
+        default=64,
+        metavar="PX",
+        help="side of the square that images are fitted into, padded with black",
+    )
+    data.add_argument(
+        "--channels", type=int, default=1, choices=(1, 3), help="of the images; 1: grayscale"
+    )
     data.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
     )
@@ -72,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("CENTER", "WIDTH"),
         help="pixel values to show, instead of a DICOM file's own",
     )
-    data.add_argument("--workers", type=int, default=2, metavar="N", help="loading processes")
+    data.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="more processes, which load images"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -85,7 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="such as hf:FOLDER; default: small_bert, a small BERT with the reports' own words",
     )
-    model.add_argument("--pretrained", action="store_true", help="pretrained image encoder")
+    model.add_argument(
+        "--pretrained", action="store_true", help="start from the image encoder's published weights"
+    )
     model.add_argument(
         "--embedding-dim",
         type=_width,
@@ -93,7 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="width of the shared space; text: the text encoder's own, which is not projected",
     )
-    model.add_argument("--projection", default="linear", choices=("linear", "mlp"))
+    model.add_argument(
+        "--projection",
+        default="linear",
+        choices=("linear", "mlp"),
+        help="into the shared space; mlp is ConVIRT's",
+    )
     model.add_argument(
         "--loss",
         default="global_local_contrastive",
@@ -117,15 +150,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--out", type=Path, required=True, help="folder of the run")
-    training.add_argument("--steps", type=int, default=700, help="default: %(default)s")
-    training.add_argument("--batch-size", type=int, default=32, help="pairs; default: %(default)s")
     training.add_argument(
-        "--learning-rate", type=float, default=2e-3, help="the highest; default: %(default)s"
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the run"
     )
-    training.add_argument("--weight-decay", type=float, default=0.05, help="default: %(default)s")
+    training.add_argument("--steps", type=int, default=700, metavar="N", help="batches to train on")
+    training.add_argument("--batch-size", type=int, default=32, metavar="N", help="pairs of a step")
     training.add_argument(
-        "--clip-norm", type=float, default=1.0, help="of the gradient; default: %(default)s"
+        "--learning-rate", type=float, default=2e-3, metavar="RATE", help="the highest, of AdamW"
+    )
+    training.add_argument("--weight-decay", type=float, default=0.05, metavar="W", help="of AdamW")
+    training.add_argument(
+        "--clip-norm", type=float, default=1.0, metavar="NORM", help="highest of the gradient"
     )
     training.add_argument(
         "--one-sentence",
@@ -133,13 +168,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read one random sentence of each report per step, as GLoRIA and ConVIRT do",
     )
     training.add_argument(
-        "--validate-every", type=int, default=100, metavar="STEPS", help="default: %(default)s"
+        "--validate-every", type=int, default=100, metavar="STEPS", help="from one to the next"
     )
     training.add_argument(
-        "--checkpoint-every", type=int, default=100, metavar="STEPS", help="default: %(default)s"
+        "--checkpoint-every",
+        type=int,
+        default=100,
+        metavar="STEPS",
+        help="from one to the next; a stopped run goes on from the last",
     )
     training.add_argument(
-        "--seed", type=int, default=0, help="of weights and training; default: %(default)s"
+        "--seed", type=int, default=0, metavar="N", help="of weights and training"
     )
     training.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     training.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -147,7 +186,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
-    from gloria.checks import require
+    from gloria.checks import check_integer, require
+    from gloria.cli.out import check_out
     from gloria.cli.progress import StepProgress, say
     from gloria.data import random_sentences, read_splits
     from gloria.errors import OptionError
@@ -159,8 +199,6 @@ def run(args: argparse.Namespace) -> int:
     from gloria.weights import save_model, write_text
 
     require("matplotlib", "viz")  # before hours of training, not after
-    if args.out.exists() and not args.out.is_dir():
-        raise OptionError(f"out must be a folder; {args.out} is a file.")
     if args.pretrained and args.image_encoder is None:
         raise OptionError(
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
@@ -178,6 +216,11 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         seed=args.seed,
     )
+    device = pick_device(args.device)
+    if args.embedding_dim is not None:
+        check_integer("embedding-dim", args.embedding_dim, 1)
+    _check_names(args)
+    check_out(args.out)
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
@@ -185,7 +228,6 @@ def run(args: argparse.Namespace) -> int:
         validation = _read(args, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
-    device = pick_device(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
         "image_encoder": args.image_encoder,
@@ -226,6 +268,21 @@ def run(args: argparse.Namespace) -> int:
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
     return 0
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Wrong names are told before the data is read, which may take long."""
+    from gloria.catalog import create_loss, default_catalog
+    from gloria.training.randomness import isolated
+
+    for kind, name in (
+        ("image_encoders", args.image_encoder),
+        ("text_encoders", args.text_encoder),
+    ):
+        if name is not None:
+            default_catalog().check(kind, name)
+    with isolated(args.seed):  # a loss may draw weights
+        create_loss(args.loss, **{"preset": args.preset, **dict(args.loss_option)})
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
-from gloria.data.rows import read_label, read_rows
+from gloria.data.rows import check_file, read_label, read_rows
 from gloria.errors import DataError, OptionError, UnknownNameError
 
 CLASSES = (
@@ -279,8 +279,7 @@ def _read_label_file(
             image_id(cells["Path"]): read_labels(f"{path}, row {row}", cells, classes, uncertain)
             for row, cells in read_rows(path, ["Path", *classes])
         }
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
+    check_file(path)
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         where = f"{path}, line {number}"

@@ -149,8 +149,8 @@ def read_split_files(
             be at any depth, and be named without its suffix.
 
     Raises:
-        DataError: a file or a column is missing, an id list was changed, or two files have one
-            name.
+        DataError: a file or a column is missing, a file has no rows, an id list was changed, or two
+            files have one name.
         OptionError: ``patient_pattern`` is no regular expression.
     """
     try:
@@ -181,6 +181,8 @@ def read_split_files(
         else:
             split = None
             rows = [(own, name, None, f"{path}, {name}") for name in read_ids(path)]
+        if not rows:
+            raise DataError(f"{path} must have a row for each image below its header; it has none.")
         if split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
         for name, image_name, who, where in rows:

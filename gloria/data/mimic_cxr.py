@@ -128,6 +128,8 @@ class _Reports:
 
 def _find(root: Path, table: str) -> Path:
     """The newest of the release's files for a table, such as ``mimic-cxr-2.0.0-split.csv.gz``."""
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder.")
     found = sorted(
         [*root.glob(f"mimic-cxr-*-{table}.csv"), *root.glob(f"mimic-cxr-*-{table}.csv.gz")]
     )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gloria.checks import check_integer, require
+from gloria.data.rows import check_file
 from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
 from gloria.weights import write_text
 
@@ -297,8 +298,7 @@ def _is_json(path: Path) -> bool:
 
 def _parse(path: Path) -> Any:
     parse = _parse_json if _is_json(path) else _parse_yaml
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
+    check_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as cause:

@@ -19,17 +19,15 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
         columns: what to read; spaces around the header's names do not count.
 
     Raises:
-        DataError: the file or a column is missing, it is no UTF-8 or no CSV, or a row has fewer or
-            more cells than it should. Rows are numbered as a spreadsheet does: the header is row 1,
-            a blank line is a row.
+        DataError: the file, its header or a column is missing, it is no UTF-8 or no CSV, or a row
+            has fewer or more cells than it should. Rows are numbered as a spreadsheet does: the
+            header is row 1, a blank line is a row.
     """
     table = _read_table(path)
-    header = [name.strip() for name in table[0]] if table else []
+    header = [name.strip() for name in table[0]]
     for column in columns:
         if column not in header:
-            raise DataError(
-                f"{path} has no column {column!r}; it has {', '.join(header) or 'none'}."
-            )
+            raise DataError(f"{path} has no column {column!r}; it has {', '.join(header)}.")
     rows = []
     for number, cells in enumerate(table[1:], start=2):
         if not cells:
@@ -53,8 +51,7 @@ def read_header(path: Path) -> list[str]:
     Raises:
         DataError: as :func:`read_rows`.
     """
-    table = _read_table(path)
-    return [name.strip() for name in table[0]] if table else []
+    return [name.strip() for name in _read_table(path)[0]]
 
 
 def read_label(where: str, cell: str, blank: int | None = None) -> int:
@@ -81,10 +78,21 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
     return int(number)
 
 
-def _read_table(path: Path) -> list[list[str]]:
-    """All rows as lists of cells; a blank line is an empty one."""
+def check_file(path: Path) -> None:
+    """Require a file.
+
+    Raises:
+        DataError: there is none, or it is a folder.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} must be a file; it is a folder.")
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    """All rows as lists of cells, at least a header; a blank line is an empty one."""
+    check_file(path)
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
@@ -97,8 +105,12 @@ def _read_table(path: Path) -> list[list[str]]:
         raise DataError(f"{path} is no whole .gz file: {cause}.") from cause
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        return list(reader)
+        table = list(reader)
     except csv.Error as cause:
         raise DataError(
             f"{path}, line {reader.line_num}: not CSV ({cause}). Is a quote never closed?"
         ) from cause
+    if not table or not any(map(str.strip, table[0])):
+        what = "its first line is blank" if any(table) else "it is empty"
+        raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
+    return table

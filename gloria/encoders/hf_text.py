@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gloria.aggregators.reductions import last_n, masked_first, masked_max, masked_mean
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
@@ -187,6 +187,14 @@ class HFTextEncoder(Freezable):
         inputs = {name: value for name, value in encoded.items() if name in accepted}
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
+    def unknown_words(self, texts: TokenizedText) -> list[str]:
+        """Words with a piece that the vocabulary lacks, each once, in their order.
+
+        Args:
+            texts: of :meth:`tokenize`.
+        """
+        return words_with(self.tokenizer.unk_token_id, texts, texts.inputs["input_ids"])
+
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""
         if not isinstance(texts, TokenizedText):
@@ -290,6 +298,15 @@ def words_of(text: str, encoding: Any) -> tuple[list[int], list[str]]:
         spans[number] = (min(spans[number][0], start), max(spans[number][1], end))
         ids.append(number)
     return ids, [text[start:end].strip() for start, end in spans]
+
+
+def words_with(piece: int | None, texts: TokenizedText, ids: Tensor) -> list[str]:
+    """The words that hold a piece, each once, in their order; ``ids`` is ``(text, token)``."""
+    if piece is None:
+        return []
+    found = ((ids == piece) & (texts.word_ids >= 0)).nonzero().tolist()
+    words = [texts.tokens[text][int(texts.word_ids[text, token])] for text, token in found]
+    return list(dict.fromkeys(words))
 
 
 def _runs(text: str) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
 from gloria.checks import check_choice, check_integer, check_tensor, check_texts, require
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import lowest_parts, words_of
+from gloria.encoders.hf_text import lowest_parts, words_of, words_with
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -310,6 +310,17 @@ class OpenClipTextEncoder(Freezable):
         else:
             word_ids, tokens = self._native_words(texts, ids)
         return TokenizedText({"text": ids}, word_ids, tokens)
+
+    def unknown_words(self, texts: TokenizedText) -> list[str]:
+        """Words with a piece that the vocabulary lacks, each once, in their order.
+
+        The native tokenizer spells every word; of it there are none.
+
+        Args:
+            texts: of :meth:`tokenize`.
+        """
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        return words_with(getattr(inner, "unk_token_id", None), texts, texts.inputs["text"])
 
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""

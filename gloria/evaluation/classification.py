@@ -10,6 +10,7 @@ and its mean is over the others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -56,17 +57,46 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
         OptionError: a label is not 1, 0 or -1.
         DataError: there is no image or no class, or a score is NaN.
 
-    torchmetrics counts the AUROC of a class without positives as 0 in the mean, and takes a sigmoid
-    of all scores if one is outside [0, 1], in whose rounding scores become equal. So each class is
-    given to it alone, and as ranks.
+    Counted in whole numbers, so it is exact. torchmetrics counts the AUROC of a class without
+    positives as 0 in the mean, takes a sigmoid of all scores if one is outside [0, 1], in whose
+    rounding scores become equal, and adds up in float32.
 
     Example:
         >>> scores = torch.tensor([[0.2, -1.0], [0.9, 3.0], [0.4, 2.0]])
         >>> multilabel_auroc(scores, torch.tensor([[0, 0], [1, 0], [1, -1]]))
         {'per_class': [1.0, None], 'mean': 1.0, 'undefined': [1]}
     """
+    return _metric(auroc_of_some(scores, labels)(torch.arange(len(scores))))
+
+
+def auroc_of_some(scores: Tensor, labels: Tensor) -> Callable[[Tensor], list[float | None]]:
+    """:func:`multilabel_auroc` of some images at a time, for resampling: they are ranked once.
+
+    Args:
+        scores: as in :func:`multilabel_auroc`.
+        labels: as in :func:`multilabel_auroc`.
+
+    Returns:
+        A function of ``index (image,)``, integers on the CPU in which an image may come several
+        times, that gives the AUROC of each class; None where it is undefined.
+
+    Raises what :func:`multilabel_auroc` raises.
+
+    Example:
+        >>> scores = torch.tensor([[0.2], [0.9], [0.4]])
+        >>> auroc = auroc_of_some(scores, torch.tensor([[0], [1], [1]]))
+        >>> auroc(torch.tensor([0, 1, 1])), auroc(torch.tensor([1, 2, 2]))
+        ([1.0], [None])
+    """
     scores, labels = check_multilabel(scores, labels)
-    return _metric([_auroc(*known) for known in _classes(scores, labels)])
+    ranks = [column.unique(return_inverse=True)[1] for column in scores.T]  # equals share one
+
+    def auroc(index: Tensor) -> list[float | None]:
+        return [
+            _auroc(rank[index], label[index]) for rank, label in zip(ranks, labels.T, strict=True)
+        ]
+
+    return auroc
 
 
 def multilabel_metrics(
@@ -305,12 +335,13 @@ def _classes(scores: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _auroc(scores: Tensor, labels: Tensor) -> float | None:
-    if labels.unique().numel() < 2:
-        return None
-    metrics = require("torchmetrics.functional.classification", "tasks")
-    ranks = scores.unique(return_inverse=True)[1].double()  # equal scores share a rank
-    return float(metrics.binary_auroc(ranks / ranks.max().clamp_min(1), labels))
+def _auroc(ranks: Tensor, labels: Tensor) -> float | None:
+    """The share of (positive, negative) pairs in which the positive is ahead; equals are half."""
+    ranked = int(ranks.max()) + 1
+    positive, negative = (ranks[labels == each].bincount(minlength=ranked) for each in (1, 0))
+    pairs = int(positive.sum()) * int(negative.sum())
+    ahead_twice = positive * (2 * negative.cumsum(0) - negative)
+    return int(ahead_twice.sum()) / (2 * pairs) if pairs else None
 
 
 def _same_for_all(threshold: Any, classes: int) -> Thresholds:

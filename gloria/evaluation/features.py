@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -13,10 +14,10 @@ from torch.nn.functional import pad
 
 from gloria.checks import check_finite, check_integer
 from gloria.data.images import normalize
-from gloria.errors import DataError
+from gloria.errors import DataError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
-from gloria.types import ImageFeatures, TextFeatures
+from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures
 
 
 @contextmanager
@@ -109,6 +110,26 @@ def encode_texts(
         torch.cat([pad(part.word_mask, (0, longest - part.word_mask.shape[1])) for part in parts]),
         [tokens for part in parts for tokens in part.tokens],
     )
+
+
+def warn_of_unknown_words(model: GLoRIA, texts: Sequence[str]) -> None:
+    """Tell which words the model's text encoder can't read, where it can tell.
+
+    Warns:
+        UnknownWordWarning: there are some; the message names them.
+    """
+    encoder = model.text_encoder
+    if not isinstance(encoder, TellsUnknownWords):
+        return
+    words = encoder.unknown_words(encoder.tokenize(texts))
+    if words:
+        more = f" and {len(words) - 10} more" if len(words) > 10 else ""
+        warnings.warn(
+            f"the model's vocabulary lacks {', '.join(map(repr, words[:10]))}{more}: any such word "
+            f"is read as the same unknown one. Use words of the training reports.",
+            UnknownWordWarning,
+            stacklevel=3,
+        )
 
 
 def pair_similarity(

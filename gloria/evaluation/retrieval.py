@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gloria.checks import check_mask, check_tensor
+from gloria.checks import check_mask, check_same_device, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 
@@ -225,6 +225,7 @@ def _found(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
 def _check(similarity: Tensor, relevant: Tensor) -> None:
     check_tensor("similarity", similarity, ("query", "candidate"))
     check_mask("relevant", relevant, tuple(similarity.shape), ("query", "candidate"))
+    check_same_device("relevant", relevant, "similarity", similarity)
     if 0 in similarity.shape:
         raise ShapeError(
             f"similarity must hold at least one query and one candidate; "

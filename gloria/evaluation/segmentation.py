@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer, check_mask, check_share
+from gloria.checks import check_choice, check_integer, check_mask, check_same_device, check_share
 from gloria.data.images import normalize
 from gloria.data.masked import Masked, stack_masked
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
@@ -100,6 +100,7 @@ def count_overlap(predicted: Tensor, masks: Tensor) -> Overlap:
         raise ShapeError(f"predicted must be (..., height, width); got {tuple(predicted.shape)}.")
     axes = (*("...",) * (predicted.dim() - 2), "height", "width")
     check_mask("masks", masks, tuple(predicted.shape), axes)
+    check_same_device("masks", masks, "predicted", predicted)
     return Overlap(*(each.sum((-2, -1)) for each in (predicted & masks, predicted, masks)))
 
 

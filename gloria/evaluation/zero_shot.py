@@ -16,7 +16,7 @@ from gloria.checks import check_choice, check_positive, check_same_size, check_t
 from gloria.data.prompts import PromptSet
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.classification import check_no_nan
-from gloria.evaluation.features import encode_texts, pair_similarity
+from gloria.evaluation.features import encode_texts, pair_similarity, warn_of_unknown_words
 from gloria.evaluation.retrieval import check_labels
 from gloria.functional import global_similarity
 from gloria.model import GLoRIA
@@ -56,6 +56,9 @@ def zero_shot_scores(
             no prompt.
         DtypeError: a class's prompts are no list of texts.
         DataError: there is no class or no image, or a similarity is NaN.
+
+    Warns:
+        UnknownWordWarning: the model's vocabulary lacks words of the prompts.
     """
     return _score(model, images, _positive(prompts), kind, reduction)
 
@@ -227,7 +230,9 @@ def _score(
     check_choice("reduction", reduction, ("mean", "max", "ensemble"))
     if not prompts:
         raise DataError("prompts must hold at least one class; there is nothing to score.")
-    texts = encode_texts(model, [prompt for each in prompts.values() for prompt in each])
+    every = [prompt for each in prompts.values() for prompt in each]
+    warn_of_unknown_words(model, every)
+    texts = encode_texts(model, every)
     prompt_class = torch.tensor(
         [number for number, each in enumerate(prompts.values()) for _ in each],
         device=texts.pooled.device,

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gloria.checks import check_mask, check_positive, check_tensor, check_weight
+from gloria.checks import (
+    check_mask,
+    check_positive,
+    check_same_device,
+    check_tensor,
+    check_weight,
+)
 
 _AXES = ("image", "class", "height", "width")
 
@@ -133,3 +139,4 @@ def _full_precision(logits: Tensor) -> Tensor:
 def _check(logits: Tensor, masks: Tensor) -> None:
     check_tensor("logits", logits, _AXES)
     check_mask("masks", masks, tuple(logits.shape), _AXES)
+    check_same_device("masks", masks, "logits", logits)

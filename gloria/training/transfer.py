@@ -22,9 +22,9 @@ from gloria.data.transfer import TASKS, LabelledPairs, TransferData
 from gloria.errors import DataError
 from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
+    auroc_of_some,
     choose_thresholds,
     multiclass_metrics,
-    multilabel_auroc,
     multilabel_metrics,
 )
 from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
@@ -311,7 +311,9 @@ def _classification(
     progress: Progress,
     resampled: Progress,
 ) -> Report:
-    scores: dict[float, list[Tensor]] = {fraction: [] for fraction in settings.fractions}
+    aurocs: dict[float, list[Callable[[Tensor], list[float | None]]]]
+    aurocs = {fraction: [] for fraction in settings.fractions}
+    labels = torch.as_tensor(data.labelled.test.labels)
     details = label_efficiency(
         {"model": model.image_encoder},
         *data.labelled,
@@ -320,16 +322,15 @@ def _classification(
         recipe=settings.classification,
         workers=settings.workers,
         progress=progress,
-        on_scores=lambda row, fraction, seed, logits: scores[fraction].append(logits.cpu()),
+        on_scores=lambda row, fraction, seed, logits: aurocs[fraction].append(
+            auroc_of_some(logits, labels)
+        ),
     )
-    labels = torch.as_tensor(data.labelled.test.labels)
 
     def auroc(index: Tensor) -> dict[str, Figure]:
         return {
-            name_share(fraction): _mean_of_draws(
-                [multilabel_auroc(logits[index], labels[index])["per_class"] for logits in draws]
-            )
-            for fraction, draws in scores.items()
+            name_share(fraction): _mean_of_draws([of_some(index) for of_some in draws])
+            for fraction, draws in aurocs.items()
         }
 
     runs = details["rows"]["model"].values()

@@ -74,7 +74,25 @@ def test_an_error_is_no_leak(table, wrong, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_one_split_is_an_error(tmp_path, capsys):
-    (tmp_path / "train.txt").write_text("a\n")
-    assert main(["check-splits", str(tmp_path / "train.txt")]) == 2
-    assert "a leak is between splits; got train" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.txt", "a\n", "got one, 'train'. Give a file for each split, or a CSV file with a"),
+        ("my.csv", "image\na.png\n", "a column of their names, which --split-column names (now: "),
+        ("my.csv", "image,split\na.png,x\n", "got one, 'x'. Give a file for each split"),
+        ("my.csv", "", "my.csv must begin with a header, the names of its columns; it is empty"),
+        ("my.csv", "\nimage\na.png\n", "names of its columns; its first line is blank"),
+        ("my.csv", "image,split\n", "my.csv must have a row for each image below its header"),
+        ("train.txt", "", "train.txt: there is no id"),
+        ("my.csv", None, "my.csv must be a file; it is a folder"),
+        ("train.txt", None, "train.txt must be a file; it is a folder"),
+    ],
+)
+def test_files_without_two_splits_say_what_to_do(tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_text(content)
+    assert main(["check-splits", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gloria: error: ")
+    assert error.count("\n") == 1  # and no progress bar before it
+    assert message in error

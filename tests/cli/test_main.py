@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -82,6 +83,21 @@ def test_every_command_has_its_file_and_its_help(capsys):
         assert f"usage: gloria {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
+    parser = argparse.ArgumentParser()
+    cli._module(name).add_arguments(parser)
+    assert cli.main([name, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for action in parser._actions[1:]:  # without --help
+        assert action.help, action.dest
+        if action.default is None or action.default is False or action.default == []:
+            continue
+        about = shown.rpartition(f" {action.option_strings[0]} ")[2].partition(" --")[0]
+        told = "1,10,100" if action.dest == "fractions" else action.default
+        assert f"default: {told} " in f"{about} ", action.dest
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"gloria {gloria.__version__}\n"
@@ -136,10 +152,25 @@ def test_an_error_of_the_operating_system_is_one_line_on_stderr(command, capsys,
     command(lambda args: (tmp_path / "none" / "a").write_text(""))
     assert cli.main(["act"]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("gloria: error: [Errno 2] No such file or directory: ")
-    assert shown.count("\n") == 1
+    assert shown == f"gloria: error: {tmp_path / 'none' / 'a'}: No such file or directory.\n"
     assert cli.main(["act", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_warning_of_gloria_is_one_line_on_stderr():
+    """In a process of its own: here, warnings are errors."""
+    code = (
+        "import sys, types, warnings; from gloria import cli, errors; "
+        "run = lambda args: warnings.warn(category('row 3')) or 0; "
+        "sys.modules['gloria.cli.act'] = types.SimpleNamespace(add_arguments=lambda p: 0, run=run);"
+        "cli.COMMANDS['act'] = ''; category = errors.TruncatedTextWarning; cli.main(['act']); "
+        "category = RuntimeWarning; cli.main(['act']); category = errors.TruncatedTextWarning; "
+        "warnings.warn(category('row 4'))"
+    )
+    told = python("-c", code).stderr.splitlines()
+    assert told[0] == "gloria: warning: row 3"
+    assert told[1].endswith(": RuntimeWarning: row 3")
+    assert told[2].endswith(": TruncatedTextWarning: row 4")  # outside of a command
 
 
 def test_notes_of_an_error_are_shown(command, capsys):
@@ -194,6 +225,9 @@ def test_wrong_usage_is_2(command, capsys, arguments, said):
     shown = capsys.readouterr()
     assert said in shown.err
     assert shown.out == ""
+    if arguments:
+        assert shown.err.endswith("; --help shows what there is\n")
+        assert shown.err.count("\n") == 1
 
 
 def test_ctrl_c_is_130(command, capsys):

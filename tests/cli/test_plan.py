@@ -71,7 +71,9 @@ def test_no_rate_is_shown_that_nobody_measured(capsys):
     shown = facts(capsys, "--dtype", "fp64")["backends"]
     assert all(plan["least_seconds"] == {} for plan in shown.values())
     assert main(["plan", *SIZES, "--dtype", "fp64"]) == 0
-    assert "H200" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "H200" not in text
+    assert "No times, for want of rates in fp64: give those of your device with --tflops" in text
 
 
 @pytest.mark.parametrize("installed", [False, True])
@@ -115,7 +117,14 @@ def test_the_table_has_a_row_per_backend_and_says_what_its_times_are(capsys):
         cost = count(problem(), name)
         assert f" {cost.forward.operations / 1e12:,.3f} " in rows[name]
         assert f" {cost.memory / 2**20:,.0f} " in rows[name]
-    assert "≥ are lower bounds by count, no measurements" in lines[-1]
+    assert lines[-1] == (
+        "≥ are lower bounds by count, no measurements, at the rates of NVIDIA H200; give those of "
+        "your device with --tflops and --bandwidth."
+    )
+    assert main(["plan", *SIZES, "--tflops", "1", "--bandwidth", "20"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("≥ are lower bounds by count, no measurements.\n")
+    assert "H200" not in shown
 
 
 def test_every_attention_variant_can_be_planned(capsys):

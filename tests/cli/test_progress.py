@@ -1,11 +1,15 @@
-"""Progress bars on stderr."""
+"""Progress on stderr: bars on a terminal, whole lines elsewhere."""
 
 import sys
 
+import pytest
+
+from gloria.cli import progress as module
 from gloria.cli.progress import Progress, StepProgress
 
 
-def test_work_that_follows_takes_the_bars_place(capsys):
+def test_work_that_follows_takes_the_bars_place(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(2, "encode", False) as progress:
         intervals = progress.then(3, "intervals")
         progress.advance(2)
@@ -17,7 +21,46 @@ def test_work_that_follows_takes_the_bars_place(capsys):
     assert "intervals: 100%" in told
 
 
-def test_quiet_is_quiet_and_needs_no_tqdm(capsys, monkeypatch):
+def test_a_log_has_whole_lines_and_needs_no_tqdm(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with Progress(2, "encode", False) as progress:
+        intervals = progress.then(3, "intervals")
+        progress.advance()
+        progress.advance()
+        intervals(3)
+    with StepProgress(9, "train", False) as progress:
+        progress({"step": 1, "loss": 0.5, "validation_loss": 0.25})
+        progress({"step": 7, "loss": 0.4})
+    assert capsys.readouterr().err.splitlines() == [
+        "encode: 2 of 2",
+        "intervals: 3 of 3",
+        "train: 7 of 9, loss 0.400",
+    ]
+
+
+def test_a_log_has_a_line_every_half_minute(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with StepProgress(9, "train", False) as progress:
+        for step in range(1, 8):
+            now += 11
+            progress({"step": step, "loss": 1 / step})
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 3 of 9, loss 0.333",
+        "train: 6 of 9, loss 0.167",
+        "train: 7 of 9, loss 0.143",
+    ]
+
+
+def test_where_nothing_was_done_nothing_is_told(capsys):
+    with Progress(2, "encode", False), StepProgress(9, "train", False):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("isatty", [True, False])
+def test_quiet_is_quiet_and_needs_no_tqdm(capsys, monkeypatch, isatty):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: isatty)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with Progress(2, "encode", True) as progress:
         progress.advance()

@@ -156,3 +156,8 @@ def test_another_size_than_that_of_the_training_is_said(given, told, capsys):
     model = SimpleNamespace(trained_image_size=(64, 64))
     assert pick_image_size(given, {"mine": model}) == (given, given)
     assert ("mine was trained on images of 64 x 64" in capsys.readouterr().err) is told
+
+
+def test_a_text_without_a_word_is_refused_before_the_model_is_loaded(capsys):
+    assert main(["search", " ", "--model", "none", "--images", "none"]) == 2
+    assert "text must hold a word to look for; got ' '" in capsys.readouterr().err

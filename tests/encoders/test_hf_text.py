@@ -434,7 +434,15 @@ def test_wordpiece_words_are_the_published_ones_whatever_the_text(bert):
 
 
 def test_unknown_words_are_words(bert):
-    assert bert.tokenize(["zzz effusion qqq"]).tokens == [["zzz", "effusion", "qqq"]]
+    tokenized = bert.tokenize(["zzz effusion qqq", "mild zzz"])
+    assert tokenized.tokens[0] == ["zzz", "effusion", "qqq"]
+    assert bert.unknown_words(tokenized) == ["zzz", "qqq"]
+    assert bert.unknown_words(bert.tokenize(["Mild cardiomegaly."])) == []
+
+
+def test_a_tokenizer_that_spells_everything_has_no_unknown_words():
+    encoder = CASES["roberta"].make()
+    assert encoder.unknown_words(encoder.tokenize(["zzz effusion ☃"])) == []
 
 
 def test_words_keep_the_case_and_the_accents_of_the_text(bert):

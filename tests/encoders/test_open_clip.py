@@ -513,6 +513,13 @@ def test_bert_words(saved):
     assert tokenized.word_ids[0].tolist() == owners + [-1] * (24 - len(owners))
 
 
+def test_unknown_words(saved):
+    encoder = OpenClipTextEncoder(saved("bert-cls")[0])
+    assert encoder.unknown_words(encoder.tokenize(["mild ☃ left", "left β, ☃"])) == ["☃", "β"]
+    native = OpenClipTextEncoder(saved("clip-vit")[0])
+    assert native.unknown_words(native.tokenize(["mild ☃ left"])) == []
+
+
 def test_sentence_piece_words(saved):
     encoder = OpenClipTextEncoder(saved("siglip")[0])
     tokenized = encoder.tokenize(["Mild cardiomegaly,  no nodule."])

@@ -24,6 +24,7 @@ from gloria.errors import (
 from gloria.evaluation.classification import (
     Thresholds,
     accuracy,
+    auroc_of_some,
     choose_thresholds,
     multiclass_metrics,
     multilabel_auroc,
@@ -50,9 +51,27 @@ def test_auroc_equals_scikit_learn():
         roc_auc_score(truth[truth >= 0], score[truth >= 0])
         for score, truth in zip(scores.T, labels.T, strict=True)
     ]
-    assert figure["per_class"] == pytest.approx(expected, abs=1e-6)
-    assert figure["mean"] == pytest.approx(sum(expected) / 4, abs=1e-6)
+    assert figure["per_class"] == pytest.approx(expected, rel=0, abs=1e-12)
+    assert figure["mean"] == pytest.approx(sum(expected) / 4, rel=0, abs=1e-12)
     assert figure["undefined"] == []
+
+
+def test_auroc_of_some_is_that_of_these_images():
+    scores, labels = draw(40)
+    of_some = auroc_of_some(scores, labels)
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 5, 40, 40, 90):  # the few lack positive or negative ones in some class
+        index = torch.randint(40, (size,), generator=generator)
+        assert of_some(index) == multilabel_auroc(scores[index], labels[index])["per_class"]
+        expected = [
+            roc_auc_score(truth[truth >= 0], score[truth >= 0])
+            if {0, 1} <= set(truth.tolist())
+            else None
+            for score, truth in zip(scores[index].T, labels[index].T, strict=True)
+        ]
+        assert of_some(index) == [
+            value if value is None else pytest.approx(value, rel=0, abs=1e-12) for value in expected
+        ]
 
 
 @pytest.mark.parametrize("transform", [lambda s: 1000 * s, lambda s: s / 1e6 - 50.0, torch.sigmoid])
@@ -318,8 +337,9 @@ def test_bad_classes_are_named():
         accuracy(scores * NAN, torch.tensor([0, 1, 1]))
 
 
-def test_accuracy_does_without_torchmetrics(monkeypatch):
+def test_auroc_and_accuracy_do_without_torchmetrics(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
     assert accuracy(torch.eye(2), torch.tensor([0, 1])) == 1
+    assert multilabel_auroc(torch.eye(2), torch.eye(2).long())["mean"] == 1
     with pytest.raises(MissingDependencyError, match=r"torchmetrics .*gloria-torch\[tasks\]"):
-        multilabel_auroc(*draw(10))
+        multilabel_metrics(*draw(10), 0.5)

@@ -1,5 +1,7 @@
 """Features of whole data sets: neither batch, nor block, nor the model's mode shows in them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from gloria.evaluation.features import (
     select_images,
     select_texts,
     similarity_by_kind,
+    warn_of_unknown_words,
 )
 from gloria.evaluation.phantoms import evaluate_gallery, evaluate_grounding
 from gloria.training.randomness import isolated
@@ -303,3 +306,7 @@ def test_similarities_of_a_data_set_depend_on_neither_batch_nor_block(trained, i
     assert torch.equal(compute(64, 64), whole)
     for batch_size, block in ((1, 1), (2, 3), (64, 1)):
         torch.testing.assert_close(compute(batch_size, block), whole, rtol=0, atol=1e-5)
+
+
+def test_a_text_encoder_that_cannot_tell_unknown_words_is_not_asked():
+    warn_of_unknown_words(SimpleNamespace(text_encoder=object()), ["☃"])  # a warning is an error

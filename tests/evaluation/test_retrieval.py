@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.errors import DataError, DeviceError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import (
     class_relevance,
     evaluate_queries,
@@ -178,6 +178,8 @@ def test_shapes_and_dtypes_are_checked(function):
         call(function, similarity, relevant.T)
     with pytest.raises(DtypeError, match="relevant must be boolean"):
         call(function, similarity, relevant.long())
+    with pytest.raises(DeviceError, match="relevant must be on the device of similarity, cpu"):
+        call(function, similarity, relevant.to("meta"))
     with pytest.raises(DtypeError, match="similarity must be a floating-point"):
         call(function, similarity.long(), relevant)
     with pytest.raises(ShapeError, match="at least one query"):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from gloria.data.folder import ImageFolder
 from gloria.data.phantom import PhantomDataset
-from gloria.errors import DataError, EmptyTextError, OptionError
+from gloria.errors import DataError, EmptyTextError, OptionError, UnknownWordWarning
 from gloria.evaluation import search
 from gloria.evaluation.embeddings import store_images
 from gloria.evaluation.features import encode_images, encode_texts, pair_similarity
@@ -110,6 +110,14 @@ def test_bad_numbers_and_texts_are_errors(searched):
         search_images(*searched, TEXT, shortlist=5)
     with pytest.raises(EmptyTextError):
         search_images(*searched, " ")
+
+
+def test_words_that_the_model_cannot_read_are_told(searched):
+    model, images = searched
+    known = search_images(model, images, TEXT, top=3)  # no warning, which would be an error
+    with pytest.warns(UnknownWordWarning, match="vocabulary lacks '☃', 'β': any such word is"):
+        found = search_images(model, images, f"{TEXT} ☃ β", top=3)
+    assert len(found) == len(known) == 3
 
 
 def test_a_similarity_that_is_nan_is_an_error(searched, monkeypatch):

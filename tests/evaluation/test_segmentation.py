@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics.segmentation import DiceScore
 
 from gloria.data import MaskedImage
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.errors import DataError, DeviceError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.segmentation import (
     Overlap,
     choose_mask_thresholds,
@@ -169,6 +169,8 @@ def test_bad_input():
         count_overlap(predicted.float(), masks)
     with pytest.raises(DtypeError, match="masks must be boolean"):
         count_overlap(predicted, masks.long())
+    with pytest.raises(DeviceError, match="masks must be on the device of predicted, cpu"):
+        count_overlap(predicted, masks.to("meta"))
     with pytest.raises(ShapeError, match=r"masks must be \(6, 2, 5, 7\)"):
         count_overlap(predicted, masks[:, :1])
     with pytest.raises(ShapeError, match=r"predicted must be \(\.\.\., height, width\)"):

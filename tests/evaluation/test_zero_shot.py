@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.phantom import PhantomDataset, phantom_prompts
 from gloria.data.prompts import PromptSet
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError, UnknownWordWarning
 from gloria.evaluation.features import encode_images, encode_texts, select_images
 from gloria.evaluation.phantoms import pictures
 from gloria.evaluation.zero_shot import (
@@ -195,6 +195,13 @@ def test_probabilities_are_of_each_class_by_itself(model, films):
         model, images, {"effusion": PROMPTS["effusion"]}, temperature=0.5, **options
     )
     torch.testing.assert_close(probabilities[:, 1:2], one)
+
+
+def test_words_of_prompts_that_the_model_cannot_read_are_told(model, films):
+    images = encode_images(model, films[:2])
+    prompts = {"a": ["effusion ☃"], "b": [f"edema {chr(number)}" for number in range(945, 957)]}
+    with pytest.warns(UnknownWordWarning, match="lacks '☃', 'α', .*, 'ι' and 3 more: any such"):
+        zero_shot_scores(model, images, prompts)
 
 
 def test_columns_follow_the_order_of_the_prompts(model, films):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.errors import DeviceError, DtypeError, OptionError, ShapeError
 from gloria.losses.segmentation import dice_bce, focal_log_dice, focal_loss, soft_dice
 
 
@@ -112,6 +112,8 @@ def test_bad_input(loss):
         loss(logits, masks.long())
     with pytest.raises(ShapeError, match=r"masks must be \(2, 3, 4, 5\) = \(image, class, height"):
         loss(logits, masks[:, :1])
+    with pytest.raises(DeviceError, match="masks must be on the device of logits, cpu; got meta"):
+        loss(logits, masks.to("meta"))
     with pytest.raises(ShapeError, match=r"logits must be \(image, class, height, width\)"):
         loss(logits[0], masks[0])
     with pytest.raises(DtypeError, match="logits must be a floating-point tensor"):

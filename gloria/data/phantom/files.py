@@ -27,7 +27,8 @@ def write_phantoms(
 ) -> Path:
     """Write phantom data sets: PNG images and masks, ``prompts.json`` and ``phantoms.csv``.
 
-    The table is put in place last and whole: if it is there, every file it names is.
+    The table is put in place last and whole: if it is there, every file it names is. What an
+    earlier call wrote into the folder is removed first, whole or stopped; other files stay.
 
     Columns: ``image`` (path relative to the table), ``report``, ``split`` (the data set's), one 0/1
     column per finding, one ``<finding>_mask`` column per finding (path of a black and white PNG,
@@ -45,7 +46,8 @@ def write_phantoms(
         The path of the table.
 
     Raises:
-        OptionError: if a split comes twice.
+        OptionError: if a split comes twice, or the folder has images, masks or prompts that no
+            earlier call wrote.
         MissingDependencyError: if pillow is not installed.
     """
     datasets = list(datasets)
@@ -53,10 +55,15 @@ def write_phantoms(
     if len(set(splits)) < len(splits) or not splits:
         raise OptionError(f"datasets must be one or more different splits; got {splits}.")
 
+    require("PIL.Image", "tasks")  # before anything is removed
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table, draft = folder / "phantoms.csv", folder / "phantoms.csv.part"
+    if not table.exists() and not draft.exists():
+        _refuse_others(folder)
+    draft.touch()  # from here on the folder is ours, even if we are stopped
     table.unlink(missing_ok=True)  # an older table would name files that are about to change
+    _remove_pictures(folder)
     (folder / "prompts.json").write_text(json.dumps(phantom_prompts(), indent=2) + "\n")
     with draft.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -69,6 +76,26 @@ def write_phantoms(
                 progress(1)
     os.replace(draft, table)
     return table
+
+
+def _refuse_others(folder: Path) -> None:
+    """Nothing of somebody else's is overwritten."""
+    for name in ("images", "masks", "prompts.json"):
+        if (folder / name).exists():
+            raise OptionError(
+                f"{folder} must be empty, or of earlier phantoms; it holds {name} and no "
+                f"phantoms.csv. Name another folder."
+            )
+
+
+def _remove_pictures(folder: Path) -> None:
+    """Those of an earlier call, which may have written more or other splits."""
+    for kind in ("images", "masks"):
+        for path in folder.glob(f"{kind}/*/[0-9][0-9][0-9][0-9][0-9]*.png"):
+            path.unlink()
+        for split in folder.glob(f"{kind}/*"):
+            if split.is_dir() and not any(split.iterdir()):
+                split.rmdir()
 
 
 def _write_item(folder: Path, split: str, index: int, item: PhantomItem) -> list[str]:

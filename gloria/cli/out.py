@@ -1,0 +1,31 @@
+"""The folder that a command writes into is tried before hours of work, not after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from gloria.errors import OptionError, reason
+
+
+def check_out(folder: Path) -> None:
+    """Require that the folder ``--out`` can be made and written into; nothing of it is left.
+
+    Raises:
+        OptionError: it is a file, or can't be made or written into.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"out must be a folder; {folder} is a file.")
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as cause:
+        raise OptionError(
+            f"out must be a folder that can be written into; {folder}: {reason(cause)}."
+        ) from cause
+    finally:
+        for each in missing:
+            if each.is_dir():
+                each.rmdir()

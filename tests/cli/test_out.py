@@ -1,0 +1,50 @@
+"""The folder of results is tried before the work."""
+
+import pytest
+
+from gloria.cli import main, out
+from gloria.cli.out import check_out
+from gloria.errors import OptionError
+
+
+def test_nothing_is_left_of_a_folder_that_was_tried(tmp_path):
+    (tmp_path / "a").mkdir()
+    check_out(tmp_path / "a")
+    check_out(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_what_is_no_place_for_results_is_named(tmp_path, monkeypatch):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(OptionError, match=f"^out must be a folder; {taken} is a file"):
+        check_out(taken)
+    with pytest.raises(OptionError, match=f"written into; {taken / 'below'}: Not a directory"):
+        check_out(taken / "below")
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(out, "TemporaryFile", refuse)
+    with pytest.raises(OptionError, match=f"written into; {tmp_path}: Permission denied"):
+        check_out(tmp_path)
+    with pytest.raises(OptionError, match="Permission denied"):
+        check_out(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [taken]
+    assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["demo"],
+        ["phantoms"],
+        ["train", "--data", "none.csv"],  # which is told only after
+    ],
+)
+def test_commands_try_it_first(tmp_path, capsys, command):
+    (tmp_path / "taken").write_text("mine")
+    assert main([*command, "--out", str(tmp_path / "taken" / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gloria: error: out must be a folder that can be written into; ")
+    assert error.count("\n") == 1
