@@ -260,7 +260,7 @@ def local_attention(
     options = MatchingOptions(attention, attention_temperature, 1.0, "mean")
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
-    check_same_size("number of pairs", "regions", len(regions), "words", len(words))
+    check_same_size("number of pairs", "regions", regions.shape[0], "words", words.shape[0])
     with full_precision(regions):
         regions, words = _multiplied_vectors(regions, words, word_mask, region_mask, product)
         scores = einsum(regions, words, "pair region dim, pair word dim -> pair word region")
@@ -804,21 +804,19 @@ def mgca_cross_entropy(
         filled = _real_vectors(regions, words, word_mask, region_mask)
         regions, words = (_unit(vectors) for vectors in filled)
 
-        def side(tokens: Tensor, others: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
-            weights = local_attention(
-                others,
-                tokens,
-                mask,
-                other_mask,
-                product="cosine",
-                attention_temperature=attention_temperature,
-            )
+        options = MatchingOptions("regions", attention_temperature, 1.0, "mean")
+        cosines = einsum(words, regions, "pair word dim, pair region dim -> pair word region")
+
+        def side(
+            tokens: Tensor, others: Tensor, cosines: Tensor, mask: Tensor, other_mask: Tensor
+        ) -> Tensor:
+            weights = attend(cosines, mask, other_mask, options)
             terms = _token_cross_entropies(tokens, others, weights, mask, temperature)
             return (terms[0] + terms[1]) / 2
 
         return TokenTerms(
-            side(words, regions, word_mask, region_mask),
-            side(regions, words, region_mask, word_mask),
+            side(words, regions, cosines, word_mask, region_mask),
+            side(regions, words, cosines.mT, region_mask, word_mask),
         )
 
 
@@ -986,8 +984,10 @@ def _zero_masked(
 
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; a zero vector (a region that a ReLU silenced) keeps a zero gradient."""
-    length = vector_norm(vectors, dim=-1, keepdim=True)
-    unit: Tensor = (vectors / length.clamp_min(EPS)).masked_fill(length <= EPS, 0.0)
+    zero = vector_norm(vectors.detach(), dim=-1, keepdim=True) <= EPS
+    # a norm has no second derivative at 0: there, that of something else is taken and left out
+    length = vector_norm(vectors.masked_fill(zero, 1.0), dim=-1, keepdim=True)
+    unit: Tensor = vectors * length.reciprocal().masked_fill(zero, 0.0)
     return unit
 
 
