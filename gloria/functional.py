@@ -40,6 +40,7 @@ from gloria.checks import (
     check_positive,
     check_same_size,
     check_share,
+    check_temperature,
     check_tensor,
 )
 from gloria.contrastive import cosine_logsumexp
@@ -82,7 +83,7 @@ class LocalMatching(TypedDict, total=False):
     product: Product
     attention_temperature: float
     aggregation: WordAggregation | AggregatorFunction
-    match_temperature: float
+    match_temperature: float | Tensor
     backend: str
     memory_budget: int | None
 
@@ -136,7 +137,7 @@ def local_similarity(
     product: Product = "dot",
     attention_temperature: float = 1 / 4,
     aggregation: WordAggregation | AggregatorFunction = "logsumexp",
-    match_temperature: float = 1 / 5,
+    match_temperature: float | Tensor = 1 / 5,
     backend: str = "auto",
     memory_budget: int | None = None,
 ) -> Tensor:
@@ -166,7 +167,7 @@ def local_similarity(
             (the same with the mean for the sum: no bias of ``match_temperature · log words``
             towards long texts), ``"max"``, ``"mean"`` (of the cosines), or a callable with the
             contract of :mod:`gloria.aggregators`.
-        match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
+        match_temperature: τ of logsumexp and logmeanexp; published: 1/5 (a tensor may be learned).
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
             result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB
@@ -382,7 +383,7 @@ def contrastive_cross_entropy(
         tensor(1.3863)
     """
     _check_square(similarity)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     with full_precision(similarity):
         logits = widen(similarity) / temperature
         target = torch.arange(logits.shape[0], device=logits.device)
@@ -420,7 +421,7 @@ def global_contrastive_terms(
     if torch.compiler.is_exporting() or images * texts < LEAN_FROM:
         similarity = global_similarity(image_embeddings, text_embeddings)
         return contrastive_cross_entropy(similarity, temperature)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     _check_matched(images, texts)
     with full_precision(image_embeddings):
         v, t = _widen_together(image_embeddings, text_embeddings)
@@ -571,7 +572,7 @@ def sigmoid_cross_entropy(
         SigmoidTerms(positives=tensor(0.6931), negatives=tensor(2.0794))
     """
     _check_square(similarity)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_finite("bias", bias)
     with full_precision(similarity):
         logits = widen(similarity) / temperature + bias
@@ -619,7 +620,7 @@ def soft_target_cross_entropy(
     """
     check_tensor("similarity", similarity, ("image", "text"))
     check_tensor("target_similarity", target_similarity, ("image", "text"))
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_positive("target_temperature", target_temperature)
     check_share("pair_weight", pair_weight)
     if pair_weight > 0:
@@ -733,7 +734,7 @@ def sparc_cross_entropy(
         >>> sparc_cross_entropy(torch.randn(2, 49, 8), words, mask).image_to_text  # ln 5
         tensor(1.6094)
     """
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     weights = sparse_attention(regions, words, word_mask, region_mask)
     with full_precision(regions):
         regions, words = _real_vectors(regions, words, word_mask, region_mask)
@@ -796,7 +797,7 @@ def mgca_cross_entropy(
         TokenTerms(words=tensor(1.6094), regions=tensor(3.8918))
     """
     check_positive("attention_temperature", attention_temperature)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     _check_pairs(regions, words, word_mask, region_mask)
     if region_mask is None:
         region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)

@@ -507,6 +507,20 @@ def test_second_derivatives(attention, masked_regions, make_pairs):
     )
 
 
+@pytest.mark.parametrize("aggregation", ["logsumexp", "logmeanexp"])
+@pytest.mark.parametrize("backend", ["einops", "chunked"])
+def test_the_match_temperature_may_be_learned(backend, aggregation, make_pairs):
+    regions, words, word_mask, _ = make_pairs(2, 3, 4, 3, 2)
+
+    def similarity(temperature):
+        return local_similarity(
+            regions, words, word_mask,
+            aggregation=aggregation, match_temperature=temperature, backend=backend,
+        )  # fmt: skip
+
+    assert gradcheck(similarity, torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
+
+
 @attention_variants
 def test_gradcheck_of_attention_maps(attention, make_pairs):
     regions, words, word_mask, region_mask = make_pairs(2, 2, 3, 2, 2, masked_regions=True)

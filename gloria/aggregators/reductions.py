@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_positive, check_same_size
+from gloria.checks import check_choice, check_positive, check_same_size, check_temperature
 from gloria.errors import DtypeError, OptionError, ShapeError
 
 
@@ -44,10 +44,10 @@ def masked_max(values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 
 
 def masked_logsumexp(
-    values: Tensor, mask: Tensor | None, dim: int, temperature: float = 1.0
+    values: Tensor, mask: Tensor | None, dim: int, temperature: float | Tensor = 1.0
 ) -> Tensor:
     """``temperature · log Σ exp(values / temperature)``, a soft maximum."""
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     mask = check_reduction(values, mask, dim)
     if values.shape[dim] == 0:
         return values.sum(dim)
@@ -62,7 +62,7 @@ def masked_logsumexp(
 
 
 def masked_logmeanexp(
-    values: Tensor, mask: Tensor | None, dim: int, temperature: float = 1.0
+    values: Tensor, mask: Tensor | None, dim: int, temperature: float | Tensor = 1.0
 ) -> Tensor:
     """``temperature · log mean exp(values / temperature)``: log-sum-exp without the length bias."""
     wide = widen(values)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer, check_positive
+from gloria.checks import check_choice, check_integer, check_positive, check_temperature
 from gloria.errors import BackendError
 
 AttentionVariant = Literal["regions", "words_then_regions"]
@@ -73,14 +73,14 @@ class MatchingOptions:
 
     attention: AttentionVariant
     attention_temperature: float
-    match_temperature: float
+    match_temperature: float | Tensor
     aggregation: WordAggregation | AggregatorFunction
     memory_budget: int = MEMORY_BUDGET
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTION_VARIANTS)
         check_positive("attention_temperature", self.attention_temperature)
-        check_positive("match_temperature", self.match_temperature)
+        check_temperature("match_temperature", self.match_temperature)
         check_integer("memory_budget", self.memory_budget, 1)
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
