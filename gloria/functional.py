@@ -66,7 +66,7 @@ from gloria.matching.maxsim import (
     MaxSimInputs,
     MaxSimProblem,
 )
-from gloria.matching.problem import EPS, full_precision, memory_budget_on
+from gloria.matching.problem import EPS, full_precision, memory_budget_on, transformed
 from gloria.matching.triton_support import capturing
 
 Product = Literal["dot", "scaled_dot", "cosine"]
@@ -418,7 +418,7 @@ def global_contrastive_terms(
     _check_global(image_embeddings, text_embeddings)
     images, texts = image_embeddings.shape[0], text_embeddings.shape[0]
     # an exported graph serves any batch, so it cannot ask how large one is
-    if torch.compiler.is_exporting() or images * texts < LEAN_FROM:
+    if torch.compiler.is_exporting() or transformed() or images * texts < LEAN_FROM:
         similarity = global_similarity(image_embeddings, text_embeddings)
         return contrastive_cross_entropy(similarity, temperature)
     check_temperature("temperature", temperature)

@@ -56,6 +56,24 @@ def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work: it knows no function and operator of ours.
+
+    A compiler's trace cannot ask, and has its own errors.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def why_only_the_definition(device: str) -> list[str]:
+    """Sentences that say why nothing but plain operations of torch will do; empty = it will."""
+    reasons = []
+    if device == "meta":
+        reasons.append("It reads the masks, and meta tensors hold no values.")
+    if transformed():
+        reasons.append("It has no rules for the transforms of torch.func.")
+    return reasons
+
+
 def refuse_second_derivative(*_: object) -> None:
     """The backward of an operator's backward, where there is none."""
     raise BackendError(
