@@ -206,7 +206,7 @@ def local_similarity(
     options = MatchingOptions(
         attention, attention_temperature, match_temperature, aggregation, budget
     )
-    engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
+    engine = choose_backend(Problem.of(regions, words, options), backend)
     with full_precision(regions):
         vectors = _multiplied_vectors(
             regions, words, word_mask, region_mask, product,

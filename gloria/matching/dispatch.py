@@ -125,7 +125,6 @@ PAPER_PROBLEM = Problem(
     dim=768,
     dtype=torch.float32,
     device="cpu",
-    has_region_mask=False,
     options=MatchingOptions("words_then_regions", 1 / 4, 1 / 5, "logsumexp"),
 )
 """The published training setting: 19 × 19 regions, 97 tokens, batch 48."""

@@ -132,19 +132,12 @@ class Problem(NamedTuple):
     dim: int
     dtype: torch.dtype
     device: str
-    has_region_mask: bool
     options: MatchingOptions
     elsewhere: bool = False
     """Whether the device is one of another machine, taken to have all that a backend needs"""
 
     @classmethod
-    def of(
-        cls,
-        regions: Tensor,
-        words: Tensor,
-        region_mask: Tensor | None,
-        options: MatchingOptions,
-    ) -> Problem:
+    def of(cls, regions: Tensor, words: Tensor, options: MatchingOptions) -> Problem:
         """The problem that these tensors pose."""
         return cls(
             images=regions.shape[0],
@@ -154,6 +147,5 @@ class Problem(NamedTuple):
             dim=regions.shape[2],
             dtype=torch.promote_types(regions.dtype, words.dtype),
             device=regions.device.type,
-            has_region_mask=region_mask is not None,
             options=options,
         )
