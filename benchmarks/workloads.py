@@ -62,7 +62,6 @@ class Workload(NamedTuple):
             dim=self.dim,
             dtype=dtype,
             device=device,
-            has_region_mask=False,
             options=options,
         )
 

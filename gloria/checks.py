@@ -65,15 +65,20 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
         )
 
 
-def check_positive(name: str, value: float | Tensor) -> None:
-    """Require a finite number above zero, or a tensor of one element."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
-        return  # a learnable value is bounded by its module; reading it here would synchronise
+def check_positive(name: str, value: float) -> None:
+    """Require a finite number above zero."""
     _check_real(name, value, "a number above 0")
     if not 0 < value < float("inf"):
         raise OptionError(f"{name} must be a finite number above 0; got {value}.")
+
+
+def check_temperature(name: str, value: float | Tensor) -> None:
+    """Require a finite number above zero, or a tensor of one element, which may be learned."""
+    if not isinstance(value, Tensor):
+        check_positive(name, value)
+    elif value.numel() != 1:
+        raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
+    # a learned value is bounded by its module; reading it here would synchronise
 
 
 def check_weight(name: str, value: float) -> None:
@@ -93,7 +98,7 @@ def check_share(name: str, value: float) -> None:
 def check_finite(name: str, value: float | Tensor) -> None:
     """Require a finite number."""
     if isinstance(value, Tensor):
-        return  # as in check_positive
+        return  # as in check_temperature
     _check_real(name, value, "a number")
     if not -float("inf") < value < float("inf"):
         raise OptionError(f"{name} must be a finite number; got {value}.")

@@ -10,8 +10,14 @@ arrive there. Averaging the gradients of parameters, as DistributedDataParallel 
 ``1/W Σ_r W · dL/dx_r · dx_r/dθ = dL/dθ``: the gradient of one process with the whole batch, however
 unevenly the pairs are spread. Whoever adds gradients up by hand divides by W.
 
-All of it goes through the default process group. What was run is gloo, on CPUs; NCCL, and FSDP on
-GPUs, have not been.
+With a ``group``, all pairs are those of its ranks, and W is their number: averaged over several
+such groups of one size, the gradient is that of the mean of their losses.
+
+What ranks tell each other before each loss (shapes, and what went wrong) are small objects. They
+travel between CPUs where the group has a backend for them, as that of
+``init_process_group("cpu:gloo,cuda:nccl")`` or without a name; with ``"nccl"`` alone, through the
+memory of the devices, which wait. What was run is gloo, on CPUs; NCCL, and FSDP on GPUs, have not
+been.
 """
 
 from __future__ import annotations
@@ -54,8 +60,8 @@ RAGGED = ("words", "word_mask")
 """Inputs whose second axis is as long as a rank's longest text."""
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """The tensors of all ranks, concatenated along axis 0 in the order of ranks.
+def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The tensors of all ranks of a group, concatenated along axis 0 in the order of ranks.
 
     Differentiable, once: the gradients that all ranks send back to this rank's part are added up,
     half precision in float32 (see the top of this module for what averaging makes of that). Every
@@ -63,11 +69,13 @@ def gather(tensor: Tensor) -> Tensor:
 
     Args:
         tensor: of at least one axis. Axis 0 may be of another length on every rank, and empty.
+        group: None = the default process group.
 
     Returns:
         The same on every rank; ``tensor`` itself without a process group or with one rank.
 
     Raises:
+        OptionError: this rank is not in the group.
         ShapeError, DtypeError, OptionError: other axes, dtypes, or the need of a gradient differ
             between ranks, or a rank gave no tensor; on all of them.
 
@@ -76,16 +84,19 @@ def gather(tensor: Tensor) -> Tensor:
         >>> gather(torch.ones(2, 3)).shape  # one process
         torch.Size([2, 3])
     """
-    return gather_batch({"tensor": tensor})["tensor"]
+    return gather_batch({"tensor": tensor}, group)["tensor"]
 
 
-def gather_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_batch(
+    batch: Mapping[str, Tensor], group: dist.ProcessGroup | None = None
+) -> dict[str, Tensor]:
     """:func:`gather` of several tensors by name, word axes padded to the longest on any rank.
 
     Args:
         batch: ``words (text, word, dim)`` and ``word_mask (text, word)`` may be of another number
             of words on every rank; what is added is 0, and not real in ``word_mask``. Other tensors
             as in :func:`gather`.
+        group: None = the default process group.
 
     Returns:
         The same names, and the same tensors on every rank.
@@ -101,18 +112,19 @@ def gather_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         >>> list(gather_batch({"words": words, "word_mask": word_mask}))
         ['words', 'word_mask']
     """
-    if not _is_spread():
+    _check_member(group)
+    if not _is_spread(group):
         return dict(batch)
-    return _Share(lambda: batch, of_pairs=False).whole(*batch)
+    return _Share(lambda: batch, group, of_pairs=False).whole(*batch)
 
 
 class AcrossRanks(PairLoss):
     """A loss, of the whole batch, called on every rank with the pairs of that rank.
 
-    Takes what the loss takes and returns what it returns, on every rank of the default process
-    group the same. Without a group, or with one rank, it is that loss, to the bit. Attributes that
-    it has not are those of the loss, so that ``similarity`` and ``attention_maps`` are at hand (of
-    the tensors they are given: nothing is gathered there).
+    Takes what the loss takes and returns what it returns, on every rank of the process group the
+    same. Without a group, or with one rank, it is that loss, to the bit. Attributes that it has not
+    are those of the loss, so that ``similarity`` and ``attention_maps`` are at hand (of the tensors
+    they are given: nothing is gathered there).
 
     Ranks may have different numbers of pairs, but none 0, and captions of different lengths. Of
     :class:`~gloria.losses.LocalContrastiveLoss`, :class:`~gloria.losses.FILIPLoss` and
@@ -130,6 +142,8 @@ class AcrossRanks(PairLoss):
             one of yours too. What it takes besides :data:`~gloria.losses.LOSS_INPUTS`, such as
             labels, is gathered as well. What compares all pairs (``target_similarity``) cannot be
             given; let a loss of yours make it from labels.
+        group: whose ranks have the batch together; None = the default process group. Torch can
+            neither copy nor pickle a group, nor then this loss; a ``state_dict`` knows none.
 
     Raises, on all ranks, so that none waits for another:
         ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks;
@@ -138,6 +152,7 @@ class AcrossRanks(PairLoss):
             in length without a ``word_mask``.
         DtypeError: dtypes differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
+        OptionError: when it is made, this rank is not in the group.
         TypeError, OptionError: the arguments of a rank are not those of the loss, or one is
             something else than a tensor, number, string or None; on the other ranks an OptionError
             that names the rank.
@@ -151,8 +166,9 @@ class AcrossRanks(PairLoss):
         torch.Size([])
     """
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
+        _check_member(group)
         if any(isinstance(part, AcrossRanks) for part in loss.modules()):
             raise OptionError(
                 f"loss must work on the pairs of one process; {type(loss).__name__} is or holds "
@@ -164,6 +180,7 @@ class AcrossRanks(PairLoss):
                 "compile what is outside: torch.compile(AcrossRanks(loss))."
             )
         self.loss = loss
+        self.group = group
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of all ranks' pairs, a scalar."""
@@ -171,10 +188,10 @@ class AcrossRanks(PairLoss):
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The unweighted terms of all ranks' pairs; ``loss`` alone where the loss names none."""
-        if not _is_spread():
+        if not _is_spread(self.group):
             return _plain_terms(self.loss, *args, **kwargs)
         signature = inspect.signature(self.loss.forward)
-        share = _Share(lambda: signature.bind(*args, **kwargs).arguments, of_pairs=True)
+        share = _Share(lambda: signature.bind(*args, **kwargs).arguments, self.group, of_pairs=True)
         return _shared_terms(self.loss, tuple(share.given), share)
 
     def weights(self) -> dict[str, float]:
@@ -199,9 +216,15 @@ class AcrossRanks(PairLoss):
             return getattr(self.loss, name)
 
 
-def _is_spread() -> bool:
+def _is_spread(group: dist.ProcessGroup | None) -> bool:
     """Whether there is a process group of more than one rank."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def _check_member(group: dist.ProcessGroup | None) -> None:
+    """To torch a group without this rank is none at all, and collectives do nothing."""
+    if group is not None and dist.get_rank(group) < 0:
+        raise OptionError(f"group must have this rank; rank {dist.get_rank()} is not in it.")
 
 
 def _plain_terms(loss: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -265,10 +288,18 @@ class _Share:
 
     Args:
         given: makes the arguments of a loss by name; what it raises, all ranks hear of.
+        group: of the ranks.
         of_pairs: each tensor has one row per pair of this rank, at least one.
     """
 
-    def __init__(self, given: Callable[[], Mapping[str, Any]], *, of_pairs: bool) -> None:
+    def __init__(
+        self,
+        given: Callable[[], Mapping[str, Any]],
+        group: dist.ProcessGroup | None,
+        *,
+        of_pairs: bool,
+    ) -> None:
+        self.group = group
         self.given: Mapping[str, Any] = {}
         mine: dict[str, _Facts] = {}
         fault = None
@@ -277,8 +308,9 @@ class _Share:
             mine = _facts_of(self.given)
         except Exception as error:  # not yet: the others would wait for this rank
             fault = error
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, (mine, fault and f"{type(fault).__name__}: {fault}"))
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        said = fault and f"{type(fault).__name__}: {fault}"
+        dist.all_gather_object(everyone, (mine, said), group)
         if fault is not None:
             raise fault
         for rank, (_, message) in enumerate(everyone):
@@ -303,13 +335,13 @@ class _Share:
 
     def stack(self, rows: Tensor) -> Tensor:
         """One row per pair of this rank, to one row per pair of all."""
-        return _gather(rows, self.pairs)
+        return _gather(rows, self.pairs, self.group)
 
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Means over the pairs of this rank, to means over the pairs of all."""
-        part = self.pairs[dist.get_rank()] / sum(self.pairs)
+        part = self.pairs[dist.get_rank(self.group)] / sum(self.pairs)
         weighted = torch.stack(list(terms.values()))[None] * part
-        sums = _gather(weighted, [1] * len(self.pairs)).sum(0)
+        sums = _gather(weighted, [1] * len(self.pairs), self.group).sum(0)
         return dict(zip(terms, sums.unbind(), strict=True))
 
     def _gathered(self, name: str, tensor: Tensor) -> Tensor:
@@ -317,7 +349,7 @@ class _Share:
         if name in RAGGED:
             missing = max(shape[1] for shape in shapes) - tensor.shape[1]
             tensor = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
-        return _gather(tensor, [shape[0] for shape in shapes])
+        return _gather(tensor, [shape[0] for shape in shapes], self.group)
 
 
 def _facts_of(given: Mapping[str, Any]) -> dict[str, _Facts]:
@@ -407,8 +439,8 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
-def _gather(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
-    gathered: Tensor = _Gather.apply(tensor, sizes)
+def _gather(tensor: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    gathered: Tensor = _Gather.apply(tensor, sizes, group)
     return gathered
 
 
@@ -416,25 +448,27 @@ class _Gather(torch.autograd.Function):
     """All ranks' rows forward; backward, what all ranks send to the own ones, added up."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    def forward(
+        ctx: Any, tensor: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None
+    ) -> Tensor:
         """``sizes``: rows on each rank."""
-        ctx.sizes = sizes
+        ctx.sizes, ctx.group = sizes, group
         # backends want equal shapes; gloo aborts or hangs on others
         padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         """The sum over ranks, own rows only."""
-        rank = dist.get_rank()
+        rank = dist.get_rank(ctx.group)
         # half precision would round, and overflow, once per rank
         wide = torch.promote_types(upstream.dtype, torch.float32)
         total = upstream.to(wide, copy=True, memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=ctx.group)
         start = sum(ctx.sizes[:rank])
         own = total[start : start + ctx.sizes[rank]]
-        return own.to(upstream.dtype, copy=True), None  # a view would keep all ranks' rows
+        return own.to(upstream.dtype, copy=True), None, None  # a view would keep all ranks' rows

@@ -41,6 +41,7 @@ from gloria.checks import (
     check_same_device,
     check_same_size,
     check_share,
+    check_temperature,
     check_tensor,
 )
 from gloria.contrastive import cosine_logsumexp
@@ -66,7 +67,7 @@ from gloria.matching.maxsim import (
     MaxSimInputs,
     MaxSimProblem,
 )
-from gloria.matching.problem import EPS, full_precision, memory_budget_on
+from gloria.matching.problem import EPS, full_precision, memory_budget_on, transformed
 from gloria.matching.triton_support import capturing
 
 Product = Literal["dot", "scaled_dot", "cosine"]
@@ -83,7 +84,7 @@ class LocalMatching(TypedDict, total=False):
     product: Product
     attention_temperature: float
     aggregation: WordAggregation | AggregatorFunction
-    match_temperature: float
+    match_temperature: float | Tensor
     backend: str
     memory_budget: int | None
 
@@ -138,7 +139,7 @@ def local_similarity(
     product: Product = "dot",
     attention_temperature: float = 1 / 4,
     aggregation: WordAggregation | AggregatorFunction = "logsumexp",
-    match_temperature: float = 1 / 5,
+    match_temperature: float | Tensor = 1 / 5,
     backend: str = "auto",
     memory_budget: int | None = None,
 ) -> Tensor:
@@ -168,7 +169,7 @@ def local_similarity(
             (the same with the mean for the sum: no bias of ``match_temperature · log words``
             towards long texts), ``"max"``, ``"mean"`` (of the cosines), or a callable with the
             contract of :mod:`gloria.aggregators`.
-        match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
+        match_temperature: τ of logsumexp and logmeanexp; published: 1/5 (a tensor may be learned).
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
             result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB
@@ -208,7 +209,7 @@ def local_similarity(
     options = MatchingOptions(
         attention, attention_temperature, match_temperature, aggregation, budget
     )
-    engine = choose_backend(Problem.of(regions, words, region_mask, options), backend)
+    engine = choose_backend(Problem.of(regions, words, options), backend)
     with full_precision(regions):
         vectors = _multiplied_vectors(
             regions, words, word_mask, region_mask, product,
@@ -263,7 +264,7 @@ def local_attention(
     options = MatchingOptions(attention, attention_temperature, 1.0, "mean")
     check_choice("product", product, PRODUCTS)
     _check_local(regions, words, word_mask, region_mask)
-    check_same_size("number of pairs", "regions", len(regions), "words", len(words))
+    check_same_size("number of pairs", "regions", regions.shape[0], "words", words.shape[0])
     with full_precision(regions):
         regions, words = _multiplied_vectors(regions, words, word_mask, region_mask, product)
         scores = einsum(regions, words, "pair region dim, pair word dim -> pair word region")
@@ -385,7 +386,7 @@ def contrastive_cross_entropy(
         tensor(1.3863)
     """
     _check_square(similarity)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     with full_precision(similarity):
         logits = widen(similarity) / temperature
         target = torch.arange(logits.shape[0], device=logits.device)
@@ -420,10 +421,10 @@ def global_contrastive_terms(
     _check_global(image_embeddings, text_embeddings)
     images, texts = image_embeddings.shape[0], text_embeddings.shape[0]
     # an exported graph serves any batch, so it cannot ask how large one is
-    if torch.compiler.is_exporting() or images * texts < LEAN_FROM:
+    if torch.compiler.is_exporting() or transformed() or images * texts < LEAN_FROM:
         similarity = global_similarity(image_embeddings, text_embeddings)
         return contrastive_cross_entropy(similarity, temperature)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     _check_matched(images, texts)
     with full_precision(image_embeddings):
         v, t = _widen_together(image_embeddings, text_embeddings)
@@ -574,7 +575,7 @@ def sigmoid_cross_entropy(
         SigmoidTerms(positives=tensor(0.6931), negatives=tensor(2.0794))
     """
     _check_square(similarity)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_finite("bias", bias)
     with full_precision(similarity):
         logits = widen(similarity) / temperature + bias
@@ -623,7 +624,7 @@ def soft_target_cross_entropy(
     check_tensor("similarity", similarity, ("image", "text"))
     check_tensor("target_similarity", target_similarity, ("image", "text"))
     check_same_device("target_similarity", target_similarity, "similarity", similarity)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     check_positive("target_temperature", target_temperature)
     check_share("pair_weight", pair_weight)
     if pair_weight > 0:
@@ -737,7 +738,7 @@ def sparc_cross_entropy(
         >>> sparc_cross_entropy(torch.randn(2, 49, 8), words, mask).image_to_text  # ln 5
         tensor(1.6094)
     """
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     weights = sparse_attention(regions, words, word_mask, region_mask)
     with full_precision(regions):
         regions, words = _real_vectors(regions, words, word_mask, region_mask)
@@ -800,7 +801,7 @@ def mgca_cross_entropy(
         TokenTerms(words=tensor(1.6094), regions=tensor(3.8918))
     """
     check_positive("attention_temperature", attention_temperature)
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     _check_pairs(regions, words, word_mask, region_mask)
     if region_mask is None:
         region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
@@ -808,21 +809,19 @@ def mgca_cross_entropy(
         filled = _real_vectors(regions, words, word_mask, region_mask)
         regions, words = (_unit(vectors) for vectors in filled)
 
-        def side(tokens: Tensor, others: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
-            weights = local_attention(
-                others,
-                tokens,
-                mask,
-                other_mask,
-                product="cosine",
-                attention_temperature=attention_temperature,
-            )
+        options = MatchingOptions("regions", attention_temperature, 1.0, "mean")
+        cosines = einsum(words, regions, "pair word dim, pair region dim -> pair word region")
+
+        def side(
+            tokens: Tensor, others: Tensor, cosines: Tensor, mask: Tensor, other_mask: Tensor
+        ) -> Tensor:
+            weights = attend(cosines, mask, other_mask, options)
             terms = _token_cross_entropies(tokens, others, weights, mask, temperature)
             return (terms[0] + terms[1]) / 2
 
         return TokenTerms(
-            side(words, regions, word_mask, region_mask),
-            side(regions, words, region_mask, word_mask),
+            side(words, regions, cosines, word_mask, region_mask),
+            side(regions, words, cosines.mT, region_mask, word_mask),
         )
 
 
@@ -995,8 +994,10 @@ def _zero_masked(
 
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; a zero vector (a region that a ReLU silenced) keeps a zero gradient."""
-    length = vector_norm(vectors, dim=-1, keepdim=True)
-    unit: Tensor = (vectors / length.clamp_min(EPS)).masked_fill(length <= EPS, 0.0)
+    zero = vector_norm(vectors.detach(), dim=-1, keepdim=True) <= EPS
+    # a norm has no second derivative at 0: there, that of something else is taken and left out
+    length = vector_norm(vectors.masked_fill(zero, 1.0), dim=-1, keepdim=True)
+    unit: Tensor = vectors * length.reciprocal().masked_fill(zero, 0.0)
     return unit
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gloria.checks import check_positive
-from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.checks import check_finite, check_positive
+from gloria.errors import ContractError, DtypeError, OptionError, ShapeError
 from gloria.types import ImageFeatures
 
 
@@ -72,6 +72,7 @@ def upsample_attention(
     return weights[0] @ maps @ weights[1].mT
 
 
+@torch.enable_grad()
 def measure_region_offset(
     encoder: Callable[[Tensor], ImageFeatures], images: Tensor, *, probes: int = 8
 ) -> tuple[float, float]:
@@ -101,6 +102,7 @@ def measure_region_offset(
 
     Raises:
         ShapeError: ``images`` is not a batch, or the grid is smaller than 2 x 2.
+        ContractError: the regions do not change with the images.
     """
     if images.dim() != 4 or not len(images):
         raise ShapeError(
@@ -121,6 +123,11 @@ def measure_region_offset(
                 answer = (maps[:, row, column] @ direction).sum()
                 (gradient,) = torch.autograd.grad(answer, images, retain_graph=True)
                 seen += gradient.double().square().sum((0, 1))
+            if not seen.sum() > 0:
+                raise ContractError(
+                    f"encoder must give regions that change with the images; region "
+                    f"({row}, {column}) of its grid {features.grid} does not."
+                )
             centre = _centroid(seen)
             offsets.append(
                 [
@@ -151,8 +158,7 @@ def _linear_weights(
     stride = pixels / cells if stride is None else stride
     check_positive("stride", stride)
     offset = (stride - 1) / 2 if offset is None else offset
-    if not -float("inf") < offset < float("inf"):
-        raise OptionError(f"offset must be finite; got {offset}.")
+    check_finite("offset", offset)
     pixel = torch.arange(pixels, device=like.device, dtype=torch.float64)
     cell = torch.arange(cells, device=like.device, dtype=torch.float64)
     position = ((pixel - offset) / stride).clamp(0, cells - 1)

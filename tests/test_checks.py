@@ -15,6 +15,7 @@ from gloria.checks import (
     check_same_device,
     check_same_size,
     check_share,
+    check_temperature,
     check_tensor,
     require,
 )
@@ -87,9 +88,10 @@ def test_sizes():
         check_same_size("dim", "a", 3, "b", 4)
 
 
-@pytest.mark.parametrize("value", [1, 0.1, 1e-300, np.float64(0.1), torch.tensor(0.1)])
+@pytest.mark.parametrize("value", [1, 0.1, 1e-300, np.float64(0.1)])
 def test_positive_numbers_pass(value):
     check_positive("x", value)
+    check_temperature("x", value)
 
 
 @pytest.mark.parametrize("value", [0, -1, -0.0, math.inf, -math.inf, math.nan])
@@ -98,7 +100,7 @@ def test_numbers_that_are_not_positive(value):
         check_positive("x", value)
 
 
-@pytest.mark.parametrize("value", [True, False, "1", None, [1.0], 1j])
+@pytest.mark.parametrize("value", [True, False, "1", None, [1.0], 1j, torch.tensor(0.1)])
 def test_positive_values_that_are_no_numbers(value):
     with pytest.raises(DtypeError, match=r"^x must be a number above 0; got "):
         check_positive("x", value)
@@ -130,9 +132,14 @@ def test_numbers_that_are_no_share(value):
         check_share("x", True)
 
 
+def test_a_temperature_may_be_a_tensor_of_one_value():
+    check_temperature("x", torch.tensor(0.1))
+    check_temperature("x", torch.ones(1, 1))
+
+
 def test_a_tensor_of_several_values_is_no_single_number():
     with pytest.raises(ShapeError, match=r"^x must be a single number; got a tensor \(3, 1\)\.$"):
-        check_positive("x", torch.ones(3, 1))
+        check_temperature("x", torch.ones(3, 1))
 
 
 def test_choices():

@@ -121,11 +121,11 @@ def test_the_loss_exports_for_any_batch():
         torch.testing.assert_close(exported(*batch), global_contrastive_loss(*batch))
 
 
-def test_a_backward_inside_autocast_runs():
+def test_a_backward_inside_autocast_stays_in_full_precision():
     v, t, _ = inputs(1024, 4, 3, torch.float32)
     t = random(1024, 3, seed=1, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         value = global_contrastive_terms(v, t).image_to_text
         gradient = torch.autograd.grad(value, t, retain_graph=True)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(gradient, torch.autograd.grad(value, t), rtol=0.05, atol=1e-4)
+    torch.testing.assert_close(gradient, torch.autograd.grad(value, t))

@@ -379,7 +379,23 @@ def rank_alone(world, rank):
     return same and gather(inputs["words"]) is inputs["words"]
 
 
+def rank_group(world, rank):
+    """The last two ranks are a group; to one before them it is none."""
+    first = world - 2
+    pair = dist.new_group([first, first + 1])
+    inputs = make_parts("learned", world, True)[rank]
+    if rank < first:
+        made = raised(AcrossRanks, make_loss("learned"), pair)
+        return [made, raised(gather, inputs["words"], pair)]
+    learned = learn(AcrossRanks(make_loss("learned"), pair), inputs)
+    mgca, place = AcrossRanks(make_loss("mgca"), pair), rank - first
+    inputs = make_parts("mgca", 2, True)[place]
+    told = raised(mgca, **spoil("a list", inputs, place))
+    return learned, learn(mgca, inputs), told, gather(torch.tensor([rank]), pair)
+
+
 JOBS = {
+    "group": rank_group,
     "cases": rank_cases,
     "faults": rank_faults,
     "gather": rank_gather,
@@ -598,6 +614,24 @@ def test_fsdp_has_the_gradients_of_one_process(world, everyone):
     scalar(**joined(make_parts("sigmoid", world, True))).backward()
     for found in everyone(world, "fsdp"):  # FSDP leaves it alone, and it is right on every rank
         assert_equal(found["bias"], scalar.bias.grad)
+
+
+@every_world
+def test_a_group_has_the_batch_of_its_ranks(world, everyone):
+    *strangers, one, other = everyone(world, "group")
+    expected = learn(make_loss("learned"), joined(make_parts("learned", world, True)[-2:]))
+    for learned, _, told, order in (one, other):
+        assert_equal(learned["value"], expected["value"])
+        assert told[0] is OptionError
+        assert "regions is a list" in told[1]
+        assert order.tolist() == [world - 2, world - 1]
+    for key, gradient in expected["parameters"].items():
+        both = [found[0]["parameters"][f"loss.{key}"] for found in (one, other)]
+        assert_equal(sum(both) / 2, gradient)
+    assert_is_the_whole_batch([one[1], other[1]], "mgca", True, 2)
+    for error, text in itertools.chain(*strangers):
+        assert error is OptionError
+        assert text == "group must have this rank; rank 0 is not in it."
 
 
 @every_world

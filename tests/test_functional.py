@@ -1,6 +1,7 @@
 """The stateless numerics against nested loops, closed forms, and what users rely on."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gloria import functional
 from gloria.errors import (
+    BackendError,
     DeviceError,
     DtypeError,
     EmptyImageError,
@@ -21,10 +23,12 @@ from gloria.errors import (
 from gloria.functional import (
     PRODUCTS,
     contrastive_cross_entropy,
+    global_contrastive_loss,
     global_similarity,
     local_attention,
     local_contrastive_loss,
     local_similarity,
+    max_similarity,
 )
 from gloria.losses import LocalContrastiveLoss
 from gloria.matching import (
@@ -508,6 +512,20 @@ def test_second_derivatives(attention, masked_regions, make_pairs):
     )
 
 
+@pytest.mark.parametrize("aggregation", ["logsumexp", "logmeanexp"])
+@pytest.mark.parametrize("backend", ["einops", "chunked"])
+def test_the_match_temperature_may_be_learned(backend, aggregation, make_pairs):
+    regions, words, word_mask, _ = make_pairs(2, 3, 4, 3, 2)
+
+    def similarity(temperature):
+        return local_similarity(
+            regions, words, word_mask,
+            aggregation=aggregation, match_temperature=temperature, backend=backend,
+        )  # fmt: skip
+
+    assert gradcheck(similarity, torch.tensor(0.3, dtype=torch.float64, requires_grad=True))
+
+
 @attention_variants
 def test_gradcheck_of_attention_maps(attention, make_pairs):
     regions, words, word_mask, region_mask = make_pairs(2, 2, 3, 2, 2, masked_regions=True)
@@ -624,6 +642,41 @@ def test_a_bad_embedding_spoils_its_row_or_column():
     assert z[1].isnan().all()
     assert torch.equal(z[[0, 2]], clean[[0, 2]])
     assert contrastive_cross_entropy(global_similarity(v[:2], t)).image_to_text.isnan()
+
+
+# Transforms, and tensors without values.
+
+
+@pytest.mark.parametrize("similarity", [local_similarity, max_similarity])
+def test_torch_func_gets_the_definition_at_any_size(similarity, make_pairs):
+    regions, words, word_mask, _ = make_pairs(6, 6, 49, 20, 64, dtype=torch.float32)
+
+    def total(regions):
+        return similarity(regions, words, word_mask).sum()
+
+    expected = torch.autograd.grad(total(regions.requires_grad_()), regions)[0]
+    torch.testing.assert_close(torch.func.grad(total)(regions.detach()), expected)
+    both = torch.func.vmap(total)(torch.stack([regions.detach(), 2 * regions.detach()]))
+    torch.testing.assert_close(both, torch.stack([total(regions), total(2 * regions)]))
+    for backend in ("chunked", "triton"):
+        on_backend = partial(similarity, words=words, word_mask=word_mask, backend=backend)
+        with pytest.raises(BackendError, match=f"'{backend}' cannot run this.*torch.func"):
+            torch.func.vmap(on_backend)(regions[None])
+
+
+def test_torch_func_takes_a_large_global_loss():
+    embeddings = torch.randn(1024, 4, generator=torch.Generator().manual_seed(0))
+    leaf = embeddings.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(global_contrastive_loss(leaf, embeddings), leaf)
+    found = torch.func.grad(global_contrastive_loss)(embeddings, embeddings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("similarity", [local_similarity, max_similarity])
+def test_meta_tensors_have_shapes(similarity, make_pairs):
+    pairs = make_pairs(6, 5, 49, 20, 64, masked_regions=True, dtype=torch.float16)
+    found = similarity(*(each.to("meta") for each in pairs))
+    assert (found.shape, found.dtype, found.device.type) == ((6, 5), torch.float32, "meta")
 
 
 # Compilers.

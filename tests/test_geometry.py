@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.errors import ContractError, DtypeError, OptionError, ShapeError
 from gloria.geometry import measure_region_offset, upsample_attention
 from gloria.types import ImageFeatures
 
@@ -61,7 +61,7 @@ def test_the_dtype_stays():
         ({"size": (4, 4, 4)}, OptionError, "size"),
         ({"stride": 0.0}, OptionError, "stride must be .* above 0"),
         ({"stride": (1, 2, 3)}, OptionError, r"stride must be a number or \(vertical"),
-        ({"offset": float("nan")}, OptionError, "offset must be finite"),
+        ({"offset": float("nan")}, OptionError, "offset must be a finite number"),
     ],
 )
 def test_bad_input_is_named(arguments, error, message):
@@ -146,6 +146,21 @@ def test_timm_networks_look_where_their_layers_say():
     assert measure_region_offset(odd, images) == pytest.approx((0, 0), abs=0.8)
     # 2 from the average over 2 x 2 at stride 4, 4 from that at stride 8
     assert measure_region_offset(even_shortcuts, images) == pytest.approx((6, 6), abs=0.8)
+
+
+def test_measuring_where_no_gradients_are_recorded(noise):
+    encoder = odd_kernels((2, 2))
+    with torch.no_grad():
+        found = measure_region_offset(encoder, noise)
+    assert found == pytest.approx((0, 0), abs=0.5)
+
+
+def test_regions_that_do_not_see_the_image_are_an_error(noise):
+    def encoder(images):
+        return features(0 * torch.nn.functional.avg_pool2d(images, 8))
+
+    with pytest.raises(ContractError, match=r"change with the images; region \(2, 1\)"):
+        measure_region_offset(encoder, noise)
 
 
 def test_an_image_too_small_to_measure_on_is_an_error(noise):

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gloria.aggregators.reductions import (
-    check_count,
     check_reduction,
     count,
     keep,
     masked_mean,
     widen,
 )
-from gloria.checks import check_positive
+from gloria.checks import check_integer, check_positive
 from gloria.errors import OptionError, ShapeError
 
 
@@ -39,8 +38,8 @@ def weldon(values: Tensor, mask: Tensor | None, dim: int, highest: int, lowest: 
     With fewer kept values than asked for, all of them are used. Source: Durand et al., WELDON
     (CVPR 2016); used by DSVE (Engilberge et al., CVPR 2018) with 15 and 15.
     """
-    check_count("highest", highest)
-    check_count("lowest", lowest)
+    check_integer("highest", highest, 1)
+    check_integer("lowest", lowest, 1)
     mask = check_reduction(values, mask, dim)
     return _mean_of_top(values, mask, dim, highest) - _mean_of_top(-values, mask, dim, lowest)
 
@@ -69,8 +68,8 @@ class Weldon(nn.Module):
 
     def __init__(self, highest: int = 15, lowest: int = 15) -> None:
         super().__init__()
-        check_count("highest", highest)
-        check_count("lowest", lowest)
+        check_integer("highest", highest, 1)
+        check_integer("lowest", lowest, 1)
         self.highest = highest
         self.lowest = lowest
 
@@ -112,7 +111,7 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        check_count("width", width)
+        check_integer("width", width, 1)
         self.score = nn.Linear(width, 1)
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:

@@ -14,8 +14,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_positive, check_same_device, check_same_size
-from gloria.errors import DtypeError, OptionError, ShapeError
+from gloria.checks import (
+    check_choice,
+    check_integer,
+    check_positive,
+    check_same_device,
+    check_same_size,
+    check_temperature,
+)
+from gloria.errors import DtypeError, ShapeError
 
 
 def masked_sum(values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
@@ -44,10 +51,10 @@ def masked_max(values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 
 
 def masked_logsumexp(
-    values: Tensor, mask: Tensor | None, dim: int, temperature: float = 1.0
+    values: Tensor, mask: Tensor | None, dim: int, temperature: float | Tensor = 1.0
 ) -> Tensor:
     """``temperature · log Σ exp(values / temperature)``, a soft maximum."""
-    check_positive("temperature", temperature)
+    check_temperature("temperature", temperature)
     mask = check_reduction(values, mask, dim)
     if values.shape[dim] == 0:
         return values.sum(dim)
@@ -62,7 +69,7 @@ def masked_logsumexp(
 
 
 def masked_logmeanexp(
-    values: Tensor, mask: Tensor | None, dim: int, temperature: float = 1.0
+    values: Tensor, mask: Tensor | None, dim: int, temperature: float | Tensor = 1.0
 ) -> Tensor:
     """``temperature · log mean exp(values / temperature)``: log-sum-exp without the length bias."""
     wide = widen(values)
@@ -83,7 +90,7 @@ def masked_first(values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
 
 def last_n(values: Tensor, mask: Tensor | None, dim: int, n: int, reduction: str) -> Tensor:
     """Sum or mean of the last ``n`` kept values along ``dim`` (the last n hidden layers)."""
-    check_count("n", n)
+    check_integer("n", n, 1)
     check_choice("reduction", reduction, ("sum", "mean"))
     mask = check_reduction(values, mask, dim)
     if mask is None:
@@ -158,7 +165,7 @@ class LastNSum(nn.Module):
 
     def __init__(self, n: int = 4) -> None:
         super().__init__()
-        check_count("n", n)
+        check_integer("n", n, 1)
         self.n = n
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
@@ -179,14 +186,6 @@ class LastNMean(LastNSum):
 
 
 # What the reductions and the poolings share.
-
-
-def check_count(name: str, value: int) -> None:
-    """Require an integer of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DtypeError(f"{name} must be an integer of at least 1; got {value!r}.")
-    if value < 1:
-        raise OptionError(f"{name} must be at least 1; got {value}.")
 
 
 def check_reduction(values: Tensor, mask: Tensor | None, dim: int) -> Tensor | None:

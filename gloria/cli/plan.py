@@ -115,7 +115,6 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         dim=args.dim,
         dtype=getattr(torch, DTYPES[args.dtype]),
         device=device,
-        has_region_mask=False,
         options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
         elsewhere=device not in (best, "cpu"),
     )

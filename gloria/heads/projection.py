@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gloria.aggregators.reductions import check_count
-from gloria.checks import check_choice
+from gloria.checks import check_choice, check_integer
 from gloria.errors import OptionError, ShapeError
 
 
@@ -43,8 +42,8 @@ class Projection(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_count("in_dim", in_dim)
-        check_count("out_dim", out_dim)
+        check_integer("in_dim", in_dim, 1)
+        check_integer("out_dim", out_dim, 1)
         check_choice("kind", kind, ("linear", "mlp"))
         self.in_dim = in_dim
         self.out_dim = out_dim
@@ -54,7 +53,7 @@ class Projection(nn.Module):
             self.layers: nn.Module = nn.Linear(in_dim, out_dim, bias=bias)
         else:
             width = out_dim if hidden_dim is None else hidden_dim
-            check_count("hidden_dim", width)
+            check_integer("hidden_dim", width, 1)
             self.layers = nn.Sequential(
                 nn.Linear(in_dim, width, bias=bias),
                 nn.ReLU(),

@@ -1,4 +1,7 @@
-"""Drop-in contrastive losses on matching image-text pairs: tensors in, a scalar out."""
+"""Drop-in contrastive losses on matching image-text pairs: tensors in, a scalar out.
+
+The losses of segmentation, functions of logits and masks, are in :mod:`gloria.losses.segmentation`.
+"""
 
 from gloria.losses.base import (
     LOSS_INPUTS,

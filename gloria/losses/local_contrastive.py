@@ -87,7 +87,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         product: Product = "dot",
         attention_temperature: float = 1 / 4,
         aggregation: WordAggregation | AggregatorFunction = "logsumexp",
-        match_temperature: float = 1 / 5,
+        match_temperature: float | Tensor = 1 / 5,
         temperature: float = 0.1,
         learnable: bool = False,
         minimum_temperature: float = 0.01,

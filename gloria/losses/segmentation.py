@@ -1,5 +1,7 @@
 """Losses of segmentation: logits and masks in, a scalar out.
 
+Half precision cannot add up the pixels of an image: it is widened to float32.
+
 An empty mask is as well defined as any: ``smooth`` keeps Dice above 0, and marking nothing is what
 lowers every loss there.
 """
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gloria.aggregators.reductions import widen
 from gloria.checks import (
     check_mask,
     check_positive,
@@ -71,7 +74,7 @@ def dice_bce(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
         0.2064
     """
     dice = soft_dice(logits, masks, smooth=smooth).mean()
-    logits = _full_precision(logits)
+    logits = widen(logits)
     return 1 - dice + binary_cross_entropy_with_logits(logits, masks.to(logits.dtype))
 
 
@@ -96,7 +99,7 @@ def focal_loss(logits: Tensor, masks: Tensor, *, gamma: float = 2.0) -> Tensor:
     """
     _check(logits, masks)
     check_weight("gamma", gamma)
-    logits = _full_precision(logits)
+    logits = widen(logits)
     surprise = binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), reduction="none")
     # above 0: a root has no slope there
     missed = (-torch.expm1(-surprise)).clamp_min(torch.finfo(logits.dtype).tiny)
@@ -125,15 +128,10 @@ def soft_dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
     """
     _check(logits, masks)
     check_positive("smooth", smooth)
-    probability = _full_precision(logits).sigmoid()
+    probability = widen(logits).sigmoid()
     both = (probability * masks).sum((0, 2, 3))
     either = probability.sum((0, 2, 3)) + masks.sum((0, 2, 3))
     return (2 * both + smooth) / (either + smooth)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    """Half precision can't add up the pixels of an image."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _check(logits: Tensor, masks: Tensor) -> None:

@@ -20,9 +20,9 @@ def aggregate_words(
     the same numbers in one launch each way. A compiler fuses the plain code itself.
     """
     mask, tau = word_mask[None], options.match_temperature
-    in_kernels = in_kernels and isinstance(tau, float | int) and not torch.compiler.is_compiling()
+    in_kernels = in_kernels and not torch.compiler.is_compiling()
     match options.aggregation:
-        case "logsumexp" | "logmeanexp" if in_kernels:
+        case "logsumexp" | "logmeanexp" if in_kernels and isinstance(tau, float | int):
             return soft_maximum(cosine, word_mask, tau, mean=options.aggregation == "logmeanexp")
         case "logsumexp":
             return masked_logsumexp(cosine, mask, -1, tau)

@@ -43,6 +43,7 @@ from gloria.matching.problem import (
     Problem,
     full_precision,
     refuse_second_derivative,
+    why_only_the_definition,
 )
 
 TAKES_HALF_PRECISION = False
@@ -60,8 +61,8 @@ ILL_CONDITIONED = 1e-4
 
 
 def reasons_not_supported(problem: Problem) -> list[str]:
-    """Why this backend cannot run the problem: never; it runs everything."""
-    return []
+    """Why this backend cannot run the problem: no values, or a transform around it."""
+    return why_only_the_definition(problem.device)
 
 
 def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
@@ -77,12 +78,11 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
         )
         return compiled
     packing = Packing.of(inputs.word_mask, inputs.word_counts)
+    regions, words = inputs.regions.contiguous(), packing.pack(inputs.words)
+    # a function's own needs_input_grad does not know that nobody records
+    needs_gradient = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     cosine: Tensor = _PackedCosines.apply(
-        inputs.regions.contiguous(),
-        packing.pack(inputs.words),
-        inputs.region_mask,
-        packing,
-        options,
+        regions, words, inputs.region_mask, packing, options, needs_gradient
     )
     return packing.unpack(cosine)
 
@@ -463,9 +463,10 @@ class _PackedCosines(torch.autograd.Function):
         region_mask: Tensor | None,
         packing: Packing,
         options: MatchingOptions,
+        needs_gradient: bool,
     ) -> Tensor:
         matcher = Matcher(regions, words, region_mask, packing, options)
-        ctx.result = matcher.forward(keep=any(ctx.needs_input_grad))
+        ctx.result = matcher.forward(keep=needs_gradient)
         ctx.save_for_backward(regions, words, region_mask)
         ctx.packing, ctx.options = packing, options
         # a copy: an output that its own graph holds is never freed
@@ -481,9 +482,9 @@ class _PackedCosines(torch.autograd.Function):
                 cosine = _by_definition(regions, words, region_mask, ctx.packing, ctx.options)
                 wanted = [each for each, need in zip((regions, words), needs, strict=True) if need]
                 found = iter(torch.autograd.grad(cosine, wanted, grad, create_graph=True))
-                return *(next(found) if need else None for need in needs), None, None, None
+                return *(next(found) if need else None for need in needs), *[None] * 4
             matcher = Matcher(regions, words, region_mask, ctx.packing, ctx.options)
-            return *matcher.backward(grad, ctx.result, needs), None, None, None
+            return *matcher.backward(grad, ctx.result, needs), *[None] * 4
 
 
 def _by_definition(

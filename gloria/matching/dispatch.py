@@ -3,8 +3,10 @@
 | backend   | what it is                                     | "auto" takes it               |
 |-----------|------------------------------------------------|-------------------------------|
 | `triton`  | kernels between products, for CUDA and ROCm    | wherever it can run           |
-| `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere; it runs everything |
-| `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`  |
+| `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere                     |
+| `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`, |
+|           |                                                | for meta tensors, and within  |
+|           |                                                | transforms of ``torch.func``  |
 
 A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``,
 ``TAKES_HALF_PRECISION``, ``READS_MASKED_WORDS`` and ``RUNS_KERNELS``. A backend that was named and
@@ -123,7 +125,6 @@ PAPER_PROBLEM = Problem(
     dim=768,
     dtype=torch.float32,
     device="cpu",
-    has_region_mask=False,
     options=MatchingOptions("words_then_regions", 1 / 4, 1 / 5, "logsumexp"),
 )
 """The published training setting: 19 × 19 regions, 97 tokens, batch 48."""

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer, check_positive
+from gloria.checks import check_choice, check_integer, check_positive, check_temperature
 from gloria.errors import BackendError
 
 AttentionVariant = Literal["regions", "words_then_regions"]
@@ -56,6 +56,24 @@ def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work: it knows no function and operator of ours.
+
+    A compiler's trace cannot ask, and has its own errors.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def why_only_the_definition(device: str) -> list[str]:
+    """Sentences that say why nothing but plain operations of torch will do; empty = it will."""
+    reasons = []
+    if device == "meta":
+        reasons.append("It reads the masks, and meta tensors hold no values.")
+    if transformed():
+        reasons.append("It has no rules for the transforms of torch.func.")
+    return reasons
+
+
 def refuse_second_derivative(*_: object) -> None:
     """The backward of an operator's backward, where there is none."""
     raise BackendError(
@@ -73,14 +91,14 @@ class MatchingOptions:
 
     attention: AttentionVariant
     attention_temperature: float
-    match_temperature: float
+    match_temperature: float | Tensor
     aggregation: WordAggregation | AggregatorFunction
     memory_budget: int = MEMORY_BUDGET
 
     def __post_init__(self) -> None:
         check_choice("attention", self.attention, ATTENTION_VARIANTS)
         check_positive("attention_temperature", self.attention_temperature)
-        check_positive("match_temperature", self.match_temperature)
+        check_temperature("match_temperature", self.match_temperature)
         check_integer("memory_budget", self.memory_budget, 1)
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
@@ -114,19 +132,12 @@ class Problem(NamedTuple):
     dim: int
     dtype: torch.dtype
     device: str
-    has_region_mask: bool
     options: MatchingOptions
     elsewhere: bool = False
     """Whether the device is one of another machine, taken to have all that a backend needs"""
 
     @classmethod
-    def of(
-        cls,
-        regions: Tensor,
-        words: Tensor,
-        region_mask: Tensor | None,
-        options: MatchingOptions,
-    ) -> Problem:
+    def of(cls, regions: Tensor, words: Tensor, options: MatchingOptions) -> Problem:
         """The problem that these tensors pose."""
         return cls(
             images=regions.shape[0],
@@ -136,6 +147,5 @@ class Problem(NamedTuple):
             dim=regions.shape[2],
             dtype=torch.promote_types(regions.dtype, words.dtype),
             device=regions.device.type,
-            has_region_mask=region_mask is not None,
             options=options,
         )

@@ -235,7 +235,7 @@ class Matcher:
         self.columns = len(self.packed.words)
         self.new = torch.zeros if counts is None else torch.empty
         self.over_words = attention == "words_then_regions"
-        self.inverse_temperature = 1 / temperature
+        self.inverse_temperature = 1 / float(temperature)  # a number of numpy is no kernel argument
         # what is kept between kernels: float16 has not the range for squares and gradients
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32

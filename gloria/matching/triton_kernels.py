@@ -222,10 +222,12 @@ def attend(
         weights = tl.exp2(exponent - highest[:, None])
         sums = tl.sum(weights, 1)
         sums = tl.where(sums == 0, 1.0, sums)
-        weights *= (1 / sums)[:, None]
-        write(weights_ptr, weights, word, end, row, at, stored)
+        # <c, t> of the weights as they are kept, as ‖c‖ is: else what rounding left between the
+        # two would not cancel in a gradient, where 1 / τ multiplies it
+        kept = (weights * (1 / sums)[:, None]).to(weights_ptr.dtype.element_ty)
         inside = word < end
-        tl.store(product_ptr + local * columns + word, tl.sum(weights * scores, 1), mask=inside)
+        tl.store(product_ptr + local * columns + word, tl.sum(kept * scores, 1), mask=inside)
+        write(weights_ptr, kept, word, end, row, at, stored)
         origin = tl.load(word_of_column_ptr + word, mask=inside, other=0)
         target = shift_ptr + image * (texts * words) + origin
         tl.store(target, highest + tl.log2(sums), mask=inside)

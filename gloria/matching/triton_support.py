@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gloria.matching.problem import transformed
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -31,6 +33,8 @@ def why_not_here(
     """
     machine = _why_no_kernels(device, kernels)
     reasons = [] if machine is None else [machine]
+    if transformed():
+        reasons.append("It has no rules for the transforms of torch.func.")
     if dtype not in DTYPES:
         reasons.append(f"It takes float32, bfloat16 and float16; got {dtype}.")
     return reasons

@@ -23,7 +23,6 @@ def problem(attention="regions", budget=MEMORY_BUDGET, dtype=torch.float32, text
         dim=768,
         dtype=dtype,
         device="cpu",
-        has_region_mask=False,
         options=options,
     )
 

@@ -72,7 +72,7 @@ def test_state_survives_a_round_trip(kind):
     [
         ({"in_dim": 0}, OptionError, "in_dim must be at least 1; got 0"),
         ({"out_dim": -3}, OptionError, "out_dim must be at least 1; got -3"),
-        ({"in_dim": 5.0}, DtypeError, "in_dim must be an integer of at least 1; got 5.0"),
+        ({"in_dim": 5.0}, DtypeError, "in_dim must be an integer; got 5.0"),
         ({"kind": "conv"}, OptionError, "kind must be one of 'linear', 'mlp'; got 'conv'"),
         ({"kind": "mlp", "hidden_dim": 0}, OptionError, "hidden_dim must be at least 1; got 0"),
         ({"kind": "mlp", "hidden_dim": -1}, OptionError, "hidden_dim must be at least 1; got -1"),

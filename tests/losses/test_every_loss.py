@@ -1,11 +1,13 @@
 """What every registered loss promises: precisions, padding, compilation, copies, training."""
 
 import copy
+import inspect
 import math
 import pickle
 
 import pytest
 import torch
+from torch.autograd import gradgradcheck
 
 from gloria.catalog import Catalog
 from gloria.errors import EmptyTextError
@@ -156,6 +158,33 @@ def test_compiles_in_one_graph(name, make_inputs):
         with_gradients(loss, inputs), with_gradients(compiled, inputs), strict=True
     ):
         torch.testing.assert_close(traced, eager)
+
+
+@every_loss
+def test_exports_for_any_batch(name, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    pair, word = (torch.export.Dim(axis, min=2, max=64) for axis in ("pair", "word"))
+    axes = {key: {0: pair} | ({1: word} if "word" in key else {}) for key in inputs}
+    exported = torch.export.export(loss, (), inputs, dynamic_shapes=axes).module()
+    others = make_inputs(loss, 7, seed=2)
+    torch.testing.assert_close(exported(**others), loss(**others))
+
+
+@every_loss
+def test_second_derivatives(name, make_inputs):
+    takes_backend = "backend" in inspect.signature(type(create(name))).parameters
+    loss = Catalog().create("losses", name, {"backend": "einops"} if takes_backend else {}).double()
+    inputs = make_inputs(loss, 3, dtype=torch.float64)
+    features = {key: x for key, x in inputs.items() if x.is_floating_point()}
+    masks = {key: x for key, x in inputs.items() if key not in features}
+    assert all(not mask.all() for mask in masks.values())
+
+    def value(*leaves):
+        return loss(**dict(zip(features, leaves, strict=True)), **masks)
+
+    leaves = tuple(x.requires_grad_() for x in features.values())
+    assert gradgradcheck(value, leaves, fast_mode=True)
 
 
 @every_loss

@@ -368,6 +368,14 @@ def test_what_fits_the_budget_is_computed_once(budget, times, make_pairs, monkey
     assert made.count("scores") == made.count("pull") == times * tiles
 
 
+def test_who_only_looks_pays_for_no_slopes(make_pairs, monkeypatch):
+    inputs = inputs_of(make_pairs(2, 3, 5, 4, 6))
+    regions = inputs.regions.detach().requires_grad_()
+    monkeypatch.setattr(Matcher, "differentiate", None)
+    with torch.no_grad():
+        chunked.word_cosines(inputs._replace(regions=regions), options(budget=AMPLE))
+
+
 # Compilation.
 
 

@@ -15,7 +15,7 @@ AMPLE, NONE = 2**40, 1
 
 def problem(sizes, attention="regions", budget=AMPLE, dtype=torch.float32):
     options = MatchingOptions(attention, 0.25, 0.2, "logsumexp", memory_budget=budget)
-    return Problem(*sizes, dtype=dtype, device="cpu", has_region_mask=False, options=options)
+    return Problem(*sizes, dtype=dtype, device="cpu", options=options)
 
 
 def inputs(sizes):

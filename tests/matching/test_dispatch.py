@@ -43,7 +43,7 @@ def test_the_definition_is_always_there():
 def test_a_named_backend_gives_what_auto_gives(backend, make_pairs):
     pairs = make_pairs(3, 2, 5, 4, 6, dtype=torch.float32)
     options = PAPER_PROBLEM.options
-    problem = Problem.of(pairs.regions, pairs.words, pairs.region_mask, options)
+    problem = Problem.of(pairs.regions, pairs.words, options)
     if reasons := BACKENDS[backend].reasons_not_supported(problem):
         pytest.skip(" ".join(reasons))
     torch.testing.assert_close(
@@ -97,19 +97,17 @@ def test_an_unknown_backend_is_named(make_pairs):
         local_similarity(*make_pairs(2, 2, 3, 3, 3), backend="fast")
 
 
-@pytest.mark.parametrize("masked_regions", [False, True])
-def test_a_problem_is_read_off_the_tensors(picky, make_pairs, monkeypatch, masked_regions):
+def test_a_problem_is_read_off_the_tensors(picky, make_pairs, monkeypatch):
     problems = []
     monkeypatch.setattr(
         PICKY, "reasons_not_supported", lambda problem: problems.append(problem) or ["No."]
     )
-    pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions, dtype=torch.float16)
+    pairs = make_pairs(2, 3, 5, 4, 6, dtype=torch.float16)
     local_similarity(*pairs, attention_temperature=0.5, aggregation="max")
     (problem,) = problems
     assert isinstance(problem, Problem)
     assert problem[:5] == (2, 5, 3, 4, 6)
     assert problem.dtype == torch.float16
     assert problem.device == "cpu"
-    assert problem.has_region_mask is masked_regions
     assert problem.options.attention_temperature == 0.5
     assert problem.options.aggregation == "max"

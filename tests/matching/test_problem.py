@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from gloria.errors import DtypeError, OptionError
 from gloria.matching import MatchingOptions
@@ -28,6 +29,11 @@ def test_temperatures_are_finite_numbers_above_zero(name):
     for bad in (True, "0.25", None):
         with pytest.raises(DtypeError, match=f"{name} must be a number above 0; got {bad!r}"):
             MatchingOptions(**{**GOOD, name: bad})
+
+
+def test_a_learned_attention_temperature_is_refused_as_no_backend_but_one_would_learn_it():
+    with pytest.raises(DtypeError, match="attention_temperature must be a number above 0; got"):
+        MatchingOptions(**{**GOOD, "attention_temperature": torch.tensor(0.25)})
 
 
 def test_unknown_choices_are_listed():

@@ -34,7 +34,7 @@ def test_everything_in_the_interpreter():
 
 
 OPTIONS = MatchingOptions("words_then_regions", 0.25, 0.2, "max")
-PAPER = Problem(48, 361, 48, 97, 768, torch.bfloat16, "cuda", False, OPTIONS)
+PAPER = Problem(48, 361, 48, 97, 768, torch.bfloat16, "cuda", OPTIONS)
 
 
 @pytest.fixture

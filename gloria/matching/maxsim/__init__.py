@@ -1,10 +1,11 @@
 """Hard-maximum matching (late interaction): one definition, interchangeable backends.
 
-| backend   | what it is                                                      | runs       |
-|-----------|-----------------------------------------------------------------|------------|
-| `triton`  | fused kernels: no score leaves the processor                    | CUDA, ROCm |
-| `chunked` | large matrix products; memory within a budget, exact backward      | everything |
-| `einops`  | the definition; memory query · key · token · token              | everything |
+| backend   | what it is                                                      | runs          |
+|-----------|-----------------------------------------------------------------|---------------|
+| `triton`  | fused kernels: no score leaves the processor                    | CUDA, ROCm    |
+| `chunked` | large matrix products; memory within a budget, exact backward   | every device  |
+| `einops`  | the definition; memory query · key · token · token              | everything: a |
+|           | transform of ``torch.func`` and meta tensors too                |               |
 
 A backend is a module with ``summed_maxima(inputs, memory_budget)``,
 ``reasons_not_supported(problem)``, ``TAKES_HALF_PRECISION`` and ``READS_MASKED_TOKENS``.

@@ -29,7 +29,7 @@ from gloria.matching.maxsim.operator import (
     room_for_winners,
 )
 from gloria.matching.maxsim.problem import MaxSimProblem
-from gloria.matching.problem import full_precision
+from gloria.matching.problem import full_precision, why_only_the_definition
 
 TAKES_HALF_PRECISION = False
 READS_MASKED_TOKENS = False
@@ -42,8 +42,8 @@ BYTES_PER_PAIR = 64
 
 
 def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
-    """Why this backend cannot run the problem: never; it runs everything."""
-    return []
+    """Why this backend cannot run the problem: no values, or a transform around it."""
+    return why_only_the_definition(problem.device)
 
 
 class Packed(NamedTuple):
