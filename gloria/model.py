@@ -199,7 +199,7 @@ class GLoRIA(nn.Module):
 
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one, or takes no
-                ``aggregation``; a weight is not finite.
+                ``aggregation``; a weight is not finite; ``kind`` is None and the loss trains none.
         """
         kind = kind or self.trained_kind
         check_choice("kind", kind, ("global", "local", "both"))
@@ -226,10 +226,23 @@ class GLoRIA(nn.Module):
 
     @property
     def trained_kind(self) -> Literal["global", "local", "both"]:
-        """Which similarities the loss trains; what :meth:`similarity` gives unless told."""
-        if self._find_local_loss() is None:
-            return "global"
-        return "both" if "image_embeddings" in self._loss_inputs else "local"
+        """Which similarities the loss trains; what :meth:`similarity` gives unless told.
+
+        Raises:
+            OptionError: neither: the loss does not see the pooled vectors and has no similarity of
+                its own.
+        """
+        is_local = self._find_local_loss() is not None
+        if "image_embeddings" in self._loss_inputs:
+            return "both" if is_local else "global"
+        if is_local:
+            return "local"
+        raise OptionError(
+            f"the model's loss {type(self.loss).__name__} takes {', '.join(self._loss_inputs)} and "
+            f"has no method similarity(regions, words, word_mask, region_mask): nothing says how "
+            f"it compares an image with a text. Give it one. With kind='global', pooled vectors "
+            f"are compared, which it does not train."
+        )
 
     def attention(self, image: Tensor, text: str) -> AttentionMaps:
         """One map per word of a text: where it looks in an image.

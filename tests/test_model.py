@@ -160,6 +160,22 @@ def test_text_features_of_other_shapes_are_refused_by_name(change, message):
         GLoRIA(Patches(), Odd()).encode_text(TEXTS)
 
 
+def test_a_loss_that_says_nothing_of_similarity_is_not_ranked_by_untrained_vectors(images):
+    class Spread(nn.Module):
+        def forward(self, regions, words, word_mask):
+            return regions.var() - words[word_mask].var()
+
+    class Whole(nn.Module):
+        def forward(self, image_embeddings, text_embeddings):
+            return (image_embeddings - text_embeddings).square().sum()
+
+    model = GLoRIA(Patches(), Bag(), loss=Spread())
+    with pytest.raises(OptionError, match="Spread takes regions, words, word_mask and has no meth"):
+        model.similarity(images, TEXTS)
+    assert model.similarity(images, TEXTS, "global").shape == (3, 3)
+    assert GLoRIA(Patches(), Bag(), loss=Whole()).trained_kind == "global"
+
+
 def test_forward_gives_the_loss_of_its_features(model, images):
     output = model(images, TEXTS)
     expected = model.loss(
