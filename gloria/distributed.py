@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,6 +151,8 @@ class AcrossRanks(PairLoss):
         >>> loss_fn(regions, words, word_mask).shape
         torch.Size([])
     """
+
+    __call__: Callable[..., Tensor]  # to type checkers; nn.Module says Any
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -83,6 +83,8 @@ class GLoRIA(nn.Module):
     Source: GLoRIA (Huang et al., ICCV 2021), section 3. The published code projects the image
     only; text projections are the paper's.
     """
+
+    __call__: Callable[..., GLoRIAOutput]  # to type checkers; nn.Module says Any
 
     def __init__(
         self,

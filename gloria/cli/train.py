@@ -12,6 +12,15 @@ MIMIC-CXR-JPG are read as they are released.
   gloria train --data my.csv --out runs/mine --text-encoder hf:FOLDER --text-option frozen=true \
       --loss-option local_weight=0.5
 
+Writes into the folder --out:
+
+  model          after the last step, for evaluate, search and gloria.load_model
+  best           the same, of the lowest validation loss
+  history.json   loss, its terms, learning rate and gradient norm of every step
+  curves.png     the same, drawn
+  left_out.json  what was left out and why, if anything was
+  checkpoints    where a run goes on
+
 A run that was stopped goes on where it stood when the same command is given again.
 """
 
@@ -23,7 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gloria.data import Radiographs
+    from gloria.model import GLoRIA
 
 # format: what it calls the validation split
 VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
@@ -209,6 +221,7 @@ def run(args: argparse.Namespace) -> int:
     }
     with isolated(args.seed):
         model = small_model(pairs.reports, **description)
+    _tell_beforehand(args, model, {args.train_split: pairs, val_split: validation})
     with StepProgress(recipe.steps, "train", args.quiet) as progress:
         history = train(
             model.to(device),
@@ -226,6 +239,33 @@ def run(args: argparse.Namespace) -> int:
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
     return 0
+
+
+def _tell_beforehand(
+    args: argparse.Namespace, model: GLoRIA, splits: Mapping[str, Radiographs | None]
+) -> None:
+    """What would surprise after hours of training; what was left out of the data, in a file."""
+    from gloria.cli.progress import say
+    from gloria.types import SavesRecipe
+    from gloria.weights import write_text
+
+    for encoder in (model.image_encoder, model.text_encoder):
+        if not isinstance(encoder, SavesRecipe):
+            say(
+                f"{type(encoder).__name__} has no method recipe: its weights are saved, but "
+                f"evaluate, search and gloria.load_model can't make it again",
+                False,
+            )
+    *_, validation = splits.values()
+    if validation is not None and len(validation) < args.batch_size:
+        say(
+            f"{len(validation)} pairs are validated in one batch, smaller than training's of "
+            f"{args.batch_size}: its loss is smaller by that alone",
+            args.quiet,
+        )
+    left_out = {name: data.skipped for name, data in splits.items() if data and data.skipped}
+    if left_out:
+        write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:
