@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         register_text_encoder,
     )
     from gloria.model import AttentionMaps, GLoRIA, GLoRIAOutput, create_model
+    from gloria.published import load_published
     from gloria.types import ImageFeatures, TextFeatures
-    from gloria.weights import load_model, load_weights, save_model
+    from gloria.weights import export_image_encoder, load_model, load_weights, save_model
 
 # Where each public name lives. A name is imported when it is first used, so that the command
 # line's help and a plugin's import cost nothing.
@@ -40,11 +41,13 @@ _HOMES = {
     "create_loss": "catalog",
     "create_model": "model",
     "create_text_encoder": "catalog",
+    "export_image_encoder": "weights",
     "list_aggregators": "catalog",
     "list_image_encoders": "catalog",
     "list_losses": "catalog",
     "list_text_encoders": "catalog",
     "load_model": "weights",
+    "load_published": "published",
     "load_weights": "weights",
     "plugin_report": "catalog",
     "register_aggregator": "catalog",
@@ -71,6 +74,7 @@ _ROOMS = (
     "matching",
     "model",
     "plugins",
+    "published",
     "registry",
     "training",
     "types",
@@ -90,11 +94,13 @@ __all__ = [
     "create_loss",
     "create_model",
     "create_text_encoder",
+    "export_image_encoder",
     "list_aggregators",
     "list_image_encoders",
     "list_losses",
     "list_text_encoders",
     "load_model",
+    "load_published",
     "load_weights",
     "plugin_report",
     "register_aggregator",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,13 @@ from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from safetensors.torch import save_model as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 import gloria
+from gloria.checks import require
+from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import CheckpointError, OptionError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
@@ -51,18 +54,27 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
     return write_folder(folder, lambda target: _write(model, target))
 
 
-def load_model(folder: str | Path, *, device: torch.device | str = "cpu") -> GLoRIA:
+def load_model(
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> GLoRIA:
     """Load a saved model, in eval mode.
 
     Args:
-        folder: what :func:`save_model` wrote.
+        folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
+            repository on the Hugging Face hub that holds the same, unless there is a folder of
+            that name. Without network, the local cache of the hub is looked into.
+        revision: of the repository: a branch, tag or commit; None = the newest.
         device: where to put it.
 
     Raises:
         CheckpointError: the folder or a file is missing, damaged, of another format, does not fit
-            the model it describes, or does not describe one.
+            the model it describes, or does not describe one; or the repository is out of reach.
+        OptionError: ``revision`` is given for a folder.
     """
-    folder = Path(folder)
+    folder = _find_folder(folder, revision)
     config = _read_config(folder)
     size = _read_size(config, folder)
     recipe = config["model"]
@@ -103,6 +115,21 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         raise CheckpointError(
             f"{file} is damaged or not a safetensors file: {reason(cause)}."
         ) from cause
+    fill_model(model, weights, file)
+
+
+def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Put weights into a model, all of them and every one of its own.
+
+    Args:
+        model: takes them.
+        weights: by their names in the model.
+        source: the file they are from, for the message.
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
+            then.
+    """
     state = model.state_dict()
     # a tensor that two names share is stored once
     shared = {
@@ -112,7 +139,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         for twin in weights
         if twin in state and state[twin].data_ptr() == tensor.data_ptr() and tensor.numel()
     }
-    weights |= {name: weights[twin] for name, twin in shared.items()}
+    weights = weights | {name: weights[twin] for name, twin in shared.items()}
     problems = [f"missing {name}" for name in state if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in state]
     problems += [
@@ -123,9 +150,44 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     if problems:
         shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
         raise CheckpointError(
-            f"{file} does not fit the model: {len(problems)} differences: {shown}."
+            f"{source} does not fit the model: {len(problems)} differences: {shown}."
         )
     model.load_state_dict(weights)
+
+
+def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
+    """Write the weights of the image encoder's timm backbone under timm's own names.
+
+    ``TimmImageEncoder(name, pretrained=path)`` takes the file, and so does everyone else's code
+    that takes timm's weights. The projections and the other encoder are not in it.
+
+    Args:
+        model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
+        path: the file, ``.safetensors``; an existing one is replaced.
+
+    Raises:
+        OptionError: the image encoder is another one, or the file has another ending.
+
+    Example::
+
+        gloria.export_image_encoder(model, "resnet50.safetensors")
+        backbone = timm.create_model("resnet50", num_classes=0)
+        backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
+    """
+    encoder = model.image_encoder
+    if not isinstance(encoder, TimmImageEncoder):
+        raise OptionError(
+            f"model must have a TimmImageEncoder, whose weights timm can name; its image encoder "
+            f"is a {type(encoder).__name__}."
+        )
+    if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
+        raise OptionError(f"path must end in .safetensors; got {path}.")
+    weights = {
+        # copied: safetensors takes no tensors that share memory
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in encoder.model.state_dict().items()
+    }
+    write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
@@ -186,6 +248,30 @@ def hash_model(folder: str | Path) -> str:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+_FILES = ["config.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
+
+
+def _find_folder(folder: str | Path, revision: str | None) -> Path:
+    """The folder, or the local copy of the repository that there is under its name."""
+    if Path(folder).exists() or not isinstance(folder, str) or not _REPOSITORY.fullmatch(folder):
+        if revision is not None:
+            raise OptionError(
+                f"revision is for a repository on the Hugging Face hub; {folder} names a folder."
+            )
+        return Path(folder)
+    try:
+        hub = require("huggingface_hub", "encoders")
+        return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=_FILES))
+    except Exception as cause:  # the hub raises as it pleases
+        why = reason(cause).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder} is no folder here, and as a repository it can't be had from the Hugging "
+            f"Face hub or its local cache ({type(cause).__name__}: {why})."
+        ) from cause
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
@@ -261,6 +347,9 @@ def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any
     name, options, own_files = Recipe(**recipe)
     if name.endswith(":."):
         name = f"{name[:-1]}{files}"
+    for file in own_files.values():
+        if Path(file).is_absolute() or ".." in Path(file).parts:  # a config may be a stranger's
+            raise CheckpointError(f"{file} is outside the saved model's folder; it is not read.")
     paths = {option: files / file for option, file in own_files.items()}
     for path in paths.values():
         if not path.is_file():

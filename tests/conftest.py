@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
-from types import SimpleNamespace
-from typing import NamedTuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -313,3 +317,143 @@ def naive() -> SimpleNamespace:
         cosine=cosine,
         softmax=softmax,
     )
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A checkpoint as the published code writes it: random weights, a small BERT.
+
+    ``published.file``, its ``weights`` and ``settings``, and ``bert``, the folder of config and
+    tokenizer that the settings name. ``published.write(path, ...)`` writes another one.
+    """
+    from torchvision.models import resnet50
+
+    from gloria.encoders.small_text import build_word_tokenizer, small_bert
+
+    folder = tmp_path_factory.mktemp("published")
+    tokenizer = build_word_tokenizer(["small left pleural effusion", "mild cardiomegaly no edema"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = resnet50()
+        bert = small_bert(tokenizer, layers=4, width=32, heads=2)
+        parts = {
+            "img_encoder.global_embedder.weight": 0.02 * torch.randn(32, 2048),
+            "img_encoder.global_embedder.bias": torch.randn(32),
+            "img_encoder.local_embedder.weight": 0.03 * torch.randn(32, 1024, 1, 1),
+            "text_encoder.model.pooler.dense.weight": torch.randn(32, 32),
+            "text_encoder.model.pooler.dense.bias": torch.randn(32),
+        }
+        for name, statistics in backbone.named_buffers():
+            if name.endswith("running_mean"):
+                statistics.normal_(0, 0.1)
+            elif name.endswith("running_var"):
+                statistics.uniform_(0.8, 1.2)
+    backbone.fc = torch.nn.Identity()
+    bert.config.save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    parts |= {f"img_encoder.model.{name}": t for name, t in backbone.state_dict().items()}
+    parts |= {f"text_encoder.model.{name}": t for name, t in bert.state_dict().items()}
+    parts["text_encoder.model.embeddings.position_ids"] = torch.arange(128)[None]
+    weights = {f"gloria.{name}": tensor for name, tensor in parts.items()}
+
+    settings = {
+        "phase": "pretrain",
+        "model": {
+            "gloria": {
+                "local_loss_weight": 1.0,
+                "global_loss_weight": 1.0,
+                "temp1": 4.0,
+                "temp2": 5.0,
+                "temp3": 10.0,
+            },
+            "vision": {"model_name": "resnet_50", "freeze_cnn": False, "pretrained": True},
+            "text": {
+                "bert_type": str(folder / "bert"),
+                "last_n_layers": 4,
+                "aggregate_method": "sum",
+                "norm": False,
+                "embedding_dim": 32,
+                "freeze_bert": False,
+                "agg_tokens": True,
+            },
+        },
+        "data": {"text": {"word_num": 97}, "image": {"imsize": 256}},
+        "transforms": {"norm": "half", "random_affine": {"scale": [0.95, 1.05]}},
+        "output_dir": "${phase}/run",
+    }
+
+    def write(
+        path: Path, weights: object = weights, settings: object = settings, *, legacy: bool = False
+    ) -> Path:
+        """None = without settings."""
+        with _others_classes() as (omegaconf, callbacks):
+            content: dict[str, object] = {
+                "epoch": 3,
+                "state_dict": weights,
+                "callbacks": {callbacks[name]: {"wait": 1} for name in callbacks},
+                "optimizer_states": [
+                    {
+                        "state": defaultdict(dict, {0: {"step": 7}}),
+                        "param_groups": [{"lr": np.float64(5e-5), "betas": (0.5, 0.999)}],
+                    }
+                ],
+            }
+            if settings is not None:
+                content["hparams_type"] = omegaconf["DictConfig"]
+                content["hyper_parameters"] = _wrap(omegaconf, settings, None)
+            torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        return path
+
+    return SimpleNamespace(
+        file=write(folder / "published.ckpt"),
+        weights=weights,
+        settings=settings,
+        bert=folder / "bert",
+        write=write,
+    )
+
+
+@contextmanager
+def _others_classes() -> Iterator[tuple[dict[str, type], dict[str, type]]]:
+    """OmegaConf's classes and Lightning's callbacks by name, as far as a pickle sees them."""
+    homes = {
+        "ContainerMetadata": "omegaconf.base",
+        "Metadata": "omegaconf.base",
+        "DictConfig": "omegaconf.dictconfig",
+        "ListConfig": "omegaconf.listconfig",
+        "AnyNode": "omegaconf.nodes",
+        "ModelCheckpoint": "pytorch_lightning.callbacks.model_checkpoint",
+        "EarlyStopping": "pytorch_lightning.callbacks.early_stopping",
+    }
+    modules: dict[str, ModuleType] = {}
+    classes = {}
+    for name, home in homes.items():
+        parts = home.split(".")
+        for count in range(1, len(parts) + 1):
+            module = ".".join(parts[:count])
+            modules.setdefault(module, ModuleType(module))
+        classes[name] = type(name, (), {"__module__": home})
+        setattr(modules[home], name, classes[name])
+    with patch.dict(sys.modules, modules):
+        ours = {name: made for name, made in classes.items() if "omegaconf" in homes[name]}
+        yield ours, {name: made for name, made in classes.items() if name not in ours}
+
+
+def _wrap(classes: dict[str, type], value: object, parent: object) -> object:
+    """A tree as OmegaConf holds it: nodes that know their parents, with metadata."""
+    name = {dict: "DictConfig", list: "ListConfig"}.get(type(value), "AnyNode")
+    node = classes[name]()
+    metadata = classes["Metadata" if name == "AnyNode" else "ContainerMetadata"]()
+    metadata.__dict__.update(ref_type=Any, object_type=None, optional=True, key=None)
+    if name != "AnyNode":
+        metadata.__dict__.update(object_type=type(value), resolver_cache=defaultdict(dict))
+    node.__dict__.update(_parent=parent, _metadata=metadata)
+    if isinstance(value, dict):
+        content: object = {key: _wrap(classes, each, node) for key, each in value.items()}
+    elif isinstance(value, list):
+        content = [_wrap(classes, each, node) for each in value]
+    else:
+        node.__dict__["_val"] = value
+        return node
+    node.__dict__["_content"] = content
+    return node

@@ -31,8 +31,8 @@ def test_the_test_command_is_the_one_that_ci_runs():
 
 
 def test_commands_exist():
-    commands = set(re.findall(r"(?:^|[ /`])gloria ([a-z]+)\b", README))
-    assert {"demo", "train", "info"} <= commands
+    commands = set(re.findall(r"(?:^|[ /`])gloria ([a-z-]+)\b", README))
+    assert {"demo", "train", "info", "import-published"} <= commands
     assert commands <= set(COMMANDS)
 
 

@@ -1,15 +1,19 @@
 """A saved model comes back to the bit, and a damaged one does not come back at all."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import gloria
 from gloria.catalog import default_catalog
-from gloria.errors import CheckpointError
+from gloria.encoders import HFTextEncoder, TimmImageEncoder
+from gloria.errors import CheckpointError, OptionError
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
@@ -224,6 +228,14 @@ def test_an_encoder_gets_back_the_files_it_wrote(images, tmp_path):
         (tmp_path / "moved" / "text_encoder" / "letters.txt").unlink()
         with pytest.raises(CheckpointError, match=r"letters\.txt does not exist"):
             load_model(tmp_path / "moved")
+        config = tmp_path / "moved" / "config.json"
+        (tmp_path / "letters.txt").write_text("abc")
+        for outside in (tmp_path / "letters.txt", "../../letters.txt"):
+            recipe = json.loads(config.read_text())
+            recipe["model"]["text_encoder"]["files"] = {"letters": str(outside)}
+            config.write_text(json.dumps(recipe))
+            with pytest.raises(CheckpointError, match="is outside the saved model's folder"):
+                load_model(tmp_path / "moved")
     finally:
         default_catalog().text_encoders.unregister(origin)
 
@@ -255,3 +267,149 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old"
     write_file(path, lambda draft: draft.write_bytes(b"new"))
     assert path.read_bytes() == b"new"
+
+
+# --- from the hub ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The hub, out of reach; ``hub.put(name, folder, commit)`` puts a model into its cache."""
+    import huggingface_hub
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+
+    def put(name, folder, commit, branch="main"):
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / branch).write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+
+    return put
+
+
+def test_a_model_of_the_hub_comes_from_its_cache_without_network(hub, model, images, tmp_path):
+    other = build(seed=3)
+    hub("someone/films", save_model(model, tmp_path / "a"), "1" * 40)
+    hub("someone/films", save_model(other, tmp_path / "b"), "2" * 40, branch="next")
+    for revision, source in {None: model, "main": model, "next": other, "2" * 40: other}.items():
+        loaded = gloria.load_model("someone/films", revision=revision)
+        assert torch.equal(loaded.encode_image(images).pooled, source.encode_image(images).pooled)
+        assert torch.equal(loaded.encode_text(REPORTS).words, source.encode_text(REPORTS).words)
+
+
+def test_a_folder_goes_before_the_hub(hub, model, images, tmp_path):
+    hub("someone/films", save_model(build(seed=3), tmp_path / "other"), "1" * 40)
+    save_model(model, tmp_path / "someone" / "films")
+    loaded = load_model("someone/films")
+    assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
+    with pytest.raises(OptionError, match="someone/films names a folder"):
+        load_model("someone/films", revision="main")
+
+
+def test_what_is_asked_of_the_hub(hub, model, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = save_model(model, tmp_path / "model")
+    (folder / "model.bin").write_bytes(b"a pickle, say")
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
+        wanted = set(
+            huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns)
+        )
+        assert set(files) - wanted == {"model.bin"}
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    load_model("some-one/films_v1.0", revision="v2")
+    assert asked == [("some-one/films_v1.0", "v2")]
+    for no_repository in ("films", "a/b/c", "./films", "../films", "a/", Path("someone/films")):
+        with pytest.raises(CheckpointError, match="is no saved model"):
+            load_model(no_repository)
+    assert len(asked) == 1
+
+
+def test_a_model_of_the_hub_that_cannot_be_had(hub):
+    with pytest.raises(CheckpointError, match=r"runs/model is no folder here, and .*Hugging Face"):
+        load_model("runs/model")
+
+
+def test_a_damaged_model_of_the_hub_is_refused(hub, model, tmp_path):
+    folder = save_model(model, tmp_path / "a")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.bin").write_bytes(b"")
+    hub("someone/films", folder, "1" * 40)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
+        load_model("someone/films")
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = gloria.create_model(
+            "timm:resnet18", small_model(REPORTS).text_encoder, embedding_dim=16
+        )
+        model(torch.rand(4, 3, 64, 64), REPORTS[:1] * 4)  # moves the running statistics
+    return model.eval()
+
+
+@torch.no_grad()
+def test_an_exported_image_encoder_is_timms(resnet, tmp_path):
+    import timm
+
+    path = tmp_path / "resnet18.safetensors"
+    path.write_bytes(b"old")
+    gloria.export_image_encoder(resnet, path)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = resnet.image_encoder(images)
+
+    backbone = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    backbone.load_state_dict(load_file(path))
+    assert torch.equal(backbone(images), expected.pooled)
+
+    encoder = TimmImageEncoder("resnet18", pretrained=path).eval()
+    assert torch.equal(encoder(images).pooled, expected.pooled)
+    assert torch.equal(encoder(images).regions, expected.regions)
+
+
+@torch.no_grad()
+def test_an_exported_image_encoder_is_a_u_nets(resnet, tmp_path):
+    import segmentation_models_pytorch as smp
+
+    gloria.export_image_encoder(resnet, tmp_path / "resnet18.safetensors")
+    weights = load_file(tmp_path / "resnet18.safetensors")
+    unet = smp.Unet("tu-resnet18", encoder_weights=None).eval()
+    unet.encoder.load_state_dict({f"model.{name}": each for name, each in weights.items()})
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    deepest = unet.encoder(images)[-1]
+    assert torch.equal(deepest, resnet.image_encoder.feature_maps(images, [-1])[0])
+
+
+@torch.no_grad()
+def test_a_text_encoder_is_exported_by_transformers(resnet, tmp_path):
+    encoder = resnet.text_encoder
+    encoder.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    again = HFTextEncoder(tmp_path).eval()
+    assert torch.equal(again(REPORTS).pooled, encoder(REPORTS).pooled)
+
+
+def test_what_cannot_be_exported(resnet, tmp_path):
+    with pytest.raises(OptionError, match=r"must end in \.safetensors; got .*resnet18\.pth"):
+        gloria.export_image_encoder(resnet, tmp_path / "resnet18.pth")
+    other = copy.copy(resnet)
+    other._modules = {**resnet._modules, "image_encoder": nn.Identity()}
+    with pytest.raises(OptionError, match=r"TimmImageEncoder.*is a Identity"):
+        gloria.export_image_encoder(other, tmp_path / "none.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "Train on your own images and reports.",
     "search": "Find the images of a folder that fit a text best.",
     "evaluate": "Retrieval, zero-shot, classification, segmentation: a model's tables.",
+    "import-published": "Make a saved model of a checkpoint of the published code.",
     "check-splits": "Look for patients and images that are in more than one split.",
     "phantoms": "Write the phantom radiographs to disk, as PNG and CSV.",
     "plan": "Count what the local loss of a batch size would cost.",

@@ -22,6 +22,7 @@ from gloria.data.protocols import (
     draw_exclusive,
     read_queries,
 )
+from gloria.data.published import published_image, published_text
 from gloria.data.radiographs import Radiograph, Radiographs, Record
 from gloria.data.reports import (
     FINDINGS_AND_IMPRESSION,
@@ -75,6 +76,8 @@ __all__ = [
     "normalize",
     "parse_sections",
     "random_sentences",
+    "published_image",
+    "published_text",
     "read_ids",
     "read_queries",
     "read_prompts",

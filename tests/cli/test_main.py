@@ -64,7 +64,9 @@ def test_help_shows_every_command_and_what_it_does(capsys):
         assert f"{name} {summary}" in shown
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "search", "check-splits", "phantoms", "plan"])
+@pytest.mark.parametrize(
+    "name", ["demo", "train", "search", "import-published", "check-splits", "phantoms", "plan"]
+)
 def test_the_help_of_a_command_imports_no_torch(name):
     code = (
         "import sys; from gloria.cli import main; "

@@ -1,0 +1,47 @@
+"""docs/weights.md: its code and its command run, on a checkpoint of random weights."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+import gloria
+from gloria.cli import main
+from gloria.data.phantom import PhantomDataset
+
+PAGE = (Path(gloria.__file__).parents[1] / "docs" / "weights.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def disk(published, tmp_path, monkeypatch):
+    """What the page has on disk."""
+    monkeypatch.chdir(tmp_path)
+    Path("chexpert_resnet50.ckpt").symlink_to(published.file)
+    Path("films").mkdir()
+    for number, item in enumerate(PhantomDataset("test", count=2), start=1):
+        Image.fromarray(item.image).save(f"films/{number}.png")
+
+
+def test_the_code_runs(disk):
+    names = {"__name__": "docs"}
+    for code in blocks("python"):
+        exec(compile(code, "weights.md", "exec"), names)
+    assert names["scores"].shape == (2, 1)
+    exported, kept = names["backbone"].state_dict(), names["model"].image_encoder.model.state_dict()
+    assert exported.keys() == kept.keys()
+    assert all(torch.equal(exported[name], kept[name]) for name in kept)
+    AutoModel.from_pretrained("bert")
+
+
+def test_the_command_runs(disk):
+    (command,) = blocks("bash")
+    assert main(shlex.split(command)[1:]) == 0
+    assert Path("gloria-resnet50/model.safetensors").is_file()
