@@ -19,7 +19,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
