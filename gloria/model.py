@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -84,6 +84,8 @@ class GLoRIA(nn.Module):
     only; text projections are the paper's.
     """
 
+    __call__: Callable[..., GLoRIAOutput]  # to type checkers; nn.Module says Any
+
     def __init__(
         self,
         image_encoder: ImageEncoder,
@@ -132,20 +134,24 @@ class GLoRIA(nn.Module):
         """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.
 
         Raises what the image encoder raises for images it cannot take, and ContractError where the
-        encoder returns something else than :class:`~gloria.types.ImageFeatures`.
+        encoder returns something else than its :class:`~gloria.types.ImageFeatures` should be.
         """
         features = self.image_encoder(images)
-        _check_features(self.image_encoder, features, ImageFeatures)
+        _check_image_features(self.image_encoder, features, len(images))
         return features._replace(
             pooled=self.image_head(features.pooled), regions=self.region_head(features.regions)
         )
 
     def encode_text(self, texts: Texts) -> TextFeatures:
-        """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``."""
+        """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``.
+
+        Raises what the text encoder raises for texts it cannot take, and ContractError where the
+        encoder returns something else than its :class:`~gloria.types.TextFeatures` should be.
+        """
         if not isinstance(texts, TokenizedText):
             texts = self.text_encoder.tokenize(texts)
         features = self.text_encoder(texts.to(self.device))
-        _check_features(self.text_encoder, features, TextFeatures)
+        _check_text_features(self.text_encoder, features, len(texts.word_ids))
         return features._replace(
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
@@ -195,7 +201,7 @@ class GLoRIA(nn.Module):
 
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one, or takes no
-                ``aggregation``; a weight is not finite.
+                ``aggregation``; a weight is not finite; ``kind`` is None and the loss trains none.
         """
         kind = kind or self.trained_kind
         check_choice("kind", kind, ("global", "local", "both"))
@@ -222,10 +228,23 @@ class GLoRIA(nn.Module):
 
     @property
     def trained_kind(self) -> Literal["global", "local", "both"]:
-        """Which similarities the loss trains; what :meth:`similarity` gives unless told."""
-        if self._find_local_loss() is None:
-            return "global"
-        return "both" if "image_embeddings" in self._loss_inputs else "local"
+        """Which similarities the loss trains; what :meth:`similarity` gives unless told.
+
+        Raises:
+            OptionError: neither: the loss does not see the pooled vectors and has no similarity of
+                its own.
+        """
+        is_local = self._find_local_loss() is not None
+        if "image_embeddings" in self._loss_inputs:
+            return "both" if is_local else "global"
+        if is_local:
+            return "local"
+        raise OptionError(
+            f"the model's loss {type(self.loss).__name__} takes {', '.join(self._loss_inputs)} and "
+            f"has no method similarity(regions, words, word_mask, region_mask): nothing says how "
+            f"it compares an image with a text. Give it one. With kind='global', pooled vectors "
+            f"are compared, which it does not train."
+        )
 
     def attention(self, image: Tensor, text: str) -> AttentionMaps:
         """One map per word of a text: where it looks in an image.
@@ -404,11 +423,42 @@ def _resolve(
     return given
 
 
-def _check_features(encoder: object, features: object, expected: type) -> None:
+def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count: int) -> None:
+    """What an encoder does not keep of its contract would surface far from it, or never."""
+    _check_kind(encoder, features, ImageFeatures)
+    height, width = features.grid
+    regions = {"image": count, "height * width of grid": height * width}
+    _check_shape(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
+    _check_shape(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
+    if features.region_mask is not None:
+        _check_shape(encoder, features, "region_mask", regions)
+
+
+def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
+    """As of images; the number of word positions is the encoder's own."""
+    _check_kind(encoder, features, TextFeatures)
+    _check_shape(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
+    words = {"text": count, "word": features.words.shape[1] if features.words.dim() == 3 else 0}
+    _check_shape(encoder, features, "words", {**words, "word_dim": encoder.word_dim})
+    _check_shape(encoder, features, "word_mask", words)
+
+
+def _check_kind(encoder: object, features: object, expected: type) -> None:
     if not isinstance(features, expected):
         raise ContractError(
             f"{type(encoder).__name__} must return {expected.__name__}; "
             f"got {type(features).__name__}."
+        )
+
+
+def _check_shape(encoder: object, features: object, name: str, axes: Mapping[str, int]) -> None:
+    value = getattr(features, name)
+    shape = tuple(axes.values())
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ContractError(
+            f"{type(encoder).__name__} must return {name} of shape {shape} = "
+            f"({', '.join(axes)}); got {got}."
         )
 
 

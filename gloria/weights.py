@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import gloria
 from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError, reason
+from gloria.errors import CheckpointError, OptionError, UnknownNameError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -73,6 +73,7 @@ def load_model(
         CheckpointError: the folder or a file is missing, damaged, of another format, does not fit
             the model it describes, or does not describe one; or the repository is out of reach.
         OptionError: ``revision`` is given for a folder.
+        UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
     """
     folder = _find_folder(folder, revision)
     config = _read_config(folder)
@@ -91,9 +92,13 @@ def load_model(
         raise CheckpointError(f"{folder / 'config.json'} lacks the entry {cause}.") from cause
     except TypeError as cause:
         raise CheckpointError(f"{folder / 'config.json'} describes no model: {cause}.") from cause
-    model = create_model(
-        image_name, text_name, image_options=image_options, text_options=text_options, **rest
-    )
+    try:
+        model = create_model(
+            image_name, text_name, image_options=image_options, text_options=text_options, **rest
+        )
+    except UnknownNameError as error:
+        error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
+        raise
     load_weights(model, folder)
     model.trained_image_size = size
     return model.to(device).eval()

@@ -109,6 +109,73 @@ def test_an_encoder_that_returns_something_else_is_named(images):
         GLoRIA(Patches(), Vectors()).encode_text(TEXTS)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # NHWC maps as they are, flattened the wrong way round, and with a grid that is not theirs
+        (
+            lambda f: f._replace(regions=f.regions.unflatten(1, f.grid)),
+            r"regions of shape \(3, 15, 6\) = \(image, height \* width of grid, region_dim\); "
+            r"got \(3, 3, 5, 6\)",
+        ),
+        (lambda f: f._replace(regions=f.regions.mT), r"regions .*; got \(3, 6, 15\)"),
+        (lambda f: f._replace(grid=(5, 5)), r"regions of shape \(3, 25, 6\) .*; got \(3, 15, 6\)"),
+        (
+            lambda f: f._replace(pooled=f.pooled[:, :4]),
+            r"pooled of shape \(3, 6\) .*; got \(3, 4\)",
+        ),
+        (
+            lambda f: f._replace(region_mask=torch.ones(3, 5)),
+            r"region_mask of shape \(3, 15\) = .*; got \(3, 5\)",
+        ),
+    ],
+)
+def test_image_features_of_other_shapes_are_refused_by_name(images, change, message):
+    class Odd(Patches):
+        def forward(self, images):
+            return change(super().forward(images))
+
+    with pytest.raises(ContractError, match=f"Odd must return {message}"):
+        GLoRIA(Odd(), Bag()).encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: f._replace(word_mask=None),
+            r"word_mask of shape \(3, 3\) = \(text, word\); got NoneType",
+        ),
+        (lambda f: f._replace(words=f.words[:2]), r"words of shape \(3, 3, 6\) .* \(2, 3, 6\)"),
+        (lambda f: f._replace(words=f.words[0, 0]), r"words of shape \(3, 0, 6\) .*; got \(6,\)"),
+        (lambda f: f._replace(pooled=f.words), r"pooled of shape \(3, 6\) .*; got \(3, 3, 6\)"),
+    ],
+)
+def test_text_features_of_other_shapes_are_refused_by_name(change, message):
+    class Odd(Bag):
+        def forward(self, texts):
+            return change(super().forward(texts))
+
+    with pytest.raises(ContractError, match=f"Odd must return {message}"):
+        GLoRIA(Patches(), Odd()).encode_text(TEXTS)
+
+
+def test_a_loss_that_says_nothing_of_similarity_is_not_ranked_by_untrained_vectors(images):
+    class Spread(nn.Module):
+        def forward(self, regions, words, word_mask):
+            return regions.var() - words[word_mask].var()
+
+    class Whole(nn.Module):
+        def forward(self, image_embeddings, text_embeddings):
+            return (image_embeddings - text_embeddings).square().sum()
+
+    model = GLoRIA(Patches(), Bag(), loss=Spread())
+    with pytest.raises(OptionError, match="Spread takes regions, words, word_mask and has no meth"):
+        model.similarity(images, TEXTS)
+    assert model.similarity(images, TEXTS, "global").shape == (3, 3)
+    assert GLoRIA(Patches(), Bag(), loss=Whole()).trained_kind == "global"
+
+
 def test_forward_gives_the_loss_of_its_features(model, images):
     output = model(images, TEXTS)
     expected = model.loss(

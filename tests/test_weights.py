@@ -13,7 +13,7 @@ from torch import nn
 import gloria
 from gloria.catalog import default_catalog
 from gloria.encoders import HFTextEncoder, TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError
+from gloria.errors import CheckpointError, OptionError, UnknownNameError
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
@@ -172,6 +172,18 @@ def test_a_config_that_lacks_an_entry(model, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="lacks the entry 'projection'"):
         load_model(folder)
+
+
+def test_a_name_that_only_a_plugin_brings(model, tmp_path):
+    """Saved where it was installed, loaded where it is not."""
+    folder = save_model(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["image_encoder"]["name"] = "mine_patches"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownNameError, match="no image encoder is named 'mine_patches'") as error:
+        load_model(folder)
+    (note,) = error.value.__notes__
+    assert note == f"{folder} was saved where this name was known: is a plugin missing here?"
 
 
 def test_missing_and_damaged_weights(model, tmp_path):

@@ -15,8 +15,8 @@ On a data set, the tasks that its labels permit:
   gloria evaluate --model runs/mine/model --out runs/mine/own \
       --data my.csv --classes Edema,Pneumonia --patient-column patient
 
-Images are fitted into the size of the model's training, which a saved model knows; give the --bits
-and --window of its training, which it does not.
+Images are fitted into the size of the model's training, which a saved model knows; give the
+--sections, --bits and --window of its training, which it does not.
 
 Writes into the folder --out:
 
@@ -49,6 +49,7 @@ FORMATS = ("phantom", "csv", "chexpert", "chexpert-plus", "mimic-cxr", "rsna", "
 READ_BY = {
     "images": ("chexpert", "chexpert-plus", "rsna", "siim"),
     "labels": ("chexpert-plus",),
+    "sections": ("csv", "chexpert-plus", "mimic-cxr"),
     "classes": ("csv", "mimic-cxr"),
     "patient_column": ("csv",),
     "report_column": ("csv",),
@@ -113,7 +114,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--images", type=Path, metavar="DIR", help="of RSNA and SIIM; of CheXpert's: their root"
     )
-    data.add_argument("--labels", type=Path, metavar="FILE", help="of chexpert-plus")
+    data.add_argument(
+        "--labels", type=Path, metavar="FILE", help="of chexpert-plus, which needs it"
+    )
+    data.add_argument(
+        "--sections",
+        metavar="NAME,...",
+        help="of the reports, as in training; default: the whole report",
+    )
     data.add_argument(
         "--classes", type=_words, metavar="NAME,...", help="columns of labels of a csv"
     )
@@ -224,6 +232,10 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(f"--format {args.format} {needs}.")
     if args.format in ("rsna", "siim") and args.images is None:
         raise OptionError(f"--format {args.format} needs --images: the folder of its DICOM files.")
+    if args.format == "chexpert-plus" and args.labels is None:
+        raise OptionError(
+            "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
+        )
     if args.format == "csv" and not args.classes:
         raise OptionError("--format csv needs --classes: the columns that hold labels.")
     for name, formats in READ_BY.items():
@@ -354,22 +366,20 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
-    if args.format in ("chexpert", "chexpert-plus"):
-        labelled = _whole(args, _read(args, channels, COMPETITION_CLASSES))
-        # exclusive among all findings, of which the tables' classes are five
-        every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(labelled.ids)
-        ids = draw_exclusive(every, COMPETITION_CLASSES, per_class, seed=args.seed)
-        gallery = labelled.select(ids)
-        splits = draw_patients(labelled.without_patients(gallery.patients), seed=args.seed)
-        return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     classes = args.classes or COMPETITION_CLASSES
-    names = _split_names(args)
-    if names is not None:
-        parts = (_read(args, channels, classes, split=name) for name in names)
-        splits = Splits(*(_whole(args, part) for part in parts))
+    names = _split_names(args) or (None,)
+    parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
+    pool, gallery = parts[-1], None  # the test split, or everything
+    if args.format in ("chexpert", "chexpert-plus"):
+        # exclusive among all findings, of which the tables' classes are five
+        every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(pool.ids)
+        gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
+    if len(parts) == 1:
+        rest = pool if gallery is None else pool.without_patients(gallery.patients)
+        splits = draw_patients(rest, seed=args.seed)
     else:
-        splits = draw_patients(_whole(args, _read(args, channels, classes)), seed=args.seed)
-    return TransferData.of_radiographs(args.format, splits, **common)
+        splits = Splits(*parts)
+    return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
 
 
 def _read(
@@ -381,9 +391,18 @@ def _read(
     **options: Any,
 ) -> Radiographs:
     """The images of a data set, or of a split of it."""
-    from gloria.data import MIMICCXR, RSNA, SIIM, CheXpert, CheXpertPlus, ImageReportTable
+    from gloria.data import (
+        MIMICCXR,
+        RSNA,
+        SIIM,
+        CheXpert,
+        CheXpertPlus,
+        ImageReportTable,
+        ReportPolicy,
+    )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
+    policy = ReportPolicy(tuple(args.sections.split(",")) if args.sections else None)
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -395,14 +414,17 @@ def _read(
         files: dict[str, Any] = {
             "root": args.images,
             "labels": args.labels,
+            "policy": policy,
             "skip_incomplete": True,
         }
-        data = CheXpertPlus(args.data, classes=classes, **files, **size, **options)
+        data = CheXpertPlus(args.data, split, classes=classes, **files, **size, **options)
     elif args.format == "mimic-cxr":
-        data = MIMICCXR(args.data, split, classes=classes, skip_incomplete=True, **size)
+        reports: dict[str, Any] = {"policy": policy, "skip_incomplete": True}
+        data = MIMICCXR(args.data, split, classes=classes, **reports, **size)
     else:
         table: dict[str, Any] = {
             "report_column": args.report_column,
+            "policy": policy,
             "patient_column": args.patient_column,
             "bits": args.bits,
             "window": None if args.window is None else tuple(args.window),
@@ -436,11 +458,12 @@ def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
 
     if args.format == "mimic-cxr":
         return ("train", "validate", "test")
-    names = ("train", "val", "test")
-    has_column = args.format == "csv" and "split" in read_header(args.data)
+    validation = "valid" if args.format == "chexpert-plus" else "val"
+    names = ("train", validation, "test")
+    has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
     if has_column and set(names) <= set(read_splits(args.data)):
         return names
-    say("no splits train, val and test: drawn, patient by patient", args.quiet)
+    say(f"no splits train, {validation} and test: drawn, patient by patient", args.quiet)
     return None
 
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
     model = load_model(args.model, device=device)
+    kind = model.trained_kind  # there may be none, which is told before images are encoded
     data = ImageFolder(
         args.images,
         size=pick_image_size(args.image_size, {str(args.model): model}),
@@ -93,9 +94,7 @@ def run(args: argparse.Namespace) -> int:
                 batch_size=args.batch_size,
                 progress=progress.advance,
             )
-        by_region = {"global": 0, "local": len(images)}.get(
-            model.trained_kind, min(args.shortlist, len(images))
-        )
+        by_region = {"global": 0, "local": len(images)}.get(kind, min(args.shortlist, len(images)))
         with Progress(by_region, "compare", args.quiet or not by_region) as progress:
             found = search_images(
                 model,
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report = {
             "text": args.text,
-            "similarity": model.trained_kind,
+            "similarity": kind,
             "searched": len(images),
             "encoded": images.encoded,
             "broken": list(images.broken),

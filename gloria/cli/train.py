@@ -14,10 +14,11 @@ MIMIC-CXR-JPG are read as they are released.
 
 Writes into the folder --out:
 
-  model/         the trained model (gloria.load_model; gloria evaluate and search take it)
-  best/          the model with the lowest validation loss, if there is a "val" split
-  history.json   what was logged at every step
-  curves.png     loss and its terms
+  model/         the model after the last step (gloria evaluate, search and load_model take it)
+  best/          the same, of the lowest validation loss, if there is a "val" split
+  history.json   loss, its terms, learning rate and gradient norm of every step
+  curves.png     the same, drawn
+  left_out.json  what was left out and why, if anything was
   checkpoints/   where a stopped run goes on, when the same command is given again
 """
 
@@ -29,7 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gloria.data import Radiographs
+    from gloria.model import GLoRIA
 
 # format: what it calls the validation split
 VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
@@ -251,6 +255,7 @@ def run(args: argparse.Namespace) -> int:
     }
     with isolated(args.seed):
         model = small_model(pairs.reports, **description)
+    _tell_beforehand(args, model, {args.train_split: pairs, val_split: validation})
     with StepProgress(recipe.steps, "train", args.quiet) as progress:
         history = train(
             model.to(device),
@@ -283,6 +288,33 @@ def _check_names(args: argparse.Namespace) -> None:
             default_catalog().check(kind, name)
     with isolated(args.seed):  # a loss may draw weights
         create_loss(args.loss, **{"preset": args.preset, **dict(args.loss_option)})
+
+
+def _tell_beforehand(
+    args: argparse.Namespace, model: GLoRIA, splits: Mapping[str, Radiographs | None]
+) -> None:
+    """What would surprise after hours of training; what was left out of the data, in a file."""
+    from gloria.cli.progress import say
+    from gloria.types import SavesRecipe
+    from gloria.weights import write_text
+
+    for encoder in (model.image_encoder, model.text_encoder):
+        if not isinstance(encoder, SavesRecipe):
+            say(
+                f"{type(encoder).__name__} has no method recipe: its weights are saved, but "
+                f"evaluate, search and gloria.load_model can't make it again",
+                False,
+            )
+    *_, validation = splits.values()
+    if validation is not None and len(validation) < args.batch_size:
+        say(
+            f"{len(validation)} pairs are validated in one batch, smaller than training's of "
+            f"{args.batch_size}: its loss is smaller by that alone",
+            args.quiet,
+        )
+    left_out = {name: data.skipped for name, data in splits.items() if data and data.skipped}
+    if left_out:
+        write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:

@@ -64,6 +64,9 @@ UNCERTAIN: Mapping[str, int] = {
 }
 """What an uncertain label becomes in GLoRIA's tables: U-ones and U-zeros of CheXpert's paper."""
 
+IMAGE_KINDS = (".png", ".jpg", ".dcm")
+"""What CheXpert Plus's images are released as; its CSV file calls all of them ``.jpg``."""
+
 _FOLDER = re.compile(r"^CheXpert-v[^/]*/")
 _PATIENT = re.compile(r"patient\d+")
 
@@ -302,6 +305,6 @@ def _locate(records: list[Record], root: Path) -> list[Record]:
     if not records:
         return records
     first = root / records[0].path
-    kinds = [first.suffix, ".png", ".jpg", ".dcm"]
+    kinds = (first.suffix, *IMAGE_KINDS)
     kind = next((kind for kind in kinds if first.with_suffix(kind).is_file()), first.suffix)
     return [record._replace(path=root / record.path.with_suffix(kind)) for record in records]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gloria.data.chexpert import image_id
+from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
 from gloria.data.radiographs import Record
 from gloria.data.rows import read_header, read_rows
@@ -146,7 +146,8 @@ def read_split_files(
         patient_pattern: a regular expression that finds the patient in an image's id, where there
             is no column; its group, if it has one that matched, else all of it.
         images: the folder that the images are in; None = that of the file. With it, an image may
-            be at any depth, and be named without its suffix.
+            be at any depth, and be named without its suffix. CheXpert Plus's PNG and DICOM files
+            are found under the names that its CSV file gives them, which end in ``.jpg``.
 
     Raises:
         DataError: a file or a column is missing, a file has no rows, an id list was changed, or two
@@ -284,7 +285,11 @@ class _Finder:
     def find(self, name: str, beside: Path) -> Path:
         """By its path in the folder, else by its name at any depth."""
         direct = (self.folder or beside) / name
-        return direct if direct.is_file() else self.files.get(name, direct)
+        kinds = [direct]
+        if direct.suffix == ".jpg":
+            kinds += [direct.with_suffix(kind) for kind in IMAGE_KINDS]
+        there = next((file for file in kinds if file.is_file()), None)
+        return there or self.files.get(name, direct)
 
 
 def _first(names: Iterable[str], header: Sequence[str], needed_by: Path | None) -> str:

@@ -125,7 +125,7 @@ def draw_exclusive(
         if len(found) < per_class:
             raise DataError(
                 f"{name} has {len(found)} images that are exclusively positive; {per_class} were "
-                f"asked for."
+                f"asked for. Give a smaller per_class, or more images."
             )
         # a class's images do not depend on which other classes are drawn
         rng = np.random.default_rng([seed, *name.encode()])

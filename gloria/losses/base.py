@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class PairLoss(nn.Module):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    __call__: Callable[..., Tensor]  # to type checkers; nn.Module says Any
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> Self:

@@ -71,7 +71,8 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
 
         Args:
             preset: ``"paper"``, ``"official"`` or ``"stable"``.
-            global_options: keyword arguments of :class:`GlobalContrastiveLoss`.
+            global_options: keyword arguments of :class:`GlobalContrastiveLoss`, such as
+                ``{"learnable": True}``: each part has a temperature of its own.
             local_options: keyword arguments of :class:`LocalContrastiveLoss`, such as
                 ``{"backend": "chunked"}``.
             overrides: keyword arguments of this class.

@@ -49,10 +49,10 @@ class Temperature(nn.Module):
         return self.minimum + nn.functional.softplus(self.raw.squeeze(0))
 
     def extra_repr(self) -> str:
-        """Show the value, unless it is spread over processes: looking it up waits for them all."""
+        """Show the value, unless it has none, or is spread over processes: that waits for all."""
         if self.raw is None:
             return f"{self.fixed}"
-        if hasattr(self.raw, "full_tensor"):
+        if self.raw.is_meta or hasattr(self.raw, "full_tensor"):
             return f"learnable, minimum={self.minimum}"
         value = self.minimum + nn.functional.softplus(self.raw.detach()).item()
         return f"{value:.4g}, learnable, minimum={self.minimum}"

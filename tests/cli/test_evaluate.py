@@ -355,6 +355,8 @@ def test_chexperts_own_files(model, tmp_path, capsys):
         format="chexpert",
         images=None,
         labels=None,
+        classes=None,
+        sections=None,
         prompts=None,
         image_size=(64, 64),
         per_class=3,
@@ -398,6 +400,62 @@ def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
     assert capsys.readouterr().err.count("1 images left out") == 1
     (reason,) = results(tmp_path / "out")["left_out"]["data"]
     assert reason.startswith(f"{tmp_path / 'plus.csv'}, row 2: ")
+
+
+def write_chexpert_plus(folder, splits):
+    """One patient a row; the options that name the files."""
+    lines, labels = ["path_to_image,split,report,section_impression"], []
+    for number, split in enumerate(splits):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        lines.append(f"{path},{split},A long history of film {number}.,Film {number}.")
+        marks = dict.fromkeys(CLASSES) | {COMPETITION_CLASSES[number % 5]: 1.0}
+        if number % 20 >= 15:
+            marks["Fracture"] = 1.0  # not exclusive, whatever the tables' five classes say
+        labels.append(json.dumps({"path_to_image": path, **marks}))
+        (folder / path).parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(folder / path)
+    (folder / "plus.csv").write_text("\n".join(lines))
+    (folder / "labels.json").write_text("\n".join(labels))
+    files = ("--data", str(folder / "plus.csv"), "--labels", str(folder / "labels.json"))
+    return ("--format", "chexpert-plus", *files)
+
+
+def test_chexpert_plus_is_tested_on_a_split_test_of_your_own(model, tmp_path, capsys):
+    """`gloria train` reads train and valid: whoever is in test was not seen."""
+    given = write_chexpert_plus(tmp_path, [*["train"] * 20, *["valid"] * 20, *["test"] * 20])
+    out = tmp_path / "out"
+    assert run(model, out, *given, "--per-class", "3", "--tasks", "retrieval") == 0
+    held = {f"train/patient{number:05}/study1/view1_frontal.jpg" for number in range(40, 60)}
+    assert set(read_ids(out / "ids" / "test.txt")) == held
+    gallery = read_ids(out / "ids" / "gallery.txt")
+    assert len(gallery) == 15
+    assert {int(name[13:18]) for name in gallery} == set(range(40, 55))
+    assert run(model, tmp_path / "more", *given, "--per-class", "4") == 2
+    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().err
+
+
+def test_reports_are_read_as_in_training(model, tmp_path, capsys):
+    given = write_chexpert_plus(tmp_path, ["train"] * 60)
+    args = argparse.Namespace(
+        data=tmp_path / "plus.csv",
+        format="chexpert-plus",
+        images=None,
+        labels=tmp_path / "labels.json",
+        classes=None,
+        sections="impression",
+        prompts=None,
+        image_size=(64, 64),
+        per_class=3,
+        skip_broken=None,
+        seed=0,
+        quiet=True,
+    )
+    data = evaluate._read_data(args, 1)
+    assert all(re.fullmatch(r"Film \d+\.", report) for report in data.gallery.reports)
+    given += ("--per-class", "3", "--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given, "--sections", "impression") == 0
+    assert run(model, tmp_path / "out", *given) == 2
+    assert "sections 'impression'; now: sections None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["siim", "rsna"])
@@ -448,6 +506,8 @@ def write_dicom(path, pixels):
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
         (["--data", "x.csv"], "--format csv needs --classes"),
         (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
+        (["--format", "chexpert-plus", "--data", "x.csv"], "--format chexpert-plus needs --labels"),
+        (["--sections", "findings"], "sections is not for --format phantom"),
         (["--skip-broken"], "skip-broken is not for --format phantom"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
         (["--per-class", "0"], "per-class must be at least 1; got 0"),

@@ -10,9 +10,13 @@ import time
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import gloria
+from gloria import catalog
 from gloria.cli import main, train
+from gloria.errors import CheckpointError
+from gloria.types import ImageFeatures, ImageInput
 
 # the vocabulary of twelve reports spells most other words letter by letter
 pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.TruncatedTextWarning")
@@ -172,6 +176,37 @@ def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, 
     assert run(changed, tmp_path, "--skip-broken", "--skip-incomplete") == 0
     error = capsys.readouterr().err
     assert f"train: 2 left out, first: {changed}, row 5, column 'report': empty report" in error
+    listed = json.loads((tmp_path / "left_out.json").read_text())
+    assert list(listed) == ["train"]
+    assert [reason.split(",")[1] for reason in listed["train"]] == [" row 5", " row 4"]
+
+
+def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
+    table, tmp_path, capsys, monkeypatch
+):
+    class Mean(nn.Module):
+        pooled_dim = region_dim = 4
+        image_input = ImageInput(1, None, (0.5,), (0.5,))
+
+        def forward(self, images):
+            regions = images.mean((1, 2, 3))[:, None, None].expand(-1, 1, 4)
+            return ImageFeatures(regions[:, 0], regions, (1, 1))
+
+    monkeypatch.setattr(catalog, "create_image_encoder", lambda name, **options: Mean())
+    assert run(table, tmp_path) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("Mean has no method recipe: its weights are saved, but evaluate, ")
+    with pytest.raises(CheckpointError, match="Mean, has no recipe method"):
+        gloria.load_model(tmp_path / "model")
+
+
+def test_a_validation_batch_smaller_than_training_s_is_told(table, tmp_path, capsys):
+    told = "pairs are validated in one batch, smaller than training's of 12: its loss is smaller"
+    fixed = ["--data", str(table), "--image-size", "32", "--steps", "2", "--workers", "0"]
+    for size in (12, 4):
+        out = str(tmp_path / str(size))
+        assert main(["train", *fixed, "--out", out, "--batch-size", str(size)]) == 0
+        assert (told in capsys.readouterr().err) is (size == 12)
 
 
 def test_other_formats(tmp_path, capsys):

@@ -33,11 +33,14 @@ def disk(write_rows, write_image, write_dicom, tmp_path, monkeypatch):
         write_rows(folder / f"{split}.csv", ["Path", *CLASSES], *rows)
 
     name = "train/patient00001/study1/view1_frontal.jpg"
-    write_image((tmp_path / "chexpert_plus/PNG" / name).with_suffix(".png"))
+    other = "valid/patient00002/study1/view1_frontal.jpg"
+    for each in (name, other):
+        write_image((tmp_path / "chexpert_plus/PNG" / each).with_suffix(".png"))
     write_rows(
         tmp_path / "chexpert_plus/df_chexpert_plus_240401.csv",
         ["path_to_image", "report", "split"],
         [name, "IMPRESSION: Clear.", "train"],
+        [other, "IMPRESSION: Clear.", "valid"],
     )
     labels = {"path_to_image": name} | dict.fromkeys(CLASSES)
     (tmp_path / "chexpert_plus/impression_fixed.json").write_text(json.dumps(labels))
@@ -82,6 +85,8 @@ def test_the_code_and_the_commands_run(disk, capsys):
     leaks = {}
     for command in commands.splitlines():
         leaks[command] = main([*command.split()[1:], "--quiet"])
-    assert list(leaks.values()) == [1, 1, 1]
+    assert list(leaks.values()) == [1, 1, 1, 1]
     shown = capsys.readouterr().out
+    # CheXpert Plus's two PNG files have the same pixels
+    assert "exact duplicates in more than one split: 1 (1 of 1 in train, 1 of 1 in valid)" in shown
     assert "patients in more than one split: 1 (2 of 12 in train, 2 of 2 in valid)" in shown

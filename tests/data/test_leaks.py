@@ -165,6 +165,26 @@ def test_one_file_with_a_split_column(write_rows, write_image, tmp_path):
     assert set(read_split_files([path], split_column="who")) == {"x", ""}
 
 
+@pytest.mark.parametrize("kind", [".png", ".dcm"])
+def test_copies_among_chexpert_plus_files(write_rows, tmp_path, kind):
+    """Its CSV file calls every image ``.jpg``, whatever was downloaded."""
+    names = [f"{part}/patient0000{part[0]}/study1/view1_frontal" for part in ("train", "valid")]
+    for name in names:
+        file = tmp_path / "images" / f"{name}{kind}"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"the same")
+    path = write_rows(
+        tmp_path / "plus.csv",
+        ["path_to_image", "split"],
+        *([f"{name}.jpg", name[:5]] for name in names),
+    )
+    leaks = find_leaks(read_split_files([path], images=tmp_path / "images"), files=True)
+    assert list(leaks.duplicates.values()) == [
+        {"train": [f"{names[0]}.jpg"], "valid": [f"{names[1]}.jpg"]}
+    ]
+    assert not leaks.unchecked
+
+
 def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
     rsna = write_rows(tmp_path / "rsna.csv", ["patientId", "Target"], ["a1", "0"])
     mimic = write_rows(

@@ -37,12 +37,19 @@ def siim(write_rows, write_dicom, tmp_path, monkeypatch):
     return gloria.data.SIIM("siim/train-rle.csv", "siim/dicom-images-train", size=(48, 48))
 
 
-def test_the_code_runs(siim):
+def test_the_code_runs(siim, write_image):
+    marked = np.zeros((40, 32), np.uint8)
+    marked[10:20, 4:12] = 255
+    write_image(Path("films/a.png"), 255 - marked)
+    write_image(Path("masks/a.png"), marked)
     names = {"__name__": "docs"}
     with isolated(0):
         for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
             exec(compile(code, "segmentation.md", "exec"), names)
     assert 0 <= names["trained"].validation_dice <= 1
+    (item,) = names["mine"]
+    assert item.mask.float().mean() == pytest.approx(80 / 40**2, rel=0.1)  # padded to a square
+    assert item.image[item.mask].mean() < 0.1 < item.image[~item.mask].mean()
     cell = names["table"]["rows"]["ResNet-18"]["10%"]
     assert cell["runs"][0]["images"] == 4
     unet, model = names["unet"].eval(), names["model"]

@@ -4,6 +4,8 @@ import copy
 import inspect
 import math
 import pickle
+from collections.abc import Callable
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -147,6 +149,14 @@ def test_a_text_without_a_word_is_named(name, make_inputs):
     inputs["word_mask"][1] = False
     with pytest.raises(EmptyTextError, match="text 1 has none in word_mask"):
         loss(**inputs)
+
+
+@every_loss
+def test_is_typed_and_printed_without_weights_too(name):
+    """To a type checker a loss is a tensor, not Any; on ``meta``, where weights have no values."""
+    loss = create(name)
+    assert get_type_hints(type(loss))["__call__"] == Callable[..., torch.Tensor]
+    assert repr(loss.to("meta")).startswith(f"{type(loss).__name__}(")
 
 
 @every_loss
