@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from workloads import Inputs, Workload
 
-from gloria import functional
-from gloria.functional import global_contrastive_loss, local_similarity
+from gloria.functional import global_contrastive_loss, local_similarity, pair_losses
 from gloria.matching import BACKENDS
 from gloria.matching.chunked import CACHE_TILE, gram_is_cheaper
 
@@ -120,12 +119,12 @@ def global_peers(pairs: int, device: str, dtype: torch.dtype) -> dict[str, Run]:
     def run(keep_matrix: bool) -> list[Tensor]:
         for leaf in leaves:
             leaf.requires_grad_()
-        changeover = functional.LEAN_FROM
-        functional.LEAN_FROM = pairs**2 + 1 if keep_matrix else 0
+        changeover = pair_losses.LEAN_FROM
+        pair_losses.LEAN_FROM = pairs**2 + 1 if keep_matrix else 0
         try:
             loss = global_contrastive_loss(*leaves[:2], temperature=leaves[2])
         finally:
-            functional.LEAN_FROM = changeover
+            pair_losses.LEAN_FROM = changeover
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
     return {"matrix": partial(run, True), "blocks": partial(run, False)}

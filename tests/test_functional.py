@@ -346,7 +346,7 @@ def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, m
         asked.append(problem.options.memory_budget)
         return choose_backend(problem, backend)
 
-    monkeypatch.setattr("gloria.functional.choose_backend", note)
+    monkeypatch.setattr("gloria.functional.similarity.choose_backend", note)
     pairs = make_pairs(2, 2, 5, 4, 3)
     for budget in (None, 5):
         local_similarity(*pairs, memory_budget=budget)

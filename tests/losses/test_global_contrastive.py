@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from gloria import contrastive, functional
+from gloria import contrastive
 from gloria.errors import OptionError, ShapeError
-from gloria.functional import global_contrastive_loss, global_similarity
+from gloria.functional import global_contrastive_loss, global_similarity, pair_losses
 from gloria.losses import GlobalContrastiveLoss
 
 PRESETS = tuple(GlobalContrastiveLoss.presets)
@@ -20,7 +20,7 @@ PRESETS = tuple(GlobalContrastiveLoss.presets)
 def path(request, monkeypatch):
     """Every test here holds for the pair matrix and for blocks of it, in this case of two rows."""
     if request.param == "blocks":
-        monkeypatch.setattr(functional, "LEAN_FROM", 0)
+        monkeypatch.setattr(pair_losses, "LEAN_FROM", 0)
         monkeypatch.setattr(contrastive, "_rows_per_block", lambda texts: 2)
     return request.param
 

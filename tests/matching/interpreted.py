@@ -599,7 +599,7 @@ def test_similarities_of_all_aggregations(aggregation, small_blocks):
 @pytest.mark.parametrize("aggregation", WORD_AGGREGATIONS)
 def test_a_text_without_a_word_scores_0_in_a_captured_graph(aggregation, monkeypatch, small_blocks):
     """Which has no look at the mask."""
-    monkeypatch.setattr("gloria.functional.capturing", lambda _: True)
+    monkeypatch.setattr("gloria.functional.inputs.capturing", lambda _: True)
     monkeypatch.setattr(triton, "capturing", lambda _: True)
     inputs, _ = draw(2, 4, 20, 9, 8)
     inputs.word_mask[1] = False

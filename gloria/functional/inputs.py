@@ -1,0 +1,187 @@
+"""What the functions ask of their inputs, and how they read them."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from gloria.aggregators.reductions import widen
+from gloria.checks import check_mask, check_same_device, check_same_size, check_tensor
+from gloria.errors import EmptyImageError, EmptyTextError, ShapeError
+from gloria.matching.problem import EPS
+from gloria.matching.triton_support import capturing
+
+Product = Literal["dot", "scaled_dot", "cosine"]
+PRODUCTS: tuple[str, ...] = get_args(Product)
+
+
+def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
+    """Require vectors of images and texts, of one width and on one device."""
+    check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
+    check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
+    check_same_size(
+        "dim",
+        "image_embeddings",
+        image_embeddings.shape[1],
+        "text_embeddings",
+        text_embeddings.shape[1],
+        "Project both to one width first (gloria.heads).",
+    )
+    check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
+
+
+def check_local(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    region_mask: Tensor | None,
+    needs_word_mask: bool = True,
+) -> list[int] | None:
+    """Require regions and words of one width, masks that fit, and something real in every item.
+
+    Returns:
+        How many real words each text has, where there is a mask that can be read.
+    """
+    flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
+    check_tensor("regions", regions, ("image", "region", "dim"), flatten)
+    check_tensor("words", words, ("text", "word", "dim"))
+    check_same_size(
+        "dim",
+        "regions",
+        regions.shape[2],
+        "words",
+        words.shape[2],
+        "Project both to one width first (gloria.heads).",
+    )
+    check_same_device("words", words, "regions", regions)
+    if word_mask is not None or needs_word_mask:
+        check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
+    if word_mask is not None:
+        check_same_device("word_mask", word_mask, "words", words)
+    if region_mask is not None:
+        check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
+        check_same_device("region_mask", region_mask, "regions", regions)
+    word_counts = None
+    if word_mask is not None:
+        word_counts = check_not_empty(word_mask, "text", "word", EmptyTextError)
+    elif words.shape[0] and not words.shape[1]:
+        raise EmptyTextError(f"words must hold at least one word; got {tuple(words.shape)}.")
+    if region_mask is not None:
+        check_not_empty(region_mask, "image", "region", EmptyImageError)
+    elif regions.shape[0] and not regions.shape[1]:
+        raise EmptyImageError(f"regions must hold at least one region; got {tuple(regions.shape)}.")
+    return word_counts
+
+
+def check_pairs(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> None:
+    """As :func:`check_local`, and there are pairs: text k belongs to image k."""
+    check_local(regions, words, word_mask, region_mask)
+    images, texts = regions.shape[0], words.shape[0]
+    if images != texts or images == 0:
+        raise ShapeError(
+            f"regions and words must hold at least one pair, text k belonging to image k; got "
+            f"{images} images and {texts} texts."
+        )
+
+
+def check_square(similarity: Tensor) -> None:
+    """Require the pair matrix of as many texts as images."""
+    check_tensor("similarity", similarity, ("image", "text"))
+    check_matched(*similarity.shape)
+
+
+def check_matched(images: int, texts: int) -> None:
+    """Require as many texts as images, and one at least."""
+    if images != texts or images == 0:
+        raise ShapeError(
+            f"similarity must be square with at least one pair, text k belonging to image k; got "
+            f"{images} images and {texts} texts."
+        )
+
+
+def check_not_empty(
+    mask: Tensor, row: str, column: str, error: type[EmptyTextError] | type[EmptyImageError]
+) -> list[int] | None:
+    """Require something real in each row, and count it: a device is read once for both."""
+    # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
+    if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
+        return None
+    counts: list[int] = mask.sum(1).tolist()
+    if 0 in counts:
+        index = counts.index(0)
+        raise error(
+            f"every {row} needs at least one real {column}; {row} {index} has none in "
+            f"{column}_mask. Drop such {row}s, or give them a {column}, before matching."
+        )
+    return counts
+
+
+def multiplied_vectors(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    region_mask: Tensor | None,
+    product: Product,
+    keep_half_precision: bool = False,
+    masked_words_are_read: bool = True,
+    masked_regions_are_read: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Regions and words such that every product left is a plain dot, with zeros under masks."""
+    dtype = torch.promote_types(regions.dtype, words.dtype)
+    if not keep_half_precision:
+        dtype = torch.promote_types(dtype, torch.float32)
+    if product != "dot":
+        masked_words_are_read = masked_regions_are_read = True
+    regions, words = zero_masked(
+        regions,
+        words,
+        word_mask if masked_words_are_read else None,
+        region_mask if masked_regions_are_read else None,
+    )
+    if product != "dot":
+        regions, words = widen_together(regions, words)
+    if product == "cosine":
+        regions, words = to_unit(regions), to_unit(words)
+    elif product == "scaled_dot":
+        # the cosine r does not see the length of a word vector, only the attention does
+        words = words / words.shape[-1] ** 0.5
+    return regions.to(dtype), words.to(dtype)
+
+
+def real_vectors(
+    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Regions and words, widened, with zeros under the masks."""
+    return zero_masked(*widen_together(regions, words), word_mask, region_mask)
+
+
+def zero_masked(
+    regions: Tensor, words: Tensor, word_mask: Tensor | None, region_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Regions and words, with zeros under the masks."""
+    if word_mask is not None:
+        words = words.masked_fill(~word_mask[..., None], 0.0)
+    if region_mask is not None:
+        regions = regions.masked_fill(~region_mask[..., None], 0.0)
+    return regions, words
+
+
+def to_unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; a zero vector (a region that a ReLU silenced) keeps a zero gradient."""
+    zero = vector_norm(vectors.detach(), dim=-1, keepdim=True) <= EPS
+    # a norm has no second derivative at 0: there, that of something else is taken and left out
+    length = vector_norm(vectors.masked_fill(zero, 1.0), dim=-1, keepdim=True)
+    unit: Tensor = vectors * length.reciprocal().masked_fill(zero, 0.0)
+    return unit
+
+
+def widen_together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, float32 or wider."""
+    first, second = widen(first), widen(second)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    return first.to(dtype), second.to(dtype)
