@@ -166,8 +166,6 @@ class AcrossRanks(PairLoss):
         torch.Size([])
     """
 
-    __call__: Callable[..., Tensor]  # to type checkers; nn.Module says Any
-
     def __init__(self, loss: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         _check_member(group)

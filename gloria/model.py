@@ -427,7 +427,7 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
     """What an encoder does not keep of its contract would surface far from it, or never."""
     _check_kind(encoder, features, ImageFeatures)
     height, width = features.grid
-    regions = {"image": count, "height * width of grid": height * width}
+    regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
     _check_shape(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
     _check_shape(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
     if features.region_mask is not None:
@@ -438,9 +438,11 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
     """As of images; the number of word positions is the encoder's own."""
     _check_kind(encoder, features, TextFeatures)
     _check_shape(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
-    words = {"text": count, "word": features.words.shape[1] if features.words.dim() == 3 else 0}
-    _check_shape(encoder, features, "words", {**words, "word_dim": encoder.word_dim})
-    _check_shape(encoder, features, "word_mask", words)
+    words = features.words
+    has_axes = isinstance(words, Tensor) and words.dim() == 3
+    axes = {"text": count, "word": words.shape[1] if has_axes else "any"}
+    _check_shape(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
+    _check_shape(encoder, features, "word_mask", axes)
 
 
 def _check_kind(encoder: object, features: object, expected: type) -> None:
@@ -451,14 +453,16 @@ def _check_kind(encoder: object, features: object, expected: type) -> None:
         )
 
 
-def _check_shape(encoder: object, features: object, name: str, axes: Mapping[str, int]) -> None:
+def _check_shape(
+    encoder: object, features: object, name: str, axes: Mapping[str, int | str]
+) -> None:
     value = getattr(features, name)
     shape = tuple(axes.values())
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ContractError(
-            f"{type(encoder).__name__} must return {name} of shape {shape} = "
-            f"({', '.join(axes)}); got {got}."
+            f"{type(encoder).__name__} must return {name} of shape "
+            f"({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}."
         )
 
 

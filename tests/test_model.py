@@ -147,7 +147,8 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
             r"word_mask of shape \(3, 3\) = \(text, word\); got NoneType",
         ),
         (lambda f: f._replace(words=f.words[:2]), r"words of shape \(3, 3, 6\) .* \(2, 3, 6\)"),
-        (lambda f: f._replace(words=f.words[0, 0]), r"words of shape \(3, 0, 6\) .*; got \(6,\)"),
+        (lambda f: f._replace(words=f.words[0, 0]), r"words of shape \(3, any, 6\) .*; got \(6,\)"),
+        (lambda f: f._replace(words=[f.words]), r"words of shape \(3, any, 6\) .*; got list"),
         (lambda f: f._replace(pooled=f.words), r"pooled of shape \(3, 6\) .*; got \(3, 3, 6\)"),
     ],
 )

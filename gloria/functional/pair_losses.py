@@ -86,7 +86,7 @@ def global_contrastive_terms(
         Two scalars.
 
     Raises:
-        ShapeError, DtypeError, OptionError: as the two functions it is made of.
+        ShapeError, DtypeError, DeviceError, OptionError: as the two functions it is made of.
 
     Example:
         >>> import torch
@@ -197,8 +197,8 @@ def global_local_contrastive_loss(
         A scalar.
 
     Raises:
-        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as the functions it
-            is made of.
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as the
+            functions it is made of.
 
     Example:
         >>> import torch
@@ -288,6 +288,7 @@ def soft_target_cross_entropy(
 
     Raises:
         ShapeError: shapes that differ, or empty ones; not square with a ``pair_weight``.
+        DeviceError: they are on different devices.
         OptionError: a temperature is not above 0, or ``pair_weight`` not from 0 to 1.
 
     Source: Wang et al., MedCLIP (EMNLP 2022), the semantic matching loss.

@@ -206,7 +206,7 @@ def local_attention(
         Attention weights, ``(pair, word, region)``.
 
     Raises:
-        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
             :func:`local_similarity`; also when the number of images and texts differ.
 
     Source: GLoRIA, section 3, the attention weights.
@@ -270,8 +270,8 @@ def max_similarity(
         of a maximum goes to the token that has it; of equal ones, to the first.
 
     Raises:
-        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError, BackendError: as
-            :func:`local_similarity`.
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
+            BackendError: as :func:`local_similarity`.
 
     Departures: FILIP selects a quarter of the tokens of each sample before this, to save time; here
     all real tokens count. ColBERT fills its queries with [MASK] tokens; here the caller may, by

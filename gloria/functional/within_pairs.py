@@ -41,7 +41,8 @@ def sparse_attention(
         Weights, ``(pair, word, region)``.
 
     Raises:
-        ShapeError, DtypeError, EmptyTextError, EmptyImageError: as :func:`local_attention`.
+        ShapeError, DtypeError, DeviceError, EmptyTextError, EmptyImageError: as
+            :func:`local_attention`.
 
     Source: Bica et al., SPARC (2024), the alignment weights.
 
@@ -98,7 +99,7 @@ def sparc_cross_entropy(
         Two scalars. A text of one word adds 0.
 
     Raises:
-        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
             :func:`local_attention`.
 
     Source: Bica et al., SPARC (2024), the fine-grained loss.
@@ -158,7 +159,7 @@ def mgca_cross_entropy(
         Two scalars. A text of one word, or an image of one region, adds 0 to its side.
 
     Raises:
-        ShapeError, DtypeError, OptionError, EmptyTextError, EmptyImageError: as
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
             :func:`local_attention`.
 
     Departures: see :class:`~gloria.losses.MGCALoss`.

@@ -13,13 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gloria.aggregators.reductions import widen
-from gloria.checks import (
-    check_mask,
-    check_positive,
-    check_same_device,
-    check_tensor,
-    check_weight,
-)
+from gloria.checks import check_mask, check_positive, check_same_device, check_tensor, check_weight
 
 _AXES = ("image", "class", "height", "width")
 
