@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        metavar="FOLDER",
+        metavar="DIR",
         help="saved models, such as the folder model of a run",
     )
     parser.add_argument(
@@ -92,11 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares of the labels that train; default: 1,10,100",
     )
     parser.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        metavar="N",
-        help="draws of labels",
+        "--seeds", type=int, default=3, metavar="N", help="how many draws of each share"
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of data, splits, draws, intervals"

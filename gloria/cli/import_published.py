@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="folder to write, a new one"
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write, a new one"
     )
     parser.add_argument(
         "--text-encoder",
@@ -30,12 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, compose, save."""
+    from gloria.cli.out import check_out
     from gloria.errors import OptionError
     from gloria.published import load_published
     from gloria.weights import save_model
 
     if args.out.exists():
         raise OptionError(f"out must be a new folder; {args.out} exists.")
+    check_out(args.out)
     model = load_published(args.checkpoint, args.text_encoder)
     print(save_model(model, args.out))
     return 0

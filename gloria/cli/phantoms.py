@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         for split, count in counts.items()
         if count != 0
     ]
-    check_out(args.out)
     if not datasets:
         raise OptionError("train, val, test and per-class must not all be 0.")
+    check_out(args.out)
     with Progress(sum(map(len, datasets)), "write", args.quiet) as progress:
         table = write_phantoms(args.out, datasets, progress=progress.advance)
     print(table)

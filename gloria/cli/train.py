@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the CSV file, or MIMIC-CXR's folder",
     )
-    data.add_argument("--format", default="csv", choices=VALIDATION_SPLITS, help="default: csv")
+    data.add_argument("--format", default="csv", choices=VALIDATION_SPLITS, help="of the data")
     data.add_argument(
         "--images", type=Path, metavar="DIR", help="CheXpert Plus's images; default: beside the CSV"
     )
@@ -255,7 +255,8 @@ def run(args: argparse.Namespace) -> int:
     }
     with isolated(args.seed):
         model = small_model(pairs.reports, **description)
-    _tell_beforehand(args, model, {args.train_split: pairs, val_split: validation})
+    _tell_beforehand(args, model, validation)
+    _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
     with StepProgress(recipe.steps, "train", args.quiet) as progress:
         history = train(
             model.to(device),
@@ -291,12 +292,11 @@ def _check_names(args: argparse.Namespace) -> None:
 
 
 def _tell_beforehand(
-    args: argparse.Namespace, model: GLoRIA, splits: Mapping[str, Radiographs | None]
+    args: argparse.Namespace, model: GLoRIA, validation: Radiographs | None
 ) -> None:
-    """What would surprise after hours of training; what was left out of the data, in a file."""
+    """What would surprise after hours of training."""
     from gloria.cli.progress import say
     from gloria.types import SavesRecipe
-    from gloria.weights import write_text
 
     for encoder in (model.image_encoder, model.text_encoder):
         if not isinstance(encoder, SavesRecipe):
@@ -305,16 +305,21 @@ def _tell_beforehand(
                 f"evaluate, search and gloria.load_model can't make it again",
                 False,
             )
-    *_, validation = splits.values()
     if validation is not None and len(validation) < args.batch_size:
         say(
             f"{len(validation)} pairs are validated in one batch, smaller than training's of "
             f"{args.batch_size}: its loss is smaller by that alone",
             args.quiet,
         )
+
+
+def _write_left_out(folder: Path, splits: Mapping[str, Radiographs | None]) -> None:
+    """Name what was left out of each split, and why; no file where nothing was."""
+    from gloria.weights import write_text
+
     left_out = {name: data.skipped for name, data in splits.items() if data and data.skipped}
     if left_out:
-        write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
+        write_text(folder / "left_out.json", json.dumps(left_out, indent=1) + "\n")
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:

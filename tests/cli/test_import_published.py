@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from PIL import Image
 
@@ -35,13 +34,27 @@ def test_an_existing_folder_is_left_alone(published, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("text_encoder", ["nowhere", None])
-def test_the_text_encoder_is_the_one_that_is_named(published, tmp_path, capsys, text_encoder):
-    (tmp_path / "odd.ckpt").write_bytes(b"nothing")
-    named = ["--text-encoder", str(tmp_path / text_encoder)] if text_encoder else []
-    file = published.file if text_encoder else tmp_path / "odd.ckpt"
-    assert main(["import-published", str(file), "--out", str(tmp_path / "new"), *named]) == 2
+def refuse(capsys, out, file, *options):
+    """The one line that says why, and no folder."""
+    assert main(["import-published", str(file), "--out", str(out), *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("gloria: error: ")
-    assert (text_encoder or "odd.ckpt is damaged") in said
-    assert not (tmp_path / "new").exists()
+    assert not out.exists()
+    return said
+
+
+def test_the_text_encoder_is_the_one_that_is_named(published, tmp_path, capsys):
+    nowhere = str(tmp_path / "nowhere")
+    assert nowhere in refuse(capsys, tmp_path / "new", published.file, "--text-encoder", nowhere)
+
+
+def test_a_damaged_file_is_refused(tmp_path, capsys):
+    (tmp_path / "odd.ckpt").write_bytes(b"nothing")
+    said = refuse(capsys, tmp_path / "new", tmp_path / "odd.ckpt")
+    assert "odd.ckpt is damaged" in said
+
+
+def test_the_folder_is_tried_before_the_checkpoint_is_read(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    said = refuse(capsys, tmp_path / "taken" / "new", tmp_path / "none.ckpt")
+    assert "out must be a folder that can be written into" in said

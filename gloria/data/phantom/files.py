@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ def _refuse_others(folder: Path) -> None:
 def _remove_pictures(folder: Path) -> None:
     """Those of an earlier call, which may have written more or other splits."""
     for kind in ("images", "masks"):
-        for path in folder.glob(f"{kind}/*/[0-9][0-9][0-9][0-9][0-9]*.png"):
-            path.unlink()
+        for path in folder.glob(f"{kind}/*/*.png"):
+            if re.fullmatch(r"\d{5,}(_[a-z_]+)?", path.stem):
+                path.unlink()
         for split in folder.glob(f"{kind}/*"):
             if split.is_dir() and not any(split.iterdir()):
                 split.rmdir()
