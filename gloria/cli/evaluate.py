@@ -99,7 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="more processes, which load images"
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that load images, beside this one",
     )
     parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -161,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.weights import hash_model, load_model
 
     _check(args)
+    check_out(args.out)
     device = pick_device(args.device)
     models = {str(folder): load_model(folder, device=device) for folder in args.model}
     channels = {model.image_encoder.image_input.channels for model in models.values()}
@@ -181,7 +186,6 @@ def run(args: argparse.Namespace) -> int:
         if task not in results["models"].get(name, {"tasks": {}})["tasks"]
         and task not in results["skipped"]
     ]
-    check_out(args.out)
     if todo:
         data = _read_data(args, channels.pop())
         _accept(args, results, data)

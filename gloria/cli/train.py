@@ -101,7 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel values to show, instead of a DICOM file's own",
     )
     data.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="more processes, which load images"
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="processes that load images, beside this one",
     )
 
     model = parser.add_argument_group("model")
@@ -164,7 +168,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training.add_argument("--weight-decay", type=float, default=0.05, metavar="W", help="of AdamW")
     training.add_argument(
-        "--clip-norm", type=float, default=1.0, metavar="NORM", help="highest of the gradient"
+        "--clip-norm",
+        type=float,
+        default=1.0,
+        metavar="NORM",
+        help="to which longer gradients are cut",
     )
     training.add_argument(
         "--one-sentence",
@@ -172,14 +180,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read one random sentence of each report per step, as GLoRIA and ConVIRT do",
     )
     training.add_argument(
-        "--validate-every", type=int, default=100, metavar="STEPS", help="from one to the next"
+        "--validate-every", type=int, default=100, metavar="STEPS", help="between validations"
     )
     training.add_argument(
         "--checkpoint-every",
         type=int,
         default=100,
         metavar="STEPS",
-        help="from one to the next; a stopped run goes on from the last",
+        help="between checkpoints; a stopped run goes on from the last one",
     )
     training.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights and training"
