@@ -426,7 +426,12 @@ def _resolve(
 def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count: int) -> None:
     """What an encoder does not keep of its contract would surface far from it, or never."""
     _check_kind(encoder, features, ImageFeatures)
-    height, width = features.grid
+    try:
+        height, width = features.grid
+    except (TypeError, ValueError) as cause:
+        raise ContractError(
+            f"{type(encoder).__name__} must return grid = (height, width); got {features.grid!r}."
+        ) from cause
     regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
     _check_shape(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
     _check_shape(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})

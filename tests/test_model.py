@@ -128,6 +128,8 @@ def test_an_encoder_that_returns_something_else_is_named(images):
             lambda f: f._replace(region_mask=torch.ones(3, 5)),
             r"region_mask of shape \(3, 15\) = .*; got \(3, 5\)",
         ),
+        (lambda f: f._replace(grid=15), r"grid = \(height, width\); got 15"),
+        (lambda f: f._replace(grid=(3, 5, 1)), r"grid = \(height, width\); got \(3, 5, 1\)"),
     ],
 )
 def test_image_features_of_other_shapes_are_refused_by_name(images, change, message):

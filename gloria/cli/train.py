@@ -18,7 +18,7 @@ Writes into the folder --out:
   best/          the same, of the lowest validation loss, if there is a "val" split
   history.json   loss, its terms, learning rate and gradient norm of every step
   curves.png     the same, drawn
-  left_out.json  what was left out and why, if anything was
+  left_out.json  what was left out of each split, and why
   checkpoints/   where a stopped run goes on, when the same command is given again
 """
 
@@ -322,12 +322,11 @@ def _tell_beforehand(
 
 
 def _write_left_out(folder: Path, splits: Mapping[str, Radiographs | None]) -> None:
-    """Name what was left out of each split, and why; no file where nothing was."""
+    """Name what was left out of each split, and why."""
     from gloria.weights import write_text
 
-    left_out = {name: data.skipped for name, data in splits.items() if data and data.skipped}
-    if left_out:
-        write_text(folder / "left_out.json", json.dumps(left_out, indent=1) + "\n")
+    left_out = {name: data.skipped for name, data in splits.items() if data is not None}
+    write_text(folder / "left_out.json", json.dumps(left_out, indent=1) + "\n")
 
 
 def _read(args: argparse.Namespace, split: str) -> Radiographs:

@@ -177,7 +177,7 @@ def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, 
     error = capsys.readouterr().err
     assert f"train: 2 left out, first: {changed}, row 5, column 'report': empty report" in error
     listed = json.loads((tmp_path / "left_out.json").read_text())
-    assert list(listed) == ["train"]
+    assert listed["val"] == []
     assert [reason.split(",")[1] for reason in listed["train"]] == [" row 5", " row 4"]
 
 
