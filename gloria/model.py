@@ -312,9 +312,10 @@ class GLoRIA(nn.Module):
         local = self._find_local_loss()
         if local is None:
             raise OptionError(
-                f"the model's loss {type(self.loss).__name__} has no local matching; use "
-                f"kind='global', or a loss that is or has (as `local_loss`) one with a method "
-                f"similarity(regions, words, word_mask, region_mask)."
+                f"the model's loss {type(self.loss).__name__} has no local matching, which "
+                f"attention and a similarity other than kind='global' need: a loss that is or has "
+                f"(as `local_loss`) one with a method similarity(regions, words, word_mask, "
+                f"region_mask)."
             )
         return local
 

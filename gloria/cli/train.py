@@ -288,6 +288,7 @@ def _check_names(args: argparse.Namespace) -> None:
     """Wrong names are told before the data is read, which may take long."""
     from gloria.catalog import create_loss, default_catalog
     from gloria.training.randomness import isolated
+    from gloria.training.small import pick_preset
 
     for kind, name in (
         ("image_encoders", args.image_encoder),
@@ -296,7 +297,8 @@ def _check_names(args: argparse.Namespace) -> None:
         if name is not None:
             default_catalog().check(kind, name)
     with isolated(args.seed):  # a loss may draw weights
-        create_loss(args.loss, **{"preset": args.preset, **dict(args.loss_option)})
+        preset = pick_preset(args.loss, args.preset)
+        create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
 
 
 def _tell_beforehand(

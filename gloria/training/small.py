@@ -21,6 +21,11 @@ SMALL_TEXT_ENCODER = "small_bert"
 DEFAULT_LOSS = "global_local_contrastive"
 
 
+def pick_preset(loss: str, preset: str | None) -> str | None:
+    """The constants of a loss: those asked for, else ``"stable"`` for our own objective."""
+    return "stable" if preset is None and loss == DEFAULT_LOSS else preset
+
+
 def small_model(
     reports: Sequence[str],
     *,
@@ -58,8 +63,7 @@ def small_model(
     if image_encoder is None:
         image_encoder = SMALL_IMAGE_ENCODER
         image_options = {**SMALL_IMAGE_OPTIONS, **image_options}
-    if preset is None and loss == DEFAULT_LOSS:
-        preset = "stable"
+    preset = pick_preset(loss, preset)
     return create_model(
         image_encoder,
         text_encoder or SMALL_TEXT_ENCODER,

@@ -246,6 +246,7 @@ def test_any_encoder_and_loss_can_be_configured(table, tmp_path):
             *("--image-encoder", "open_clip:ViT-S-32-alt", "--channels", "3"),
             *("--image-option", "image_size=32", "--image-option", "frozen=true"),
             *("--loss-option", "local_weight=0.5", "--loss-option", "global_weight=2"),
+            *("--loss-option", 'local_options={"backend": "chunked"}'),
         )
         == 0
     )

@@ -51,7 +51,7 @@ def disk(tmp_path, monkeypatch):
 def test_the_code_and_the_commands_run(disk, capsys):
     data = ImageFolder("films", size=(64, 64))
     data.records = [record._replace(report="Edema.") for record in data.records]
-    names = {"__name__": "docs", "model": gloria.load_model("runs/mine/model"), "data": data}
+    names = {"__name__": "docs", "data": data}
     for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(code, "retrieval.md", "exec"), names)
     assert names["fused"].shape == names["published"].shape == (6, 6)
