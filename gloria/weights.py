@@ -42,7 +42,7 @@ FORMAT = 1
 
 
 def save_model(model: GLoRIA, folder: str | Path) -> Path:
-    """Save a model as a folder, all or nothing; an existing one is replaced.
+    """Save a model as a folder, all or nothing; a model that was saved there is replaced.
 
     A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
     with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
@@ -50,8 +50,30 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        CheckpointError: the folder is a file, or holds something else, which would be lost.
     """
+    check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
+
+
+def check_nothing_is_lost(folder: str | Path) -> None:
+    """Require what :func:`save_model` may replace: nothing, an empty folder, or a saved model.
+
+    Raises:
+        CheckpointError: the folder is a file, or holds something else.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} must be a folder; it is a file.")
+    parts = {pattern.partition("/")[0] for pattern in _FILES}
+    for path in sorted(folder.glob("*")):
+        if path.name not in parts:
+            raise CheckpointError(
+                f"{folder} must be a new folder, or hold a saved model and nothing else; it holds "
+                f"{path.name}, which would be lost."
+            )
 
 
 def load_model(

@@ -91,6 +91,21 @@ def test_saving_again_replaces(model, images, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_is_no_saved_model_is_not_replaced(model, tmp_path):
+    for name in ("films", ".git"):
+        folder = tmp_path / f"mine {name}"
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(CheckpointError, match=rf"holds {name}, which would be lost"):
+            save_model(model, folder)
+        assert (folder / name).is_dir()
+    (tmp_path / "thesis").write_text("all of it")
+    with pytest.raises(CheckpointError, match="thesis must be a folder; it is a file"):
+        save_model(model, tmp_path / "thesis")
+    assert (tmp_path / "thesis").read_text() == "all of it"
+    (tmp_path / "empty").mkdir()
+    assert load_model(save_model(model, tmp_path / "empty"))
+
+
 def test_a_failed_save_leaves_the_old_one(model, images, tmp_path, monkeypatch):
     save_model(model, tmp_path / "model")
     broken = build(seed=5)

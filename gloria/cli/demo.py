@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     settings.recipe(args.seed)  # checks the steps before anything is drawn
     require("matplotlib", "viz")
     device = pick_device(args.device)
-    check_out(args.out)
+    check_out(args.out, "model")
     args.out.mkdir(parents=True, exist_ok=True)
     with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)

@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)
     _check_names(args)
-    check_out(args.out)
+    check_out(args.out, "model", "best")
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]

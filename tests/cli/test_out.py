@@ -48,3 +48,15 @@ def test_commands_try_it_first(tmp_path, capsys, command):
     error = capsys.readouterr().err
     assert error.startswith("gloria: error: out must be a folder that can be written into; ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command, name",
+    [(["demo"], "model"), (["train", "--data", "none.csv"], "best")],
+)
+def test_what_a_model_would_replace_is_told_first(tmp_path, capsys, command, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "holds notes.txt, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
