@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gloria.matching.problem import transformed
+from gloria.matching.problem import why_only_the_definition
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -33,8 +33,7 @@ def why_not_here(
     """
     machine = _why_no_kernels(device, kernels)
     reasons = [] if machine is None else [machine]
-    if transformed():
-        reasons.append("It has no rules for the transforms of torch.func.")
+    reasons += why_only_the_definition(device)
     if dtype not in DTYPES:
         reasons.append(f"It takes float32, bfloat16 and float16; got {dtype}.")
     return reasons
