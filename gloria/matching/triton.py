@@ -31,7 +31,7 @@ from gloria.matching.problem import (
     full_precision,
     refuse_second_derivative,
 )
-from gloria.matching.triton_support import capturing, why_not_here
+from gloria.matching.triton_support import FUSED, capturing, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_WORDS = False
@@ -180,7 +180,7 @@ def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -
     kernels().pack_words[(texts, ceil_div(positions, 16))](
         words, word_mask, starts,
         packed.words, packed.lengths, packed.word_of_column, packed.column_of_word,
-        positions, width, dim, WORDS=16, DIM=256,
+        positions, width, dim, WORDS=16, DIM=256, **FUSED,
     )  # fmt: skip
     return packed
 
@@ -272,7 +272,7 @@ class Matcher:
                 self.packed.lengths, self.packed.word_of_column, found.cosine, found.norm,
                 first, last - first, self.padded // OCTET,
                 self.texts, self.positions, self.columns,
-                WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps,
+                WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps, **FUSED,
             )  # fmt: skip
             if not keep:
                 attended = None  # before the next images take theirs
@@ -298,6 +298,7 @@ class Matcher:
             "REGIONS": launch.regions,
             "STAGES": launch.stages,
             "num_warps": launch.warps,
+            **FUSED,
         }
         if again:
             kernels().attend_again[(self.texts * images * blocks,)](
@@ -349,7 +350,7 @@ class Matcher:
                 packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
                 upstream, found.cosine, found.norm, words_gradient,
                 self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
-                WORDS=16, DIM=128,
+                WORDS=16, DIM=128, **FUSED,
             )  # fmt: skip
         return regions_gradient, words_gradient
 
@@ -372,7 +373,7 @@ class Matcher:
         kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
             upstream, found.cosine, found.norm,
             self.packed.lengths, self.packed.word_of_column, terms,
-            first, images, self.texts, self.positions, self.columns, BLOCK=256,
+            first, images, self.texts, self.positions, self.columns, BLOCK=256, **FUSED,
         )  # fmt: skip
         launch = self.blocks.score_gradient
         blocks = ceil_div(self.padded, launch.regions)
@@ -382,7 +383,7 @@ class Matcher:
             images, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
             OVER_WORDS=self.over_words,
             WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
-            num_warps=launch.warps,
+            num_warps=launch.warps, **FUSED,
         )  # fmt: skip
         rows, part = gradient.flatten(1), attended.regions
         if out is not None:
@@ -472,7 +473,7 @@ class _SoftMaximum(torch.autograd.Function):
             with torch.cuda.device_of(cosine):
                 kernels().soft_maximum[(ceil_div(images, 16) * texts,)](
                     cosine, word_mask, similarity, images, texts, words, 1 / temperature,
-                    MEAN=mean, IMAGES=16, WORDS=32,
+                    MEAN=mean, IMAGES=16, WORDS=32, **FUSED,
                 )  # fmt: skip
         return similarity
 
@@ -491,7 +492,7 @@ class _SoftMaximum(torch.autograd.Function):
                 kernels().soft_maximum_gradient[(ceil_div(images, 16) * texts,)](
                     upstream, cosine, word_mask, gradient,
                     *upstream.stride(), images, texts, words, 1 / ctx.temperature,
-                    IMAGES=16, WORDS=32,
+                    IMAGES=16, WORDS=32, **FUSED,
                 )  # fmt: skip
         return gradient, *[None] * 3
 

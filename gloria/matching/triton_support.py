@@ -20,6 +20,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run on CPU tensors, in Triton's interpreter: for tests."""
 
 
+FUSED = {"enable_fp_fusion": True}
+"""Of every launch: multiply and add in one instruction, as was measured. Triton 3.9 warns where it
+is not said, and 3.10 no longer does it then."""
+
+
 def why_not_here(
     device: str, dtype: torch.dtype, kernels: Callable[[], object] | None
 ) -> list[str]:

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from gloria.matching import triton as backend
 from gloria.matching import triton_kernels as kernels
+from gloria.matching.triton_support import FUSED
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -60,7 +61,7 @@ def describe(machine: str, name: str, dtype: str, constants: dict, warps: int) -
     result = triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=TARGETS[machine],
-        options={"num_warps": warps},
+        options={"num_warps": warps, **FUSED},
     )
     text = result.asm.get("ptx") or result.asm["amdgcn"]
     registers, spilled = resources(result, text)

@@ -46,7 +46,7 @@ from gloria.matching.maxsim.operator import (
     room_for_winners,
 )
 from gloria.matching.maxsim.problem import MaxSimProblem
-from gloria.matching.triton_support import multiply_precision, why_not_here
+from gloria.matching.triton_support import FUSED, multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_TOKENS = False
@@ -171,7 +171,7 @@ def find_maxima(
         scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
         QUERIES_MASKED=masked, KEYS_MASKED=key_mask is not None,
         WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
-        **launch._asdict(),
+        **launch._asdict(), **FUSED,
     )  # fmt: skip
 
 
@@ -251,7 +251,9 @@ def backward(
 def real_rows(query_mask: Tensor) -> Tensor:
     """How many query tokens are real, then which, as int32 numbers."""
     listed = query_mask.new_empty(query_mask.numel() + 1, dtype=torch.int32)
-    kernels().list_rows[(1,)](query_mask, listed, query_mask.numel(), BLOCK=1024, num_warps=4)
+    kernels().list_rows[(1,)](
+        query_mask, listed, query_mask.numel(), BLOCK=1024, num_warps=4, **FUSED
+    )
     return listed
 
 
@@ -281,7 +283,7 @@ def fill_gradients(
         kernels().query_gradient[(count * query_tokens, ceil_div(dim, of_queries.INNER))](
             keys, keys if query_mask is None else query_mask, winners, upstream, for_queries,
             len(keys), query_tokens, key_tokens, dim, *strides,
-            QUERIES_MASKED=query_mask is not None, ADD=add, **of_queries._asdict(),
+            QUERIES_MASKED=query_mask is not None, ADD=add, **of_queries._asdict(), **FUSED,
         )  # fmt: skip
     if for_keys.numel():
         of_keys = KeyGradient.of(key_tokens, dim, queries.dtype)
@@ -291,7 +293,7 @@ def fill_gradients(
             queries if key_mask is None else key_mask, winners, upstream, for_keys,
             count, len(keys), query_tokens, key_tokens, dim, blocks, *strides,
             LISTED=listed is not None, KEYS_MASKED=key_mask is not None,
-            PRECISION=multiply_precision(queries.dtype), **of_keys._asdict(),
+            PRECISION=multiply_precision(queries.dtype), **of_keys._asdict(), **FUSED,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch.library import opcheck
 
 from gloria.functional import max_similarity
 from gloria.matching.maxsim import MAXIMA_OVER, MaxSimInputs, einops, triton
+from gloria.matching.triton_support import FUSED
 
 OPERATORS = torch.ops.gloria
 WHOLE = 2**24
@@ -268,4 +269,25 @@ def test_compiles_in_one_graph(make_pairs):
     compiled = torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(*pairs, backend="triton"), max_similarity(*pairs, backend="einops")
+    )
+
+
+@sides
+def test_every_launch_says_whether_to_fuse(maximum_over, make_pairs, monkeypatch):
+    """Triton 3.9 warns where it is not said: an error to whom warnings are errors."""
+    said = []
+
+    class Kernels:
+        def __getattr__(self, name):
+            return Recorded(name)
+
+    class Recorded(str):
+        def __getitem__(self, grid):
+            return lambda *_, **constants: said.append((self, constants.items() >= FUSED.items()))
+
+    monkeypatch.setattr(triton, "kernels", lambda: Kernels())
+    pairs = make_pairs(2, 3, 5, 4, 3, masked_regions=True, dtype=torch.float32)
+    with_gradients(*pairs, backend="triton", maximum_over=maximum_over)
+    assert dict(said) == dict.fromkeys(
+        ("sum_maxima", "list_rows", "query_gradient", "key_gradient"), True
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gloria.matching.maxsim import MaxSimProblem, triton
+from gloria.matching.triton_support import FUSED
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 KIBIBYTES = {80: 163, 90: 227, 100: 227, "gfx942": 64}  # of shared memory that a program may take
@@ -45,7 +46,7 @@ def compile_for(architecture, kernel, types, constants, **options):
     )
     vendor, lanes = ("hip", 64) if isinstance(architecture, str) else ("cuda", 32)
     target = backends.GPUTarget(vendor, architecture, lanes)
-    return compiler.compile(source, target=target, options=options)
+    return compiler.compile(source, target=target, options=options | FUSED)
 
 
 def compile_with(kernel, launch, architecture, pointers, constants):
