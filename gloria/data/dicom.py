@@ -68,6 +68,7 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
     processing = require("pydicom.pixels.processing", "tasks")
     if window is not None:
         dataset.WindowCenter, dataset.WindowWidth = window
+        dataset.VOILUTFunction = "LINEAR"  # the file's own may be a sigmoid, which has no ends
     bits = dataset.BitsStored
     stored = (
         (-(1 << bits - 1), (1 << bits - 1) - 1)

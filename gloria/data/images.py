@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gloria.checks import check_integer, check_positive, check_tensor, require
+from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
 from gloria.errors import DataError, GloriaError, OptionError, ShapeError, reason
 from gloria.types import ImageInput
@@ -43,13 +43,14 @@ def load_image(
         DataError: the file is missing, damaged or of a pixel type that has no range; or a DICOM
             file has no pixels.
         OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
-            than 12; ``window`` has no width, or ``channels`` is neither 1 nor 3.
+            than 12; ``window`` has no centre or no width, or ``channels`` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise OptionError(f"channels must be 1 or 3; got {channels}.")
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:
+        check_finite("centre in window", window[0])
         check_positive("width in window", window[1])
     path = Path(path)
     try:

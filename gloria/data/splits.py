@@ -169,7 +169,7 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
         return ids
     check_file(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as cause:
         raise DataError(f"{path} is no id list: it is not UTF-8.") from cause
     ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
