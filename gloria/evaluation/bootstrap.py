@@ -58,9 +58,9 @@ def bootstrap(
 
     Args:
         figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
-            on the CPU, in which a unit may come several times. A figure is a number, NaN or infinite
-            where the units do not define it; or a list with one number for each class, None where it is
-            undefined, whose mean over classes is meant.
+            on the CPU, in which a unit may come several times. A figure is a number, NaN or
+            infinite where the units do not define it; or a list with one number for each class,
+            None where it is undefined, whose mean over classes is meant.
         units: how many there are.
         resamples: draws; 1,000 give the ends to about a twentieth of the interval's width.
         level: the share of draws inside, above 0 and below 1.

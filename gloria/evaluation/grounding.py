@@ -18,9 +18,9 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
     """Whether a map's peak lies in the mask, or within ``tolerance`` pixels of it.
 
     The peak is the pixel with the highest value. Where several pixels share it (to 1e-5 of the
-    map's range; exactly, where that is infinite), the figure is the share of them that hit: what a peak drawn among them at random
-    would reach. So a flat map gets the share of the image that the mask covers, and no figure
-    depends on the order of pixels.
+    map's range; exactly, where that is infinite), the figure is the share of them that hit: what a
+    peak drawn among them at random would reach. So a flat map gets the share of the image that the
+    mask covers, and no figure depends on the order of pixels.
 
     Args:
         maps: ``(..., height, width)``.
