@@ -44,7 +44,8 @@ def zero_shot_scores(
         kind: of similarity, as in :meth:`~gloria.model.GLoRIA.similarity`.
         reduction: over a class's prompts: ``"mean"`` or ``"max"`` of the similarities
             (:func:`class_scores`), or ``"ensemble"``, the cosine with the mean of the prompts'
-            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``.
+            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``, so for a model
+            that trains it.
 
     Returns:
         ``(image, class)``, on the model's device and without gradients. Of several classes that
@@ -241,6 +242,11 @@ def _score(
         return class_scores(pair_similarity(model, images, texts, kind), prompt_class, reduction)
     if kind not in (None, "global"):
         raise OptionError(f"reduction='ensemble' needs kind='global'; got {kind!r}.")
+    if kind is None and model.trained_kind == "local":
+        raise OptionError(
+            "reduction='ensemble' compares pooled embeddings, which the model's loss does not "
+            "train; give another reduction, or kind='global' to compare them all the same."
+        )
     scores = global_similarity(images.pooled, ensemble_embeddings(texts.pooled, prompt_class))
     check_no_nan("similarity", scores)
     return scores
