@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from gloria.checks import check_positive, check_same_size, require
+from gloria.checks import check_integer, check_positive, check_same_size, require
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.visualize.figure import FAINT, INK, new_figure
 
@@ -127,6 +127,7 @@ def plot_attention(
     Raises:
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN; no word.
+        DtypeError, OptionError: ``columns`` is no integer of at least 1.
         MissingDependencyError: matplotlib is not installed.
 
     Example::
@@ -137,7 +138,7 @@ def plot_attention(
     picture = _picture(image)
     layers = _maps(maps, words, picture.shape[:2])
     outline = None if mask is None else _mask(mask, picture.shape[:2])
-    check_positive("columns", columns)
+    check_integer("columns", columns, 1)
     columns = min(columns, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
     side = 1.6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gloria.errors import DataError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.visualize import (
     GroundingExample,
     overlay_attention,
@@ -195,6 +195,10 @@ def test_bad_panels_are_named():
         plot_attention(IMAGE, [], draw_maps(0))
     with pytest.raises(ShapeError, match=r"mask must be of the image's size, \(20, 16\)"):
         plot_attention(IMAGE, ["one"], draw_maps(1), mask=MASK.T)
+    with pytest.raises(OptionError, match="columns must be at least 1; got 0"):
+        plot_attention(IMAGE, ["one"], draw_maps(1), columns=0)
+    with pytest.raises(DtypeError, match=r"columns must be an integer; got 1\.5"):
+        plot_attention(IMAGE, ["one"], draw_maps(1), columns=1.5)
 
 
 def test_bad_examples_are_named():
