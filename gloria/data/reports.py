@@ -59,12 +59,8 @@ _HEADING = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# a full stop inside a number, as in "1.5 cm", has no white space behind it; that of "5 p.m." ends a
-# sentence only where the next word is not small
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<![ap]\.m\.)\s+|(?<=[ap]\.m\.)\s+(?![a-z])"
-    r"|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)"
-)
+# a full stop inside a number, as in "1.5 cm", has no white space behind it
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)")
 # behind these, and behind an initial that follows a title, a full stop ends nothing; nor does a
 # colon, or the first number of a list behind it, as in "IMPRESSION: 1. No acute process."
 _UNFINISHED = re.compile(
@@ -72,8 +68,8 @@ _UNFINISHED = re.compile(
     r"|:\s*(?:\d{1,2}\.)?$",
     re.IGNORECASE,
 )
-# behind these it ends nothing where a small letter follows, as in "Small R. pleural effusion."
-_SHORTENED = re.compile(r"(?:^|[\s(])(?:[rl]t?|pts?|lat|etc)\.$", re.IGNORECASE)
+# behind these it ends nothing where a small letter follows: "5 p.m. by phone", "R. lung is clear"
+_SHORTENED = re.compile(r"(?:^|[\s(\d])(?:(?:[a-z]\.)+|(?:rt|lt|pts?|lat|etc)\.)$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W_]")
 

@@ -43,6 +43,8 @@ from gloria.errors import DataError, OptionError
         ("Seen by Dr.", ["Seen by Dr."]),
         ("Small R. effusion. L. lung clear.", ["Small R. effusion.", "L. lung clear."]),
         ("Tube on the R. No edema.", ["Tube on the R.", "No edema."]),
+        ("Told to Smith, M.D. at 5 P.M. by us.", ["Told to Smith, M.D. at 5 P.M. by us."]),
+        ("Seen at 9:30a.m. by us. Clear.", ["Seen at 9:30a.m. by us.", "Clear."]),
         ("IMPRESSION: 1. No edema. 2. Clear.", ["IMPRESSION: 1. No edema.", "2. Clear."]),
         ("IMPRESSION:\n\n1. No edema.", ["IMPRESSION: 1. No edema."]),
         ("No edema.\n\nIMPRESSION:", ["No edema. IMPRESSION:"]),
