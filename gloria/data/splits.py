@@ -28,10 +28,10 @@ def draw_share(
     """A share of the images, patient by patient, in which every class is about as frequent.
 
     Patients are sorted by what they have, the rarest class first, in random order among equals; of
-    this row, every ``1 / share``-th is taken, from a random start. So the rarest class has its share
-    of patients within one, and a few classes have theirs within a few. Of many, the most frequent
-    are off by as much as chance alone would make them, which is little beside their number. A class
-    with fewer than ``1 / share`` patients may have none.
+    this row, every ``1 / share``-th is taken, from a random start. So the rarest class has its
+    share of patients within one, and a few classes have theirs within a few. Of many, the most
+    frequent are off by as much as chance alone would make them, which is little beside their
+    number. A class with fewer than ``1 / share`` patients may have none.
 
     Args:
         ids: the images' names, each once.
