@@ -198,8 +198,9 @@ def test_batches_do_not_change_a_figure(model, data, reports):
 
 
 def test_the_chance_of_retrieval_is_that_of_the_gallery(reports, model, data):
-    assert "5x4: an image asks for reports of its class; chance 20;" in (
-        reports["retrieval"]["protocol"]
+    assert (
+        "5x4: an image asks for reports of its class; chance 20;"
+        in (reports["retrieval"]["protocol"])
     )
     items = list(PhantomDataset("test_5x4"))
     uneven = replace(data, gallery=PhantomPairs(items[:5] + items[5::5]))  # 4, 1, 1, 1, 1
