@@ -90,6 +90,8 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
         values = processing.apply_windowing(values, dataset)
     else:
         low, high = min(low, high), max(low, high)  # the slope may be negative
+    if low == high:
+        raise ValueError("its pixels have no range; is RescaleSlope 0?")
     scaled = (values.astype(np.float64) - low) / (float(high) - float(low))
     shown: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return shown

@@ -75,6 +75,13 @@ def test_rescaling_without_a_window(write_dicom, tmp_path, slope):
     np.testing.assert_allclose(shown(path), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 9, "WindowWidth": 4}])
+def test_a_slope_of_zero_is_named(write_dicom, tmp_path, window):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=0, RescaleIntercept=7, **window)
+    with pytest.raises(DataError, match=r"a\.dcm can't be read: .*is RescaleSlope 0\?"):
+        load_image(path)
+
+
 def test_signed_pixels(write_dicom, tmp_path):
     pixels = RAMP - 15
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12)
