@@ -91,7 +91,7 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
     else:
         low, high = min(low, high), max(low, high)  # the slope may be negative
     if low == high:
-        raise ValueError("its pixels have no range; is RescaleSlope 0?")
+        raise ValueError("its values have no range, RescaleSlope is 0")
     scaled = (values.astype(np.float64) - low) / (float(high) - float(low))
     shown: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return shown

@@ -78,7 +78,7 @@ def test_rescaling_without_a_window(write_dicom, tmp_path, slope):
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 9, "WindowWidth": 4}])
 def test_a_slope_of_zero_is_named(write_dicom, tmp_path, window):
     path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=0, RescaleIntercept=7, **window)
-    with pytest.raises(DataError, match=r"a\.dcm can't be read: .*is RescaleSlope 0\?"):
+    with pytest.raises(DataError, match=r"a\.dcm can't be read: .*RescaleSlope is 0"):
         load_image(path)
 
 
