@@ -190,7 +190,8 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         positive: any shape, such as ``(image, class)``.
         negative: the same shape.
         temperature: τ, in the unit of the scores. It moves no probability across 0.5, and changes
-            no order of images.
+            no order of images, unless it is so small (a twentieth of the scores' difference) that
+            probabilities are rounded to 1.
 
     Returns:
         The shape of ``positive``, in [0, 1].
