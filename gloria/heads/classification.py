@@ -46,7 +46,15 @@ class LinearHead(nn.Linear):
 
         A feature that hardly varies, less than a thousandth of the most varying one, is taken to
         vary by that, so that rounding is not blown up to a signal.
+
+        Raises:
+            ShapeError: there is no image, or ``features`` are no vectors.
         """
+        check_tensor("features", features, ("image", "dim"))
+        if not len(features):
+            raise ShapeError(
+                f"features must be of one image at least; got {tuple(features.shape)}."
+            )
         std = features.std(0, correction=0)
         least = 1e-3 * std.amax()
         self.mean.copy_(features.mean(0))
