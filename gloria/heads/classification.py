@@ -52,9 +52,7 @@ class LinearHead(nn.Linear):
         """
         check_tensor("features", features, ("image", "dim"))
         if not len(features):
-            raise ShapeError(
-                f"features must be of one image at least; got {tuple(features.shape)}."
-            )
+            raise ShapeError(f"features must be of an image at least; got {tuple(features.shape)}.")
         std = features.std(0, correction=0)
         least = 1e-3 * std.amax()
         self.mean.copy_(features.mean(0))

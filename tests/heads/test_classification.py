@@ -125,7 +125,7 @@ def test_features_of_one_image_and_constant_ones_standardise():
     head = LinearHead(3, 2)
     head.standardize(torch.tensor([[1.0, 2.0, 3.0]]))
     torch.testing.assert_close(head(torch.tensor([[1.0, 2.0, 3.0]]))[0], head.bias)
-    with pytest.raises(ShapeError, match=r"features must be of one image at least; got \(0, 3\)"):
+    with pytest.raises(ShapeError, match=r"features must be of an image at least; got \(0, 3\)"):
         head.standardize(torch.zeros(0, 3))
 
 
