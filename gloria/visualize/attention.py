@@ -27,6 +27,7 @@ _OUTLINE = "#35E0FF"  # cyan: seen on grey and on every colour of the maps
 _COLORMAP = "inferno"
 _ALPHA = 0.65
 _NAMED = "#B33C00"
+_AS_IT_IS: Any = {"parse_math": False}  # a report may hold dollar signs
 
 # Sentences are set in a fixed-width font of 8 points: how wide a character, how high a line is.
 _CHARACTER, _LINE = 4.82, 11.5
@@ -154,10 +155,10 @@ def plot_attention(
             axes.set_title("image", fontsize=9, color=FAINT, style="italic")
         elif index <= len(words):
             _show(axes, _blend(picture, layers[index - 1], highest), outline)
-            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK)
+            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK, **_AS_IT_IS)
     _add_colourbar(figure, panels, highest)
     if lines:
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK)
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK, **_AS_IT_IS)
     return figure
 
 
@@ -246,7 +247,7 @@ def _write_sentence(axes: Any, example: GroundingExample) -> None:
     def write(column: int, line: float, text: str, **font: Any) -> None:
         place = (column * _CHARACTER, (top - line) * _LINE)
         axes.annotate(
-            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **font
+            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **_AS_IT_IS, **font
         ).set_in_layout(False)
 
     if example.title:

@@ -110,6 +110,12 @@ def test_a_map_of_zeros_and_a_mask_of_the_whole_image_can_be_drawn():
     drawn(plot_attention(IMAGE, ["none"], torch.zeros(1, 20, 16), mask=MASK | True))
 
 
+def test_dollar_signs_are_no_formula():
+    """matplotlib would set what is between two of them, or stumble over it."""
+    drawn(plot_attention(IMAGE, ["$x_$"], draw_maps(1), title="for $5_ or $6_"))
+    drawn(plot_grounding_examples([example(words=["a", "$x_$"], start=0, stop=1, title="$y_$")]))
+
+
 def test_the_outline_runs_around_the_mask():
     figure = plot_attention(IMAGE, ["effusion"], draw_maps(1), mask=MASK)
     for axes in panels(figure):
