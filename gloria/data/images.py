@@ -28,7 +28,7 @@ def load_image(
     see :func:`~gloria.data.dicom.read_dicom`.
 
     Args:
-        path: DICOM, or anything Pillow reads.
+        path: DICOM, or anything Pillow reads, turned upright as its EXIF orientation says.
         channels: 1 (grayscale) or 3.
         bits: how many bits the pixels of a 16-bit grayscale file have: they are divided by
             ``2**bits - 1``. None = 16, and a file that does not look like it is an error. Files of
@@ -163,6 +163,8 @@ def _read_picture(
     except pillow.UnidentifiedImageError as cause:  # its text would repeat the path
         raise DataError(f"image {path} can't be read: Pillow knows no such image.") from cause
     with opened as picture:
+        # a camera writes a film held sideways as it lies, and beside it how it is to be turned
+        require("PIL.ImageOps", "tasks").exif_transpose(picture, in_place=True)
         if picture.mode == "F":
             raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
         if picture.mode.startswith("I"):
