@@ -258,6 +258,17 @@ def write_text(path: str | Path, text: str) -> None:
     write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what :func:`write_folder` and :func:`write_file` had begun when they were killed.
+
+    Args:
+        folder: into which nobody else is writing now.
+    """
+    for path in folder.glob(".*"):
+        if _DRAFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def hash_model(folder: str | Path) -> str:
     """SHA-256 of a saved model: of every file's name and bytes, so of weights and architecture.
 
@@ -276,6 +287,9 @@ def hash_model(folder: str | Path) -> str:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old)")
+"""A hidden name, of a folder or file that is not in place yet, or not any more."""
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 

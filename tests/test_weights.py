@@ -19,7 +19,14 @@ from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
 from gloria.training.small import small_model
 from gloria.types import Recipe, TextFeatures, TokenizedText
-from gloria.weights import hash_model, load_model, load_weights, save_model, write_file
+from gloria.weights import (
+    hash_model,
+    load_model,
+    load_weights,
+    remove_drafts,
+    save_model,
+    write_file,
+)
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
 
@@ -278,6 +285,16 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
     assert hash_model(tmp_path / "b") != first
     with pytest.raises(CheckpointError, match="is no saved model"):
         hash_model(tmp_path)
+
+
+def test_drafts_of_a_kill_are_removed_and_nothing_else(tmp_path):
+    kept = [".best", ".notes.txt", "model", ".model.12345678.txt", ".git.1234567.new"]
+    for name in (*kept, ".best.0123abcd.new", ".step-000002.0123abcd.old"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    (tmp_path / ".history.json.89abcdef.new").write_text("{")
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    remove_drafts(tmp_path / "none")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

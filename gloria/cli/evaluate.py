@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-broken",
         action="store_true",
         default=None,  # as the options that only some formats read
-        help="read every image first; leave out broken ones",
+        help="read every image first; leave out those that are broken or not there",
     )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
@@ -428,6 +428,7 @@ def _read(
             "patient_column": args.patient_column,
             "bits": args.bits,
             "window": None if args.window is None else tuple(args.window),
+            "check_files": not args.skip_broken,
         }
         data = ImageReportTable(args.data, split, classes=classes, **table, **size)
     return data

@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size, fit, load_image, place
+from gloria.data.images import check_size, fit, load_image, place, read_pixels
 from gloria.data.masks import Box
 from gloria.errors import DataError, OptionError
+
+LOOKED_AT = 10
+"""How many of the first images are looked for, to tell a wrong folder from a missing image."""
 
 
 class Record(NamedTuple):
@@ -90,9 +93,9 @@ class Radiographs(Dataset[Radiograph]):
         skipped: why records were left out, one line each.
 
     Raises:
-        DataError: there is no record, the first one's image does not exist (the folder is wrong
-            then), or labels and classes differ in number. Reading an item raises it for an image or
-            a mask that can't be read, and names where it comes from.
+        DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
+            is wrong then), or labels and classes differ in number. Reading an item raises it for an
+            image or a mask that can't be read, and names where it comes from.
         OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
             its image.
     """
@@ -120,7 +123,7 @@ class Radiographs(Dataset[Radiograph]):
             left_out = f"; {len(skipped)} were skipped, first: {skipped[0]}" if skipped else ""
             raise DataError(f"there is no radiograph to read{left_out}.")
         first = self.records[0]
-        if not first.path.is_file():
+        if not any(record.path.is_file() for record in self.records[:LOOKED_AT]):
             raise DataError(first.about(f"{first.path} does not exist. Is it the right folder?"))
         for record in self.records:
             if len(record.labels) != len(self.classes):
@@ -134,7 +137,7 @@ class Radiographs(Dataset[Radiograph]):
     def __getitem__(self, index: int) -> Radiograph:
         record = self.records[index]
         try:
-            image = load_image(record.path, self.channels, bits=self.bits, window=self.window)
+            image = read_pixels(record.path, self.channels, bits=self.bits, window=self.window)
             mask = torch.zeros(0, *self.size, dtype=torch.bool)
             if record.mask is not None:
                 marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
@@ -145,7 +148,8 @@ class Radiographs(Dataset[Radiograph]):
             kind = OptionError if isinstance(cause, OptionError) else DataError
             raise kind(record.about(cause)) from cause
         labels = torch.tensor(record.labels, dtype=torch.int8)
-        return Radiograph(fit(image, self.size), record.report, labels, mask)
+        fitted = fit(image, self.size).expand(self.channels, -1, -1).contiguous()
+        return Radiograph(fitted, record.report, labels, mask)
 
     @property
     def ids(self) -> list[str]:

@@ -15,19 +15,22 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
     """The columns of all rows that are not blank, stripped, with the numbers of the rows.
 
     Args:
-        path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``.
+        path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``. What separates the
+            columns, commas, semicolons or tabs, is told by the header's line.
         columns: what to read; spaces around the header's names do not count.
 
     Raises:
-        DataError: the file, its header or a column is missing, it is no UTF-8 or no CSV, or a row
-            has fewer or more cells than it should. Rows are numbered as a spreadsheet does: the
-            header is row 1, a blank line is a row.
+        DataError: the file, its header or a column is missing, a column is there twice, it is no
+            UTF-8 or no CSV, or a row has fewer or more cells than it should. Rows are numbered as a
+            spreadsheet does: the header is row 1, a blank line is a row.
     """
     table = _read_table(path)
     header = [name.strip() for name in table[0]]
     for column in columns:
         if column not in header:
             raise DataError(f"{path} has no column {column!r}; it has {', '.join(header)}.")
+        if header.count(column) > 1:
+            raise DataError(f"{path} has {header.count(column)} columns {column!r}; which one?")
     rows = []
     for number, cells in enumerate(table[1:], start=2):
         if not cells:
@@ -35,7 +38,7 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
                 f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
-                f"in a report not quoted?"
+                f"(or what else separates columns) in a report not quoted?"
             )
         record = dict(zip(header, cells, strict=False))
         for column in columns:
@@ -103,7 +106,8 @@ def _read_table(path: Path) -> list[list[str]]:
         ) from cause
     except (EOFError, gzip.BadGzipFile, zlib.error) as cause:
         raise DataError(f"{path} is no whole .gz file: {cause}.") from cause
-    reader = csv.reader(io.StringIO(text, newline=""))
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         table = list(reader)
     except csv.Error as cause:
