@@ -464,7 +464,10 @@ def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
     has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
     if has_column and set(names) <= set(read_splits(args.data)):
         return names
-    say(f"no splits train, {validation} and test: drawn, patient by patient", args.quiet)
+    by = "patient by patient"
+    if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
+        by = "image by image, since it is not told whose they are"
+    say(f"no splits train, {validation} and test: drawn, {by}", args.quiet)
     return None
 
 
