@@ -222,6 +222,9 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
     An old folder of that name is moved aside in the instant before; a kill in between leaves both
     beside each other, under hidden names.
+
+    Raises:
+        CheckpointError: the disk is full, or won't be written to; an old folder stays.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +240,8 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
             shutil.rmtree(old)
         else:
             os.replace(fresh, folder)
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{folder} can't be written: {reason(cause)}.") from cause
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder

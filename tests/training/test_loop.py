@@ -200,6 +200,35 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
 
 
+def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import os, resource, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import test_loop
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def fill(record):
+            if record["step"] == 3:
+                size = 4 * sum(p.numel() for p in model.parameters())
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3 * size // 2,) * 2)  # no optimizer
+        model = test_loop.build()
+        try:
+            test_loop.train(
+                model, test_loop.PAIRS, test_loop.QUICK, folder={str(tmp_path)!r}, on_step=fill
+            )
+        except test_loop.CheckpointError as error:
+            print(error)
+        """
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert "can't be written" in told
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    resumed, whole = build(), build()
+    assert train(resumed, PAIRS, QUICK, folder=tmp_path) == train(whole, PAIRS, QUICK)
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     first, second = build(), build()
     expected = train(first, PAIRS, QUICK, folder=tmp_path)
