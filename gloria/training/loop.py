@@ -18,13 +18,13 @@ from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
+from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
-from gloria.training.loading import load_batches, stack_images
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import parameter_groups, update
 from gloria.types import ScheduledLoss
