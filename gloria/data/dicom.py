@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gloria.checks import require
-from gloria.errors import DataError, GloriaError, OptionError, reason
+from gloria.errors import DataError, reason
 
 Window = tuple[float, float]
 """Centre and width of the pixel values that are spread from black to white."""
@@ -41,9 +41,9 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
         ``(height, width)`` in [0, 1].
 
     Raises:
-        DataError: the file has no pixels, several frames, colours, or can't be read.
-        OptionError: it says neither a window nor a VOI lookup table, declares more than 12 bits and
-            uses less than a sixteenth of their range, and ``window`` is None.
+        DataError: the file has no pixels, several frames, colours, or can't be read; or it says
+            neither a window nor a VOI lookup table, declares more than 12 bits and uses less than a
+            sixteenth of their range, and ``window`` is None.
     """
     pydicom = require("pydicom", "tasks")
     try:
@@ -59,7 +59,7 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
         if window is None:
             _check_contrast(path, dataset, pixels)
         shown = _shown_once(dataset, pixels, window)
-    except GloriaError:
+    except DataError:
         raise
     except Exception as cause:
         # a damaged file makes pydicom raise anything; a missing decoder is named in its message
@@ -76,7 +76,7 @@ def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:
         and highest - lowest < 1 << dataset.BitsStored - 4
         and not any(dataset.get(name) for name in says)
     ):
-        raise OptionError(
+        raise DataError(
             f"DICOM file {path} declares {dataset.BitsStored} bits a pixel, uses values from "
             f"{lowest} to {highest} of them and has no window: it would be nearly of one gray. Say "
             f"which values to show: window=(center, width)."

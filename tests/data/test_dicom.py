@@ -168,7 +168,7 @@ def test_a_film_that_would_be_nearly_of_one_gray(write_dicom, tmp_path):
     pixels = RAMP * 100  # 12 bits of the 16 that are declared
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=16)
     with pytest.raises(
-        OptionError,
+        DataError,
         match=r"a\.dcm declares 16 bits a pixel, uses values from 0 to 2900 of them and has no w",
     ):
         load_image(path)
