@@ -266,12 +266,21 @@ def write_text(path: str | Path, text: str) -> None:
 def remove_drafts(folder: Path) -> None:
     """Remove what :func:`write_folder` and :func:`write_file` had begun when they were killed.
 
+    An old folder that was aside while the new one was not in place comes back.
+
     Args:
         folder: into which nobody else is writing now.
     """
     for path in folder.glob(".*"):
-        if _DRAFT.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        draft = _DRAFT.fullmatch(path.name)
+        if draft is None:
+            continue
+        if draft["kind"] == "old" and not (folder / draft["name"]).exists():
+            os.replace(path, folder / draft["name"])
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def hash_model(folder: str | Path) -> str:
@@ -293,7 +302,7 @@ def hash_model(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}\.(new|old)")
+_DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>new|old)")
 """A hidden name, of a folder or file that is not in place yet, or not any more."""
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
