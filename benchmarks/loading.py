@@ -21,9 +21,9 @@ from measure import cpu_name
 
 import gloria
 from gloria.data import ImageReportTable
+from gloria.data.loading import load_batches, stack_images
 from gloria.data.phantom import PhantomDataset, write_phantoms
 from gloria.training import TrainingRecipe, train
-from gloria.training.loading import load_batches, stack_images
 from gloria.training.small import small_model
 
 BATCH = 32

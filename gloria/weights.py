@@ -222,6 +222,9 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
     An old folder of that name is moved aside in the instant before; a kill in between leaves both
     beside each other, under hidden names.
+
+    Raises:
+        CheckpointError: the disk is full, or won't be written to; an old folder stays.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +240,8 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
             shutil.rmtree(old)
         else:
             os.replace(fresh, folder)
+    except (OSError, SafetensorError) as cause:
+        raise CheckpointError(f"{folder} can't be written: {reason(cause)}.") from cause
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
@@ -258,6 +263,26 @@ def write_text(path: str | Path, text: str) -> None:
     write_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what :func:`write_folder` and :func:`write_file` had begun when they were killed.
+
+    An old folder that was aside while the new one was not in place comes back.
+
+    Args:
+        folder: into which nobody else is writing now.
+    """
+    for path in folder.glob(".*"):
+        draft = _DRAFT.fullmatch(path.name)
+        if draft is None:
+            continue
+        if draft["kind"] == "old" and not (folder / draft["name"]).exists():
+            os.replace(path, folder / draft["name"])
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def hash_model(folder: str | Path) -> str:
     """SHA-256 of a saved model: of every file's name and bytes, so of weights and architecture.
 
@@ -276,6 +301,9 @@ def hash_model(folder: str | Path) -> str:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
+
+_DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>new|old)")
+"""A hidden name, of a folder or file that is not in place yet, or not any more."""
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
 from gloria.training.small import small_model
 from gloria.types import Recipe, TextFeatures, TokenizedText
-from gloria.weights import hash_model, load_model, load_weights, save_model, write_file
+from gloria.weights import (
+    hash_model,
+    load_model,
+    load_weights,
+    remove_drafts,
+    save_model,
+    write_file,
+)
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
 
@@ -114,7 +122,7 @@ def test_a_failed_save_leaves_the_old_one(model, images, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(broken.text_encoder, "recipe", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"model can't be written: disk full\.$"):
         save_model(broken, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
@@ -278,6 +286,41 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
     assert hash_model(tmp_path / "b") != first
     with pytest.raises(CheckpointError, match="is no saved model"):
         hash_model(tmp_path)
+
+
+def test_drafts_of_a_kill_are_removed_and_nothing_else(tmp_path):
+    kept = [".best", ".notes.txt", "model", ".model.12345678.txt", ".git.1234567.new"]
+    for name in (*kept, ".best.0123abcd.new", ".step-000002.0123abcd.old"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    (tmp_path / ".history.json.89abcdef.new").write_text("{")
+    (tmp_path / "step-000002").mkdir()
+    kept.append("step-000002")
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    remove_drafts(tmp_path / "none")
+
+
+def test_a_kill_in_the_instant_of_replacing_costs_nothing(model, images, tmp_path, monkeypatch):
+    save_model(model, tmp_path / "best")
+
+    class KilledError(BaseException):
+        pass
+
+    def replace(source, target):
+        if str(source).endswith(".new"):
+            raise KilledError  # the old one is aside already
+        return os.rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gloria.weights.os.replace", replace)
+        patched.setattr("gloria.weights.shutil.rmtree", lambda *args, **options: None)
+        with pytest.raises(KilledError):
+            save_model(build(seed=5), tmp_path / "best")
+    assert not (tmp_path / "best").exists()
+    remove_drafts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    loaded = load_model(tmp_path / "best")
+    assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

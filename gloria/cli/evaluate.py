@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-broken",
         action="store_true",
         default=None,  # as the options that only some formats read
-        help="read every image first; leave out broken ones",
+        help="read every image first; leave out those that are broken or not there",
     )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
@@ -428,6 +428,7 @@ def _read(
             "patient_column": args.patient_column,
             "bits": args.bits,
             "window": None if args.window is None else tuple(args.window),
+            "check_files": not args.skip_broken,
         }
         data = ImageReportTable(args.data, split, classes=classes, **table, **size)
     return data
@@ -463,7 +464,10 @@ def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
     has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
     if has_column and set(names) <= set(read_splits(args.data)):
         return names
-    say(f"no splits train, {validation} and test: drawn, patient by patient", args.quiet)
+    by = "patient by patient"
+    if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
+        by = "image by image, since it is not told whose they are"
+    say(f"no splits train, {validation} and test: drawn, {by}", args.quiet)
     return None
 
 

@@ -66,7 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-incomplete", action="store_true", help="leave out pairs without a word to read"
     )
     data.add_argument(
-        "--skip-broken", action="store_true", help="read every image first; leave out broken ones"
+        "--skip-broken",
+        action="store_true",
+        help="read every image first; leave out those that are broken or not there",
     )
     for name, default in COLUMNS.items():
         data.add_argument(
@@ -236,7 +238,8 @@ def run(args: argparse.Namespace) -> int:
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
-    if args.format != "csv" or val_split in read_splits(args.data, args.split_column):
+    splits = read_splits(args.data, args.split_column) if args.format == "csv" else [val_split]
+    if val_split in splits:
         validation = _read(args, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
@@ -264,6 +267,7 @@ def run(args: argparse.Namespace) -> int:
     with isolated(args.seed):
         model = small_model(pairs.reports, **description)
     _tell_beforehand(args, model, validation)
+    _tell_of_data(args, pairs, validation, set(splits) - {args.train_split, val_split})
     _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
     with StepProgress(recipe.steps, "train", args.quiet) as progress:
         history = train(
@@ -323,6 +327,33 @@ def _tell_beforehand(
         )
 
 
+def _tell_of_data(
+    args: argparse.Namespace,
+    pairs: Radiographs,
+    validation: Radiographs | None,
+    others: set[str],
+) -> None:
+    """What is in the table and can hardly be meant."""
+    from gloria.cli.progress import say
+    from gloria.data.leaks import find_leaks
+
+    if others:
+        names = ", ".join(map(repr, sorted(others)))
+        say(f"rows of other splits are not read: {names}", args.quiet)
+    twice = len(pairs) - len({(record.path, record.report) for record in pairs.records})
+    if twice:
+        say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+    if validation is None:
+        return
+    leaks = find_leaks({"training": pairs.records, "validation": validation.records}, files=False)
+    if leaks:
+        say(
+            f"of what trains, {len(leaks.images)} images and {len(leaks.patients)} patients are "
+            f"validated, too: gloria check-splits names them",
+            False,
+        )
+
+
 def _write_left_out(folder: Path, splits: Mapping[str, Radiographs | None]) -> None:
     """Name what was left out of each split, and why."""
     from gloria.weights import write_text
@@ -354,6 +385,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
             split,
             bits=args.bits,
             window=None if args.window is None else tuple(args.window),
+            check_files=not args.skip_broken,
             image_column=args.image_column,
             report_column=args.report_column,
             split_column=args.split_column,

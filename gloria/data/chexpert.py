@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from gloria.data.radiographs import Radiographs, Record, skipping
+from gloria.data.radiographs import LOOKED_AT, Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
 from gloria.data.rows import check_file, read_label, read_rows
 from gloria.errors import DataError, OptionError, UnknownNameError
@@ -105,7 +105,7 @@ class CheXpert(_CheXpertImages):
     Raises:
         UnknownNameError: CheXpert has no such class.
         OptionError: ``uncertain`` is no such mapping.
-        DataError: the file, a column or the first image is missing; a label is none; an uncertain
+        DataError: the file, a column or the first images are missing; a label is none; an uncertain
             label has no mapping.
 
     Source: Irvin et al., CheXpert, AAAI 2019.
@@ -301,10 +301,11 @@ def _read_label_file(
 
 
 def _locate(records: list[Record], root: Path) -> list[Record]:
-    """Records with their files: of the kind that the first one's has."""
+    """Records with their files: of the kind that the first ones have."""
     if not records:
         return records
-    first = root / records[0].path
-    kinds = (first.suffix, *IMAGE_KINDS)
-    kind = next((kind for kind in kinds if first.with_suffix(kind).is_file()), first.suffix)
+    first = [root / record.path for record in records[:LOOKED_AT]]
+    kinds = (first[0].suffix, *IMAGE_KINDS)
+    there = (kind for kind in kinds if any(path.with_suffix(kind).is_file() for path in first))
+    kind = next(there, first[0].suffix)
     return [record._replace(path=root / record.path.with_suffix(kind)) for record in records]

@@ -41,7 +41,9 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
         ``(height, width)`` in [0, 1].
 
     Raises:
-        DataError: the file has no pixels, several frames, colours, or can't be read.
+        DataError: the file has no pixels, several frames, colours, or can't be read; or it says
+            neither a window nor a VOI lookup table, declares more than 12 bits and uses less than a
+            sixteenth of their range, and ``window`` is None.
     """
     pydicom = require("pydicom", "tasks")
     try:
@@ -54,7 +56,9 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
         pixels = dataset.pixel_array
         if pixels.ndim != 2:
             raise DataError(f"DICOM file {path} has {len(pixels)} frames; one was expected.")
-        shown = _shown(dataset, pixels, window)
+        if window is None:
+            _check_contrast(path, dataset, pixels)
+        shown = _shown_once(dataset, pixels, window)
     except DataError:
         raise
     except Exception as cause:
@@ -63,21 +67,45 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
     return 1 - shown if kind == "MONOCHROME1" else shown
 
 
+def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:
+    """A film that does not say how to be shown, and would be nearly of one gray."""
+    says = ("WindowCenter", "VOILUTSequence", "ModalityLUTSequence")
+    lowest, highest = int(pixels.min()), int(pixels.max())
+    if (
+        dataset.BitsStored > 12
+        and highest - lowest < 1 << dataset.BitsStored - 4
+        and not any(dataset.get(name) for name in says)
+    ):
+        raise DataError(
+            f"DICOM file {path} declares {dataset.BitsStored} bits a pixel, uses values from "
+            f"{lowest} to {highest} of them and has no window: it would be nearly of one gray. Say "
+            f"which values to show: window=(center, width)."
+        )
+
+
+def _shown_once(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray[np.float32]:
+    """What is shown of the pixels; of each value once, where there are more pixels than values."""
+    lowest, highest = _stored(dataset)
+    if pixels.size <= highest - lowest:
+        return _shown(dataset, pixels, window)
+    table = _shown(dataset, np.arange(lowest, highest + 1), window)
+    return table.take(pixels.astype(np.intp) - lowest, mode="clip")
+
+
+def _stored(dataset: Any) -> tuple[int, int]:
+    """The lowest and the highest value that a pixel can have."""
+    values = 1 << dataset.BitsStored
+    lowest = -values // 2 if dataset.PixelRepresentation else 0
+    return lowest, lowest + values - 1
+
+
 def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray[np.float32]:
     """Rescaled, windowed, and from the lowest value that can come out, 0, to the highest, 1."""
     processing = require("pydicom.pixels.processing", "tasks")
     if window is not None:
         dataset.WindowCenter, dataset.WindowWidth = window
         dataset.VOILUTFunction = "LINEAR"  # the file's own may be a sigmoid, which has no ends
-    bits = dataset.BitsStored
-    stored = (
-        (-(1 << bits - 1), (1 << bits - 1) - 1)
-        if dataset.PixelRepresentation
-        else (
-            0,
-            (1 << bits) - 1,
-        )
-    )
+    stored = _stored(dataset)
     values = processing.apply_modality_lut(pixels, dataset)
     low, high = processing.apply_modality_lut(np.array(stored, np.int64), dataset)
     if dataset.get("ModalityLUTSequence"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ def load_image(
     brighter than the next. So you say it. A DICOM file says it itself, and how it should be shown:
     see :func:`~gloria.data.dicom.read_dicom`.
 
+    A picture comes out as viewers show it: turned and mirrored as its EXIF orientation says, which
+    side is left depends on it; what is transparent over black; a TIFF file's white where it says
+    that 0 is white.
+
     Args:
-        path: DICOM, or anything Pillow reads, turned upright as its EXIF orientation says.
+        path: DICOM, or anything Pillow reads.
         channels: 1 (grayscale) or 3.
         bits: how many bits the pixels of a 16-bit grayscale file have: they are divided by
             ``2**bits - 1``. None = 16, and a file that does not look like it is an error. Files of
@@ -40,10 +44,22 @@ def load_image(
         ``(channel, height, width)``, float32 in [0, 1].
 
     Raises:
-        DataError: the file is missing, damaged or of a pixel type that has no range; or a DICOM
-            file has no pixels.
+        DataError: the file is missing or damaged, has several frames, float pixels, which have no
+            range, or colours of 16 bits, of which Pillow would read 8; or a DICOM file has no
+            pixels, or needs a ``window``, as :func:`~gloria.data.dicom.read_dicom` says.
         OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
             than 12; ``window`` has no centre or no width, or ``channels`` is neither 1 nor 3.
+    """
+    image = read_pixels(path, channels, bits=bits, window=window)
+    return image.expand(channels, -1, -1).contiguous()
+
+
+def read_pixels(
+    path: str | Path, channels: int = 1, *, bits: int | None = None, window: Window | None = None
+) -> Tensor:
+    """As :func:`load_image`, but a grayscale file has one channel, whatever ``channels`` says.
+
+    Three equal ones would take three times as long to fit.
     """
     if channels not in (1, 3):
         raise OptionError(f"channels must be 1 or 3; got {channels}.")
@@ -65,8 +81,7 @@ def load_image(
     except Exception as cause:
         # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
         raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
-    image = torch.from_numpy(np.ascontiguousarray(pixels))
-    return image.expand(channels, -1, -1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,35 +168,60 @@ def check_size(size: tuple[int, int]) -> None:
     check_integer("width in size", size[1], 1)
 
 
+_GRAY = ("1", "L", "LA", "La")
+
+
 def _read_picture(
     path: Path, channels: int, bits: int | None, window: Window | None
 ) -> NDArray[np.float32]:
-    """``(channel, height, width)`` of what Pillow reads; one channel where the file is deep."""
+    """``(channel, height, width)`` of what Pillow reads; one channel where the file is gray."""
+    # not opened by its path: Pillow would map a plain TIFF file into memory, and not turn it
+    with path.open("rb") as file:
+        picture = _open(path, file)
+        require("PIL.ImageOps", "tasks").exif_transpose(picture, in_place=True)
+        deep = picture.mode.startswith("I")  # convert("L") would clip 16 bits to 8
+        if deep:
+            pixels = np.asarray(picture).astype(np.float32)[None]
+        else:
+            gray = channels == 1 or picture.mode in _GRAY
+            levels = np.asarray(_over_black(picture).convert("L" if gray else "RGB"))
+            pixels = np.atleast_3d(levels).transpose(2, 0, 1).astype(np.float32, order="C")
+    if deep and window is None:
+        _check_bits(path, int(pixels.min()), int(pixels.max()), bits)
+    if window is None:
+        pixels /= np.float32((1 << (bits or 16)) - 1 if deep else 255)
+    else:
+        center, width = window
+        pixels = ((pixels - np.float32(center - width / 2)) / np.float32(width)).clip(0, 1)
+    # of 8 bits, Pillow does it
+    zero_is_white = deep and picture.format == "TIFF" and picture.tag_v2.get(262) == 0
+    return 1 - pixels if zero_is_white else pixels
+
+
+def _open(path: Path, file: BinaryIO) -> Any:
+    """A picture of one frame, whose pixels have a range and which Pillow reads whole."""
     pillow = require("PIL.Image", "tasks")
     try:
-        opened = pillow.open(path)
-    except pillow.UnidentifiedImageError as cause:  # its text would repeat the path
+        picture = pillow.open(file)
+    except pillow.UnidentifiedImageError as cause:  # its text would be about the stream
         raise DataError(f"image {path} can't be read: Pillow knows no such image.") from cause
-    with opened as picture:
-        # a camera writes a film held sideways as it lies, and beside it how it is to be turned
-        require("PIL.ImageOps", "tasks").exif_transpose(picture, in_place=True)
-        if picture.mode == "F":
-            raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
-        if picture.mode.startswith("I"):
-            # convert("L") would clip 16 bits to 8
-            pixels = np.asarray(picture).astype(np.float32)[None]
-            if window is None:
-                _check_bits(path, int(pixels.min()), int(pixels.max()), bits)
-            highest = (1 << (bits or 16)) - 1
-        else:
-            gray = np.asarray(picture.convert("L" if channels == 1 else "RGB"), np.float32)
-            pixels = gray[None] if channels == 1 else gray.transpose(2, 0, 1)
-            highest = 255
-    if window is None:
-        return pixels / np.float32(highest)
-    center, width = window
-    shown = (pixels - np.float32(center - width / 2)) / np.float32(width)
-    return shown.clip(0, 1)
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a JPEG file with its preview
+        raise DataError(f"image {path} has {frames} frames; one was expected.")
+    if picture.mode == "F":
+        raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
+    if not picture.mode.startswith("I") and ";16" in str(picture.tile):
+        raise DataError(f"{path} has colours of 16 bits; Pillow would read 8. Save it in gray.")
+    return picture
+
+
+def _over_black(picture: Any) -> Any:
+    """What is seen of a picture with transparent pixels on a black screen."""
+    if not picture.has_transparency_data:
+        return picture
+    pillow = require("PIL.Image", "tasks")
+    black = pillow.new("RGBA", picture.size, "black")
+    return pillow.alpha_composite(black, picture.convert("RGBA"))
 
 
 def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None:

@@ -36,8 +36,8 @@ class MIMICCXR(Radiographs):
 
     Raises:
         UnknownNameError: there is no such class.
-        DataError: a file, a column or the first image is missing; a report has no word; a label is
-            none; no image has the split.
+        DataError: a file, a column or the first images are missing; a report has no word; a label
+            is none; no image has the split.
 
     Source: Johnson et al., MIMIC-CXR-JPG, 2019.
     """

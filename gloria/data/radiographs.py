@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,9 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size, fit, load_image, place
+from gloria.data.images import check_size, fit, load_image, place, read_pixels
 from gloria.data.masks import Box
 from gloria.errors import DataError, OptionError
+
+LOOKED_AT = 10
+"""How many of the first images are looked for, to tell a wrong folder from a missing image."""
 
 
 class Record(NamedTuple):
@@ -90,9 +94,9 @@ class Radiographs(Dataset[Radiograph]):
         skipped: why records were left out, one line each.
 
     Raises:
-        DataError: there is no record, the first one's image does not exist (the folder is wrong
-            then), or labels and classes differ in number. Reading an item raises it for an image or
-            a mask that can't be read, and names where it comes from.
+        DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
+            is wrong then), or labels and classes differ in number. Reading an item raises it for an
+            image or a mask that can't be read, and names where it comes from.
         OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
             its image.
     """
@@ -120,7 +124,7 @@ class Radiographs(Dataset[Radiograph]):
             left_out = f"; {len(skipped)} were skipped, first: {skipped[0]}" if skipped else ""
             raise DataError(f"there is no radiograph to read{left_out}.")
         first = self.records[0]
-        if not first.path.is_file():
+        if not any(record.path.is_file() for record in self.records[:LOOKED_AT]):
             raise DataError(first.about(f"{first.path} does not exist. Is it the right folder?"))
         for record in self.records:
             if len(record.labels) != len(self.classes):
@@ -133,19 +137,13 @@ class Radiographs(Dataset[Radiograph]):
 
     def __getitem__(self, index: int) -> Radiograph:
         record = self.records[index]
-        try:
-            image = load_image(record.path, self.channels, bits=self.bits, window=self.window)
-            mask = torch.zeros(0, *self.size, dtype=torch.bool)
-            if record.mask is not None:
-                marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
-                mask = fit(marked[None].float(), self.size) >= 0.5
-        except (DataError, OptionError) as cause:
-            if not record.where:
-                raise
-            kind = OptionError if isinstance(cause, OptionError) else DataError
-            raise kind(record.about(cause)) from cause
+        image, marked = self._read(record)
+        fitted = fit(image, self.size).expand(self.channels, -1, -1).contiguous()
+        mask = torch.zeros(0, *self.size, dtype=torch.bool)
+        if marked is not None:
+            mask = fit(marked.float(), self.size) >= 0.5
         labels = torch.tensor(record.labels, dtype=torch.int8)
-        return Radiograph(fit(image, self.size), record.report, labels, mask)
+        return Radiograph(fitted, record.report, labels, mask)
 
     @property
     def ids(self) -> list[str]:
@@ -208,7 +206,9 @@ class Radiographs(Dataset[Radiograph]):
         return self._with([r for r, kept in zip(self.records, keep, strict=True) if kept])
 
     def without_broken(self, *, progress: Callable[[int], Any] = lambda read: None) -> Self:
-        """Read every item now, and leave out those that can't be: they are in ``skipped``.
+        """Read every file now, and leave out those that can't be: they are in ``skipped``.
+
+        Several are read at a time.
 
         Args:
             progress: called with the number of items read since the last call, as ``tqdm.update``.
@@ -218,19 +218,43 @@ class Radiographs(Dataset[Radiograph]):
             OptionError: ``bits`` does not fit an image: it is the option that is wrong.
         """
         whole, broken = [], []
-        for index, record in enumerate(self.records):
-            try:
-                self[index]
-                whole.append(record)
-            except DataError as fault:
-                broken.append(str(fault))
-            progress(1)
+        with ThreadPoolExecutor() as readers:
+            # not all at once: what waits in a pool is read, even if an option is wrong
+            for start in range(0, len(self), 100):
+                some = self.records[start : start + 100]
+                for record, fault in zip(some, readers.map(self._fault, some), strict=True):
+                    if fault is None:
+                        whole.append(record)
+                    else:
+                        broken.append(fault)
+                    progress(1)
         return self._with(whole, broken)
 
     def fingerprint(self) -> str:
         """SHA-256 of every image's id, report and labels, in their order."""
         facts = [[record.id, record.report, record.labels] for record in self.records]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _read(self, record: Record) -> tuple[Tensor, Tensor | None]:
+        """An image, of one channel where its file is gray, and its mask, as large as the file."""
+        try:
+            image = read_pixels(record.path, self.channels, bits=self.bits, window=self.window)
+            if record.mask is None:
+                return image, None
+            return image, torch.from_numpy(record.mask(*image.shape[-2:]).copy())[None]
+        except (DataError, OptionError) as cause:
+            if not record.where:
+                raise
+            kind = OptionError if isinstance(cause, OptionError) else DataError
+            raise kind(record.about(cause)) from cause
+
+    def _fault(self, record: Record) -> str | None:
+        """Why a record can't be read; None = it can."""
+        try:
+            self._read(record)
+        except DataError as fault:
+            return str(fault)
+        return None
 
     def _with(self, records: list[Record], skipped: Sequence[str] = ()) -> Self:
         if not records:

@@ -72,6 +72,8 @@ _UNFINISHED = re.compile(
 _SHORTENED = re.compile(r"(?:^|[\s(\d])(?:(?:[a-z]\.)+|(?:rt|lt|pts?|lat|etc)\.)$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W_]")
+# what tables of programs write for a report that is not there
+_NOTHING = frozenset({"nan", "none", "null", "<na>"})
 
 
 def has_words(text: str) -> bool:
@@ -227,11 +229,13 @@ RANDOM_SENTENCE = ReportPolicy(one_sentence=True)
 def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:
     """What a policy selects of a report, with at least one word.
 
+    A report "nan", "None", "null" or "<NA>" is one that a program did not have.
+
     Raises:
         DataError: it has none; it names ``where``.
     """
     text = policy.select(report)
-    if not has_words(text):
+    if not has_words(text) or text.lower() in _NOTHING:
         lacks = "" if policy.sections is None else f" in section {' or '.join(policy.sections)}"
         raise DataError(f"{where}: empty report, {text!r} has no word{lacks}.")
     return text

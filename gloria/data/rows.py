@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from gloria.errors import DataError
@@ -15,27 +16,30 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
     """The columns of all rows that are not blank, stripped, with the numbers of the rows.
 
     Args:
-        path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``.
+        path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``. What separates the
+            columns, commas, semicolons or tabs, is told by the header's line.
         columns: what to read; spaces around the header's names do not count.
 
     Raises:
-        DataError: the file, its header or a column is missing, it is no UTF-8 or no CSV, or a row
-            has fewer or more cells than it should. Rows are numbered as a spreadsheet does: the
-            header is row 1, a blank line is a row.
+        DataError: the file, its header or a column is missing, a column is there twice, it is no
+            UTF-8 or no CSV, or a row has fewer or more cells than it should. Rows are numbered as a
+            spreadsheet does: the header is row 1, a blank line is a row.
     """
     table = _read_table(path)
-    header = [name.strip() for name in table[0]]
+    header = [name.strip() for name in next(table)]
     for column in columns:
         if column not in header:
             raise DataError(f"{path} has no column {column!r}; it has {', '.join(header)}.")
+        if header.count(column) > 1:
+            raise DataError(f"{path} has {header.count(column)} columns {column!r}; which one?")
     rows = []
-    for number, cells in enumerate(table[1:], start=2):
+    for number, cells in enumerate(table, start=2):
         if not cells:
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
                 f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
-                f"in a report not quoted?"
+                f"(or what else separates columns) in a report not quoted?"
             )
         record = dict(zip(header, cells, strict=False))
         for column in columns:
@@ -51,7 +55,7 @@ def read_header(path: Path) -> list[str]:
     Raises:
         DataError: as :func:`read_rows`.
     """
-    return [name.strip() for name in _read_table(path)[0]]
+    return [name.strip() for name in next(_read_table(path))]
 
 
 def read_label(where: str, cell: str, blank: int | None = None) -> int:
@@ -90,12 +94,14 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} does not exist.")
 
 
-def _read_table(path: Path) -> list[list[str]]:
+def _read_table(path: Path) -> Iterator[list[str]]:
     """All rows as lists of cells, at least a header; a blank line is an empty one."""
     check_file(path)
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        data.decode("utf-8")
     except UnicodeDecodeError as cause:
         line = cause.object.count(b"\n", 0, cause.start) + 1
         raise DataError(
@@ -103,14 +109,18 @@ def _read_table(path: Path) -> list[list[str]]:
         ) from cause
     except (EOFError, gzip.BadGzipFile, zlib.error) as cause:
         raise DataError(f"{path} is no whole .gz file: {cause}.") from cause
-    reader = csv.reader(io.StringIO(text, newline=""))
+    # decoded and split piece by piece: large tables would take gigabytes
+    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    head = io.BytesIO(data).readline().decode("utf-8")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
     try:
-        table = list(reader)
+        header = next(reader, [])
+        if not any(map(str.strip, header)):
+            what = "its first line is blank" if any(reader) else "it is empty"
+            raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
+        yield header
+        yield from reader
     except csv.Error as cause:
         raise DataError(
             f"{path}, line {reader.line_num}: not CSV ({cause}). Is a quote never closed?"
         ) from cause
-    if not table or not any(map(str.strip, table[0])):
-        what = "its first line is blank" if any(table) else "it is empty"
-        raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
-    return table

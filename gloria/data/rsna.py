@@ -28,7 +28,7 @@ class RSNA(Radiographs):
         window: as in :func:`~gloria.data.load_image`.
 
     Raises:
-        DataError: the file, a column or the first image is missing; a patient has a box and is
+        DataError: the file, a column or the first images are missing; a patient has a box and is
             negative, or is positive without one; a box is no four numbers.
 
     Source: Shih et al., Radiology: Artificial Intelligence, 2019.

@@ -17,8 +17,8 @@ class ImageReportTable(Radiographs):
     """Radiographs of a CSV file: a column with image paths, and what else it has.
 
     Args:
-        path: the CSV file in UTF-8, with a header. Image paths are relative to its folder, or
-            absolute; they are the images' ids.
+        path: the CSV file in UTF-8, with a header, its columns separated by commas, semicolons or
+            tabs. Image paths are relative to its folder, or absolute; they are the images' ids.
         split: the rows to take; None = all.
         size: ``(height, width)`` that images are fitted into, aspect kept, padded with black.
         channels: 1 (grayscale) or 3.
@@ -34,6 +34,8 @@ class ImageReportTable(Radiographs):
         split_column: name of the column with the split; read only if ``split`` is given.
         patient_column: name of the column with the patient; None = it is not known.
         classes: names of columns with labels: 1, 0, or -1 for uncertain.
+        check_files: require every image's file now; False = an image that is not there is told when
+            it is read, or left out by ``without_broken``.
 
     Raises:
         DataError: the file or a column is missing, the file is no UTF-8 or no CSV, a report has no
@@ -61,6 +63,7 @@ class ImageReportTable(Radiographs):
         split_column: str = "split",
         patient_column: str | None = None,
         classes: Sequence[str] = (),
+        check_files: bool = True,
     ) -> None:
         check_size(size)
         path = Path(path)
@@ -79,8 +82,9 @@ class ImageReportTable(Radiographs):
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
             file = path.parent / image
-            if not file.is_file():
-                raise DataError(f"{where} {image_column!r}: {file} does not exist.")
+            if check_files and not file.is_file():
+                hint = " Folders end in /, not in a backslash." if "\\" in image else ""
+                raise DataError(f"{where} {image_column!r}: {file} does not exist.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)
             patient = None if patient_column is None else cells[patient_column]
             if patient == "":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gloria.checks import check_choice, check_integer, check_mask, check_same_device, check_share
 from gloria.data.images import normalize
+from gloria.data.loading import load_batches
 from gloria.data.masked import Masked, stack_masked
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.features import evaluating
@@ -110,6 +111,7 @@ def measure_overlap(
     thresholds: Sequence[float] = THRESHOLDS,
     *,
     batch_size: int = 16,
+    workers: int = 0,
     progress: Callable[[int], Any] = lambda segmented: None,
 ) -> Overlap:
     """Segment every item, and count at several thresholds; nothing else is kept of an image.
@@ -119,6 +121,7 @@ def measure_overlap(
         items: images and masks; normalised here.
         thresholds: a pixel is marked where its probability is above.
         batch_size: images segmented at a time; it does not change the result.
+        workers: processes that load items.
         progress: called with the number of items done since the last call.
 
     Returns:
@@ -133,18 +136,19 @@ def measure_overlap(
     _check_thresholds(thresholds)
     if not len(items):
         raise DataError("items must hold at least one image; there is nothing to segment.")
-    parts = []
+    parts: list[list[Tensor]] = []
+    starts = range(0, len(items), batch_size)
+    batches = [range(start, min(start + batch_size, len(items))) for start in starts]
     with evaluating(model):
-        for start in range(0, len(items), batch_size):
-            batch = [items[i] for i in range(start, min(start + batch_size, len(items)))]
-            images, masks = stack_masked(batch)
+        loaded = load_batches(items, batches, stack_masked, workers=workers)
+        for start, (images, masks) in zip(starts, loaded, strict=True):
             logits = model(normalize(images.to(model.device), model.image_input))
             if logits.isnan().any():
                 raise DataError(f"the model's output is NaN, in items {start} and following.")
             probability, masks = logits.sigmoid(), masks.to(model.device)
             counts = [count_overlap(probability > threshold, masks) for threshold in thresholds]
             parts.append([torch.stack(each, -1).cpu() for each in zip(*counts, strict=True)])
-            progress(len(batch))
+            progress(len(images))
     return Overlap(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

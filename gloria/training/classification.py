@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_weight
 from gloria.data.images import normalize
+from gloria.data.loading import HasImage, load_batches, stack_images
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating
 from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
-from gloria.training.loading import HasImage, load_batches, stack_images
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
+from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
-from gloria.training.loading import load_batches, stack_images
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import parameter_groups, update
 from gloria.types import ScheduledLoss
-from gloria.weights import save_model
+from gloria.weights import remove_drafts, save_model
 
 OnStep = Callable[[dict[str, float]], None]
 TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
@@ -117,12 +117,14 @@ def train(
         model: trained in place, its convolutions in the memory format ``channels_last``. It is
             told the size of the images it sees, cropped if they are: ``trained_image_size``.
         pairs: images ``(channel, height, width)`` in [0, 1], all of one size, with reports. They
-            are normalised here, as ``model.image_encoder.image_input`` says.
+            are normalised here, as ``model.image_encoder.image_input`` says. An index must always
+            give the same item: random numbers that items draw are not those of step k.
         recipe: how.
-        validation: pairs whose loss is computed every ``recipe.validate_every`` steps.
+        validation: pairs whose loss is computed every ``recipe.validate_every`` steps, in batches
+            of ``recipe.batch_size``; those at the end that fill none do not count.
         folder: where checkpoints go (``checkpoints/step-N``), and the model with the lowest
-            validation loss (``best``). A run that stands there is continued. None = nothing is
-            written.
+            validation loss (``best``). A run that stands there is continued, and what a kill left
+            half-written is removed. None = nothing is written.
         settings: what else, in JSON values, must be equal for the run in ``folder`` to be this
             one: the model's and the data's description, say.
         workers: processes that load items.
@@ -155,6 +157,8 @@ def train(
     fixed |= settings or {}
     progress = Progress(0, [])
     if folder is not None:
+        for place in (folder, folder / "checkpoints"):
+            remove_drafts(place)
         progress = resume(folder / "checkpoints", model, optimizer, fixed)
 
     batches = StepBatches(
@@ -169,7 +173,7 @@ def train(
         done = progress.step == recipe.steps
         if validation is not None and (done or progress.step % recipe.validate_every == 0):
             record["validation_loss"] = validation_loss(
-                model, validation, recipe.batch_size, recipe.augmentation
+                model, validation, recipe.batch_size, recipe.augmentation, workers=workers
             )
             if record["validation_loss"] < progress.best:
                 progress.best = record["validation_loss"]
@@ -190,10 +194,16 @@ def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:
 
 @torch.no_grad()
 def validation_loss(
-    model: GLoRIA, pairs: Pairs, batch_size: int, augmentation: Augmentation | None = None
+    model: GLoRIA,
+    pairs: Pairs,
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+    *,
+    workers: int = 0,
 ) -> float:
-    """Mean loss over the batches of ``pairs`` in their order, in eval mode.
+    """Mean loss over the whole batches of ``pairs`` in their order, in eval mode.
 
+    What is left at the end and fills no batch does not count: a smaller batch has a smaller loss.
     An augmentation that crops decides which middle part of the images is seen.
 
     Raises:
@@ -202,11 +212,9 @@ def validation_loss(
     was_training = model.training
     model.eval()
     losses = []
-    for start in range(0, len(pairs), batch_size):
-        items = [pairs[i] for i in range(start, min(start + batch_size, len(pairs)))]
-        if len(items) < min(batch_size, len(pairs)):
-            break  # a smaller batch has a smaller loss
-        images, reports = collate(items)
+    size = min(batch_size, len(pairs))
+    batches = [range(start, start + size) for start in range(0, len(pairs) - size + 1, size)]
+    for images, reports in load_batches(pairs, batches, collate, workers=workers):
         if augmentation is not None:
             images = augmentation.center(images)
         losses.append(model(_prepare(images, model), reports).loss)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
 from gloria.data.images import normalize
+from gloria.data.loading import load_batches
 from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
@@ -31,7 +32,6 @@ from gloria.heads.segmentation import SegmentationModel, segmentation_model
 from gloria.losses.segmentation import focal_log_dice
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.loading import load_batches
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
@@ -130,7 +130,7 @@ def train_segmenter(
         validation: images of other patients. The weights of the step with the highest mean Dice on
             them are kept, the first of equals, each class at the threshold that is best there.
         recipe: how; None = :class:`SegmentationRecipe`'s defaults.
-        workers: processes that load training images.
+        workers: processes that load images.
         on_step: called after every step with what was logged; ``on_step(record)``.
 
     Raises:
@@ -168,7 +168,7 @@ def train_segmenter(
         best.history.append(record)
         done = step + 1
         if done == recipe.steps or done % recipe.validate_every == 0:
-            dice, thresholds = _validate(model, validation, recipe)
+            dice, thresholds = _validate(model, validation, recipe, workers)
             record["validation_dice"] = dice
             if dice > best.validation_dice:
                 best = SegmentationTraining(done, dice, thresholds, best.history)
@@ -210,7 +210,7 @@ def segmentation_efficiency(
         seeds: one model is trained for each.
         recipe: of each model, but for its seed; None = :class:`SegmentationRecipe`'s defaults.
         width: as in :func:`~gloria.heads.segmentation_model`.
-        workers: processes that load training images.
+        workers: processes that load images.
         progress: called with the number of models trained since the last call, as ``tqdm.update``
             is.
         on_overlap: called with the row, fraction and seed of each model and the counts of the test
@@ -261,7 +261,11 @@ def segmentation_efficiency(
                     model, part, validation, replace(recipe, seed=seed), workers=workers
                 )
                 every = measure_overlap(
-                    model, test, trained.thresholds, batch_size=recipe.batch_size
+                    model,
+                    test,
+                    trained.thresholds,
+                    batch_size=recipe.batch_size,
+                    workers=workers,
                 )
                 overlap = every.at(range(len(classes)))
                 on_overlap(row, fraction, seed, overlap)
@@ -327,10 +331,12 @@ def _loss(
 
 
 def _validate(
-    model: SegmentationModel, validation: MaskedItems, recipe: SegmentationRecipe
+    model: SegmentationModel, validation: MaskedItems, recipe: SegmentationRecipe, workers: int
 ) -> tuple[float, tuple[float, ...]]:
     """Mean Dice with each class at its best threshold, and these thresholds."""
-    overlap = measure_overlap(model, validation, THRESHOLDS, batch_size=recipe.batch_size)
+    overlap = measure_overlap(
+        model, validation, THRESHOLDS, batch_size=recipe.batch_size, workers=workers
+    )
     thresholds = choose_mask_thresholds(overlap, THRESHOLDS, recipe.choose_on)
     chosen = overlap.at([THRESHOLDS.index(threshold) for threshold in thresholds])
     return summarize_overlap(chosen)[f"dice_{recipe.choose_on}"], thresholds

@@ -259,6 +259,15 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "which changed since" in capsys.readouterr().err
 
 
+def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, capsys):
+    given = ["evaluate", "--model", str(model), "--data", str(table)]
+    given += ["--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot"]
+    assert main([*given, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
+    assert "drawn, patient by patient" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "b")]) == 0
+    assert "drawn, image by image, since it is not told whose they are" in capsys.readouterr().err
+
+
 def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')

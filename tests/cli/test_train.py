@@ -181,6 +181,42 @@ def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, 
     assert [reason.split(",")[1] for reason in listed["train"]] == [" row 5", " row 4"]
 
 
+def test_a_missing_image_is_left_out_as_a_broken_one_if_asked(table, tmp_path, capsys):
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows[1][0] = "none.png"
+    changed = table.with_name("missing.csv")
+    with changed.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert run(changed, tmp_path, "--skip-incomplete") == 2
+    assert "row 2, column 'image'" in capsys.readouterr().err
+    assert run(changed, tmp_path, "--skip-broken") == 0
+    listed = json.loads((tmp_path / "left_out.json").read_text())["train"]
+    assert len(listed) == 1
+    assert "row 2, column 'image': image" in listed[0]
+    assert listed[0].endswith("none.png does not exist.")
+
+
+def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
+    """Rows that nothing reads, pairs that are there twice, and films on both sides."""
+    assert run(table, tmp_path / "plain") == 0
+    error = capsys.readouterr().err
+    assert "there again" not in error
+    assert "validated, too" not in error
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows += [rows[1], rows[2], [rows[1][0], rows[1][1], "val"], [*rows[3][:2], "Train"]]
+    changed = table.with_name("doubtful.csv")
+    with changed.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    fixed = ["--image-size", "32", "--workers", "0", *QUICK]
+    assert main(["train", "--data", str(changed), "--out", str(tmp_path / "run"), *fixed]) == 0
+    error = capsys.readouterr().err
+    assert "rows of other splits are not read: 'Train'" in error
+    assert "2 of 14 pairs that train are there again: image and report" in error
+    assert (
+        "of what trains, 1 images and 0 patients are validated, too: gloria check-splits" in error
+    )
+
+
 def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
     table, tmp_path, capsys, monkeypatch
 ):

@@ -178,3 +178,45 @@ def test_a_table_of_the_modality(write_dicom, tmp_path):
     table.add_new("LUTData", "US", [65535 - 2000 * value for value in range(30)])
     path = write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[table])
     np.testing.assert_allclose(shown(path), (65535 - 2000 * RAMP) / 65535, atol=1e-6)
+
+
+def test_a_film_that_would_be_nearly_of_one_gray(write_dicom, tmp_path):
+    pixels = RAMP * 100  # 12 bits of the 16 that are declared
+    path = write_dicom(tmp_path / "a.dcm", pixels, bits=16)
+    with pytest.raises(
+        DataError,
+        match=r"a\.dcm declares 16 bits a pixel, uses values from 0 to 2900 of them and has no w",
+    ):
+        load_image(path)
+    np.testing.assert_allclose(
+        shown(path, window=(1450, 2900)), linear(pixels, 1450, 2900), atol=1e-6
+    )
+    path = write_dicom(tmp_path / "b.dcm", pixels, bits=16, WindowCenter=1450, WindowWidth=2900)
+    np.testing.assert_allclose(shown(path), linear(pixels, 1450, 2900), atol=1e-6)
+    write_dicom(tmp_path / "c.dcm", RAMP * 1000, bits=16)  # uses enough of them
+    load_image(tmp_path / "c.dcm")
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {},
+        {"WindowCenter": 300, "WindowWidth": 1200},
+        {"RescaleSlope": -2, "RescaleIntercept": 50},
+        {"RescaleSlope": 0.5, "RescaleIntercept": -7, "WindowCenter": 90, "WindowWidth": 301},
+        {"WindowCenter": 300, "WindowWidth": 1200, "VOILUTFunction": "SIGMOID"},
+    ],
+)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_large_film_is_shown_as_a_small_one(write_dicom, tmp_path, elements, signed):
+    """Of a film with more pixels than values, each value is shown once."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(-512 if signed else 0, 512 if signed else 1024, (64, 96))
+    large = shown(write_dicom(tmp_path / "large.dcm", pixels, bits=10, **elements))
+    assert pixels.size > 1 << 10
+    for row in (0, 17):
+        strip = pixels[row : row + 4]  # as few pixels as are shown one by one
+        strip[0, 0] = -1 if signed else strip[0, 0]  # or it would be written as unsigned
+        path = write_dicom(tmp_path / "small.dcm", strip, bits=10, **elements)
+        small = shown(path)
+        assert np.array_equal(small[1:], large[row + 1 : row + 4])

@@ -1,10 +1,14 @@
 """Image files become tensors in [0, 1], whatever their bit depth, and keep their shape."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from gloria.data import Radiographs, Record
 from gloria.data.images import center_crop, fit, load_image, normalize
 from gloria.errors import DataError, GloriaError, OptionError, ShapeError
 from gloria.types import ImageInput
@@ -156,3 +160,128 @@ def test_normalize():
     np.testing.assert_allclose(
         normalize(images, image_input).numpy(), expected, rtol=1e-5, atol=1e-6
     )
+
+
+SIDES = np.array([[250, 250, 120], [120, 10, 10]], np.uint8).repeat(8, 0).repeat(8, 1)
+"""Bright above and on the left: every way to turn or mirror it is another picture."""
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda stored: stored),
+        (2, lambda stored: stored[:, ::-1]),
+        (3, lambda stored: stored[::-1, ::-1]),
+        (4, lambda stored: stored[::-1]),
+        (5, lambda stored: stored.T),
+        (6, lambda stored: np.rot90(stored, -1)),
+        (7, lambda stored: stored[::-1, ::-1].T),
+        (8, lambda stored: np.rot90(stored, 1)),
+    ],
+)
+def test_a_picture_is_turned_and_mirrored_as_it_says(kind, orientation, upright, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(SIDES).save(path, exif=exif, **({"quality": 100} if kind == "jpg" else {}))
+    expected = upright(SIDES / 255)
+    for channels in (1, 3):
+        image = load_image(path, channels)[-1].numpy()
+        assert image.shape == expected.shape
+        np.testing.assert_allclose(image, expected, atol=0.02)
+    data = Radiographs([Record("a", path, "")], size=expected.shape)
+    np.testing.assert_allclose(data[0].image[0].numpy(), expected, atol=0.02)
+
+
+def test_sixteen_bits_are_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(SIDES.astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_allclose(
+        load_image(tmp_path / "a.png")[0].numpy(), np.rot90(SIDES, -1) / 255, atol=1e-6
+    )
+
+
+def test_what_is_transparent_is_black_not_what_lies_below(tmp_path):
+    alpha = np.array([[255, 0], [51, 255]], np.uint8)
+    white = np.full_like(alpha, 255)
+    Image.fromarray(np.dstack([white, alpha])).save(tmp_path / "la.png")
+    Image.fromarray(np.dstack([white, white, white, alpha])).save(tmp_path / "rgba.png")
+    for name in ("la.png", "rgba.png"):
+        for channels in (1, 3):
+            image = load_image(tmp_path / name, channels)
+            assert image.shape == (channels, 2, 2)
+            np.testing.assert_allclose(image[-1].numpy(), alpha / 255, atol=1e-6)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    palette.putpalette([255] * 6)
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert load_image(tmp_path / "p.png").tolist() == [[[0, 1]]]
+
+
+def test_opaque_alpha_changes_nothing(tmp_path, ramp):
+    Image.fromarray(ramp).save(tmp_path / "l.png")
+    Image.fromarray(ramp).convert("RGBA").save(tmp_path / "rgba.png")
+    assert torch.equal(load_image(tmp_path / "l.png"), load_image(tmp_path / "rgba.png"))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_file_in_which_zero_is_white(bits, tmp_path):
+    levels = np.array([[0, 255, 51]], np.uint8).astype("<u2" if bits == 16 else "u1")
+    data = (levels * 257 if bits == 16 else levels).tobytes()
+    entries = {256: 3, 257: 1, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    directory = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value)
+        for tag, value in entries.items()
+    )
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    directory = struct.pack("<H", len(entries)) + directory + bytes(4)
+    (tmp_path / "a.tiff").write_bytes(header + data + directory)
+    np.testing.assert_allclose(load_image(tmp_path / "a.tiff").numpy(), [[[1, 0, 0.8]]], atol=1e-6)
+    low = load_image(tmp_path / "a.tiff", window=(25500, 51000) if bits == 16 else (100, 200))
+    assert low[0, 0, :2].tolist() == [1, 0]
+
+
+def test_several_frames_are_not_one(tmp_path, ramp):
+    frames = [Image.fromarray(ramp), Image.fromarray(ramp.T.copy())]
+    for name in ("stack.tiff", "film.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(DataError, match=f"{name} has 2 frames; one was expected"):
+            load_image(tmp_path / name)
+
+
+def test_colours_of_sixteen_bits_would_lose_half_of_them(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+    film = np.full((2, 3, 3), 4095, ">u2")  # white of 12 bits; 15 of 255 for Pillow
+    rows = b"".join(b"\0" + row.tobytes() for row in film)
+    header = struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    with pytest.raises(DataError, match=r"a\.png has colours of 16 bits; Pillow would read 8"):
+        load_image(tmp_path / "a.png", 3, bits=12)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGB", "P", "CMYK", "I;16"])
+def test_three_channels_of_a_gray_file_are_three_times_one(mode, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (61, 43)).astype(np.uint8)
+    picture = Image.fromarray(levels)
+    if mode == "I;16":
+        picture = Image.fromarray(levels.astype(np.uint16) * 257)
+    elif mode != "L":
+        picture = picture.convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    one, three = (
+        Radiographs([Record("a", path, "")], size=(16, 16), channels=channels)[0].image
+        for channels in (1, 3)
+    )
+    assert three.shape == (3, 16, 16)
+    assert three.is_contiguous()
+    assert torch.equal(three, fit(load_image(path, 3), (16, 16)))
+    assert torch.equal(three, one.expand(3, -1, -1))

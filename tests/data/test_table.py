@@ -173,3 +173,53 @@ def test_an_unquoted_comma_is_named(write):
     path.write_text(path.read_text() + "b.png,Edema, with effusion.,train\n")
     with pytest.raises(DataError, match="row 3: 4 cells for 3 columns; is a comma"):
         ImageReportTable(path, "train", size=(8, 8))
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_what_separates_columns_is_told_by_the_header(write, separator):
+    path = write(ROWS)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        writer.writerow(ROWS[0])
+        writer.writerows(row.values() for row in ROWS)
+    table = ImageReportTable(path, "train", size=(8, 8))
+    assert table.reports == ["Small effusion.", 'Quotes "and",\ncommas and lines.']
+
+
+def test_a_column_that_is_there_twice_is_not_guessed(write):
+    path = write(ROWS)
+    path.write_text("image,report,split,report\na.png,Clear.,train,Edema.\n")
+    with pytest.raises(DataError, match="has 2 columns 'report'; which one"):
+        ImageReportTable(path, size=(8, 8))
+    assert read_splits(path) == ["train"]  # the others can be read
+
+
+@pytest.mark.parametrize("nothing", ["nan", "NaN", "None", "NULL", "<NA>"])
+def test_a_report_that_a_program_did_not_have_is_none(write, nothing):
+    rows = [ROWS[0], {**ROWS[1], "report": nothing}]
+    with pytest.raises(DataError, match="row 3, column 'report': empty report"):
+        ImageReportTable(write(rows), size=(8, 8))
+    table = ImageReportTable(write(rows), size=(8, 8), skip_incomplete=True)
+    assert table.ids == ["a.png"]
+    assert len(table.skipped) == 1
+
+
+def test_a_path_of_another_system_is_told(write):
+    rows = [{**ROWS[0], "image": "films\\a.png"}]
+    with pytest.raises(DataError, match=r"does not exist\. Folders end in /, not in a backslash"):
+        ImageReportTable(write(rows), size=(8, 8))
+
+
+def test_missing_images_can_be_left_out_the_first_one_too(write, tmp_path):
+    path = write(ROWS)
+    for name in "ac":
+        (tmp_path / f"{name}.png").unlink()
+    table = ImageReportTable(path, size=(8, 8), check_files=False).without_broken()
+    assert table.ids == ["b.png"]
+    assert [fault.partition(": ")[0].partition(", ")[2] for fault in table.skipped] == [
+        "row 2, column 'image'",
+        "row 4, column 'image'",
+    ]
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png does not exist. Is it the right folder"):
+        ImageReportTable(path, size=(8, 8), check_files=False)

@@ -114,12 +114,14 @@ def scenes(images=7, classes=1, seed=0):
     return [MaskedImage(image, image > cuts) for image in bright]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
-def test_counts_of_a_model_in_any_batches(batch_size):
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 0), (7, 0), (16, 0), (3, 2)])
+def test_counts_of_a_model_in_any_batches(batch_size, workers):
     items, thresholds, seen = scenes(classes=2), (0.1, 0.5, 0.9), []
     model = Sees(2).train()
     model.norm.eval()
-    overlap = measure_overlap(model, items, thresholds, batch_size=batch_size, progress=seen.append)
+    overlap = measure_overlap(
+        model, items, thresholds, batch_size=batch_size, workers=workers, progress=seen.append
+    )
     assert sum(seen) == 7
     assert model.training
     assert not model.norm.training

@@ -16,6 +16,7 @@ from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
+from gloria.training.loop import validation_loss
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.weights import load_model
@@ -168,6 +169,66 @@ def test_a_killed_process_resumes_to_the_bit(tmp_path):
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    """Killed while it writes: the next start goes on from what is whole, and clears the rest."""
+    script = textwrap.dedent(
+        f"""
+        import os, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import torch
+        import test_loop
+        save = torch.save
+        def die(state, path):
+            save(state, path)
+            if "step-000004" in str(path):
+                os.kill(os.getpid(), 9)
+        torch.save = die
+        test_loop.train(
+            test_loop.build(), test_loop.PAIRS, test_loop.QUICK, folder={str(tmp_path)!r}
+        )
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert len(left) == 2
+    assert left[0].startswith(".step-000004.")
+    assert left[1] == "step-000002"
+    resumed, whole = build(), build()
+    train(resumed, PAIRS, QUICK, folder=tmp_path)
+    train(whole, PAIRS, QUICK)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):
+    script = textwrap.dedent(
+        f"""
+        import os, resource, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import test_loop
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def fill(record):
+            if record["step"] == 3:
+                size = 4 * sum(p.numel() for p in model.parameters())
+                resource.setrlimit(resource.RLIMIT_FSIZE, (3 * size // 2,) * 2)  # no optimizer
+        model = test_loop.build()
+        try:
+            test_loop.train(
+                model, test_loop.PAIRS, test_loop.QUICK, folder={str(tmp_path)!r}, on_step=fill
+            )
+        except test_loop.CheckpointError as error:
+            print(error)
+        """
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    ).stdout
+    assert "can't be written" in told
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    resumed, whole = build(), build()
+    assert train(resumed, PAIRS, QUICK, folder=tmp_path) == train(whole, PAIRS, QUICK)
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     first, second = build(), build()
     expected = train(first, PAIRS, QUICK, folder=tmp_path)
@@ -219,6 +280,22 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
         train(build(), PAIRS, recipe, validation=validation, folder=tmp_path)
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "checkpoints" / "step-000001").is_dir()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_is_the_mean_over_whole_batches_whoever_loads_them(workers):
+    pairs = Corners(11)
+    model = build().train()
+    loss = validation_loss(model, pairs, 4, workers=workers)
+    assert model.training
+    model.eval()
+    mean, std = model.image_encoder.image_input.mean[0], model.image_encoder.image_input.std[0]
+    expected = []
+    with torch.no_grad():
+        for batch in ([0, 1, 2, 3], [4, 5, 6, 7]):
+            images = torch.stack([pairs[index].image for index in batch])
+            expected.append(model((images - mean) / std, [pairs[i].report for i in batch]).loss)
+    assert loss == pytest.approx(float(sum(expected) / 2), rel=1e-5)
 
 
 def test_frozen_parameters_stay():

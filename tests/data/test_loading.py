@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gloria.data import ImageReport
+from gloria.data.loading import load_batches, stack_images
 from gloria.errors import DataError
-from gloria.training.loading import load_batches, stack_images
 
 
 class Items:
