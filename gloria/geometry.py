@@ -93,7 +93,9 @@ def measure_region_offset(
     Args:
         encoder: returns :class:`~gloria.types.ImageFeatures`; in eval mode.
         images: ``(image, channel, height, width)``, normalised as the encoder wants them; noise
-            serves too. Larger than what a region sees, or the image's border pulls the centroid.
+            serves too. Larger than what a region sees, or the image's border pulls the centroid;
+            and of a height and width that the encoder's stride divides, since regions are taken to
+            be ``size / grid`` apart, as where :func:`upsample_attention` is given no ``stride``.
         probes: random directions per region.
 
     Returns:

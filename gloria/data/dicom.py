@@ -68,6 +68,7 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
     processing = require("pydicom.pixels.processing", "tasks")
     if window is not None:
         dataset.WindowCenter, dataset.WindowWidth = window
+        dataset.VOILUTFunction = "LINEAR"  # the file's own may be a sigmoid, which has no ends
     bits = dataset.BitsStored
     stored = (
         (-(1 << bits - 1), (1 << bits - 1) - 1)
@@ -89,6 +90,8 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
         values = processing.apply_windowing(values, dataset)
     else:
         low, high = min(low, high), max(low, high)  # the slope may be negative
+    if low == high:
+        raise ValueError("its values have no range, RescaleSlope is 0")
     scaled = (values.astype(np.float64) - low) / (float(high) - float(low))
     shown: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return shown

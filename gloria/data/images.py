@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gloria.checks import check_integer, check_positive, check_tensor, require
+from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
 from gloria.errors import DataError, GloriaError, OptionError, ShapeError, reason
 from gloria.types import ImageInput
@@ -28,7 +28,7 @@ def load_image(
     see :func:`~gloria.data.dicom.read_dicom`.
 
     Args:
-        path: DICOM, or anything Pillow reads.
+        path: DICOM, or anything Pillow reads, turned upright as its EXIF orientation says.
         channels: 1 (grayscale) or 3.
         bits: how many bits the pixels of a 16-bit grayscale file have: they are divided by
             ``2**bits - 1``. None = 16, and a file that does not look like it is an error. Files of
@@ -43,13 +43,14 @@ def load_image(
         DataError: the file is missing, damaged or of a pixel type that has no range; or a DICOM
             file has no pixels.
         OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
-            than 12; ``window`` has no width, or ``channels`` is neither 1 nor 3.
+            than 12; ``window`` has no centre or no width, or ``channels`` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise OptionError(f"channels must be 1 or 3; got {channels}.")
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:
+        check_finite("centre in window", window[0])
         check_positive("width in window", window[1])
     path = Path(path)
     try:
@@ -162,6 +163,8 @@ def _read_picture(
     except pillow.UnidentifiedImageError as cause:  # its text would repeat the path
         raise DataError(f"image {path} can't be read: Pillow knows no such image.") from cause
     with opened as picture:
+        # a camera writes a film held sideways as it lies, and beside it how it is to be turned
+        require("PIL.ImageOps", "tasks").exif_transpose(picture, in_place=True)
         if picture.mode == "F":
             raise DataError(f"{path} has float pixels without a range; save it as 16 bits.")
         if picture.mode.startswith("I"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -58,17 +59,17 @@ _HEADING = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# a full stop inside a number, as in "1.5 cm", has no white space behind it; that of "5 p.m." ends a
-# sentence only where the next word is not small
-_SENTENCE_END = re.compile(
-    r"(?<=[.!?])(?<![ap]\.m\.)\s+|(?<=[ap]\.m\.)\s+(?![a-z])"
-    r"|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)"
-)
-# behind these, and behind an initial that follows a title, a full stop ends nothing
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:(?:drs?|mrs?|ms|prof|st)\.(?:\s+[A-Z]\.)*|vs\.|approx\.|e\.g\.|i\.e\.)$",
+# a full stop inside a number, as in "1.5 cm", has no white space behind it
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)")
+# behind these, and behind an initial that follows a title, a full stop ends nothing; nor does a
+# colon, or the first number of a list behind it, as in "IMPRESSION: 1. No acute process."
+_UNFINISHED = re.compile(
+    r"(?:^|[\s(])(?:(?:drs?|mrs?|ms|prof|st)\.(?:\s+[A-Z]\.)*|vs\.|approx\.|e\.g\.|i\.e\.)$"
+    r"|:\s*(?:\d{1,2}\.)?$",
     re.IGNORECASE,
 )
+# behind these it ends nothing where a small letter follows: "5 p.m. by phone", "R. lung is clear"
+_SHORTENED = re.compile(r"(?:^|[\s(\d])(?:(?:[a-z]\.)+|(?:rt|lt|pts?|lat|etc)\.)$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W_]")
 
@@ -109,9 +110,9 @@ def split_sentences(text: str) -> list[str]:
 
     A sentence ends at a full stop, exclamation or question mark with white space behind it, at a
     blank line, or before a line that begins a list's item. The full stop of a title ("Dr. Smith")
-    or of a short form ("vs.") ends nothing. Pieces without a letter, such as the number of a list's
-    item, go with the sentence that follows, or at the end with the one before; so nothing is
-    dropped.
+    or of a short form ("vs.", "R. lung") ends nothing. Pieces without a letter, such as the number
+    of a list's item, and what ends with a colon, such as a heading, go with the sentence that
+    follows, or at the end with the one before; so nothing is dropped.
 
     Example:
         >>> split_sentences("1. A 1.5 cm nodule, told to Dr. Smith. 2. No effusion.")
@@ -119,10 +120,14 @@ def split_sentences(text: str) -> list[str]:
     """
     sentences: list[str] = []
     waiting: list[str] = []
-    for piece in filter(None, map(str.strip, _SENTENCE_END.split(text))):
+    pieces = filter(None, map(str.strip, _SENTENCE_END.split(text)))
+    for piece, following in pairwise([*pieces, ""]):
         waiting.append(piece)
         candidate = " ".join(waiting)
-        if _LETTER.search(candidate) and not _ABBREVIATION.search(candidate):
+        goes_on = _UNFINISHED.search(candidate) or (
+            following[:1].islower() and _SHORTENED.search(candidate)
+        )
+        if _LETTER.search(candidate) and not goes_on:
             sentences.append(candidate)
             waiting = []
     if waiting:

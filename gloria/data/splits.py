@@ -28,8 +28,10 @@ def draw_share(
     """A share of the images, patient by patient, in which every class is about as frequent.
 
     Patients are sorted by what they have, the rarest class first, in random order among equals; of
-    this row, every ``1 / share``-th is taken, from a random start. So each class has its share of
-    patients, within one or a few. A class with fewer than ``1 / share`` patients may have none.
+    this row, every ``1 / share``-th is taken, from a random start. So the rarest class has its
+    share of patients within one, and a few classes have theirs within a few. Of many, the most
+    frequent are off by as much as chance alone would make them, which is little beside their
+    number. A class with fewer than ``1 / share`` patients may have none.
 
     Args:
         ids: the images' names, each once.
@@ -169,7 +171,7 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
         return ids
     check_file(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as cause:
         raise DataError(f"{path} is no id list: it is not UTF-8.") from cause
     ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -58,9 +58,9 @@ def bootstrap(
 
     Args:
         figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
-            on the CPU, in which a unit may come several times. A figure is a number, NaN where the
-            units do not define it; or a list with one number for each class, None where it is
-            undefined, whose mean over classes is meant.
+            on the CPU, in which a unit may come several times. A figure is a number, NaN or
+            infinite where the units do not define it; or a list with one number for each class,
+            None where it is undefined, whose mean over classes is meant.
         units: how many there are.
         resamples: draws; 1,000 give the ends to about a twentieth of the interval's width.
         level: the share of draws inside, above 0 and below 1.
@@ -110,8 +110,8 @@ def bootstrap(
 
     values = {name: number(name, figure) for name, figure in whole.items()}
     for name, value in values.items():  # before minutes of resampling, not after
-        if math.isnan(value):
-            raise DataError(f"the units do not define {name}: it is NaN, or no class has it.")
+        if not math.isfinite(value):
+            raise DataError(f"the units do not define {name}: it is no number, or no class has it.")
     generator = torch.Generator().manual_seed(seed)
     draws: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(resamples):
@@ -174,7 +174,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _interval(value: float, drawn: list[float], level: float) -> Interval:
     draws = torch.tensor(drawn, dtype=torch.float64)
-    defined = draws[~draws.isnan()]
+    defined = draws[draws.isfinite()]
     if not len(defined):
         return Interval(value, None, None, len(draws))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

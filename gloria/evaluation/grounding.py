@@ -18,9 +18,9 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
     """Whether a map's peak lies in the mask, or within ``tolerance`` pixels of it.
 
     The peak is the pixel with the highest value. Where several pixels share it (to 1e-5 of the
-    map's range), the figure is the share of them that hit: what a peak drawn among them at random
-    would reach. So a flat map gets the share of the image that the mask covers, and no figure
-    depends on the order of pixels.
+    map's range; exactly, where that is infinite), the figure is the share of them that hit: what a
+    peak drawn among them at random would reach. So a flat map gets the share of the image that the
+    mask covers, and no figure depends on the order of pixels.
 
     Args:
         maps: ``(..., height, width)``.
@@ -47,7 +47,9 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
         raise OptionError(f"tolerance must be a number of pixels, at least 0; got {tolerance}.")
     shape = maps.shape
     lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    peaks = (maps >= highest - 1e-5 * (highest - lowest)).reshape(-1, *shape[-2:])
+    rounding = 1e-5 * (highest - lowest)
+    rounding = rounding.where(rounding.isfinite(), 0)  # of the log of a masked weight, it is not
+    peaks = (maps >= highest - rounding).reshape(-1, *shape[-2:])
     hits = [
         _near(peak.nonzero(), finding.nonzero(), tolerance)
         for peak, finding in zip(peaks, mask.reshape(-1, *shape[-2:]), strict=True)

@@ -44,7 +44,8 @@ def zero_shot_scores(
         kind: of similarity, as in :meth:`~gloria.model.GLoRIA.similarity`.
         reduction: over a class's prompts: ``"mean"`` or ``"max"`` of the similarities
             (:func:`class_scores`), or ``"ensemble"``, the cosine with the mean of the prompts'
-            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``.
+            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``, so for a model
+            that trains it.
 
     Returns:
         ``(image, class)``, on the model's device and without gradients. Of several classes that
@@ -189,7 +190,8 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         positive: any shape, such as ``(image, class)``.
         negative: the same shape.
         temperature: τ, in the unit of the scores. It moves no probability across 0.5, and changes
-            no order of images.
+            no order of images, unless it is so small (a twentieth of the scores' difference) that
+            probabilities are rounded to 1.
 
     Returns:
         The shape of ``positive``, in [0, 1].
@@ -241,6 +243,11 @@ def _score(
         return class_scores(pair_similarity(model, images, texts, kind), prompt_class, reduction)
     if kind not in (None, "global"):
         raise OptionError(f"reduction='ensemble' needs kind='global'; got {kind!r}.")
+    if kind is None and model.trained_kind == "local":
+        raise OptionError(
+            "reduction='ensemble' compares pooled embeddings, which the model's loss does not "
+            "train; give another reduction, or kind='global' to compare them all the same."
+        )
     scores = global_similarity(images.pooled, ensemble_embeddings(texts.pooled, prompt_class))
     check_no_nan("similarity", scores)
     return scores

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gloria.aggregators.reductions import widen
 from gloria.checks import check_image_encoder, check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
 from gloria.errors import ShapeError
@@ -45,7 +46,13 @@ class LinearHead(nn.Linear):
 
         A feature that hardly varies, less than a thousandth of the most varying one, is taken to
         vary by that, so that rounding is not blown up to a signal.
+
+        Raises:
+            ShapeError: there is no image, or ``features`` are no vectors.
         """
+        check_tensor("features", features, ("image", "dim"))
+        if not len(features):
+            raise ShapeError(f"features must be of an image at least; got {tuple(features.shape)}.")
         std = features.std(0, correction=0)
         least = 1e-3 * std.amax()
         self.mean.copy_(features.mean(0))
@@ -146,7 +153,7 @@ def multilabel_loss(
             ``negatives / positives`` balances the two.
 
     Returns:
-        A scalar.
+        A scalar, of float32 if the logits are of half precision, which cannot add up a batch.
 
     Raises:
         ShapeError: the shapes do not fit.
@@ -169,6 +176,7 @@ def multilabel_loss(
             raise ShapeError(
                 f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
             )
+    logits = widen(logits)
     known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
     losses = binary_cross_entropy_with_logits(
         logits,

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gloria.aggregators.reductions import widen
 from gloria.checks import check_mask, check_positive, check_same_device, check_tensor, check_weight
+from gloria.errors import ShapeError
 
 _AXES = ("image", "class", "height", "width")
 
@@ -36,7 +37,7 @@ def focal_log_dice(
         smooth: as in :func:`soft_dice`.
 
     Raises:
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not fit, or there is no image, class or pixel.
         DtypeError: ``logits`` is not floating-point, or ``masks`` not boolean.
         OptionError: a constant is out of range.
 
@@ -130,5 +131,9 @@ def soft_dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
 
 def _check(logits: Tensor, masks: Tensor) -> None:
     check_tensor("logits", logits, _AXES)
+    if 0 in logits.shape:
+        raise ShapeError(
+            f"logits must hold at least one image, class and pixel; got {tuple(logits.shape)}."
+        )
     check_mask("masks", masks, tuple(logits.shape), _AXES)
     check_same_device("masks", masks, "logits", logits)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gloria.checks import check_integer
+from gloria.checks import check_integer, check_weight
 from gloria.data.images import center_crop
 from gloria.errors import ShapeError
 
@@ -28,6 +28,9 @@ class Augmentation:
         offset: standard deviation of what is added, pixel values being in [0, 1].
         crop: side of a square in pixels that is cut out at a random place, before all else; None =
             the whole image.
+
+    Raises:
+        OptionError: one of them is negative or not finite, or ``crop`` below 1.
     """
 
     shift: float = 0.08
@@ -36,6 +39,8 @@ class Augmentation:
     crop: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shift", "gain", "offset"):
+            check_weight(name, getattr(self, name))
         if self.crop is not None:
             check_integer("crop", self.crop, 1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.data.pairs import Pair
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, NonFiniteLossError, OptionError
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
@@ -134,7 +134,8 @@ def train(
 
     Raises:
         DataError: fewer pairs than one batch.
-        NonFiniteLossError: the loss or the gradient is NaN or infinite; the last checkpoint stays.
+        NonFiniteLossError: the loss, the gradient or the validation loss is NaN or infinite; the
+            last checkpoint stays.
         CheckpointError: the run in ``folder`` had other settings, or is damaged.
     """
     check_integer("workers", workers, 0)
@@ -194,6 +195,9 @@ def validation_loss(
     """Mean loss over the batches of ``pairs`` in their order, in eval mode.
 
     An augmentation that crops decides which middle part of the images is seen.
+
+    Raises:
+        NonFiniteLossError: it is NaN or infinite, and so no model is the best by it.
     """
     was_training = model.training
     model.eval()
@@ -207,7 +211,13 @@ def validation_loss(
             images = augmentation.center(images)
         losses.append(model(_prepare(images, model), reports).loss)
     model.train(was_training)
-    return float(torch.stack(losses).mean())
+    loss = float(torch.stack(losses).mean())
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the validation loss is {loss}, and that of training finite: look at the validation "
+            f"data, and at what eval mode changes, as the statistics of BatchNorms."
+        )
+    return loss
 
 
 def _train_step(

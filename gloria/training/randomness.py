@@ -15,7 +15,11 @@ from torch.utils.data import Sampler
 
 
 def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers; different numbers give unrelated seeds."""
+    """One 63-bit seed from several numbers; as many other ones give an unrelated seed.
+
+    Of numbers below 2**32, and with zeros at the end left out: ``derive_seed(1)`` is
+    ``derive_seed(1, 0)``.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -217,7 +217,7 @@ def _retrieval(
         rows[name] = [_write(found.get(f"Prec@{k}")) for k in settings.ks]
     return {
         "protocol": f"{_name_gallery(data, labels)}: an image asks for reports of its class; "
-        f"chance {100 / len(data.classes):.0f}; 95 % intervals over the queries",
+        f"chance {100 * float(relevant.double().mean()):.0f}; 95 % intervals over the queries",
         "columns": [f"Prec@{k}" for k in settings.ks],
         "rows": rows,
         "details": details,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from gloria.checks import check_positive, check_same_size, require
+from gloria.checks import check_integer, check_positive, check_same_size, require
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.visualize.figure import FAINT, INK, new_figure
 
@@ -27,6 +27,7 @@ _OUTLINE = "#35E0FF"  # cyan: seen on grey and on every colour of the maps
 _COLORMAP = "inferno"
 _ALPHA = 0.65
 _NAMED = "#B33C00"
+_AS_IT_IS: Any = {"parse_math": False}  # a report may hold dollar signs
 
 # Sentences are set in a fixed-width font of 8 points: how wide a character, how high a line is.
 _CHARACTER, _LINE = 4.82, 11.5
@@ -127,6 +128,7 @@ def plot_attention(
     Raises:
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN; no word.
+        DtypeError, OptionError: ``columns`` is no integer of at least 1.
         MissingDependencyError: matplotlib is not installed.
 
     Example::
@@ -137,7 +139,7 @@ def plot_attention(
     picture = _picture(image)
     layers = _maps(maps, words, picture.shape[:2])
     outline = None if mask is None else _mask(mask, picture.shape[:2])
-    check_positive("columns", columns)
+    check_integer("columns", columns, 1)
     columns = min(columns, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
     side = 1.6
@@ -153,10 +155,10 @@ def plot_attention(
             axes.set_title("image", fontsize=9, color=FAINT, style="italic")
         elif index <= len(words):
             _show(axes, _blend(picture, layers[index - 1], highest), outline)
-            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK)
+            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK, **_AS_IT_IS)
     _add_colourbar(figure, panels, highest)
     if lines:
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK)
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK, **_AS_IT_IS)
     return figure
 
 
@@ -245,7 +247,7 @@ def _write_sentence(axes: Any, example: GroundingExample) -> None:
     def write(column: int, line: float, text: str, **font: Any) -> None:
         place = (column * _CHARACTER, (top - line) * _LINE)
         axes.annotate(
-            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **font
+            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **_AS_IT_IS, **font
         ).set_in_layout(False)
 
     if example.title:

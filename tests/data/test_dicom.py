@@ -75,6 +75,13 @@ def test_rescaling_without_a_window(write_dicom, tmp_path, slope):
     np.testing.assert_allclose(shown(path), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 9, "WindowWidth": 4}])
+def test_a_slope_of_zero_is_named(write_dicom, tmp_path, window):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=0, RescaleIntercept=7, **window)
+    with pytest.raises(DataError, match=r"a\.dcm can't be read: .*RescaleSlope is 0"):
+        load_image(path)
+
+
 def test_signed_pixels(write_dicom, tmp_path):
     pixels = RAMP - 15
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12)
@@ -153,6 +160,15 @@ def test_a_window_of_other_files(write_image, tmp_path):
         torch.testing.assert_close(image, expected.expand(channels, -1, -1))
     with pytest.raises(OptionError, match="width in window must be a finite number above 0"):
         load_image(path, window=(15, 0))
+    with pytest.raises(OptionError, match="centre in window must be a finite number"):
+        load_image(path, window=(float("nan"), 10))
+
+
+def test_a_given_window_is_linear_whatever_the_files_own_is(write_dicom, tmp_path):
+    window = {"WindowCenter": 9, "WindowWidth": 4, "VOILUTFunction": "SIGMOID"}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **window)
+    np.testing.assert_allclose(shown(path), 1 / (1 + np.exp(9 - RAMP)), atol=1e-6)
+    np.testing.assert_allclose(shown(path, window=(15, 10)), linear(RAMP, 15, 10), atol=1e-6)
 
 
 def test_a_table_of_the_modality(write_dicom, tmp_path):

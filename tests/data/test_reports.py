@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from gloria.data import (
@@ -19,6 +21,9 @@ from gloria.data import (
     split_sentences,
 )
 from gloria.errors import DataError, OptionError
+
+PIECES = ["No", "edema.", "Clear!", "IMPRESSION:", "1.", "1.5", "cm", "2)", "-", "Dr.", "J.", "R."]
+PIECES += ["5", "p.m.", "vs.", "?", "lung", "\n", "\n\n"]
 
 
 @pytest.mark.parametrize(
@@ -41,12 +46,26 @@ from gloria.errors import DataError, OptionError
         ("1) CLEAR.\n 2) NO EDEMA.", ["1) CLEAR.", "2) NO EDEMA."]),
         ("Since the 1st. No edema.", ["Since the 1st.", "No edema."]),
         ("Seen by Dr.", ["Seen by Dr."]),
+        ("Small R. effusion. L. lung clear.", ["Small R. effusion.", "L. lung clear."]),
+        ("Tube on the R. No edema.", ["Tube on the R.", "No edema."]),
+        ("Told to Smith, M.D. at 5 P.M. by us.", ["Told to Smith, M.D. at 5 P.M. by us."]),
+        ("Seen at 9:30a.m. by us. Clear.", ["Seen at 9:30a.m. by us.", "Clear."]),
+        ("IMPRESSION: 1. No edema. 2. Clear.", ["IMPRESSION: 1. No edema.", "2. Clear."]),
+        ("IMPRESSION:\n\n1. No edema.", ["IMPRESSION: 1. No edema."]),
+        ("No edema.\n\nIMPRESSION:", ["No edema. IMPRESSION:"]),
         (" \n ", []),
         ("", []),
     ],
 )
 def test_sentences(text, sentences):
     assert split_sentences(text) == sentences
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map(" ".join))
+def test_no_sentence_loses_anything_and_each_has_a_letter(text):
+    sentences = split_sentences(text)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert all(any(map(str.isalpha, each)) for each in sentences[1:])
 
 
 def test_every_sentence_is_drawn_as_often():

@@ -144,6 +144,8 @@ def test_lists_of_others(tmp_path):
     path = tmp_path / "theirs.txt"
     path.write_text("a\n\n b \n")
     assert read_ids(path) == ["a", "b"]
+    path.write_text("a\nb\n", encoding="utf-8-sig")  # as editors of Windows save it
+    assert read_ids(path) == ["a", "b"]
     table = tmp_path / "theirs.csv"
     table.write_text("Path,Edema\nx/a.jpg,1\nx/b.jpg,0\n")
     assert read_ids(table, "Path") == ["x/a.jpg", "x/b.jpg"]

@@ -124,10 +124,21 @@ def test_a_figure_that_no_resample_defines_has_no_interval():
     assert found["number"] == Interval(0.5, None, None, 20)
 
 
-@pytest.mark.parametrize("undefined", [[None, None], NAN])
+def test_a_resample_in_which_a_ratio_is_infinite_is_left_out():
+    odds = torch.tensor([1.0, 0.0, 1.0, 0.0])  # 1 in 16 resamples has nothing to divide by
+
+    def figures(index):
+        return {"odds": float(odds[index].sum() / (1 - odds[index]).sum())}
+
+    found = bootstrap(figures, 4, resamples=100)["odds"]
+    assert found.left_out > 0
+    assert (found.value, found.low, found.high) == (1.0, 0.0, 3.0)
+
+
+@pytest.mark.parametrize("undefined", [[None, None], NAN, math.inf])
 def test_an_undefined_figure_is_an_error_before_anything_is_resampled(undefined):
     asked = []
-    with pytest.raises(DataError, match="the units do not define x: it is NaN, or no class has it"):
+    with pytest.raises(DataError, match="not define x: it is no number, or no class has it"):
         bootstrap(lambda index: asked.append(index) or {"y": 1.0, "x": undefined}, 3)
     assert len(asked) == 1
 

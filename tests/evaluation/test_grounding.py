@@ -33,6 +33,16 @@ def test_a_hit_is_the_share_of_highest_pixels_near_the_mask(tolerance):
         assert hit.item() == pytest.approx(sum(near) / len(near))
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_the_peak_of_a_map_without_a_range(value):
+    """The logarithm of a masked region's weight is -inf."""
+    maps = torch.tensor([[value, 0.0, 1.0]])
+    peak = maps == maps.max()
+    assert (pointing_hit(maps, peak).item(), pointing_hit(maps, ~peak).item()) == (1, 0)
+    flat = torch.full((2, 2), value)
+    assert pointing_hit(flat, torch.tensor([[True, False], [False, False]])).item() == 0.25
+
+
 def test_a_flat_map_hits_as_often_as_chance():
     _, mask = draw(40, 40)
     expected = mask.double().mean().item()

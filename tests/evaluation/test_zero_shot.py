@@ -183,6 +183,16 @@ def test_an_ensemble_is_the_cosine_with_the_mean_of_the_prompts(model, films):
         assert factor[0] >= 1 - 1e-6
 
 
+def test_an_ensemble_of_what_was_not_trained_must_be_asked_for(films):
+    with isolated(0):
+        model = small_model(["edema"], loss="local_contrastive")
+    images = encode_images(model, films[:2])
+    prompts = {"edema": ["edema"]}
+    with pytest.raises(OptionError, match="pooled embeddings, which the model's loss does not"):
+        zero_shot_scores(model, images, prompts, reduction="ensemble")
+    assert zero_shot_scores(model, images, prompts, reduction="ensemble", kind="global").any()
+
+
 def test_probabilities_are_of_each_class_by_itself(model, films):
     images = encode_images(model, films)
     options = {"kind": "both", "reduction": "max"}

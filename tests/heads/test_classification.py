@@ -125,6 +125,8 @@ def test_features_of_one_image_and_constant_ones_standardise():
     head = LinearHead(3, 2)
     head.standardize(torch.tensor([[1.0, 2.0, 3.0]]))
     torch.testing.assert_close(head(torch.tensor([[1.0, 2.0, 3.0]]))[0], head.bias)
+    with pytest.raises(ShapeError, match=r"features must be of an image at least; got \(0, 3\)"):
+        head.standardize(torch.zeros(0, 3))
 
 
 @pytest.mark.parametrize("copied", [lambda module: module, copy.deepcopy])
@@ -188,3 +190,11 @@ def test_a_nan_label_is_not_dropped():
     labels = torch.tensor([[1.0, math.nan], [0.0, -1.0]])
     assert multilabel_loss(torch.zeros(2, 2), labels).isnan()
     assert not multilabel_loss(torch.zeros(2, 2), labels.nan_to_num(-1)).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_adds_up_any_number_of_labels(dtype):
+    logits = draw(70_000, 1).to(dtype)  # more than float16 can count
+    labels = torch.arange(70_000)[:, None] % 2
+    expected = multilabel_loss(logits.double(), labels).item()
+    assert multilabel_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)

@@ -118,6 +118,9 @@ def test_bad_input(loss):
         loss(logits[0], masks[0])
     with pytest.raises(DtypeError, match="logits must be a floating-point tensor"):
         loss(masks, masks)
+    for nothing in (logits[:0], logits[:, :0], logits[..., :0]):
+        with pytest.raises(ShapeError, match="logits must hold at least one image, class and pix"):
+            loss(nothing, nothing > 0)
 
 
 def test_bad_constants():

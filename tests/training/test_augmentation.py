@@ -99,6 +99,13 @@ def test_an_image_smaller_than_the_crop():
         Augmentation(crop=0)
 
 
+@pytest.mark.parametrize("name", ["shift", "gain", "offset"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_how_much_to_vary_is_a_number_of_at_least_zero(name, value):
+    with pytest.raises(OptionError, match=f"{name} must be a finite number of at least 0"):
+        Augmentation(**{name: value})
+
+
 @pytest.mark.parametrize("crop", [None, 12])
 def test_masks_move_with_their_images(crop):
     """Masks that are the images' bright pixels still are, wherever these went."""

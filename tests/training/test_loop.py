@@ -211,6 +211,16 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     assert torch.equal(weights(model), before)
 
 
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
+    validation = Corners(4)
+    validation.items[2] = ImageReport(torch.full((1, 32, 32), math.nan), "It is blank.")
+    recipe = TrainingRecipe(steps=4, batch_size=4, validate_every=2, checkpoint_every=1)
+    with pytest.raises(NonFiniteLossError, match="the validation loss is nan"):
+        train(build(), PAIRS, recipe, validation=validation, folder=tmp_path)
+    assert not (tmp_path / "best").exists()
+    assert (tmp_path / "checkpoints" / "step-000001").is_dir()
+
+
 def test_frozen_parameters_stay():
     model = build()
     model.text_encoder.freeze()

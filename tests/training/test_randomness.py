@@ -15,6 +15,7 @@ def test_seeds_of_different_parts_differ():
     assert len(seeds) == 400
     assert derive_seed(1, 2) == derive_seed(1, 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(1) == derive_seed(1, 0)
 
 
 def test_isolated_repeats_itself_and_restores_the_global_state():

@@ -1,6 +1,7 @@
 """The four tasks, held to the functions they are made of."""
 
 import json
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from gloria.data import Radiographs, Record
+from gloria.data import PhantomPairs, Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.phantom import PhantomDataset
 from gloria.data.transfer import TASKS, Splits, TransferData
@@ -194,6 +195,17 @@ def test_batches_do_not_change_a_figure(model, data, reports):
     for kind, expected in reports["retrieval"]["details"].items():
         for direction, figures in expected.items():
             assert found[kind][direction] == pytest.approx(figures, abs=1e-5)
+
+
+def test_the_chance_of_retrieval_is_that_of_the_gallery(reports, model, data):
+    assert (
+        "5x4: an image asks for reports of its class; chance 20;"
+        in (reports["retrieval"]["protocol"])
+    )
+    items = list(PhantomDataset("test_5x4"))
+    uneven = replace(data, gallery=PhantomPairs(items[:5] + items[5::5]))  # 4, 1, 1, 1, 1
+    report = evaluate_task("retrieval", model, uneven, TransferSettings(ks=(5,), resamples=2))
+    assert "8 images: an image asks for reports of its class; chance 31;" in report["protocol"]
 
 
 def test_a_gallery_smaller_than_every_k_is_an_error(model, data):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gloria.errors import DataError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.visualize import (
     GroundingExample,
     overlay_attention,
@@ -110,6 +110,12 @@ def test_a_map_of_zeros_and_a_mask_of_the_whole_image_can_be_drawn():
     drawn(plot_attention(IMAGE, ["none"], torch.zeros(1, 20, 16), mask=MASK | True))
 
 
+def test_dollar_signs_are_no_formula():
+    """Matplotlib would set what is between two of them, or stumble over it."""
+    drawn(plot_attention(IMAGE, ["$x_$"], draw_maps(1), title="for $5_ or $6_"))
+    drawn(plot_grounding_examples([example(words=["a", "$x_$"], start=0, stop=1, title="$y_$")]))
+
+
 def test_the_outline_runs_around_the_mask():
     figure = plot_attention(IMAGE, ["effusion"], draw_maps(1), mask=MASK)
     for axes in panels(figure):
@@ -195,6 +201,10 @@ def test_bad_panels_are_named():
         plot_attention(IMAGE, [], draw_maps(0))
     with pytest.raises(ShapeError, match=r"mask must be of the image's size, \(20, 16\)"):
         plot_attention(IMAGE, ["one"], draw_maps(1), mask=MASK.T)
+    with pytest.raises(OptionError, match="columns must be at least 1; got 0"):
+        plot_attention(IMAGE, ["one"], draw_maps(1), columns=0)
+    with pytest.raises(DtypeError, match=r"columns must be an integer; got 1\.5"):
+        plot_attention(IMAGE, ["one"], draw_maps(1), columns=1.5)
 
 
 def test_bad_examples_are_named():
