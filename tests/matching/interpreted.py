@@ -13,7 +13,6 @@ import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gloria.aggregators import masked_logmeanexp, masked_logsumexp
 from gloria.errors import BackendError
@@ -628,49 +627,10 @@ def test_a_frozen_side_changes_nothing_for_the_other(frozen, budget, dtype, smal
     assert torch.equal(gradient, both[1 - frozen])
 
 
-class Launches(TorchDispatchMode):
-    """The names of what a device would be asked to run: no views, no allocations."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.removeprefix("aten::")
-        if not (function.is_view or "empty" in name or name in ("promote_types", "_unsafe_view")):
-            self.names.append(name)
-        return function(*args, **kwargs or {})
-
-    def kernels(self, module):
-        """What stands for the module of kernels: each counts once, whatever an interpreter does."""
-        launches = self
-
-        class Kernel:
-            def __init__(self, name):
-                self.name = name
-
-            def __getitem__(self, grid):
-                def launch(*arguments, **constants):
-                    launches.names.append(self.name)
-                    with _disable_current_modes():
-                        getattr(module, self.name)[grid](*arguments, **constants)
-
-                return launch
-
-        class Kernels:
-            __getattr__ = staticmethod(Kernel)
-
-        return Kernels()
-
-
 @pytest.mark.parametrize(("needed", "most"), [((0, 1), 8), ((0,), 6), ((1,), 5)])
-def test_launches_are_few(needed, most, monkeypatch):
+def test_launches_are_few(needed, most, launches_of):
     """At the published batch a device waits for the host: each launch counts."""
-    launches = Launches()
-    stand_in = launches.kernels(triton.kernels())
-    monkeypatch.setattr(triton, "kernels", lambda: stand_in)
-    # of a machine, asked once, by the function that is replaced here
-    monkeypatch.setattr(triton, "reasons_not_supported", lambda _: [])
+    launches = launches_of(triton)
     inputs, _ = draw(4, 4, 9, 12, 16)
     leaves = [each.detach() for each in inputs[:2]]
     wanted = [leaves[side].requires_grad_() for side in needed]

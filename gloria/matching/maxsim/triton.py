@@ -64,7 +64,7 @@ def reasons_not_supported(problem: MaxSimProblem) -> list[str]:
     ):
         if tokens >= 2**31:
             reasons.append(f"It counts {name} tokens in 32 bits; got {tokens}.")
-    if max(problem.queries, GROUP) * problem.keys >= 2**31:
+    if max(problem.queries, GROUP) * max(problem.keys, GROUP) >= 2**31:
         reasons.append(
             f"It counts pairs in 32 bits; got {problem.queries} queries · {problem.keys} keys."
         )
@@ -295,5 +295,4 @@ def fill_gradients(
         )  # fmt: skip
 
 
-summed_maxima = differentiable("maxsim_triton", forward, backward)
-"""``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
+summed_maxima, both_summed_maxima = differentiable("maxsim_triton", forward, backward)
