@@ -137,6 +137,7 @@ def local_similarity(
             towards long texts), ``"max"``, ``"mean"`` (of the cosines), or a callable with the
             contract of :mod:`gloria.aggregators`.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5 (a tensor may be learned).
+            In float32 both are rounded by about 1e-6 · τ: for hundreds take ``"mean"``.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
             result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB

@@ -166,7 +166,7 @@ def maxima(
     columns, height = block.take(keys), len(rows.positions)
     highest = queries.new_empty(height, len(block.lengths))
     winners = block.items.new_empty(highest.shape if with_winners else (0, 0), dtype=torch.int32)
-    vector, row = queries[:1].nbytes, columns[:, :1].nbytes
+    vector, row = queries[:1].nbytes, len(columns) * queries.element_size()
     step = max(min(min(TILE, budget // 4) // row, budget // (8 * max(vector, 1))), 1)
     tile = queries.new_empty(min(step, height), len(columns))
     for start in range(0, height, step):

@@ -394,6 +394,17 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, backend, maximum_ov
     assert for_words.eq(0).all()
 
 
+@backends
+def test_vectors_without_numbers_have_products_of_0(backend, make_pairs):
+    pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=True)
+    pairs = pairs._replace(regions=pairs.regions[..., :0], words=pairs.words[..., :0])
+    value, *gradients = with_gradients(at_once, *pairs, backend=backend)
+    assert value.shape == (2, 2, 3)
+    assert not value.any()
+    assert [each.shape for each in gradients] == [pairs.regions.shape, pairs.words.shape]
+    assert not max_similarity(*pairs, backend=backend).any()
+
+
 @sides
 @backends
 def test_without_a_mask_all_words_are_real(backend, maximum_over, make_pairs):
