@@ -168,7 +168,8 @@ def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -
         ends = list(itertools.accumulate(counts, initial=0))
         columns, new = ends[-1], words.new_empty
         # without waiting: what stands in pageable memory is copied from there before it returns
-        starts = torch.tensor(ends, dtype=torch.int32).to(words.device, non_blocking=True)
+        starts = torch.tensor(ends, dtype=torch.int32, device="cpu")
+        starts = starts.to(words.device, non_blocking=True)
         word_of_column = words.new_empty(columns, dtype=torch.int32)
     packed = Packed(
         new((columns, dim)),
@@ -239,14 +240,14 @@ class Matcher:
         self.columns = len(self.packed.words)
         self.new = torch.zeros if counts is None else torch.empty
         self.over_words = attention == "words_then_regions"
-        self.inverse_temperature = 1 / float(temperature)  # a number of numpy is no kernel argument
+        # a number of numpy is no kernel argument, nor what comes of it
+        self.inverse_temperature, self.budget = 1 / float(temperature), int(memory_budget)
         # what is kept between kernels: float16 has not the range for squares and gradients
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32
         self.blocks = choose_blocks(self.padded, self.kind)
         sizes = self.columns, self.region_count, self.width, self.kind.itemsize
         self.bytes_forward, self.bytes_backward = bytes_of_image(*sizes)
-        self.budget = memory_budget
 
     @classmethod
     def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:

@@ -11,6 +11,7 @@ import functools
 import math
 import weakref
 
+import numpy
 import pytest
 import torch
 
@@ -407,6 +408,15 @@ def test_is_a_well_behaved_operator(attention, small_blocks):
         # it has no gradient, and says so
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
+
+
+def test_numbers_of_numpy_and_another_default_device_change_nothing(small_blocks):
+    inputs, upstream = draw(3, 2, 5, 6, 8, masked=True)
+    expected = differentiate(triton, inputs, upstream, options(budget=2000))
+    chosen = options(temperature=numpy.float64(0.25), budget=numpy.int64(2000))
+    with torch.device("meta"):
+        found = differentiate(triton, inputs, upstream, chosen)
+    assert all(torch.equal(*each) for each in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
