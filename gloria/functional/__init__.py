@@ -29,9 +29,11 @@ from gloria.functional.pair_losses import (
 )
 from gloria.functional.similarity import (
     LocalMatching,
+    MaxSimilarities,
     global_similarity,
     local_attention,
     local_similarity,
+    max_similarities,
     max_similarity,
 )
 from gloria.functional.within_pairs import (
@@ -45,6 +47,7 @@ __all__ = [
     "PRODUCTS",
     "ContrastiveTerms",
     "LocalMatching",
+    "MaxSimilarities",
     "Product",
     "SigmoidTerms",
     "TokenTerms",
@@ -56,6 +59,7 @@ __all__ = [
     "local_attention",
     "local_contrastive_loss",
     "local_similarity",
+    "max_similarities",
     "max_similarity",
     "mgca_cross_entropy",
     "sigmoid_cross_entropy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from einops import einsum
 from torch import Tensor
@@ -35,10 +35,20 @@ from gloria.matching.maxsim import (
     MAXSIM_BACKENDS,
     MaximumOver,
     MaximumReduction,
+    MaxSimBackend,
     MaxSimInputs,
     MaxSimProblem,
 )
 from gloria.matching.problem import EPS, full_precision, memory_budget_on
+
+
+class MaxSimilarities(NamedTuple):
+    """What :func:`max_similarities` gives."""
+
+    over_regions: Tensor
+    """(image, text): each word's best region"""
+    over_words: Tensor
+    """(image, text): each region's best word"""
 
 
 class LocalMatching(TypedDict, total=False):
@@ -127,6 +137,7 @@ def local_similarity(
             towards long texts), ``"max"``, ``"mean"`` (of the cosines), or a callable with the
             contract of :mod:`gloria.aggregators`.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5 (a tensor may be learned).
+            In float32 both are rounded by about 1e-6 · τ: for hundreds take ``"mean"``.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
             result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB
@@ -290,27 +301,97 @@ def max_similarity(
         tensor([[0.6667]])
     """
     check_choice("maximum_over", maximum_over, MAXIMA_OVER)
+    engine, inputs, budget = hard_maximum(
+        regions, words, word_mask, region_mask, reduction, product, backend, memory_budget
+    )
+    by_word = maximum_over == "regions"
+    inputs = inputs if by_word else inputs.exchanged()
+    with full_precision(regions):
+        maxima = reduce_maxima(engine.summed_maxima(inputs, budget), inputs, reduction)
+    return maxima.T if by_word else maxima
+
+
+def max_similarities(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    region_mask: Tensor | None = None,
+    *,
+    reduction: MaximumReduction = "mean",
+    product: Product = "cosine",
+    backend: str = "auto",
+    memory_budget: int | None = None,
+) -> MaxSimilarities:
+    """:func:`max_similarity` over the regions and over the words at once.
+
+    Inputs are checked and normalised once, and ``chunked`` multiplies once for both.
+
+    Args:
+        regions: ``(image, region, dim)``.
+        words: ``(text, word, dim)``.
+        word_mask: ``(text, word)`` boolean, True = a real word, or None.
+        region_mask: ``(image, region)`` boolean, or None.
+        reduction: as in :func:`max_similarity`.
+        product: as in :func:`max_similarity`.
+        backend: as in :func:`max_similarity`.
+        memory_budget: as in :func:`max_similarity`.
+
+    Returns:
+        Both matrices, each ``(image, text)``.
+
+    Raises:
+        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
+            BackendError: as :func:`max_similarity`.
+
+    Source: Yao et al., FILIP (ICLR 2022), eq. 3-6.
+
+    Example:
+        >>> import torch
+        >>> regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
+        >>> words = torch.tensor([[[2.0, 0.0], [0.0, 3.0]]])
+        >>> max_similarities(regions, words, None)
+        MaxSimilarities(over_regions=tensor([[1.]]), over_words=tensor([[0.6667]]))
+    """
+    engine, inputs, budget = hard_maximum(
+        regions, words, word_mask, region_mask, reduction, product, backend, memory_budget
+    )
+    with full_precision(regions):
+        of_words, of_regions = engine.both_summed_maxima(inputs, budget)
+        return MaxSimilarities(
+            reduce_maxima(of_words, inputs, reduction).T,
+            reduce_maxima(of_regions, inputs.exchanged(), reduction),
+        )
+
+
+def hard_maximum(
+    regions: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    region_mask: Tensor | None,
+    reduction: MaximumReduction,
+    product: Product,
+    backend: str,
+    memory_budget: int | None,
+) -> tuple[MaxSimBackend, MaxSimInputs, int]:
+    """What is checked and read once: the backend, its inputs with words as queries, its budget."""
     check_choice("reduction", reduction, MAXIMUM_REDUCTIONS)
     check_choice("product", product, PRODUCTS)
     check_local(regions, words, word_mask, region_mask, needs_word_mask=False)
     memory_budget = memory_budget_on(regions.device.type, memory_budget)
     check_integer("memory_budget", memory_budget, 1)
-    by_word = maximum_over == "regions"
-    queries, keys = (words, regions) if by_word else (regions, words)
-    engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(queries, keys), backend)
+    engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(words, regions), backend)
     with full_precision(regions):
         regions, words = multiplied_vectors(
             regions, words, word_mask, region_mask, product,
             engine.TAKES_HALF_PRECISION, engine.READS_MASKED_TOKENS, engine.READS_MASKED_TOKENS,
         )  # fmt: skip
-        inputs = (
-            MaxSimInputs(words, regions, word_mask, region_mask)
-            if by_word
-            else MaxSimInputs(regions, words, region_mask, word_mask)
-        )
-        maxima = engine.summed_maxima(inputs, memory_budget)
-        if reduction == "mean" and inputs.query_mask is not None:
-            maxima = maxima / inputs.query_mask.sum(1, keepdim=True).clamp_min(1)
-        elif reduction == "mean":
-            maxima = maxima / max(inputs.queries.shape[1], 1)
-        return maxima.T if by_word else maxima
+    return engine, MaxSimInputs(words, regions, word_mask, region_mask), memory_budget
+
+
+def reduce_maxima(sums: Tensor, inputs: MaxSimInputs, reduction: MaximumReduction) -> Tensor:
+    """The sums ``(query, key)``, or what they are for each real token of the query."""
+    if reduction == "sum":
+        return sums
+    if inputs.query_mask is None:
+        return sums / max(inputs.queries.shape[1], 1)
+    return sums / inputs.query_mask.sum(1, keepdim=True).clamp_min(1)

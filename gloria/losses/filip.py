@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
-from gloria.functional import max_similarity
+from gloria.functional import max_similarities
 from gloria.losses.base import LateInteractionLoss
 
 
@@ -29,7 +28,7 @@ class FILIPLoss(LateInteractionLoss):
         image_to_text_weight: w_it. Paper: 1/2.
         text_to_image_weight: w_ti. Paper: 1/2.
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: as in :func:`~gloria.functional.max_similarity`.
+        memory_budget: as in :func:`~gloria.functional.max_similarities`.
 
     Presets: ``"paper"`` (the defaults).
 
@@ -83,8 +82,7 @@ class FILIPLoss(LateInteractionLoss):
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The matrix of each direction, both ``(image, text)``; their numbers may differ."""
-        similarity = partial(
-            max_similarity,
+        matrices = max_similarities(
             regions,
             words,
             word_mask,
@@ -92,10 +90,7 @@ class FILIPLoss(LateInteractionLoss):
             backend=self.backend,
             memory_budget=self.memory_budget,
         )
-        return {
-            "image_to_text": similarity(maximum_over="words"),
-            "text_to_image": similarity(maximum_over="regions"),
-        }
+        return {"image_to_text": matrices.over_words, "text_to_image": matrices.over_regions}
 
     def similarity(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None

@@ -168,7 +168,8 @@ def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -
         ends = list(itertools.accumulate(counts, initial=0))
         columns, new = ends[-1], words.new_empty
         # without waiting: what stands in pageable memory is copied from there before it returns
-        starts = torch.tensor(ends, dtype=torch.int32).to(words.device, non_blocking=True)
+        starts = torch.tensor(ends, dtype=torch.int32, device="cpu")
+        starts = starts.to(words.device, non_blocking=True)
         word_of_column = words.new_empty(columns, dtype=torch.int32)
     packed = Packed(
         new((columns, dim)),
@@ -193,9 +194,13 @@ class Found(NamedTuple):
 
     cosine: Tensor
     """0 at masked words, where nobody reads the others"""
-    norm: Tensor
-    """Length of what a word attends to"""
-    shift: Tensor
+    product: Tensor
+    """``<c, t>`` of a word t and what it attends to, c"""
+    square: Tensor
+    """``‖c‖²``"""
+    highest: Tensor
+    """Its highest exponent"""
+    total: Tensor
     """What makes its attention sum to 1"""
 
 
@@ -235,14 +240,14 @@ class Matcher:
         self.columns = len(self.packed.words)
         self.new = torch.zeros if counts is None else torch.empty
         self.over_words = attention == "words_then_regions"
-        self.inverse_temperature = 1 / float(temperature)  # a number of numpy is no kernel argument
+        # a number of numpy is no kernel argument, nor what comes of it
+        self.inverse_temperature, self.budget = 1 / float(temperature), int(memory_budget)
         # what is kept between kernels: float16 has not the range for squares and gradients
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32
         self.blocks = choose_blocks(self.padded, self.kind)
         sizes = self.columns, self.region_count, self.width, self.kind.itemsize
         self.bytes_forward, self.bytes_backward = bytes_of_image(*sizes)
-        self.budget = memory_budget
 
     @classmethod
     def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:
@@ -259,17 +264,18 @@ class Matcher:
         shape = self.images, self.texts, self.positions
         cosine = self.words.new_zeros(shape, dtype=torch.float32)
         new = torch.zeros_like if everywhere else torch.empty_like
-        found = Found(cosine, new(cosine), new(cosine))
+        found = Found(cosine, *(new(cosine) for _ in range(4)))
         keep = keep and self.fits
         attended = None
         if not (self.images and self.columns):
             return found, None
         for first, last in chunks(self.images, self.bytes_forward, self.budget):
-            attended, product = self.attend(first, last, found.shift)
+            attended = self.attend(first, last, found)
             launch = self.blocks.cosine
             kernels().cosine[(ceil_div(self.columns, launch.words) * (last - first),)](
-                attended.weights, attended.attended, product,
-                self.packed.lengths, self.packed.word_of_column, found.cosine, found.norm,
+                attended.weights, attended.attended,
+                self.packed.lengths, self.packed.word_of_column,
+                found.product, found.square, found.cosine,
                 first, last - first, self.padded // OCTET,
                 self.texts, self.positions, self.columns,
                 WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps, **FUSED,
@@ -278,18 +284,18 @@ class Matcher:
                 attended = None  # before the next images take theirs
         return found, attended
 
-    def attend(
-        self, first: int, last: int, shift: Tensor, *, again: bool = False
-    ) -> tuple[Attended, Tensor]:
-        """Of some images; and ``<c, t>``, (image, column), where it is not done ``again``."""
+    def attend(self, first: int, last: int, found: Found, *, again: bool = False) -> Attended:
+        """Of some images; fills in the attention's sums and ``<c, t>``, or reads them ``again``."""
         images = last - first
         part = self.part(first, last)
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
-        product = scores.new_empty((images, self.columns))
         launch = self.blocks.attend_again if again else self.blocks.attend
         blocks = ceil_div(self.padded, launch.regions)
-        where = scores, self.region_mask, self.packed.starts, self.packed.word_of_column, weights
+        where = (
+            scores, self.region_mask, self.packed.starts, self.packed.word_of_column, weights,
+            found.highest, found.total,
+        )  # fmt: skip
         sizes = first, images, self.region_count, self.padded // OCTET, self.texts, self.positions
         options = {
             "MASKED": self.region_mask is not None,
@@ -302,16 +308,16 @@ class Matcher:
         }
         if again:
             kernels().attend_again[(self.texts * images * blocks,)](
-                *where, shift, *sizes, blocks, self.inverse_temperature, **options
+                *where, *sizes, blocks, self.inverse_temperature, **options
             )
         else:
             kernels().attend[(self.texts * images,)](
-                *where, product, shift, *sizes, self.columns, self.inverse_temperature, **options
+                *where, found.product, *sizes, self.inverse_temperature, **options
             )
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
-        return Attended(scores, weights, attended, part), product
+        return Attended(scores, weights, attended, part)
 
     def part(self, first: int, last: int) -> Tensor:
         """Some images' regions, with zeros up to whole octets."""
@@ -348,7 +354,7 @@ class Matcher:
         if words_gradient is not None:
             kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
                 packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
-                upstream, found.cosine, found.norm, words_gradient,
+                upstream, found.cosine, found.square, words_gradient,
                 self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
                 WORDS=16, DIM=128, **FUSED,
             )  # fmt: skip
@@ -367,11 +373,11 @@ class Matcher:
     ) -> Tensor | None:
         """Of some images' regions to ``out``; through them of the packed words, in float32."""
         images = last - first
-        attended = kept or self.attend(first, last, found.shift, again=True)[0]
+        attended = kept or self.attend(first, last, found, again=True)
         gradient, curved = self.empty(images), self.empty(images)
-        terms = upstream.new_empty((images, 3, self.columns))
+        terms = upstream.new_empty((images, 4, self.columns))
         kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
-            upstream, found.cosine, found.norm,
+            upstream, found.cosine, found.product, found.square,
             self.packed.lengths, self.packed.word_of_column, terms,
             first, images, self.texts, self.positions, self.columns, BLOCK=256, **FUSED,
         )  # fmt: skip
@@ -509,13 +515,13 @@ def attention_cosine(
     attention: str,
     temperature: float,
     memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """:class:`Found`."""
     with full_precision(regions), torch.cuda.device_of(regions):
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
         matcher = Matcher(inputs, attention, temperature, memory_budget)
         found, _ = matcher.forward(keep=False, everywhere=True)
-    return found.cosine, found.norm, found.shift
+    return found.cosine, found.product, found.square, found.highest, found.total
 
 
 @torch.library.custom_op("gloria::word_cosines_backward", mutates_args=())
@@ -526,8 +532,10 @@ def attention_cosine_backward(
     word_mask: Tensor,
     region_mask: Tensor | None,
     cosine: Tensor,
-    norm: Tensor,
-    shift: Tensor,
+    product: Tensor,
+    square: Tensor,
+    highest: Tensor,
+    total: Tensor,
     attention: str,
     temperature: float,
     memory_budget: int,
@@ -536,7 +544,7 @@ def attention_cosine_backward(
     with full_precision(regions), torch.cuda.device_of(regions):
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
         matcher = Matcher(inputs, attention, temperature, memory_budget)
-        found = Found(cosine, norm, shift)
+        found = Found(cosine, product, square, highest, total)
         regions_gradient, words_gradient = matcher.backward(upstream, found, None, (True, True))
     assert regions_gradient is not None
     assert words_gradient is not None
@@ -544,10 +552,9 @@ def attention_cosine_backward(
 
 
 @attention_cosine.register_fake
-def _(regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, ...]:
     shape = (regions.shape[0], *words.shape[:2])
-    cosine, norm, shift = (regions.new_empty(shape, dtype=torch.float32) for _ in range(3))
-    return cosine, norm, shift
+    return tuple(regions.new_empty(shape, dtype=torch.float32) for _ in Found._fields)
 
 
 @attention_cosine_backward.register_fake

@@ -67,7 +67,7 @@ def pack_words(
 @launched
 def unpack_word_gradient(
     packed_gradient_ptr, words_ptr, lengths_ptr, column_of_word_ptr,
-    upstream_ptr, cosine_ptr, norm_ptr, gradient_ptr,
+    upstream_ptr, cosine_ptr, square_ptr, gradient_ptr,
     images, texts, words, dim, packed_dim,
     WORDS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +84,7 @@ def unpack_word_gradient(
     for _ in range(images):
         slope = tl.load(upstream_ptr + at, mask=real, other=0.0)
         cosine = tl.load(cosine_ptr + at, mask=real, other=0.0)
-        norm = tl.load(norm_ptr + at, mask=real, other=0.0)
+        norm = tl.sqrt(tl.load(square_ptr + at, mask=real, other=0.0))
         # where the clamp holds, the cosine does not see the length of the word
         radial += tl.where(norm * length < EPS, 0.0, slope * cosine)
         at += texts * words
@@ -193,14 +193,16 @@ def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS
 @launched
 def attend(
     scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr,
-    product_ptr, shift_ptr,
-    first_image, images, regions, octets, texts, words, columns, inverse_temperature,
+    highest_ptr, total_ptr, product_ptr,
+    first_image, images, regions, octets, texts, words, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention ``a`` of one text on one image, and of its words ``<c, t> = Σ_j a_j s_j``.
 
-    ``shift (image, text, word)`` is such that ``a = 2^(x / τ - shift)``, x / τ in base 2.
+    ``a = 2^(x / τ - highest) / total``, x / τ in base 2. As one number, their sum would be rounded
+    as coarsely as the highest: what is made again would not sum to 1. All three are ``(image, text,
+    word)``.
     """
     local = tl.program_id(0) % images
     text = tl.program_id(0) // images
@@ -225,24 +227,25 @@ def attend(
         # <c, t> of the weights as they are kept, as ‖c‖ is: else what rounding left between the
         # two would not cancel in a gradient, where 1 / τ multiplies it
         kept = (weights * (1 / sums)[:, None]).to(weights_ptr.dtype.element_ty)
-        inside = word < end
-        tl.store(product_ptr + local * columns + word, tl.sum(kept * scores, 1), mask=inside)
         write(weights_ptr, kept, word, end, row, at, stored)
+        inside = word < end
         origin = tl.load(word_of_column_ptr + word, mask=inside, other=0)
-        target = shift_ptr + image * (texts * words) + origin
-        tl.store(target, highest + tl.log2(sums), mask=inside)
+        target = image * (texts * words) + origin
+        tl.store(highest_ptr + target, highest, mask=inside)
+        tl.store(total_ptr + target, sums, mask=inside)
+        tl.store(product_ptr + target, tl.sum(kept * scores, 1), mask=inside)
 
 
 @launched
 def cosine(
-    weights_ptr, attended_ptr, product_ptr, lengths_ptr, word_of_column_ptr,
-    cosine_ptr, norm_ptr,
+    weights_ptr, attended_ptr, lengths_ptr, word_of_column_ptr,
+    product_ptr, square_ptr, cosine_ptr,
     first_image, images, octets, texts, words, columns,
     WORDS: tl.constexpr, REGIONS: tl.constexpr,
 ):  # fmt: skip
     """``r = <c, t> / (y ‖c‖)`` of a block of columns, with ``‖c‖² = aᵀ (G a)``.
 
-    ``attended (column, image, region)`` is ``G a``. Writes r and ``‖c‖``, (image, text, word).
+    ``attended (column, image, region)`` is ``G a``. Writes r and ``‖c‖²``, (image, text, word).
     """
     local = tl.program_id(0) % images
     column = tl.program_id(0) // images * WORDS + tl.arange(0, WORDS)
@@ -250,17 +253,17 @@ def cosine(
     weights = read(weights_ptr, column, columns, row, at, stored)
     attended = read(attended_ptr, column, columns, row, at, stored)
     square = tl.sum(weights * attended, 1)
-    norm = tl.sqrt(tl.where(square < 0, 0.0, square))
+    square = tl.where(square < 0, 0.0, square)
     inside = column < columns
     length = tl.load(lengths_ptr + column, mask=inside, other=0.0)
-    divisor = tl.maximum(norm * length, EPS, propagate_nan=tl.PropagateNan.ALL)
-    value = tl.load(product_ptr + local * columns + column, mask=inside, other=0.0) / divisor
-    # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
-    value = tl.where(value > 1, 1.0, tl.where(value < -1, -1.0, value))
     word = tl.load(word_of_column_ptr + column, mask=inside, other=-1)
     target = (first_image + local).to(tl.int64) * (texts * words) + word
+    divisor = tl.maximum(tl.sqrt(square) * length, EPS, propagate_nan=tl.PropagateNan.ALL)
+    value = tl.load(product_ptr + target, mask=word >= 0, other=0.0) / divisor
+    # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
+    value = tl.where(value > 1, 1.0, tl.where(value < -1, -1.0, value))
     tl.store(cosine_ptr + target, value, mask=word >= 0)
-    tl.store(norm_ptr + target, norm, mask=word >= 0)
+    tl.store(square_ptr + target, square, mask=word >= 0)
 
 
 # Backward.
@@ -268,12 +271,13 @@ def cosine(
 
 @launched
 def attend_again(
-    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr, shift_ptr,
+    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr,
+    highest_ptr, total_ptr,
     first_image, images, regions, octets, texts, words, blocks, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The same attention, now that ``shift`` is known: a block of regions without the others."""
+    """The same attention, its sums known: a block of regions without the others."""
     block = tl.program_id(0) % blocks
     local = tl.program_id(0) // blocks % images
     text = tl.program_id(0) // blocks // images
@@ -291,19 +295,22 @@ def attend_again(
         scores = read(scores_ptr, word, end, row, at, stored)
         exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
         origin = tl.load(word_of_column_ptr + word, mask=word < end, other=0)
-        shift = tl.load(shift_ptr + image * (texts * words) + origin, mask=word < end, other=0.0)
-        write(weights_ptr, tl.exp2(exponent - shift[:, None]), word, end, row, at, stored)
+        source = image * (texts * words) + origin
+        highest = tl.load(highest_ptr + source, mask=word < end, other=0.0)
+        sums = tl.load(total_ptr + source, mask=word < end, other=1.0)
+        weights = tl.exp2(exponent - highest[:, None]) * (1 / sums)[:, None]
+        write(weights_ptr, weights, word, end, row, at, stored)
 
 
 @launched
 def differentiate_cosine(
-    upstream_ptr, cosine_ptr, norm_ptr, lengths_ptr, word_of_column_ptr, terms_ptr,
+    upstream_ptr, cosine_ptr, product_ptr, square_ptr, lengths_ptr, word_of_column_ptr, terms_ptr,
     first_image, images, texts, words, columns, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient of a score needs to know of its word, ``terms (image, 3, column)``.
+    """What the gradient of a score needs to know of its word, ``terms (image, 4, column)``.
 
-    ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds; and the average of
-    both over the regions, ``dnum num + 2 dq q``, which is 0 but at the clamp.
+    ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds; and the averages over
+    the regions of what they multiply, num and q.
     """
     local = (tl.program_id(0) % images).to(tl.int64)
     column = tl.program_id(0) // images * BLOCK + tl.arange(0, BLOCK)
@@ -313,15 +320,17 @@ def differentiate_cosine(
     at = (first_image + local) * (texts * words) + word
     upstream = tl.load(upstream_ptr + at, mask=real, other=0.0)
     cosine = tl.load(cosine_ptr + at, mask=real, other=0.0)
-    norm = tl.load(norm_ptr + at, mask=real, other=0.0)
-    product = norm * tl.load(lengths_ptr + column, mask=inside, other=0.0)
-    clamped = product < EPS
-    divisor = tl.maximum(product, EPS, propagate_nan=tl.PropagateNan.ALL)
-    terms = terms_ptr + local * 3 * columns + column
+    product = tl.load(product_ptr + at, mask=real, other=0.0)
+    square = tl.load(square_ptr + at, mask=real, other=0.0)
+    norms = tl.sqrt(square) * tl.load(lengths_ptr + column, mask=inside, other=0.0)
+    clamped = norms < EPS
+    divisor = tl.maximum(norms, EPS, propagate_nan=tl.PropagateNan.ALL)
+    terms = terms_ptr + local * 4 * columns + column
     tl.store(terms, upstream / divisor, mask=inside)
-    curvature = tl.where(clamped, 0.0, -upstream * cosine / (norm * norm))
+    curvature = tl.where(clamped, 0.0, -upstream * cosine / square)
     tl.store(terms + columns, curvature, mask=inside)
-    tl.store(terms + 2 * columns, tl.where(clamped, upstream * cosine, 0.0), mask=inside)
+    tl.store(terms + 2 * columns, product, mask=inside)
+    tl.store(terms + 3 * columns, square, mask=inside)
 
 
 @triton.jit
@@ -330,18 +339,21 @@ def pull(
 ):  # fmt: skip
     """Of a tile, (word, region): s; ``a de``; the direct part of ds; and ``2 dq a``.
 
-    ``de = dnum s + 2 dq G a``, less its average over the regions.
+    ``de = dnum (s - num) + 2 dq (G a - q)``: the averages over the regions of both parts cancel but
+    at the clamp, and rounding leaves less of it where each is taken off by itself: where one region
+    has all attention, nothing.
     """
     inside = word < end
     slope = tl.load(terms_ptr + word, mask=inside, other=0.0)
     curvature = tl.load(terms_ptr + columns + word, mask=inside, other=0.0)
-    average = tl.load(terms_ptr + 2 * columns + word, mask=inside, other=0.0)
+    product = tl.load(terms_ptr + 2 * columns + word, mask=inside, other=0.0)
+    square = tl.load(terms_ptr + 3 * columns + word, mask=inside, other=0.0)
     scores = read(scores_ptr, word, end, row, at, stored)
     weights = read(weights_ptr, word, end, row, at, stored)
     attended = read(attended_ptr, word, end, row, at, stored)
     direct = slope[:, None] * weights
     curved = curvature[:, None] * weights
-    through = direct * scores + curved * attended - average[:, None] * weights
+    through = direct * (scores - product[:, None]) + curved * (attended - square[:, None])
     return scores, through, direct, curved
 
 
@@ -363,7 +375,7 @@ def score_gradient(
     start = tl.load(starts_ptr + text)
     end = tl.load(starts_ptr + text + 1)
     _region, at, stored, row = locate(block, local, images, octets, REGIONS)
-    terms_ptr += local.to(tl.int64) * 3 * columns
+    terms_ptr += local.to(tl.int64) * 4 * columns
     top = tl.full((REGIONS,), float("-inf"), tl.float32)
     total = tl.zeros((REGIONS,), tl.float32)
     mean = tl.zeros((REGIONS,), tl.float32)

@@ -127,6 +127,16 @@ def test_logmeanexp_of_equal_values_is_that_value_whatever_their_number(count, d
         assert masked_logmeanexp(values, mask, 0).item() == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1e3, 1e5])
+def test_logmeanexp_of_a_high_temperature_is_rounded_as_told(temperature):
+    """By 1e-6 · temperature; from hundreds on the mean is nearer."""
+    values = torch.randn(500, 97, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = masked_logmeanexp(values, None, 1, temperature)
+    error = (masked_logmeanexp(values.float(), None, 1, temperature) - exact).abs().max()
+    assert error <= 1e-6 * temperature
+    assert ((values.mean(1) - exact).abs().max() < error) == (temperature > 1)
+
+
 def test_logsumexp_goes_from_sum_to_max_with_temperature():
     values = torch.tensor([0.3, 0.9, -0.2], dtype=torch.float64)
     assert masked_logsumexp(values, None, 0, 1e-3).item() == pytest.approx(0.9, abs=1e-9)

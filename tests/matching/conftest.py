@@ -4,10 +4,10 @@ import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from gloria.matching.triton_support import INTERPRETED
+from gloria.matching.triton_support import FUSED, INTERPRETED
 
 
 class AliveBytes(TorchDispatchMode):
@@ -34,6 +34,57 @@ class AliveBytes(TorchDispatchMode):
 def alive_bytes():
     """A mode that follows the memory of tensors; it takes those that do not count."""
     return AliveBytes
+
+
+class Launches(TorchDispatchMode):
+    """The names of what a device would be asked to run: no views, no allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        if not (function.is_view or "empty" in name or name in ("promote_types", "_unsafe_view")):
+            self.names.append(name)
+        return function(*args, **kwargs or {})
+
+    def kernels(self, module):
+        """What stands for the module of kernels: each counts once, whatever an interpreter does."""
+        launches = self
+
+        class Kernel:
+            def __init__(self, name):
+                self.name = name
+
+            def __getitem__(self, grid):
+                def launch(*arguments, **constants):
+                    assert constants.items() >= FUSED.items()  # or Triton 3.9 warns
+                    launches.names.append(self.name)
+                    with _disable_current_modes():
+                        getattr(module, self.name)[grid](*arguments, **constants)
+
+                return launch
+
+        class Kernels:
+            __getattr__ = staticmethod(Kernel)
+
+        return Kernels()
+
+
+@pytest.fixture
+def launches_of(monkeypatch):
+    """A mode that lists what one of the Triton backends asks a device to run."""
+
+    def launches_of(backend):
+        launches = Launches()
+        stand_in = launches.kernels(backend.kernels())
+        monkeypatch.setattr(backend, "kernels", lambda: stand_in)
+        # of a machine, asked once, by the function that is replaced here
+        monkeypatch.setattr(backend, "reasons_not_supported", lambda _: [])
+        return launches
+
+    return launches_of
 
 
 @pytest.fixture

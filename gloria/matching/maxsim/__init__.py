@@ -7,8 +7,8 @@
 | `einops`  | the definition; memory query · key · token · token              | everything: a |
 |           | transform of ``torch.func`` and meta tensors too                |               |
 
-A backend is a module with ``summed_maxima(inputs, memory_budget)``,
-``reasons_not_supported(problem)``, ``TAKES_HALF_PRECISION`` and ``READS_MASKED_TOKENS``.
+A backend is a module with ``summed_maxima(inputs, memory_budget)``, ``both_summed_maxima`` of the
+same, ``reasons_not_supported(problem)``, ``TAKES_HALF_PRECISION`` and ``READS_MASKED_TOKENS``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class MaxSimBackend(Protocol):
 
         A query or key without a real token scores 0 with zero gradient.
         """
+        ...
+
+    def both_summed_maxima(self, inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]:
+        """The same, and that of keys and queries exchanged, ``(key, query)``."""
         ...
 
     def reasons_not_supported(self, problem: MaxSimProblem) -> list[str]:

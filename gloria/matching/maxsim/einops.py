@@ -37,3 +37,8 @@ def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
     if query_mask is not None:
         maxima = maxima.masked_fill(~query_mask[:, None, :], 0.0)
     return maxima.sum(-1)
+
+
+def both_summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]:
+    """The same, and that of keys and queries exchanged, ``(key, query)``."""
+    return summed_maxima(inputs, memory_budget), summed_maxima(inputs.exchanged(), memory_budget)

@@ -31,6 +31,22 @@ class Forward(Protocol):
         ...
 
 
+class ForwardBoth(Protocol):
+    """Computes what :class:`Forward` does, and the same of keys and queries exchanged."""
+
+    def __call__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_mask: Tensor | None,
+        key_mask: Tensor | None,
+        keep_winners: bool,
+        memory_budget: int,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Both results, the second ``(key, query)``."""
+        ...
+
+
 class Backward(Protocol):
     """Computes both gradients."""
 
@@ -53,11 +69,15 @@ class Backward(Protocol):
 
 
 class SummedMaxima(Protocol):
-    """A backend's function."""
+    """``summed_maxima`` of a backend."""
 
-    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> Tensor:
-        """``Σ_i max_j <q_i, k_j>`` over real tokens, ``(query, key)``."""
-        ...
+    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> Tensor: ...
+
+
+class BothSummedMaxima(Protocol):
+    """``both_summed_maxima`` of a backend."""
+
+    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]: ...
 
 
 def room_for_scores(queries: Tensor, keys: Tensor) -> Tensor:
@@ -77,11 +97,14 @@ def room_for_gradient(like: Tensor, needed: bool) -> Tensor:
     return like.new_empty(like.shape if needed else (0,))
 
 
-def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMaxima:
-    """Register ``gloria::name`` and ``gloria::name_backward``; what calls the first.
+def differentiable(
+    name: str, forward: Forward, backward: Backward, forward_both: ForwardBoth | None = None
+) -> tuple[SummedMaxima, BothSummedMaxima]:
+    """Register ``gloria::name`` and ``gloria::name_backward``; what calls the first, and twice.
 
-    The winners are kept for the backward if they take no more than half of the memory budget. What
-    needs no gradient costs none. Who calls it has switched autocast off; a backward sees to itself.
+    Twice is ``forward_both`` where there is one, outside a compiled graph. The winners are kept for
+    the backward if they take no more than half of the memory budget. What needs no gradient costs
+    none. Who calls it has switched autocast off; a backward sees to itself.
     """
     forward_operator = torch.library.custom_op(f"gloria::{name}", forward, mutates_args=())
     backward_operator = torch.library.custom_op(
@@ -119,9 +142,10 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         """The same without the operator's overhead."""
 
         @staticmethod
-        def forward(ctx: Any, queries: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-            scores, kept = forward(queries, keys, *rest)
-            save(ctx, (queries, keys, *rest), (scores, kept))
+        def forward(ctx: Any, *inputs_and_found: Any) -> tuple[Tensor, Tensor]:
+            *inputs, found = inputs_and_found
+            scores, kept = found or forward(*inputs)
+            save(ctx, tuple(inputs), (scores, kept))
             ctx.mark_non_differentiable(kept)
             ctx.set_materialize_grads(False)  # no zeros of its size
             return scores, kept
@@ -129,17 +153,36 @@ def differentiable(name: str, forward: Forward, backward: Backward) -> SummedMax
         @staticmethod
         def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
             if gradient is None:
-                return (None,) * 6
+                return (None,) * 7
             graph = torch.is_grad_enabled()  # create_graph=True
-            return backpropagate(backward_operator if graph else backward, ctx, gradient)
+            return *backpropagate(backward_operator if graph else backward, ctx, gradient), None
 
-    def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
+    def keeps_winners(inputs: MaxSimInputs, both: bool, memory_budget: int) -> bool:
         queries, keys = inputs.queries, inputs.keys
         needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad)
-        size_of_winners = 4 * queries.shape[0] * queries.shape[1] * keys.shape[0]
-        keep_winners = needs_gradient and size_of_winners <= memory_budget // 2
-        function = forward_operator if torch.compiler.is_compiling() else Eager.apply
-        scores: Tensor = function(*inputs, keep_winners, memory_budget)[0]
+        winners = queries.shape[0] * queries.shape[1] * keys.shape[0]
+        if both:
+            winners += keys.shape[0] * keys.shape[1] * queries.shape[0]
+        return needs_gradient and 4 * winners <= memory_budget // 2
+
+    def summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> Tensor:
+        keep = keeps_winners(inputs, False, memory_budget)
+        scores: Tensor
+        if torch.compiler.is_compiling():
+            scores, _ = forward_operator(*inputs, keep, memory_budget)
+        else:
+            scores, _ = Eager.apply(*inputs, keep, memory_budget, None)
         return scores
 
-    return summed_maxima
+    def both_summed_maxima(inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]:
+        exchanged = inputs.exchanged()
+        if forward_both is None or torch.compiler.is_compiling():
+            return summed_maxima(inputs, memory_budget), summed_maxima(exchanged, memory_budget)
+        how = keeps_winners(inputs, True, memory_budget), memory_budget
+        with torch.no_grad():
+            found, found_of_keys = forward_both(*inputs, *how)
+        scores, _ = Eager.apply(*inputs, *how, found)
+        scores_of_keys, _ = Eager.apply(*exchanged, *how, found_of_keys)
+        return scores, scores_of_keys
+
+    return summed_maxima, both_summed_maxima

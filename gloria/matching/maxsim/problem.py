@@ -30,6 +30,11 @@ class MaxSimInputs(NamedTuple):
     key_mask: Tensor | None
     """(key, token) boolean, or None: all are real"""
 
+    def exchanged(self) -> MaxSimInputs:
+        """Where every token of a key takes its best token of a query."""
+        queries, keys, query_mask, key_mask = self
+        return MaxSimInputs(keys, queries, key_mask, query_mask)
+
 
 class MaxSimProblem(NamedTuple):
     """What a backend looks at to say whether it can run: sizes, never values."""

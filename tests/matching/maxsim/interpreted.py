@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from gloria.functional import max_similarity
+from gloria.functional import max_similarities, max_similarity
+from gloria.losses import FILIPLoss
 from gloria.matching.maxsim import MAXIMA_OVER, MaxSimInputs, einops, triton
-from gloria.matching.triton_support import FUSED
 
 OPERATORS = torch.ops.gloria
 WHOLE = 2**24
@@ -20,9 +20,9 @@ sides = pytest.mark.parametrize("maximum_over", MAXIMA_OVER)
 pytestmark = pytest.mark.usefixtures("true_bfloat16")
 
 
-def with_gradients(regions, words, *masks, **options):
+def with_gradients(regions, words, *masks, function=max_similarity, **options):
     regions, words = (x.detach().clone().requires_grad_() for x in (regions, words))
-    value = max_similarity(regions, words, *masks, **options)
+    value = function(regions, words, *masks, **options)
     generator = torch.Generator().manual_seed(99)
     upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
     return value.detach(), *torch.autograd.grad(value, (regions, words), upstream)
@@ -125,6 +125,44 @@ def test_a_training_step_is_four_launches(make_pairs, launched):
     launched.clear()
     with_gradients(*pairs[:2], None, backend="triton")  # nothing to list
     assert launched == ["sum_maxima", "query_gradient", "key_gradient"]
+
+
+def test_both_sides_are_what_each_is(make_pairs, assert_values, assert_gradients):
+    pairs = make_pairs(3, 4, 20, 17, 7, masked_regions=True, dtype=torch.float32)
+
+    def stacked(*inputs, **options):
+        over_regions, over_words = max_similarities(*inputs, **options)
+        return torch.stack([over_regions, over_words])
+
+    wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
+    value, *gradients = with_gradients(*pairs, function=stacked, backend="triton")
+    expected, *references = with_gradients(*wide, function=stacked, backend="einops")
+    assert_values(value, expected)
+    for actual, reference in zip(gradients, references, strict=True):
+        assert_gradients(actual, reference)
+
+
+def test_a_step_of_filip_reads_each_mask_once(make_pairs, launches_of, monkeypatch):
+    """Each look is a wait for the device; and vectors are normalised once."""
+    pairs = make_pairs(3, 3, 6, 5, 7, masked_regions=True, dtype=torch.float32)
+    for each in pairs[:2]:
+        each.requires_grad_()
+    looks, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: looks.append(1) or tolist(self))
+    launches = launches_of(triton)
+    with launches:
+        loss = FILIPLoss(backend="triton", learnable=False)(*pairs)
+    assert len(looks) == 2
+    assert "_local_scalar_dense" not in launches.names
+    assert launches.names.count("sum_maxima") == 2
+    assert launches.names.count("linalg_vector_norm") == 4  # of either side, its zeros found first
+    launches.names.clear()
+    with launches:
+        loss.backward()
+    assert "_local_scalar_dense" not in launches.names
+    assert len(looks) == 2
+    for kernel in ("list_rows", "query_gradient", "key_gradient"):
+        assert launches.names.count(kernel) == 2
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 1])
@@ -269,25 +307,4 @@ def test_compiles_in_one_graph(make_pairs):
     compiled = torch.compile(max_similarity, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
         compiled(*pairs, backend="triton"), max_similarity(*pairs, backend="einops")
-    )
-
-
-@sides
-def test_every_launch_says_whether_to_fuse(maximum_over, make_pairs, monkeypatch):
-    """Triton 3.9 warns where it is not said: an error to whom warnings are errors."""
-    said = []
-
-    class Kernels:
-        def __getattr__(self, name):
-            return Recorded(name)
-
-    class Recorded(str):
-        def __getitem__(self, grid):
-            return lambda *_, **constants: said.append((self, constants.items() >= FUSED.items()))
-
-    monkeypatch.setattr(triton, "kernels", lambda: Kernels())
-    pairs = make_pairs(2, 3, 5, 4, 3, masked_regions=True, dtype=torch.float32)
-    with_gradients(*pairs, backend="triton", maximum_over=maximum_over)
-    assert dict(said) == dict.fromkeys(
-        ("sum_maxima", "list_rows", "query_gradient", "key_gradient"), True
     )

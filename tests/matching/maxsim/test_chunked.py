@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from gloria.errors import BackendError
 from gloria.matching.maxsim import MaxSimInputs, chunked, einops
@@ -22,6 +23,13 @@ def gradients(inputs, budget, module=chunked):
     scores = module.summed_maxima(MaxSimInputs(*leaves, *inputs[2:]), budget)
     upstream = torch.linspace(-1, 1, scores.numel(), dtype=scores.dtype).view_as(scores)
     return torch.autograd.grad(scores, leaves, upstream)
+
+
+def gradients_of_both(inputs, budget, module=chunked):
+    leaves = [each.detach().requires_grad_() for each in inputs[:2]]
+    sums, sums_of_keys = module.both_summed_maxima(MaxSimInputs(*leaves, *inputs[2:]), budget)
+    upstream = torch.linspace(-1, 1, sums.numel(), dtype=sums.dtype).view_as(sums)
+    return torch.autograd.grad((sums, sums_of_keys), leaves, (upstream, upstream.T))
 
 
 # opcheck itself looks at the gradients of tensors that are no leaves
@@ -56,6 +64,21 @@ def test_every_budget_gives_the_same(budget, make_pairs, assert_values, assert_g
     assert_values(chunked.summed_maxima(inputs, budget), einops.summed_maxima(inputs, 0))
     expected = gradients(inputs, 0, einops)
     for actual, reference in zip(gradients(inputs, budget), expected, strict=True):
+        assert_gradients(actual, reference)
+
+
+@pytest.mark.parametrize(("budget", "products"), [(1, 2), (40_000, 2), (60_000, 1), (2**20, 1)])
+def test_so_do_both_sides_at_once(budget, products, make_pairs, assert_values, assert_gradients):
+    """Of one product, where the budget allows that."""
+    inputs = inputs_of(make_pairs, 5, 7, 23, 11, 9, masked_regions=True, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        sums = chunked.both_summed_maxima(inputs, budget)
+    real = inputs.query_mask.sum() * inputs.key_mask.sum()
+    assert counter.get_total_flops() == products * 2 * 9 * real
+    for actual, reference in zip(sums, einops.both_summed_maxima(inputs, 0), strict=True):
+        assert_values(actual, reference)
+    expected = gradients_of_both(inputs, 0, einops)
+    for actual, reference in zip(gradients_of_both(inputs, budget), expected, strict=True):
         assert_gradients(actual, reference)
 
 
@@ -99,9 +122,13 @@ def test_memory_stays_within_the_budget(masked_regions, sizes, budget, make_pair
     result = 4 * sizes[0] * sizes[1]
     taken, _ = peak(lambda: chunked.summed_maxima(inputs, budget))
     assert taken - result <= budget
+    taken, _ = peak(lambda: chunked.both_summed_maxima(inputs, budget))
+    assert taken - 2 * result <= budget
     owed = sum(each.nbytes for each in inputs[:2])
     taken, _ = peak(lambda: gradients(inputs, budget))
     assert taken - owed - 3 * result <= budget
+    taken, _ = peak(lambda: gradients_of_both(inputs, budget))
+    assert taken - 2 * owed - 6 * result <= budget  # either side has its own until they are added
 
 
 def test_the_definition_takes_more(make_pairs):

@@ -16,7 +16,7 @@ from gloria.errors import (
     OptionError,
     ShapeError,
 )
-from gloria.functional import PRODUCTS, max_similarity
+from gloria.functional import PRODUCTS, MaxSimilarities, max_similarities, max_similarity
 from gloria.matching.dispatch import choose, explain
 from gloria.matching.maxsim import (
     MAXIMA_OVER,
@@ -168,6 +168,75 @@ def test_one_side_may_need_no_gradient(backend, needs, make_pairs, compiled):
     for function in (max_similarity, compiled):
         value = function(regions, words, mask, backend=backend).square().sum()
         torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], expected)
+
+
+# Both sides at once.
+
+
+def one_after_the_other(regions, words, *masks, **options):
+    """What :func:`max_similarities` is to give, as one tensor."""
+    both = (max_similarity(regions, words, *masks, maximum_over=s, **options) for s in MAXIMA_OVER)
+    return torch.stack(list(both))
+
+
+def at_once(*inputs, **options):
+    """The same of one call."""
+    both = max_similarities(*inputs, **options)
+    assert isinstance(both, MaxSimilarities)
+    return torch.stack([getattr(both, f"over_{side}") for side in MAXIMA_OVER])
+
+
+@region_masks
+@pytest.mark.parametrize(("product", "reduction"), [("cosine", "mean"), ("dot", "sum")])
+@backends
+@pytest.mark.parametrize("sizes", [*SIZES, (0, 3, 2, 2, 4), (3, 0, 2, 2, 4)])
+def test_both_sides_are_what_each_is(
+    sizes, backend, product, reduction, masked_regions, make_pairs, assert_gradients
+):
+    pairs = make_pairs(*sizes, masked_regions=masked_regions)
+    options = {"product": product, "reduction": reduction}
+    expected = with_gradients(one_after_the_other, *pairs, backend="einops", **options)
+    actual = with_gradients(at_once, *pairs, backend=backend, **options)
+    for one, reference in zip(actual, expected, strict=True):
+        assert_gradients(one, reference)
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("side", MAXIMA_OVER)
+@backends
+def test_one_of_both_may_be_all_that_is_used(backend, side, needs, make_pairs):
+    pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True)
+    found = []
+    for function, name in ((max_similarities, None), (max_similarity, side)):
+        leaves = [
+            each.detach().requires_grad_(need) for each, need in zip(pairs[:2], needs, strict=True)
+        ]
+        options = {"backend": backend} | ({"maximum_over": name} if name else {})
+        value = function(*leaves, *pairs[2:], **options)
+        value = value if name else getattr(value, f"over_{side}")
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        # twice: what is kept is not used up
+        first, again = (
+            torch.autograd.grad(value.square().sum(), wanted, retain_graph=True) for _ in range(2)
+        )
+        assert all(torch.equal(*each) for each in zip(first, again, strict=True))
+        found.append(first)
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@backends
+def test_both_sides_compile_in_one_graph(backend, make_pairs):
+    pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=True, dtype=torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(at_once, fullgraph=True, backend="aot_eager")
+    for eager, traced in zip(
+        with_gradients(at_once, *pairs, backend=backend),
+        with_gradients(compiled, *pairs, backend=backend),
+        strict=True,
+    ):
+        torch.testing.assert_close(traced, eager)
+    torch.compiler.reset()
 
 
 # Masks and permutations.
@@ -323,6 +392,17 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, backend, maximum_ov
     assert value.shape == (images, texts)
     assert for_regions.eq(0).all()
     assert for_words.eq(0).all()
+
+
+@backends
+def test_vectors_without_numbers_have_products_of_0(backend, make_pairs):
+    pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=True)
+    pairs = pairs._replace(regions=pairs.regions[..., :0], words=pairs.words[..., :0])
+    value, *gradients = with_gradients(at_once, *pairs, backend=backend)
+    assert value.shape == (2, 2, 3)
+    assert not value.any()
+    assert [each.shape for each in gradients] == [pairs.regions.shape, pairs.words.shape]
+    assert not max_similarity(*pairs, backend=backend).any()
 
 
 @sides

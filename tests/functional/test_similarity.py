@@ -1,4 +1,4 @@
-"""The stateless numerics against nested loops, closed forms, and what users rely on."""
+"""Similarities and attention against nested loops, closed forms, and what users rely on."""
 
 import math
 from functools import partial
@@ -7,23 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
-from gloria import functional
-from gloria.errors import (
-    BackendError,
-    DeviceError,
-    DtypeError,
-    EmptyImageError,
-    EmptyTextError,
-    GloriaError,
-    OptionError,
-    ShapeError,
-)
+from gloria.errors import BackendError
 from gloria.functional import (
     PRODUCTS,
     contrastive_cross_entropy,
-    global_contrastive_loss,
     global_similarity,
     local_attention,
     local_contrastive_loss,
@@ -60,22 +49,9 @@ sizes = st.tuples(  # image, text, region, word, dim
 seeds = st.integers(0, 1000)
 
 
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
 def same(actual, expected):
     """Equal up to the order of float64 sums."""
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-
-
-def with_gradients(function, regions, words, *masks, **options):
-    """Value and the gradients for regions and words of a random upstream gradient."""
-    regions, words = (x.detach().clone().requires_grad_() for x in (regions, words))
-    value = function(regions, words, *masks, **options)
-    upstream = random(*value.shape, seed=99).to(value.dtype)
-    return value.detach(), *torch.autograd.grad(value, (regions, words), upstream)
 
 
 # The definition.
@@ -114,7 +90,7 @@ def test_local_similarity_equals_the_nested_loop(
 @products
 @attention_variants
 def test_local_similarity_of_every_dtype_is_computed_in_full_precision(
-    attention, product, dtype, make_pairs, naive, assert_values, assert_gradients
+    attention, product, dtype, make_pairs, naive, assert_values, assert_gradients, with_gradients
 ):
     """Half precision inputs cost their own rounding and not one more."""
     pairs = make_pairs(2, 3, 9, 5, 16, masked_regions=True, dtype=dtype, scale=0.5)
@@ -180,7 +156,7 @@ def test_one_image_can_be_asked_several_texts(make_pairs):
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 @pytest.mark.parametrize("images, texts, dim", [(1, 1, 1), (3, 5, 7), (4, 2, 100)])
 def test_global_similarity_equals_the_loop(
-    images, texts, dim, dtype, naive, assert_values, assert_gradients
+    images, texts, dim, dtype, naive, assert_values, assert_gradients, random, with_gradients
 ):
     v, t = random(images, dim, dtype=dtype), random(texts, dim, seed=1, dtype=dtype)
     v[0] = 0  # the clamp's side of the formula
@@ -192,21 +168,11 @@ def test_global_similarity_equals_the_loop(
         assert_gradients(actual[1:], reference[1:])  # the zero vector's is of another size, 1e8
 
 
-@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0, 7.0])
-@pytest.mark.parametrize("pairs", [1, 2, 7])
-def test_cross_entropy_equals_the_loop(pairs, temperature, naive, assert_values):
-    similarity = random(pairs, pairs)
-    terms = contrastive_cross_entropy(similarity, temperature)
-    rows, columns = naive.contrastive_terms(similarity, temperature)
-    assert_values(terms.image_to_text, rows)
-    assert_values(terms.text_to_image, columns)
-
-
 # Closed forms.
 
 
 @attention_variants
-def test_one_word_and_one_region_is_their_cosine(attention):
+def test_one_word_and_one_region_is_their_cosine(attention, random):
     v, t = random(2, 1, 5), random(3, 1, 5, seed=1)
     mask = torch.ones(3, 1, dtype=torch.bool)
     for product in PRODUCTS:
@@ -217,7 +183,7 @@ def test_one_word_and_one_region_is_their_cosine(attention):
             same(z, global_similarity(v[:, 0], t[:, 0]))
 
 
-def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean():
+def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean(random):
     v, t = random(2, 3, 5), random(2, 1, 5, seed=1).expand(2, 7, 5)
     mask = torch.arange(7) < torch.tensor([[7], [3]])
     z = {
@@ -229,7 +195,7 @@ def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean()
     same(z["logsumexp"], z["max"] + 0.2 * torch.tensor([7.0, 3.0], dtype=torch.float64).log())
 
 
-def test_attention_goes_from_uniform_to_the_best_region_with_temperature():
+def test_attention_goes_from_uniform_to_the_best_region_with_temperature(random):
     v, t = random(1, 6, 4), random(1, 1, 4, seed=1)
     mask, scores = torch.ones(1, 1, dtype=torch.bool), (v @ t.mT)[0, :, 0]
     hot = local_attention(v, t, mask, attention_temperature=1e12)
@@ -264,21 +230,6 @@ def test_cosine_product_does_not_see_lengths_and_scaled_dot_divides_by_root_dim(
     )
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 5, 64])
-def test_cross_entropy_of_a_constant_is_the_log_of_the_batch(pairs):
-    for constant in (0.0, -3.0):
-        terms = contrastive_cross_entropy(torch.full((pairs, pairs), constant))
-        assert [term.item() for term in terms] == pytest.approx([math.log(pairs)] * 2, abs=1e-6)
-
-
-def test_a_batch_of_one_costs_nothing_and_teaches_nothing():
-    similarity = torch.tensor([[0.3]], requires_grad=True)
-    terms = contrastive_cross_entropy(similarity, 0.02)
-    (terms.image_to_text + terms.text_to_image).backward()
-    assert [term.item() for term in terms] == [0, 0]
-    assert similarity.grad.item() == 0
-
-
 # Properties.
 
 
@@ -304,7 +255,9 @@ def test_permutations(make_pairs, sizes, options, seed, data):
 
 @given(sizes=sizes, options=matching_options, seed=seeds)
 @pytest.mark.parametrize("content", [math.nan, math.inf, -math.inf, 1e30])
-def test_padding_changes_no_bit_and_gets_no_gradient(make_pairs, content, sizes, options, seed):
+def test_padding_changes_no_bit_and_gets_no_gradient(
+    make_pairs, content, sizes, options, seed, with_gradients
+):
     pairs = make_pairs(*sizes, masked_regions=True, dtype=torch.float32, seed=seed)
     regions, words, word_mask, region_mask = pairs
     filled = pairs._replace(
@@ -323,7 +276,9 @@ def test_padding_changes_no_bit_and_gets_no_gradient(make_pairs, content, sizes,
 @products
 @attention_variants
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_no_backend_sees_nan_in_masked_words(make_pairs, backend, attention, product):
+def test_no_backend_sees_nan_in_masked_words(
+    make_pairs, backend, attention, product, with_gradients
+):
     """Some do without zeros there: they must not read what stands there instead."""
     pairs = make_pairs(3, 4, 10, 9, 6, dtype=torch.float32)
     filled = pairs._replace(words=pairs.words.masked_fill(~pairs.word_mask[..., None], math.nan))
@@ -356,7 +311,7 @@ def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, m
 
 
 @given(sizes=sizes, options=matching_options, seed=seeds, more=st.integers(1, 9))
-def test_appended_padding_is_nothing(make_pairs, sizes, options, seed, more):
+def test_appended_padding_is_nothing(make_pairs, sizes, options, seed, more, with_gradients):
     """Up to the order of sums: another length vectorises another way."""
     pairs = make_pairs(*sizes, masked_regions=True, seed=seed)
     regions, words, word_mask, region_mask = pairs
@@ -408,22 +363,8 @@ def test_blocks_of_the_gallery_equal_the_whole(make_pairs, sizes, options, seed,
     same(torch.cat(blocks), z)
 
 
-@given(pairs=st.integers(1, 6), seed=seeds, temperature=st.floats(0.01, 10))
-def test_cross_entropy_properties(pairs, seed, temperature):
-    similarity = random(pairs, pairs, seed=seed)
-    terms = contrastive_cross_entropy(similarity, temperature)
-    assert min(terms) >= 0
-    mirrored = contrastive_cross_entropy(similarity.T, temperature)
-    same(torch.stack(terms), torch.stack(mirrored[::-1]))
-    order = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed))
-    permuted = contrastive_cross_entropy(similarity[order][:, order], temperature)
-    same(torch.stack(terms), torch.stack(permuted))
-    shifted = contrastive_cross_entropy(similarity + 5, temperature)
-    torch.testing.assert_close(torch.stack(terms), torch.stack(shifted), rtol=1e-9, atol=1e-9)
-
-
 @attention_variants
-def test_a_convolutional_map_needs_no_copy(attention):
+def test_a_convolutional_map_needs_no_copy(attention, random, with_gradients):
     feature_map = random(2, 6, 3, 4)  # image, dim, height, width
     regions = feature_map.flatten(2).transpose(1, 2)
     words = random(3, 1, 6, seed=1).expand(3, 5, 6)
@@ -474,44 +415,6 @@ def test_inputs_are_left_as_they_were(make_pairs):
 # Gradients.
 
 
-@region_masks
-@products
-@aggregations
-@attention_variants
-def test_gradcheck_of_the_local_loss(attention, aggregation, product, masked_regions, make_pairs):
-    """With ragged texts, masked regions and a temperature that learns."""
-    regions, words, word_mask, region_mask = make_pairs(
-        2, 2, 3, 3, 2, masked_regions=masked_regions, seed=3
-    )
-    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-
-    def loss(regions, words, temperature):
-        return local_contrastive_loss(
-            regions,
-            words,
-            word_mask,
-            region_mask,
-            temperature=temperature,
-            attention=attention,
-            aggregation=aggregation,
-            product=product,
-        )
-
-    assert gradcheck(loss, (regions.requires_grad_(), words.requires_grad_(), temperature))
-
-
-@region_masks
-@attention_variants
-def test_second_derivatives(attention, masked_regions, make_pairs):
-    regions, words, word_mask, region_mask = make_pairs(
-        2, 2, 2, 2, 2, masked_regions=masked_regions
-    )
-    assert gradgradcheck(
-        lambda v, t: local_contrastive_loss(v, t, word_mask, region_mask, attention=attention),
-        (regions.requires_grad_(), words.requires_grad_()),
-    )
-
-
 @pytest.mark.parametrize("aggregation", ["logsumexp", "logmeanexp"])
 @pytest.mark.parametrize("backend", ["einops", "chunked"])
 def test_the_match_temperature_may_be_learned(backend, aggregation, make_pairs):
@@ -538,79 +441,15 @@ def test_gradcheck_of_attention_maps(attention, make_pairs):
 # Precision.
 
 
-@products
-@aggregations
-@attention_variants
-@pytest.mark.parametrize(
-    "dtype, scale",
-    [
-        (torch.float32, 1e15),
-        (torch.float32, 1e-20),
-        (torch.float32, 0.0),
-        (torch.float16, 6e4),
-        (torch.bfloat16, 1e15),
-        (torch.float64, 1e100),
-    ],
-)
-def test_extreme_features_have_finite_losses_and_gradients(
-    scale, dtype, attention, aggregation, product
-):
-    """Unit vectors times the scale, and one zero vector on each side.
-
-    The gradient of a zero vector is that of the clamp, a multiple of 1e8: too large for float16.
-    """
-    regions = torch.nn.functional.normalize(random(2, 5, 4), dim=-1) * scale
-    words = torch.nn.functional.normalize(random(2, 3, 4, seed=1), dim=-1) * scale
-    regions[0, 0] = words[0, 0] = 0
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    options = {"attention": attention, "aggregation": aggregation, "product": product}
-    value, *gradients = with_gradients(
-        local_contrastive_loss, regions.to(dtype), words.to(dtype), mask, **options
-    )
-    assert value.isfinite()
-    for gradient in gradients:
-        if dtype == torch.float16:
-            gradient[0, 0] = 0
-        assert gradient.isfinite().all()
-
-
 @pytest.mark.parametrize(
     "dtype, scale", [(torch.float32, 1e15), (torch.float32, 1e-20), (torch.float16, 6e4)]
 )
-def test_extreme_embeddings_have_finite_cosines_and_gradients(dtype, scale):
+def test_extreme_embeddings_have_finite_cosines_and_gradients(dtype, scale, random, with_gradients):
     v = torch.nn.functional.normalize(random(3, 4), dim=-1) * scale
     t = torch.nn.functional.normalize(random(3, 4, seed=1), dim=-1) * scale
     value, *gradients = with_gradients(global_similarity, v.to(dtype), t.to(dtype))
     assert value.abs().max() <= 1 + 1e-6
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("autocast_dtype", HALF)
-@products
-@attention_variants
-def test_autocast_changes_no_bit(attention, product, autocast_dtype, make_pairs):
-    """The backward stands outside the block, as torch advises."""
-    pairs = make_pairs(3, 3, 7, 5, 16, masked_regions=True, dtype=torch.float32)
-    leaves = (pairs.regions.requires_grad_(), pairs.words.requires_grad_())
-    options = {"attention": attention, "product": product}
-
-    def everything():
-        return (
-            local_contrastive_loss(*pairs, **options),
-            local_attention(*pairs, **options),
-            global_similarity(pairs.regions[:, 0], pairs.words[:, 0]),
-        )
-
-    plain = everything()
-    with torch.autocast("cpu", autocast_dtype):
-        casted = everything()
-    for one, other in zip(casted, plain, strict=True):
-        assert one.dtype == torch.float32
-        assert torch.equal(one, other)
-        for gradient, expected in zip(
-            *(torch.autograd.grad(value.sum(), leaves) for value in (one, other)), strict=True
-        ):
-            assert torch.equal(gradient, expected)
 
 
 @products
@@ -634,7 +473,7 @@ def test_a_bad_image_spoils_its_row_and_a_bad_text_its_column(
     assert torch.equal(column[:, [0, 1, 3]], clean[:, [0, 1, 3]])
 
 
-def test_a_bad_embedding_spoils_its_row_or_column():
+def test_a_bad_embedding_spoils_its_row_or_column(random):
     v, t = random(3, 4), random(2, 4, seed=1)
     clean = global_similarity(v, t)
     v[1, 0] = math.nan
@@ -664,14 +503,6 @@ def test_torch_func_gets_the_definition_at_any_size(similarity, make_pairs):
             torch.func.vmap(on_backend)(regions[None])
 
 
-def test_torch_func_takes_a_large_global_loss():
-    embeddings = torch.randn(1024, 4, generator=torch.Generator().manual_seed(0))
-    leaf = embeddings.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(global_contrastive_loss(leaf, embeddings), leaf)
-    found = torch.func.grad(global_contrastive_loss)(embeddings, embeddings)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize("similarity", [local_similarity, max_similarity])
 def test_meta_tensors_have_shapes(similarity, make_pairs):
     pairs = make_pairs(6, 5, 49, 20, 64, masked_regions=True, dtype=torch.float16)
@@ -683,7 +514,7 @@ def test_meta_tensors_have_shapes(similarity, make_pairs):
 
 
 @attention_variants
-def test_compiles_in_one_graph_for_any_batch(attention, make_pairs):
+def test_compiles_in_one_graph_for_any_batch(attention, make_pairs, with_gradients):
     def similarity(regions, words, word_mask, region_mask):
         return local_similarity(regions, words, word_mask, region_mask, attention=attention)
 
@@ -701,7 +532,7 @@ def test_compiles_in_one_graph_for_any_batch(attention, make_pairs):
     [("regions", "logsumexp"), ("words_then_regions", "logmeanexp"), ("regions", "max")],
 )
 def test_inside_a_compiler_an_empty_text_or_image_is_finite_with_zero_gradient(
-    attention, aggregation
+    attention, aggregation, random, with_gradients
 ):
     """Values cannot be read there, so nothing can be raised; the docstring promises this."""
 
@@ -724,257 +555,3 @@ def test_inside_a_compiler_an_empty_text_or_image_is_finite_with_zero_gradient(
     assert value[1, 0].item() == pytest.approx(
         0.2 * math.log(2) if aggregation == "logsumexp" else 0.0
     )
-
-
-# Bad input.
-
-
-def inputs(**changed):
-    good = {
-        "regions": torch.zeros(2, 4, 3),
-        "words": torch.zeros(2, 5, 3),
-        "word_mask": torch.ones(2, 5, dtype=torch.bool),
-        "region_mask": torch.ones(2, 4, dtype=torch.bool),
-    }
-    return {**good, **changed}
-
-
-@pytest.mark.parametrize(
-    "changed, error, message",
-    [
-        (
-            {"regions": torch.zeros(3, 8, 2, 2)},
-            ShapeError,
-            r"regions must be \(image, region, dim\); got \(3, 8, 2, 2\)\. Flatten a feature map "
-            r"first: rearrange\(x, 'b d h w -> b \(h w\) d'\)",
-        ),
-        ({"regions": torch.zeros(4, 3)}, ShapeError, r"regions must be .*; got \(4, 3\)"),
-        (
-            {"words": torch.zeros(5, 3)},
-            ShapeError,
-            r"words must be \(text, word, dim\); got \(5, 3\)",
-        ),
-        (
-            {"words": torch.zeros(2, 5, 7)},
-            ShapeError,
-            "regions and words must agree in dim; got 3 and 7. Project both to one width first",
-        ),
-        (
-            {"word_mask": torch.ones(2, 4, dtype=torch.bool)},
-            ShapeError,
-            r"word_mask must be \(2, 5\) = \(text, word\); got \(2, 4\)",
-        ),
-        (
-            {"word_mask": torch.ones(2, 5, 1, dtype=torch.bool)},
-            ShapeError,
-            r"word_mask must be \(text, word\); got \(2, 5, 1\)",
-        ),
-        (
-            {"region_mask": torch.ones(4, 2, dtype=torch.bool)},
-            ShapeError,
-            r"region_mask must be \(2, 4\) = \(image, region\); got \(4, 2\)",
-        ),
-        (
-            {"word_mask": torch.ones(2, 5)},
-            DtypeError,
-            r"word_mask must be boolean, True = real; got dtype torch.float32\. Convert 0/1 masks "
-            r"with mask.bool\(\)",
-        ),
-        (
-            {"region_mask": torch.ones(2, 4, dtype=torch.int64)},
-            DtypeError,
-            "region_mask must be boolean, True = real; got dtype torch.int64",
-        ),
-        (
-            {"word_mask": [5, 5]},
-            DtypeError,
-            r"word_mask must be a tensor \(text, word\); got list",
-        ),
-        (
-            {"regions": torch.zeros(2, 4, 3, dtype=torch.int64)},
-            DtypeError,
-            "regions must be a floating-point tensor; got dtype torch.int64",
-        ),
-        (
-            {"words": torch.zeros(2, 5, 3, dtype=torch.complex64)},
-            DtypeError,
-            "words must be a floating-point tensor; got dtype torch.complex64",
-        ),
-        (
-            {"regions": [[0.0]]},
-            DtypeError,
-            r"regions must be a tensor \(image, region, dim\); got list",
-        ),
-        (
-            {"word_mask": torch.tensor([[True] * 5, [False] * 5])},
-            EmptyTextError,
-            "every text needs at least one real word; text 1 has none in word_mask. Drop such",
-        ),
-        (
-            {"words": torch.zeros(2, 0, 3), "word_mask": torch.ones(2, 0, dtype=torch.bool)},
-            EmptyTextError,
-            "text 0 has none",
-        ),
-        (
-            {"region_mask": torch.tensor([[True] * 4, [False] * 4])},
-            EmptyImageError,
-            "every image needs at least one real region; image 1 has none in region_mask",
-        ),
-        (
-            {"regions": torch.zeros(2, 0, 3), "region_mask": None},
-            EmptyImageError,
-            r"regions must hold at least one region; got \(2, 0, 3\)",
-        ),
-        (
-            {"attention": "softmax"},
-            OptionError,
-            "attention must be one of 'regions', 'words_then_regions'; got 'softmax'",
-        ),
-        (
-            {"product": "l2"},
-            OptionError,
-            "product must be one of 'dot', 'scaled_dot', 'cosine'; got 'l2'",
-        ),
-        (
-            {"attention_temperature": 0.0},
-            OptionError,
-            "attention_temperature must be a finite number above 0; got 0.0",
-        ),
-    ],
-)
-def test_bad_input_is_named(changed, error, message):
-    assert issubclass(error, GloriaError)
-    assert issubclass(error, TypeError if error is DtypeError else ValueError)
-    for function in (local_similarity, local_attention, local_contrastive_loss):
-        with pytest.raises(error, match=message):
-            function(**inputs(**changed))
-
-
-@pytest.mark.parametrize(
-    "changed, error, message",
-    [
-        ({"aggregation": "sum"}, OptionError, "aggregation must be one of .*; got 'sum'"),
-        ({"match_temperature": -1}, OptionError, "match_temperature must be .*above 0; got -1"),
-        (
-            {"match_temperature": True},
-            DtypeError,
-            "match_temperature must be a number above 0; got True",
-        ),
-        ({"backend": "cuda"}, OptionError, "backend must be one of 'auto', .*; got 'cuda'"),
-    ],
-)
-def test_bad_options_of_similarity_are_named(changed, error, message):
-    for function in (local_similarity, local_contrastive_loss):
-        with pytest.raises(error, match=message):
-            function(**inputs(**changed))
-
-
-@pytest.mark.parametrize("moved", ["words", "word_mask", "region_mask"])
-@pytest.mark.parametrize(
-    "function",
-    [
-        local_similarity,
-        local_attention,
-        local_contrastive_loss,
-        functional.max_similarity,
-        functional.sparse_attention,
-    ],
-)
-def test_a_tensor_that_is_elsewhere_is_named(function, moved):
-    given = inputs()
-    other = "regions" if moved in ("words", "region_mask") else "words"
-    given[moved] = given[moved].to("meta")
-    with pytest.raises(DeviceError, match=f"^{moved} must be on the device of {other}, cpu; got m"):
-        function(**given)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        global_similarity,
-        functional.global_contrastive_loss,
-        functional.soft_target_cross_entropy,
-    ],
-)
-def test_of_two_matrices_the_one_that_is_elsewhere_is_named(function):
-    with pytest.raises(DeviceError, match=r"must be on the device of .*, cpu; got meta"):
-        function(torch.ones(2, 3), torch.ones(2, 3, device="meta"))
-
-
-def test_attention_needs_as_many_images_as_texts():
-    with pytest.raises(
-        ShapeError, match="regions and words must agree in number of pairs; got 2 and 3"
-    ):
-        local_attention(
-            torch.zeros(2, 4, 3), torch.zeros(3, 5, 3), torch.ones(3, 5, dtype=torch.bool)
-        )
-
-
-@pytest.mark.parametrize(
-    "images, texts, error, message",
-    [
-        (
-            torch.zeros(3),
-            torch.zeros(2, 3),
-            ShapeError,
-            r"image_embeddings must be \(image, dim\); got \(3,\)",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2, 1, 3),
-            ShapeError,
-            r"text_embeddings must be \(text, dim\); got \(2, 1, 3\)",
-        ),
-        (
-            torch.zeros(2, 3),
-            torch.zeros(2, 4),
-            ShapeError,
-            "image_embeddings and text_embeddings must agree in dim; got 3 and 4",
-        ),
-        (
-            torch.zeros(2, 3).long(),
-            torch.zeros(2, 3),
-            DtypeError,
-            "image_embeddings must be a floating-point tensor",
-        ),
-        (
-            torch.zeros(2, 3),
-            None,
-            DtypeError,
-            r"text_embeddings must be a tensor \(text, dim\); got NoneType",
-        ),
-    ],
-)
-def test_bad_embeddings_are_named(images, texts, error, message):
-    with pytest.raises(error, match=message):
-        global_similarity(images, texts)
-    with pytest.raises(error, match=message):
-        functional.global_contrastive_loss(images, texts)
-
-
-@pytest.mark.parametrize(
-    "similarity, temperature, error, message",
-    [
-        (
-            torch.zeros(2, 3),
-            0.1,
-            ShapeError,
-            "similarity must be square with at least one pair.*got 2 images and 3 texts",
-        ),
-        (torch.zeros(0, 0), 0.1, ShapeError, "at least one pair.*got 0 images and 0 texts"),
-        (torch.zeros(4), 0.1, ShapeError, r"similarity must be \(image, text\); got \(4,\)"),
-        (torch.zeros(2, 2).long(), 0.1, DtypeError, "similarity must be a floating-point tensor"),
-        (torch.zeros(2, 2), 0, OptionError, "temperature must be a finite number above 0; got 0"),
-        (torch.zeros(2, 2), -0.1, OptionError, "temperature must be .*; got -0.1"),
-        (torch.zeros(2, 2), math.inf, OptionError, "temperature must be .*; got inf"),
-        (torch.zeros(2, 2), math.nan, OptionError, "temperature must be .*; got nan"),
-        (torch.zeros(2, 2), True, DtypeError, "temperature must be a number above 0; got True"),
-    ],
-)
-def test_bad_similarities_and_temperatures_are_named(similarity, temperature, error, message):
-    with pytest.raises(error, match=message):
-        contrastive_cross_entropy(similarity, temperature)
-
-
-def test_every_public_name_is_there():
-    assert all(hasattr(functional, name) for name in functional.__all__)
