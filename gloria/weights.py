@@ -23,14 +23,13 @@ from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from safetensors.torch import save_model as save_safetensors
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 import gloria
 from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError, UnknownNameError, reason
+from gloria.errors import CheckpointError, ContractError, OptionError, UnknownNameError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -209,11 +208,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         )
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
-    weights = {
-        # copied: safetensors takes no tensors that share memory
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in encoder.model.state_dict().items()
-    }
+    weights = {name: _copied(tensor) for name, tensor in encoder.model.state_dict().items()}
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
@@ -310,9 +305,28 @@ def _write(model: GLoRIA, folder: Path) -> None:
     }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config_file.write_text(json.dumps(config, indent=2) + "\n")
-    save_safetensors(model, str(weights_file))
+    save_file(_weights_of(model), weights_file)
     # safetensors writes for the owner only
     shutil.copymode(config_file, weights_file)
+
+
+def _weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight by its name; one that has several names, as tied ones do, by the first."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)  # the parameters themselves, to be told apart
+    for name in sorted(state):
+        if not isinstance(state[name], Tensor):
+            raise ContractError(
+                f"{name} in the model's state_dict must be a tensor to be saved; it is a "
+                f"{type(state[name]).__name__}. Keep it in a buffer, or in the encoder's recipe."
+            )
+        names.setdefault(id(state[name]), name)
+    return {name: _copied(state[name]) for name in names.values()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A tensor as safetensors takes it: on the CPU, contiguous, in memory of its own."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
