@@ -180,7 +180,11 @@ class TextEncoder(Protocol):
     word_dim: int
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
-        """Turn strings into tensors."""
+        """Turn strings into tensors, on the CPU.
+
+        The list of words of a text that has none is empty, or EmptyTextError is raised; a model
+        raises it for such a text.
+        """
         ...
 
     def __call__(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:

@@ -2,8 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights; the size of the
-                         images it was trained on, if that is known
+    config.json          how to build the model again, without its weights; the plugins that this
+                         takes; the size of the images it was trained on, if that is known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -16,8 +16,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
@@ -27,9 +28,17 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 import gloria
+from gloria.catalog import default_catalog
 from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
-from gloria.errors import CheckpointError, ContractError, OptionError, UnknownNameError, reason
+from gloria.errors import (
+    CheckpointError,
+    ContractError,
+    GloriaError,
+    OptionError,
+    UnknownNameError,
+    reason,
+)
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -52,9 +61,24 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost.
+        ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
+            ``state_dict`` holds something else than tensors.
     """
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
+
+
+def why_not_loadable(model: GLoRIA) -> str:
+    """Why :func:`load_model` will not make this model again, in a sentence; empty = it will.
+
+    Good to ask before a long training: the weights are saved in any case.
+
+    Raises:
+        ContractError: the ``recipe`` of an encoder does not keep its contract.
+    """
+    with TemporaryDirectory() as folder:
+        described = _describe(model, Path(folder))
+    return described if isinstance(described, str) else ""
 
 
 def check_nothing_is_lost(folder: str | Path) -> None:
@@ -117,8 +141,14 @@ def load_model(
         model = create_model(
             image_name, text_name, image_options=image_options, text_options=text_options, **rest
         )
-    except UnknownNameError as error:
-        error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
+    except GloriaError as error:
+        plugins = config.get("plugins")
+        if plugins:
+            error.add_note(f"{folder} was saved with {', '.join(plugins)}; is it installed here?")
+        elif isinstance(error, UnknownNameError):
+            error.add_note(
+                f"{folder} was saved where this name was known: is a plugin missing here?"
+            )
         raise
     load_weights(model, folder)
     model.trained_image_size = size
@@ -297,10 +327,12 @@ def _find_folder(folder: str | Path, revision: str | None) -> Path:
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
+    described = _describe(model, folder)
     config = {
         "format": FORMAT,
         "gloria": gloria.__version__,
-        "model": _describe(model, folder),
+        "plugins": [] if isinstance(described, str) else _plugins_behind(described),
+        "model": described,
         "trained_image_size": model.trained_image_size,
     }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
@@ -343,13 +375,56 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
             return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
         try:
-            recipes[name] = encoder.recipe(folder / name)._asdict()
+            recipe = encoder.recipe(folder / name)
         except OptionError as cause:
             # the weights are worth saving all the same
             return f"its {name} can't be described: {cause}"
+        _check_recipe(encoder, recipe, folder / name)
+        recipes[name] = recipe._asdict()
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return {**composition, **recipes}
+
+
+def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
+    """The plugins that brought the names in the description of a model."""
+    names = [
+        ("image_encoders", described["image_encoder"]["name"]),
+        ("text_encoders", described["text_encoder"]["name"]),
+        ("losses", described["loss"]),
+        *(("aggregators", text) for text in _strings_in(described["loss_options"])),
+    ]
+    registries = default_catalog().registries
+    origins = [registries[kind].origin(name) for kind, name in names]
+    return sorted({str(origin) for origin in origins if origin and origin.kind == "plugin"})
+
+
+def _strings_in(options: Any) -> Iterator[str]:
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, Mapping):
+        for value in options.values():
+            yield from _strings_in(value)
+
+
+def _check_recipe(encoder: object, recipe: Any, folder: Path) -> None:
+    """What an author's method gets wrong would else surface when the model is loaded."""
+    name = type(encoder).__name__
+    if not isinstance(recipe, Recipe):
+        raise ContractError(f"recipe of {name} must return a Recipe; got {type(recipe).__name__}.")
+    for option, value in recipe.options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as cause:
+            raise ContractError(
+                f"options in the recipe of {name} must be JSON values; {option!r} is {value!r}."
+            ) from cause
+    for file in recipe.files.values():
+        if not (folder / file).is_file():
+            raise ContractError(
+                f"files in the recipe of {name} must be in the folder that it was given, where "
+                f"it writes them; {file!r} is not."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

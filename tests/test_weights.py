@@ -13,13 +13,20 @@ from torch import nn
 import gloria
 from gloria.catalog import default_catalog
 from gloria.encoders import HFTextEncoder, TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError, UnknownNameError
+from gloria.errors import CheckpointError, ContractError, OptionError, UnknownNameError
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
 from gloria.training.small import small_model
 from gloria.types import Recipe, TextFeatures, TokenizedText
-from gloria.weights import hash_model, load_model, load_weights, save_model, write_file
+from gloria.weights import (
+    hash_model,
+    load_model,
+    load_weights,
+    save_model,
+    why_not_loadable,
+    write_file,
+)
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
 
@@ -129,6 +136,46 @@ def test_channels_last_weights_are_saved(model, images, tmp_path):
     )
 
 
+def test_weights_that_share_memory_come_back_each_for_itself(model, tmp_path):
+    class Queue(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("texts", torch.zeros(4, 3))
+            self.register_buffer("first", torch.zeros(3))
+            self.scale = nn.Linear(3, 3)
+            self.twin = self.scale  # one module, two names
+
+        def forward(self, image_embeddings):
+            return image_embeddings.sum()
+
+    model.loss = Queue()
+    model.loss.texts = torch.arange(18.0).view(6, 3)[1:5]  # a part of something larger
+    model.loss.first = model.loss.texts[0]
+    folder = save_model(model, tmp_path / "model")
+    stored = load_file(folder / "model.safetensors")
+    assert {name for name in stored if name.startswith("loss.")} == {
+        "loss.texts", "loss.first", "loss.scale.weight", "loss.scale.bias"
+    }  # fmt: skip
+    other = build(seed=5)
+    other.loss = Queue()
+    load_weights(other, folder)
+    assert torch.equal(other.loss.texts, model.loss.texts)
+    assert other.loss.first.tolist() == [3, 4, 5]
+    assert torch.equal(other.loss.twin.weight, model.loss.scale.weight)
+
+
+def test_a_state_that_is_no_tensor_cannot_be_saved(model, tmp_path):
+    class Counts(nn.Identity):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    model.text_head = Counts()
+    with pytest.raises(
+        ContractError, match=r"text_head\._extra_state in .* must be a tensor .*dict"
+    ):
+        save_model(model, tmp_path / "model")
+
+
 def test_a_model_composed_by_hand_keeps_its_weights(images, tmp_path):
     def compose(seed):
         parts = build(seed)
@@ -199,6 +246,67 @@ def test_a_name_that_only_a_plugin_brings(model, tmp_path):
         load_model(folder)
     (note,) = error.value.__notes__
     assert note == f"{folder} was saved where this name was known: is a plugin missing here?"
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (None, "must return a Recipe; got NoneType"),
+        (("mine", {}), "must return a Recipe; got tuple"),
+        (Recipe("mine", {"width": Path("x")}), "must be JSON values; 'width' is PosixPath"),
+        (Recipe("mine", {"rate": float("nan")}), "must be JSON values; 'rate' is nan"),
+        (
+            Recipe("mine", {}, {"words": "words.txt"}),
+            "must be in the folder .*; 'words.txt' is not",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_keep_its_contract(model, tmp_path, monkeypatch, recipe, message):
+    monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
+    for ask in (lambda: save_model(model, tmp_path / "model"), lambda: why_not_loadable(model)):
+        with pytest.raises(ContractError, match=f"recipe of TimmImageEncoder {message}"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_it_will_load_can_be_asked_beforehand(model, monkeypatch):
+    assert why_not_loadable(model) == ""
+
+    def refuse(folder):
+        raise OptionError("option 'norm_layer' is a class.")
+
+    monkeypatch.setattr(model.image_encoder, "recipe", refuse)
+    why = "its image_encoder can't be described: option 'norm_layer' is a class."
+    assert why_not_loadable(model) == why
+    model.composition = None
+    assert why_not_loadable(model) == "it was composed by hand."
+
+
+def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
+    catalog = default_catalog()
+    origin = Origin("plugin", "mine", "gloria-mine", "0.3")
+    try:
+        with registering_as(origin):
+            catalog.image_encoders.register("mine_resnet", TimmImageEncoder)
+            catalog.aggregators.register("mine_mean", "gloria.aggregators:Mean")
+        of_mine = build(
+            image_encoder="mine_resnet",
+            image_options={"model_name": "test_resnet", "in_chans": 1},
+            loss_options={"local_options": {"aggregation": "mine_mean"}},
+        )
+        folder = save_model(of_mine, tmp_path / "model")
+    finally:
+        for registry in (catalog.image_encoders, catalog.aggregators):
+            registry.unregister(origin)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
+    with pytest.raises(OptionError, match="got 'mine_mean'") as error:
+        load_model(folder)
+    assert error.value.__notes__ == [
+        f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; is it installed here?"
+    ]
+    own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
+    assert own["plugins"] == []
 
 
 def test_missing_and_damaged_weights(model, tmp_path):
