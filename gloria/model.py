@@ -28,6 +28,7 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
+from gloria.losses.base import unwrapped
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
@@ -39,6 +40,8 @@ from gloria.types import (
 )
 
 Texts = Sequence[str] | TokenizedText
+
+_HEADS = ("image_head", "region_head", "text_head", "word_head")
 
 
 class GLoRIAOutput(NamedTuple):
@@ -99,6 +102,8 @@ class GLoRIA(nn.Module):
         word_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.composition: dict[str, Any] | None = None
+        """How :func:`create_model` put this together, for saving; None if composed by hand."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_head = image_head or nn.Identity()
@@ -106,12 +111,20 @@ class GLoRIA(nn.Module):
         self.text_head = text_head or nn.Identity()
         self.word_head = word_head or nn.Identity()
         self.loss = loss or GlobalLocalContrastiveLoss()
-        self._loss_inputs = inputs_of(self.loss)
-        self.composition: dict[str, Any] | None = None
-        """How :func:`create_model` put this together, for saving; None if composed by hand."""
         self.trained_image_size: tuple[int, int] | None = None
         """``(height, width)`` of the images it was trained on, in pixels, for whoever feeds it
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a part; a loss or a head of another kind is no longer what ``composition`` says."""
+        before = getattr(self, name, None)
+        super().__setattr__(name, value)
+        if name == "loss":
+            self._loss_inputs = inputs_of(value)
+        if name not in ("loss", *_HEADS) or before is None:
+            return
+        if unwrapped(before) is not unwrapped(value):  # torch.compile's and AcrossRanks's are kept
+            self.composition = None
 
     @property
     def device(self) -> torch.device:
@@ -220,7 +233,7 @@ class GLoRIA(nn.Module):
             texts = self.encode_text(texts)
         if kind == "global":
             return global_similarity(images.pooled, texts.pooled)
-        matcher = self.local_loss
+        matcher: Any = unwrapped(self.local_loss)
         options = {} if aggregation is None else {"aggregation": aggregation}
         if options and not isinstance(matcher, LocalContrastiveLoss):
             raise OptionError(

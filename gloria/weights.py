@@ -34,11 +34,13 @@ from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
     ContractError,
+    DtypeError,
     GloriaError,
     OptionError,
     UnknownNameError,
     reason,
 )
+from gloria.losses.base import unwrapped, wrapped_in
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -54,16 +56,23 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 
     A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
     with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
-    them into a model you compose the same way.
+    them into a model you compose the same way. What :func:`torch.compile` or
+    :class:`~gloria.distributed.AcrossRanks` wraps is saved as if it were not wrapped.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost.
+        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
         ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
             ``state_dict`` holds something else than tensors.
     """
+    if not isinstance(unwrapped(model), GLoRIA):
+        raise DtypeError(
+            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one for several "
+            f"GPUs or for averaging, save model.module."
+        )
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
 
@@ -186,7 +195,8 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
             then.
     """
-    state = model.state_dict()
+    own = model.state_dict()
+    state = _plainly_named(model, own)
     # a tensor that two names share is stored once
     shared = {
         name: twin
@@ -208,7 +218,7 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         raise CheckpointError(
             f"{source} does not fit the model: {len(problems)} differences: {shown}."
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
 
 
 def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
@@ -345,7 +355,7 @@ def _write(model: GLoRIA, folder: Path) -> None:
 def _weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Every weight by its name; one that has several names, as tied ones do, by the first."""
     names: dict[int, str] = {}
-    state = model.state_dict(keep_vars=True)  # the parameters themselves, to be told apart
+    state = _plainly_named(model, model.state_dict(keep_vars=True))  # themselves, to tell apart
     for name in sorted(state):
         if not isinstance(state[name], Tensor):
             raise ContractError(
@@ -354,6 +364,24 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
             )
         names.setdefault(id(state[name]), name)
     return {name: _copied(state[name]) for name in names.values()}
+
+
+def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict by the names that its tensors have where nothing is wrapped."""
+    prefixes = []
+    for outer_name, outer in model.named_modules():
+        inner = wrapped_in(outer)
+        for child_name, child in outer.named_children():
+            if child is inner:
+                plain = f"{outer_name}." if outer_name else ""
+                prefixes.append((f"{plain}{child_name}.", plain))
+    named = {}
+    for name, tensor in state.items():
+        for wrapped, plain in reversed(prefixes):  # the innermost first
+            if name.startswith(wrapped):
+                name = plain + name.removeprefix(wrapped)
+        named[name] = tensor
+    return named
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -365,7 +393,7 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
     """How to build the model again, or a sentence that says why that can't be written down."""
     composition = model.composition
     if composition is None:
-        return "it was composed by hand."
+        return "it was composed by hand, or its loss or a head was replaced."
     if composition["loss"] is None:
         return "its loss was given as an object, or with options that are no JSON."
     encoders = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder}

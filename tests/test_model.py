@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gloria.distributed import AcrossRanks
 from gloria.errors import (
     ContractError,
     DataError,
@@ -418,3 +419,15 @@ def test_only_our_local_loss_can_be_told_another_aggregation(images):
     model = GLoRIA(Patches(), Bag(), loss=ColBERTLoss())
     with pytest.raises(OptionError, match="aggregation is for LocalContrastiveLoss; the model's"):
         model.similarity(images, TEXTS, aggregation="max")
+
+
+def test_a_wrapped_local_loss_can_be_told_too(images):
+    loss = LocalContrastiveLoss()
+    plain, wrapped = GLoRIA(Patches(), Bag(), loss=loss), GLoRIA(Patches(), Bag(), loss=loss)
+    wrapped.load_state_dict(plain.state_dict())
+    wrapped.loss = torch.compile(AcrossRanks(loss), backend="eager")
+    for aggregation in ("max", None):
+        expected = plain.similarity(images, TEXTS, aggregation=aggregation)
+        torch.testing.assert_close(
+            wrapped.similarity(images, TEXTS, aggregation=aggregation), expected
+        )

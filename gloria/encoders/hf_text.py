@@ -366,7 +366,7 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
     return model
 
 
-def _maker_of(config: Any) -> tuple[Any, type | None]:
+def _maker_of(config: Any) -> tuple[Any, Any]:
     """The class of transformers that makes a model of a config, and the class of that model.
 
     Of an encoder-decoder it is the encoder, where that is a model of its own, as T5's is.
