@@ -70,8 +70,8 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
     """
     if not isinstance(unwrapped(model), GLoRIA):
         raise DtypeError(
-            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one for several "
-            f"GPUs or for averaging, save model.module."
+            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one, for several "
+            f"GPUs or for averaging, save what is inside, model.module."
         )
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))

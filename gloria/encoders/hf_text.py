@@ -6,7 +6,7 @@ import inspect
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +183,7 @@ class HFTextEncoder(Freezable):
                 words = [self.tokenizer.cls_token, *words]
             word_ids.append(ids)
             tokens.append(words)
-        accepted = inspect.signature(self.model.forward).parameters
+        accepted = _arguments_of(self.model)
         inputs = {name: value for name, value in encoded.items() if name in accepted}
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
@@ -330,6 +330,15 @@ def _is_punctuation(character: str) -> bool:
     """As BERT has it: Unicode's punctuation, and the symbols of ASCII; so it cuts no BERT word."""
     kind = unicodedata.category(character)[0]
     return kind == "P" or (kind == "S" and character.isascii())
+
+
+def _arguments_of(model: nn.Module) -> Collection[str]:
+    """What a model takes; of what wraps one, as LoRA's of peft do, what that one takes."""
+    for module in model.modules():
+        arguments = inspect.signature(module.forward).parameters
+        if "input_ids" in arguments:
+            return arguments
+    return ("input_ids", "attention_mask")
 
 
 # Loading, without a minute of retries when there is no network.

@@ -910,3 +910,34 @@ def test_a_model_that_its_config_would_not_make_again(tmp_path):
     encoder = HFTextEncoder(small_t5(Mine), tokenizer=wordpiece_tokenizer())
     with pytest.raises(OptionError, match="AutoModelForTextEncoding would make T5EncoderModel of"):
         encoder.recipe(tmp_path)
+
+
+def test_a_model_inside_a_wrapper_is_given_what_it_takes():
+    """As of peft: its forward says nothing of what it takes, everything else is the model's."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    config = transformers.DistilBertConfig(
+        vocab_size=40, dim=8, hidden_dim=8, n_heads=2, n_layers=2, max_position_embeddings=32
+    )
+    tokenizer = wordpiece_tokenizer()
+    # the last one a DistilBERT does not take
+    tokenizer.model_input_names = ["input_ids", "attention_mask", "token_type_ids"]
+    encoder = HFTextEncoder(transformers.DistilBertModel(config), tokenizer=tokenizer).eval()
+    expected = encoder(TEXTS)
+    encoder.model = Wrapper(encoder.model)
+    assert "token_type_ids" in encoder.tokenizer(TEXTS)
+    assert set(encoder.tokenize(TEXTS).inputs) == {"input_ids", "attention_mask"}
+    assert torch.equal(encoder(TEXTS).words, expected.words)
