@@ -138,6 +138,9 @@ class ImageEncoder(Protocol):
     - ``region_geometry: RegionGeometry | None``: where its regions are; without it, or None, they
       are taken to tile the image, as a ViT's patches do;
     - the feature maps of its stages: :class:`HasStages`.
+
+    ``gloria train`` gives a maker that takes an argument ``in_chans`` the number of channels of its
+    images.
     """
 
     pooled_dim: int

@@ -64,6 +64,7 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost.
+        OptionError: the weights are spread over processes, by FSDP say.
         DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
         ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
             ``state_dict`` holds something else than tensors.
@@ -361,6 +362,11 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
             raise ContractError(
                 f"{name} in the model's state_dict must be a tensor to be saved; it is a "
                 f"{type(state[name]).__name__}. Keep it in a buffer, or in the encoder's recipe."
+            )
+        if hasattr(state[name], "full_tensor"):  # FSDP's and tensor parallelism's
+            raise OptionError(
+                f"model must have its weights in this process to be saved; {name} is spread over "
+                f"several. Gather them first, as docs/training-loops.md does."
             )
         names.setdefault(id(state[name]), name)
     return {name: _copied(state[name]) for name in names.values()}

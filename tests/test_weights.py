@@ -230,6 +230,12 @@ def test_a_state_that_is_no_tensor_cannot_be_saved(model, tmp_path):
         save_model(model, tmp_path / "model")
 
 
+def test_weights_that_are_spread_over_processes_are_not_saved_in_part(model, tmp_path):
+    model.image_head.layers.weight.full_tensor = lambda: None  # as FSDP's have it
+    with pytest.raises(OptionError, match=r"image_head\.layers\.weight is spread over several"):
+        save_model(model, tmp_path / "model")
+
+
 def test_a_model_composed_by_hand_keeps_its_weights(images, tmp_path):
     def compose(seed):
         parts = build(seed)
