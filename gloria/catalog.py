@@ -73,7 +73,7 @@ class Catalog:
         for record in self._records:
             if record.status == "skipped":
                 advice = f"{DISABLE}={record.name} leaves it out."
-                warn(PluginWarning(f"{record}. {advice}"), stacklevel=2)
+                warn(PluginWarning(f"{str(record).removesuffix('.')}. {advice}"), stacklevel=2)
         return self._records
 
     def list(self, kind: str, pattern: str | None = None) -> Names:

@@ -151,6 +151,7 @@ def load_model(
         model = create_model(
             image_name, text_name, image_options=image_options, text_options=text_options, **rest
         )
+        load_weights(model, folder)
     except GloriaError as error:
         plugins = config.get("plugins")
         if plugins:
@@ -160,7 +161,6 @@ def load_model(
                 f"{folder} was saved where this name was known: is a plugin missing here?"
             )
         raise
-    load_weights(model, folder)
     model.trained_image_size = size
     return model.to(device).eval()
 

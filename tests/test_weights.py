@@ -360,11 +360,18 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
             registry.unregister(origin)
     config = json.loads((folder / "config.json").read_text())
     assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
+    note = f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; is it installed here?"
     with pytest.raises(OptionError, match="got 'mine_mean'") as error:
         load_model(folder)
-    assert error.value.__notes__ == [
-        f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; is it installed here?"
-    ]
+    assert error.value.__notes__ == [note]
+    # another plugin of the same name makes something else of it
+    config["model"]["image_encoder"]["name"] = "timm:test_resnet"
+    del config["model"]["image_encoder"]["options"]["in_chans"]
+    config["model"]["loss_options"] = {}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not fit the model") as error:
+        load_model(folder)
+    assert error.value.__notes__ == [note]
     own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
     assert own["plugins"] == []
 
