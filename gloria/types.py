@@ -87,15 +87,16 @@ class ImageInput(NamedTuple):
 class RegionGeometry(NamedTuple):
     """Where the regions of an image are, in pixels; pixel k has its centre at coordinate k.
 
-    Region i is centred at ``offset + stride * i``, down and across alike.
+    Region i is centred at ``offset + stride * i``. One number holds down and across alike; a pair
+    is ``(vertical, horizontal)``.
 
     Attributes:
         stride: pixels between the centres of neighbouring regions.
         offset: pixel coordinate of the first region's centre.
     """
 
-    stride: float
-    offset: float
+    stride: float | tuple[float, float]
+    offset: float | tuple[float, float]
 
 
 class Stage(NamedTuple):

@@ -394,6 +394,22 @@ def test_attention_is_laid_where_the_encoder_says_its_regions_are(model, images)
     assert not torch.allclose(tiles.maps, odd.maps)
 
 
+def test_an_encoder_s_regions_may_be_further_apart_one_way_than_the_other(images):
+    class Oblong(Patches):
+        """Kernels of 3 x 5, padded to stay centred, every 2 rows and 4 columns."""
+
+        region_geometry = RegionGeometry((2.0, 4.0), 0.0)
+
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 6, (3, 5), stride=(2, 4), padding=(1, 2))
+
+    attention = GLoRIA(Oblong(), Bag()).eval().attention(images[0], "edema")
+    assert attention.grid_maps.shape == (1, 6, 5)
+    assert attention.maps.shape == (1, 12, 20)
+    torch.testing.assert_close(attention.maps[0, ::2, ::4], attention.grid_maps[0])
+
+
 def test_without_a_kind_it_is_all_that_the_loss_compares(images):
     both = GLoRIA(Patches(), Bag())
     whole = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())
