@@ -447,3 +447,16 @@ def test_a_wrapped_local_loss_can_be_told_too(images):
         torch.testing.assert_close(
             wrapped.similarity(images, TEXTS, aggregation=aggregation), expected
         )
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_compiled_it_is_not_compiled_anew_for_other_words(tokenized):
+    model = GLoRIA(Patches(), Bag())
+    encode = torch.compile(model.encode_text, backend="eager")
+    batches = [["small edema", "no effusion"], ["left effusion", "no edema"]]
+    for texts in batches:
+        given = model.text_encoder.tokenize(texts) if tokenized else texts
+        with torch._dynamo.config.patch(error_on_recompile=texts is batches[1]):
+            features = encode(given)
+        assert features.tokens == [text.split() for text in texts]
+        assert torch.equal(features.words, model.encode_text(texts).words)
