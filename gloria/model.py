@@ -164,18 +164,18 @@ class GLoRIA(nn.Module):
         where the encoder returns something else than its :class:`~gloria.types.TextFeatures` should
         be.
         """
-        tokenized: TokenizedText = (
-            texts if isinstance(texts, TokenizedText) else self._tokenize(texts)
-        )
-        features = self.text_encoder(tokenized.to(self.device))
-        _check_text_features(self.text_encoder, features, len(tokenized.word_ids))
+        if not isinstance(texts, TokenizedText):
+            tokenize = self._tokenize
+            if torch.compiler.is_compiling():  # strings are no business of a graph: one for each
+                tokenize = torch.compiler.disable(tokenize)
+            texts = tokenize(texts)
+        features = self.text_encoder(texts.to(self.device))
+        _check_text_features(self.text_encoder, features, len(texts.word_ids))
         return features._replace(
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
-        """Texts as tensors. Strings are no business of a compiler: each would be a graph."""
         check_texts(texts)  # of one string a tokenizer would make a batch of letters
         tokenized = self.text_encoder.tokenize(texts)
         for index, words in enumerate(tokenized.tokens):

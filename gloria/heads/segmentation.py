@@ -189,7 +189,8 @@ class BlockPyramid(Pyramid):
             features = encoder(images)
             regions = features.regions
             if features.region_mask is not None:
-                regions = regions * features.region_mask[..., None]
+                # where, not a product: NaN times 0 is NaN
+                regions = regions.where(features.region_mask[..., None], 0)
             return [regions.mT.unflatten(2, features.grid)] * LEVELS
         different = sorted(set(self.blocks))
         maps = dict(zip(different, encoder.feature_maps(images, different), strict=True))

@@ -162,6 +162,7 @@ class Regions(nn.Module):
         mask = None
         if self.hide:
             mask = torch.arange(regions.shape[1]).expand(len(images), -1) >= maps.shape[3]
+            regions = regions.masked_fill(~mask[..., None], torch.nan)  # what is hidden is anything
         return ImageFeatures(regions.mean(1)[:, :5], regions, tuple(maps.shape[2:]), mask)
 
 
