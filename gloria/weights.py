@@ -241,15 +241,16 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         backbone = timm.create_model("resnet50", num_classes=0)
         backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
     """
-    encoder = model.image_encoder
-    if not isinstance(encoder, TimmImageEncoder):
+    encoder: Any = model.image_encoder
+    if not isinstance(unwrapped(encoder), TimmImageEncoder):
         raise OptionError(
             f"model must have a TimmImageEncoder, whose weights timm can name; its image encoder "
             f"is a {type(encoder).__name__}."
         )
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
-    weights = {name: _copied(tensor) for name, tensor in encoder.model.state_dict().items()}
+    state = _plainly_named(encoder.model, encoder.model.state_dict())
+    weights = {name: _copied(tensor) for name, tensor in state.items()}
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 

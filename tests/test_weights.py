@@ -180,8 +180,13 @@ def test_what_is_compiled_or_spread_over_ranks_is_saved_as_if_it_were_not(tmp_pa
     assert "loss.global_loss.temperature.raw" in names
 
     model.loss = torch.compile(AcrossRanks(model.loss), backend="eager")
+    model.text_encoder.model = torch.compile(model.text_encoder.model, backend="eager")
+    model.image_encoder.model = torch.compile(model.image_encoder.model, backend="eager")
     model.image_encoder = torch.compile(model.image_encoder, backend="eager")
     model.image_head = torch.compile(model.image_head, backend="eager")
+    gloria.export_image_encoder(model, tmp_path / "backbone.safetensors")
+    backbone = load_file(tmp_path / "backbone.safetensors")
+    assert {f"image_encoder.model.{name}" for name in backbone} < names
     whole = torch.compile(model, backend="eager")
     folder = save_model(whole, tmp_path / "wrapped")
     assert set(load_file(folder / "model.safetensors")) == names

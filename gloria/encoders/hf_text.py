@@ -228,9 +228,10 @@ class HFTextEncoder(Freezable):
                 f"it holds {', '.join(map(repr, POOLINGS))}."
             )
         maker, made_again = _maker_of(self.model.config)
-        if made_again is not type(self.model):
+        own = type(getattr(self.model, "_orig_mod", self.model))  # of a compiled one what it was
+        if made_again is not own:
             raise OptionError(
-                f"a {type(self.model).__name__} cannot be saved by its config: {maker.__name__} "
+                f"a {own.__name__} cannot be saved by its config: {maker.__name__} "
                 f"would make {getattr(made_again, '__name__', 'nothing')} of it."
             )
         self.model.config.save_pretrained(folder)
