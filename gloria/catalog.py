@@ -73,7 +73,7 @@ class Catalog:
         for record in self._records:
             if record.status == "skipped":
                 advice = f"{DISABLE}={record.name} leaves it out."
-                warn(PluginWarning(f"{record}. {advice}"), stacklevel=2)
+                warn(PluginWarning(f"{str(record).removesuffix('.')}. {advice}"), stacklevel=2)
         return self._records
 
     def list(self, kind: str, pattern: str | None = None) -> Names:
@@ -279,18 +279,25 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         preset: named constants to start from, such as ``"official"``; ``options`` override them.
         options: keyword arguments of that loss, such as ``temperature=0.1``. The ``aggregation`` of
             ``"local_contrastive"`` may also be the name of a registered aggregator that needs no
-            options, such as ``"gem"``.
+            options, such as ``"gem"``; so in the ``local_options`` of a
+            ``"global_local_contrastive"`` with a preset.
 
     Raises:
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
     if name == "local_contrastive":
-        from gloria.matching import WORD_AGGREGATIONS
-
-        options = _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
+        options = _with_aggregation(options)
+    elif name == "global_local_contrastive" and isinstance(options.get("local_options"), Mapping):
+        options["local_options"] = _with_aggregation(options["local_options"])
     loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
     return loss
+
+
+def _with_aggregation(options: Mapping[str, Any]) -> dict[str, Any]:
+    from gloria.matching import WORD_AGGREGATIONS
+
+    return _with_aggregator(dict(options), "aggregation", WORD_AGGREGATIONS)
 
 
 def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from gloria import catalog
-from gloria.checks import check_choice, check_finite, check_same_size
-from gloria.errors import ContractError, OptionError, ShapeError
+from gloria.checks import check_choice, check_finite, check_same_size, check_texts
+from gloria.errors import ContractError, DataError, EmptyTextError, OptionError, ShapeError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
@@ -27,6 +28,7 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
+from gloria.losses.base import unwrapped
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
@@ -38,6 +40,8 @@ from gloria.types import (
 )
 
 Texts = Sequence[str] | TokenizedText
+
+_HEADS = ("image_head", "region_head", "text_head", "word_head")
 
 
 class GLoRIAOutput(NamedTuple):
@@ -98,6 +102,8 @@ class GLoRIA(nn.Module):
         word_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.composition: dict[str, Any] | None = None
+        """How :func:`create_model` put this together, for saving; None if composed by hand."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_head = image_head or nn.Identity()
@@ -105,12 +111,20 @@ class GLoRIA(nn.Module):
         self.text_head = text_head or nn.Identity()
         self.word_head = word_head or nn.Identity()
         self.loss = loss or GlobalLocalContrastiveLoss()
-        self._loss_inputs = inputs_of(self.loss)
-        self.composition: dict[str, Any] | None = None
-        """How :func:`create_model` put this together, for saving; None if composed by hand."""
         self.trained_image_size: tuple[int, int] | None = None
         """``(height, width)`` of the images it was trained on, in pixels, for whoever feeds it
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a part; a loss or a head of another kind is no longer what ``composition`` says."""
+        before = getattr(self, name, None)
+        super().__setattr__(name, value)
+        if name == "loss":
+            self._loss_inputs = inputs_of(value)
+        if name not in ("loss", *_HEADS) or before is None:
+            return
+        if unwrapped(before) is not unwrapped(value):  # torch.compile's and AcrossRanks's are kept
+            self.composition = None
 
     @property
     def device(self) -> torch.device:
@@ -145,16 +159,29 @@ class GLoRIA(nn.Module):
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``.
 
-        Raises what the text encoder raises for texts it cannot take, and ContractError where the
-        encoder returns something else than its :class:`~gloria.types.TextFeatures` should be.
+        Raises what the text encoder raises for texts it cannot take, DtypeError and ShapeError for
+        what is no sequence of strings, EmptyTextError for a text without a word, and ContractError
+        where the encoder returns something else than its :class:`~gloria.types.TextFeatures` should
+        be.
         """
         if not isinstance(texts, TokenizedText):
-            texts = self.text_encoder.tokenize(texts)
+            tokenize = self._tokenize
+            if torch.compiler.is_compiling():  # strings are no business of a graph: one for each
+                tokenize = torch.compiler.disable(tokenize)
+            texts = tokenize(texts)
         features = self.text_encoder(texts.to(self.device))
         _check_text_features(self.text_encoder, features, len(texts.word_ids))
         return features._replace(
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
+
+    def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        check_texts(texts)  # of one string a tokenizer would make a batch of letters
+        tokenized = self.text_encoder.tokenize(texts)
+        for index, words in enumerate(tokenized.tokens):
+            if not words:
+                raise EmptyTextError(f"texts[{index}] has no word: {texts[index]!r}. Leave it out.")
+        return tokenized
 
     def compute_loss(
         self, images: ImageFeatures, texts: TextFeatures
@@ -213,7 +240,7 @@ class GLoRIA(nn.Module):
             texts = self.encode_text(texts)
         if kind == "global":
             return global_similarity(images.pooled, texts.pooled)
-        matcher = self.local_loss
+        matcher: Any = unwrapped(self.local_loss)
         options = {} if aggregation is None else {"aggregation": aggregation}
         if options and not isinstance(matcher, LocalContrastiveLoss):
             raise OptionError(
@@ -258,6 +285,8 @@ class GLoRIA(nn.Module):
         Raises:
             ShapeError: not one image.
             OptionError: as :meth:`attention_maps`.
+            ContractError: the text encoder names more or fewer words than it encodes.
+            DataError: the attention is not finite.
         """
         if image.dim() != 3:
             raise ShapeError(
@@ -265,7 +294,15 @@ class GLoRIA(nn.Module):
             )
         images, texts = self.encode_image(image[None]), self.encode_text([text])
         weights = self.attention_maps(images, texts)
+        if not weights.isfinite().all():
+            raise DataError("the attention is not finite; is the image, and is the model trained?")
         words = texts.tokens[0]
+        positions = int(texts.word_mask[0].nonzero().max()) + 1
+        if len(words) != positions:
+            raise ContractError(
+                f"{type(self.text_encoder).__name__} must return as many tokens of a text as it "
+                f"has positions up to its last real word, {positions}; got {len(words)}: {words}."
+            )
         grid_maps = weights[0, : len(words)].unflatten(-1, images.grid)
         height, width = image.shape[1:]
         return AttentionMaps(words, grid_maps, self.lay_over(grid_maps, (height, width)))
@@ -427,28 +464,48 @@ def _resolve(
 def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count: int) -> None:
     """What an encoder does not keep of its contract would surface far from it, or never."""
     _check_kind(encoder, features, ImageFeatures)
-    try:
-        height, width = features.grid
-    except (TypeError, ValueError) as cause:
+    grid = features.grid
+    if (
+        not isinstance(grid, Sequence)
+        or len(grid) != 2
+        or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
+    ):
         raise ContractError(
-            f"{type(encoder).__name__} must return grid = (height, width); got {features.grid!r}."
-        ) from cause
+            f"{type(encoder).__name__} must return grid = (height, width), two integers; "
+            f"got {grid!r}."
+        )
+    height, width = grid
     regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
-    _check_shape(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
-    _check_shape(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
+    _check_vectors(
+        encoder,
+        features,
+        pooled={"image": count, "pooled_dim": encoder.pooled_dim},
+        regions={**regions, "region_dim": encoder.region_dim},
+    )
     if features.region_mask is not None:
-        _check_shape(encoder, features, "region_mask", regions)
+        _check_mask(encoder, features, "region_mask", regions)
 
 
 def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
     """As of images; the number of word positions is the encoder's own."""
     _check_kind(encoder, features, TextFeatures)
-    _check_shape(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
     words = features.words
     has_axes = isinstance(words, Tensor) and words.dim() == 3
     axes = {"text": count, "word": words.shape[1] if has_axes else "any"}
-    _check_shape(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
-    _check_shape(encoder, features, "word_mask", axes)
+    _check_vectors(
+        encoder,
+        features,
+        pooled={"text": count, "pooled_dim": encoder.pooled_dim},
+        words={**axes, "word_dim": encoder.word_dim},
+    )
+    _check_mask(encoder, features, "word_mask", axes)
+    tokens = features.tokens
+    if not isinstance(tokens, Sequence) or len(tokens) != count:
+        got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
+        raise ContractError(
+            f"{type(encoder).__name__} must return tokens, a list of words of each of the {count} "
+            f"texts; got {got}."
+        )
 
 
 def _check_kind(encoder: object, features: object, expected: type) -> None:
@@ -459,9 +516,27 @@ def _check_kind(encoder: object, features: object, expected: type) -> None:
         )
 
 
+def _check_vectors(encoder: object, features: Any, **axes: Mapping[str, int | str]) -> None:
+    for name, sizes in axes.items():
+        vectors = _check_shape(encoder, features, name, sizes)
+        if not vectors.is_floating_point():
+            raise ContractError(
+                f"{type(encoder).__name__} must return {name} as floating-point numbers; "
+                f"got {vectors.dtype}."
+            )
+
+
+def _check_mask(encoder: object, features: Any, name: str, axes: Mapping[str, int | str]) -> None:
+    mask = _check_shape(encoder, features, name, axes)
+    if mask.dtype != torch.bool:
+        raise ContractError(
+            f"{type(encoder).__name__} must return a boolean {name}, True = real; got {mask.dtype}."
+        )
+
+
 def _check_shape(
-    encoder: object, features: object, name: str, axes: Mapping[str, int | str]
-) -> None:
+    encoder: object, features: Any, name: str, axes: Mapping[str, int | str]
+) -> Tensor:
     value = getattr(features, name)
     shape = tuple(axes.values())
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
@@ -470,6 +545,12 @@ def _check_shape(
             f"{type(encoder).__name__} must return {name} of shape "
             f"({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}."
         )
+    if value.device != features.pooled.device:
+        raise ContractError(
+            f"{type(encoder).__name__} must return {name} on the device of pooled, "
+            f"{features.pooled.device}; got {value.device}."
+        )
+    return value
 
 
 def _is_json(options: Mapping[str, Any] | None) -> bool:

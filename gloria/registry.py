@@ -228,6 +228,11 @@ class Registry(Generic[T]):
         factory = self._load(entry, entry.target)
         return partial(factory, rest) if rest else factory
 
+    def origin(self, name: str) -> Origin | None:
+        """Who registered a name, or the source of ``"source:rest"``; None = nobody."""
+        entry = self._entries.get("".join(name.partition(":")[:2]))
+        return None if entry is None else entry.origin
+
     def takes(self, name: str, argument: str) -> bool:
         """Whether the factory behind a name has an argument of this name.
 

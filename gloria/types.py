@@ -87,15 +87,16 @@ class ImageInput(NamedTuple):
 class RegionGeometry(NamedTuple):
     """Where the regions of an image are, in pixels; pixel k has its centre at coordinate k.
 
-    Region i is centred at ``offset + stride * i``, down and across alike.
+    Region i is centred at ``offset + stride * i``. One number holds down and across alike; a pair
+    is ``(vertical, horizontal)``.
 
     Attributes:
         stride: pixels between the centres of neighbouring regions.
         offset: pixel coordinate of the first region's centre.
     """
 
-    stride: float
-    offset: float
+    stride: float | tuple[float, float]
+    offset: float | tuple[float, float]
 
 
 class Stage(NamedTuple):
@@ -138,6 +139,9 @@ class ImageEncoder(Protocol):
     - ``region_geometry: RegionGeometry | None``: where its regions are; without it, or None, they
       are taken to tile the image, as a ViT's patches do;
     - the feature maps of its stages: :class:`HasStages`.
+
+    ``gloria train`` gives a maker that takes an argument ``in_chans`` the number of channels of its
+    images.
     """
 
     pooled_dim: int
@@ -180,7 +184,11 @@ class TextEncoder(Protocol):
     word_dim: int
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
-        """Turn strings into tensors."""
+        """Turn strings into tensors, on the CPU.
+
+        The list of words of a text that has none is empty, or EmptyTextError is raised; a model
+        raises it for such a text.
+        """
         ...
 
     def __call__(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:

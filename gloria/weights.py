@@ -2,8 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights; the size of the
-                         images it was trained on, if that is known
+    config.json          how to build the model again, without its weights; the plugins that this
+                         takes; the size of the images it was trained on, if that is known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -16,21 +16,31 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from safetensors.torch import save_model as save_safetensors
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 import gloria
+from gloria.catalog import default_catalog
 from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError, UnknownNameError, reason
+from gloria.errors import (
+    CheckpointError,
+    ContractError,
+    DtypeError,
+    GloriaError,
+    OptionError,
+    UnknownNameError,
+    reason,
+)
+from gloria.losses.base import unwrapped, wrapped_in
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
 
@@ -46,16 +56,39 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 
     A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
     with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
-    them into a model you compose the same way.
+    them into a model you compose the same way. What :func:`torch.compile` or
+    :class:`~gloria.distributed.AcrossRanks` wraps is saved as if it were not wrapped.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost.
+        OptionError: the weights are spread over processes, by FSDP say.
+        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
+        ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
+            ``state_dict`` holds something else than tensors.
     """
+    if not isinstance(unwrapped(model), GLoRIA):
+        raise DtypeError(
+            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one, for several "
+            f"GPUs or for averaging, save what is inside, model.module."
+        )
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
+
+
+def why_not_loadable(model: GLoRIA) -> str:
+    """Why :func:`load_model` will not make this model again, in a sentence; empty = it will.
+
+    Good to ask before a long training: the weights are saved in any case.
+
+    Raises:
+        ContractError: the ``recipe`` of an encoder does not keep its contract.
+    """
+    with TemporaryDirectory() as folder:
+        described = _describe(model, Path(folder))
+    return described if isinstance(described, str) else ""
 
 
 def check_nothing_is_lost(folder: str | Path) -> None:
@@ -118,10 +151,16 @@ def load_model(
         model = create_model(
             image_name, text_name, image_options=image_options, text_options=text_options, **rest
         )
-    except UnknownNameError as error:
-        error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
+        load_weights(model, folder)
+    except GloriaError as error:
+        plugins = config.get("plugins")
+        if plugins:
+            error.add_note(f"{folder} was saved with {', '.join(plugins)}; is it installed here?")
+        elif isinstance(error, UnknownNameError):
+            error.add_note(
+                f"{folder} was saved where this name was known: is a plugin missing here?"
+            )
         raise
-    load_weights(model, folder)
     model.trained_image_size = size
     return model.to(device).eval()
 
@@ -157,7 +196,8 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
             then.
     """
-    state = model.state_dict()
+    own = model.state_dict()
+    state = _plainly_named(model, own)
     # a tensor that two names share is stored once
     shared = {
         name: twin
@@ -179,7 +219,7 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         raise CheckpointError(
             f"{source} does not fit the model: {len(problems)} differences: {shown}."
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
 
 
 def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
@@ -201,19 +241,16 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         backbone = timm.create_model("resnet50", num_classes=0)
         backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
     """
-    encoder = model.image_encoder
-    if not isinstance(encoder, TimmImageEncoder):
+    encoder: Any = model.image_encoder
+    if not isinstance(unwrapped(encoder), TimmImageEncoder):
         raise OptionError(
             f"model must have a TimmImageEncoder, whose weights timm can name; its image encoder "
             f"is a {type(encoder).__name__}."
         )
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
-    weights = {
-        # copied: safetensors takes no tensors that share memory
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in encoder.model.state_dict().items()
-    }
+    state = _plainly_named(encoder.model, encoder.model.state_dict())
+    weights = {name: _copied(tensor) for name, tensor in state.items()}
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
@@ -330,24 +367,68 @@ def _find_folder(folder: str | Path, revision: str | None) -> Path:
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
+    described = _describe(model, folder)
     config = {
         "format": FORMAT,
         "gloria": gloria.__version__,
-        "model": _describe(model, folder),
+        "plugins": [] if isinstance(described, str) else _plugins_behind(described),
+        "model": described,
         "trained_image_size": model.trained_image_size,
     }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config_file.write_text(json.dumps(config, indent=2) + "\n")
-    save_safetensors(model, str(weights_file))
+    save_file(_weights_of(model), weights_file)
     # safetensors writes for the owner only
     shutil.copymode(config_file, weights_file)
+
+
+def _weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight by its name; one that has several names, as tied ones do, by the first."""
+    names: dict[int, str] = {}
+    state = _plainly_named(model, model.state_dict(keep_vars=True))  # themselves, to tell apart
+    for name in sorted(state):
+        if not isinstance(state[name], Tensor):
+            raise ContractError(
+                f"{name} in the model's state_dict must be a tensor to be saved; it is a "
+                f"{type(state[name]).__name__}. Keep it in a buffer, or in the encoder's recipe."
+            )
+        if hasattr(state[name], "full_tensor"):  # FSDP's and tensor parallelism's
+            raise OptionError(
+                f"model must have its weights in this process to be saved; {name} is spread over "
+                f"several. Gather them first, as docs/training-loops.md does."
+            )
+        names.setdefault(id(state[name]), name)
+    return {name: _copied(state[name]) for name in names.values()}
+
+
+def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict by the names that its tensors have where nothing is wrapped."""
+    prefixes = []
+    for outer_name, outer in model.named_modules():
+        inner = wrapped_in(outer)
+        for child_name, child in outer.named_children():
+            if child is inner:
+                plain = f"{outer_name}." if outer_name else ""
+                prefixes.append((f"{plain}{child_name}.", plain))
+    named = {}
+    for name, tensor in state.items():
+        for wrapped, plain in reversed(prefixes):  # the innermost first
+            if name.startswith(wrapped):
+                name = plain + name.removeprefix(wrapped)
+        named[name] = tensor
+    return named
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A tensor as safetensors takes it: on the CPU, contiguous, in memory of its own."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
     """How to build the model again, or a sentence that says why that can't be written down."""
     composition = model.composition
     if composition is None:
-        return "it was composed by hand."
+        return "it was composed by hand, or its loss or a head was replaced."
     if composition["loss"] is None:
         return "its loss was given as an object, or with options that are no JSON."
     encoders = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder}
@@ -357,13 +438,56 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
             return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
         try:
-            recipes[name] = encoder.recipe(folder / name)._asdict()
+            recipe = encoder.recipe(folder / name)
         except OptionError as cause:
             # the weights are worth saving all the same
             return f"its {name} can't be described: {cause}"
+        _check_recipe(encoder, recipe, folder / name)
+        recipes[name] = recipe._asdict()
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return {**composition, **recipes}
+
+
+def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
+    """The plugins that brought the names in the description of a model."""
+    names = [
+        ("image_encoders", described["image_encoder"]["name"]),
+        ("text_encoders", described["text_encoder"]["name"]),
+        ("losses", described["loss"]),
+        *(("aggregators", text) for text in _strings_in(described["loss_options"])),
+    ]
+    registries = default_catalog().registries
+    origins = [registries[kind].origin(name) for kind, name in names]
+    return sorted({str(origin) for origin in origins if origin and origin.kind == "plugin"})
+
+
+def _strings_in(options: Any) -> Iterator[str]:
+    if isinstance(options, str):
+        yield options
+    elif isinstance(options, Mapping):
+        for value in options.values():
+            yield from _strings_in(value)
+
+
+def _check_recipe(encoder: object, recipe: Any, folder: Path) -> None:
+    """What an author's method gets wrong would else surface when the model is loaded."""
+    name = type(encoder).__name__
+    if not isinstance(recipe, Recipe):
+        raise ContractError(f"recipe of {name} must return a Recipe; got {type(recipe).__name__}.")
+    for option, value in recipe.options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as cause:
+            raise ContractError(
+                f"options in the recipe of {name} must be JSON values; {option!r} is {value!r}."
+            ) from cause
+    for file in recipe.files.values():
+        if not (folder / file).is_file():
+            raise ContractError(
+                f"files in the recipe of {name} must be in the folder that it was given, where "
+                f"it writes them; {file!r} is not."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

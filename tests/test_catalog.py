@@ -171,6 +171,19 @@ def test_the_aggregation_of_a_loss_may_be_a_registered_aggregator(name):
     assert torch.equal(made(regions, words, mask), same(regions, words, mask))
 
 
+def test_the_aggregation_of_the_objective_s_local_part_too():
+    given = {"aggregation": "gem"}
+    made = catalog.create_loss("global_local_contrastive", preset="stable", local_options=given)
+    assert isinstance(made.local_loss.aggregation, GeM)
+    assert made.local_loss.product == "cosine"
+    assert set(made.local_loss.parameters()) == set(made.local_loss.aggregation.parameters())
+    assert given == {"aggregation": "gem"}
+    with pytest.raises(OptionError, match=r"aggregation must be .*'logsumexp'.*got 'gm'"):
+        catalog.create_loss(
+            "global_local_contrastive", preset="stable", local_options={"aggregation": "gm"}
+        )
+
+
 def test_a_losss_own_aggregations_stay_names():
     assert catalog.create_loss("local_contrastive", aggregation="max").aggregation == "max"
     with pytest.raises(OptionError, match=r"aggregation must be .*'logsumexp'.*got 'lgsumexp'"):

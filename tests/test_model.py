@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.errors import ContractError, EmptyTextError, OptionError, ShapeError
+from gloria.distributed import AcrossRanks
+from gloria.errors import (
+    ContractError,
+    DataError,
+    DtypeError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+)
 from gloria.functional import global_similarity, local_attention, local_similarity
 from gloria.heads import Projection
 from gloria.losses import (
@@ -128,8 +136,22 @@ def test_an_encoder_that_returns_something_else_is_named(images):
             lambda f: f._replace(region_mask=torch.ones(3, 5)),
             r"region_mask of shape \(3, 15\) = .*; got \(3, 5\)",
         ),
-        (lambda f: f._replace(grid=15), r"grid = \(height, width\); got 15"),
-        (lambda f: f._replace(grid=(3, 5, 1)), r"grid = \(height, width\); got \(3, 5, 1\)"),
+        (lambda f: f._replace(grid=15), r"grid = \(height, width\), two integers; got 15"),
+        (lambda f: f._replace(grid=(3, 5, 1)), r"grid = .*; got \(3, 5, 1\)"),
+        (lambda f: f._replace(grid=(3.0, 5.0)), r"grid = .*; got \(3\.0, 5\.0\)"),
+        (lambda f: f._replace(grid=torch.tensor(f.grid)), r"grid = .*; got tensor\(\[3, 5\]\)"),
+        (
+            lambda f: f._replace(region_mask=torch.ones(3, 15)),
+            r"a boolean region_mask, True = real; got torch\.float32",
+        ),
+        (
+            lambda f: f._replace(pooled=f.pooled.long()),
+            r"pooled as floating-point numbers; got torch\.int64",
+        ),
+        (
+            lambda f: f._replace(regions=f.regions.to("meta")),
+            r"regions on the device of pooled, cpu; got meta",
+        ),
     ],
 )
 def test_image_features_of_other_shapes_are_refused_by_name(images, change, message):
@@ -152,6 +174,20 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
         (lambda f: f._replace(words=f.words[0, 0]), r"words of shape \(3, any, 6\) .*; got \(6,\)"),
         (lambda f: f._replace(words=[f.words]), r"words of shape \(3, any, 6\) .*; got list"),
         (lambda f: f._replace(pooled=f.words), r"pooled of shape \(3, 6\) .*; got \(3, 3, 6\)"),
+        (
+            lambda f: f._replace(word_mask=f.word_mask.float()),
+            r"a boolean word_mask, True = real; got torch\.float32",
+        ),
+        (lambda f: f._replace(words=f.words.long()), r"words as floating-point .*; got torch.int"),
+        (
+            lambda f: f._replace(word_mask=f.word_mask.to("meta")),
+            r"word_mask on the device of pooled, cpu; got meta",
+        ),
+        (
+            lambda f: f._replace(tokens=f.tokens[:1]),
+            r"tokens, a list of words of each of the 3 texts; got 1 lists",
+        ),
+        (lambda f: f._replace(tokens=None), r"tokens, .*; got NoneType"),
     ],
 )
 def test_text_features_of_other_shapes_are_refused_by_name(change, message):
@@ -161,6 +197,24 @@ def test_text_features_of_other_shapes_are_refused_by_name(change, message):
 
     with pytest.raises(ContractError, match=f"Odd must return {message}"):
         GLoRIA(Patches(), Odd()).encode_text(TEXTS)
+
+
+@pytest.mark.parametrize("named", [1, 5])
+def test_words_without_a_map_of_their_own_are_refused(images, named):
+    class Odd(Bag):
+        def forward(self, texts):
+            features = super().forward(texts)
+            return features._replace(tokens=[["word"] * named for _ in features.tokens])
+
+    message = rf"Odd must return as many tokens .* last real word, 3; got {named}: \['word'"
+    with pytest.raises(ContractError, match=message):
+        GLoRIA(Patches(), Odd()).attention(images[0], TEXTS[0])
+
+
+def test_attention_that_is_not_finite_is_no_answer(model, images):
+    images[0, 0, 2, 2] = math.nan
+    with pytest.raises(DataError, match="the attention is not finite"):
+        model.attention(images[0], TEXTS[0])
 
 
 def test_a_loss_that_says_nothing_of_similarity_is_not_ranked_by_untrained_vectors(images):
@@ -310,8 +364,10 @@ def test_bad_input_is_named(model, images):
         model.attention(images, "edema")
     with pytest.raises(ShapeError, match="3 images and 2 texts"):
         model(images, TEXTS[:2])
-    with pytest.raises(EmptyTextError, match="text 1 has none"):
+    with pytest.raises(EmptyTextError, match=r"texts\[1\] has no word"):
         model(images, ["edema", "", "effusion"])
+    with pytest.raises(DtypeError, match="got one string"):
+        model.encode_text("edema")
     with pytest.raises(OptionError, match="image_options go with a name for image_encoder"):
         create_model(Patches(), Bag(), image_options={"pretrained": True})
     with pytest.raises(ShapeError, match="features must be 6 wide"):
@@ -336,6 +392,22 @@ def test_attention_is_laid_where_the_encoder_says_its_regions_are(model, images)
     # a region's own value stands on its centre: pixel 4i of odd kernels
     torch.testing.assert_close(odd.maps[0, ::4, ::4], odd.grid_maps[0])
     assert not torch.allclose(tiles.maps, odd.maps)
+
+
+def test_an_encoder_s_regions_may_be_further_apart_one_way_than_the_other(images):
+    class Oblong(Patches):
+        """Kernels of 3 x 5, padded to stay centred, every 2 rows and 4 columns."""
+
+        region_geometry = RegionGeometry((2.0, 4.0), 0.0)
+
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 6, (3, 5), stride=(2, 4), padding=(1, 2))
+
+    attention = GLoRIA(Oblong(), Bag()).eval().attention(images[0], "edema")
+    assert attention.grid_maps.shape == (1, 6, 5)
+    assert attention.maps.shape == (1, 12, 20)
+    torch.testing.assert_close(attention.maps[0, ::2, ::4], attention.grid_maps[0])
 
 
 def test_without_a_kind_it_is_all_that_the_loss_compares(images):
@@ -363,3 +435,28 @@ def test_only_our_local_loss_can_be_told_another_aggregation(images):
     model = GLoRIA(Patches(), Bag(), loss=ColBERTLoss())
     with pytest.raises(OptionError, match="aggregation is for LocalContrastiveLoss; the model's"):
         model.similarity(images, TEXTS, aggregation="max")
+
+
+def test_a_wrapped_local_loss_can_be_told_too(images):
+    loss = LocalContrastiveLoss()
+    plain, wrapped = GLoRIA(Patches(), Bag(), loss=loss), GLoRIA(Patches(), Bag(), loss=loss)
+    wrapped.load_state_dict(plain.state_dict())
+    wrapped.loss = torch.compile(AcrossRanks(loss), backend="eager")
+    for aggregation in ("max", None):
+        expected = plain.similarity(images, TEXTS, aggregation=aggregation)
+        torch.testing.assert_close(
+            wrapped.similarity(images, TEXTS, aggregation=aggregation), expected
+        )
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_compiled_it_is_not_compiled_anew_for_other_words(tokenized):
+    model = GLoRIA(Patches(), Bag())
+    encode = torch.compile(model.encode_text, backend="eager")
+    batches = [["small edema", "no effusion"], ["left effusion", "no edema"]]
+    for texts in batches:
+        given = model.text_encoder.tokenize(texts) if tokenized else texts
+        with torch._dynamo.config.patch(error_on_recompile=texts is batches[1]):
+            features = encode(given)
+        assert features.tokens == [text.split() for text in texts]
+        assert torch.equal(features.words, model.encode_text(texts).words)

@@ -331,6 +331,7 @@ def test_a_faulty_plugin_leaves_nothing_and_harms_nobody(install_faulty, healthy
     advice = "GLORIA_DISABLE_PLUGINS=faulty leaves it out."
     for part in ("plugin 'faulty' of a-faulty 1.0 skipped", *said, advice):
         assert part in caught[0]
+    assert ".. GLORIA" not in caught[0]
     shown = [line for line in render(collect(catalog)).splitlines() if line.startswith("  faulty ")]
     assert len(shown) == 1
     assert "a-faulty 1.0, skipped" in shown[0]

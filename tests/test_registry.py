@@ -417,3 +417,12 @@ def test_a_factory_says_what_it_takes(registry, name, argument, expected):
 def test_what_nobody_registered_takes_nothing(registry):
     with pytest.raises(UnknownNameError):
         registry.takes("nothing", "size")
+
+
+def test_who_registered_a_name(registry):
+    mine = Origin("plugin", "mine", "gloria-mine", "1.0")
+    with registering_as(mine):
+        registry.register("square", "math:sqrt")
+        registry.register("zoo:", "math:sqrt")
+    assert registry.origin("square") is registry.origin("zoo:lion") is mine
+    assert registry.origin("circle") is registry.origin("square:") is None

@@ -10,11 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import gloria
 from gloria.catalog import default_catalog
+from gloria.distributed import AcrossRanks
 from gloria.encoders import HFTextEncoder, TimmImageEncoder
-from gloria.errors import CheckpointError, OptionError, UnknownNameError
+from gloria.errors import (
+    CheckpointError,
+    ContractError,
+    DtypeError,
+    OptionError,
+    UnknownNameError,
+)
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.registry import Origin, registering_as
@@ -26,6 +34,7 @@ from gloria.weights import (
     load_weights,
     remove_drafts,
     save_model,
+    why_not_loadable,
     write_file,
 )
 
@@ -137,6 +146,103 @@ def test_channels_last_weights_are_saved(model, images, tmp_path):
     )
 
 
+def test_weights_that_share_memory_come_back_each_for_itself(model, tmp_path):
+    class Queue(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("texts", torch.zeros(4, 3))
+            self.register_buffer("first", torch.zeros(3))
+            self.scale = nn.Linear(3, 3)
+            self.twin = self.scale  # one module, two names
+
+        def forward(self, image_embeddings):
+            return image_embeddings.sum()
+
+    model.loss = Queue()
+    model.loss.texts = torch.arange(18.0).view(6, 3)[1:5]  # a part of something larger
+    model.loss.first = model.loss.texts[0]
+    folder = save_model(model, tmp_path / "model")
+    stored = load_file(folder / "model.safetensors")
+    assert {name for name in stored if name.startswith("loss.")} == {
+        "loss.texts", "loss.first", "loss.scale.weight", "loss.scale.bias"
+    }  # fmt: skip
+    other = build(seed=5)
+    other.loss = Queue()
+    load_weights(other, folder)
+    assert torch.equal(other.loss.texts, model.loss.texts)
+    assert other.loss.first.tolist() == [3, 4, 5]
+    assert torch.equal(other.loss.twin.weight, model.loss.scale.weight)
+
+
+def test_what_is_compiled_or_spread_over_ranks_is_saved_as_if_it_were_not(tmp_path):
+    learned = {"global_options": {"learnable": True}, "local_options": {"learnable": True}}
+    model = build(loss_options=learned)
+    plain = save_model(model, tmp_path / "plain")
+    names = set(load_file(plain / "model.safetensors"))
+    assert "loss.global_loss.temperature.raw" in names
+
+    model.loss = torch.compile(AcrossRanks(model.loss), backend="eager")
+    model.text_encoder.model = torch.compile(model.text_encoder.model, backend="eager")
+    model.image_encoder.model = torch.compile(model.image_encoder.model, backend="eager")
+    model.image_encoder = torch.compile(model.image_encoder, backend="eager")
+    model.image_head = torch.compile(model.image_head, backend="eager")
+    gloria.export_image_encoder(model, tmp_path / "backbone.safetensors")
+    backbone = load_file(tmp_path / "backbone.safetensors")
+    assert {f"image_encoder.model.{name}" for name in backbone} < names
+    whole = torch.compile(model, backend="eager")
+    folder = save_model(whole, tmp_path / "wrapped")
+    assert set(load_file(folder / "model.safetensors")) == names
+    assert (folder / "config.json").read_text() == (plain / "config.json").read_text()
+    other = build(seed=3, loss_options=learned)
+    other.loss = AcrossRanks(other.loss)
+    load_weights(torch.compile(other, backend="eager"), folder)
+    expected = load_file(plain / "model.safetensors")
+    for loaded in (load_model(folder), other):
+        state = loaded.state_dict()
+        assert torch.equal(state["image_head.layers.weight"], expected["image_head.layers.weight"])
+        raw = loaded.loss.global_loss.temperature.raw.detach()
+        assert torch.equal(raw, expected["loss.global_loss.temperature.raw"])
+
+
+def test_a_loss_or_head_put_in_the_place_of_another_is_not_taken_for_it(model, images, tmp_path):
+    same = model.loss
+    model.loss = AcrossRanks(same)
+    model.loss = model.loss.loss
+    assert type(load_model(save_model(model, tmp_path / "same")).loss) is type(same)
+    model.loss = gloria.create_loss("filip", learnable=False)  # as few weights as the other
+    assert set(model(images, REPORTS).terms) == {"image_to_text", "text_to_image"}
+    with pytest.raises(CheckpointError, match="its loss or a head was replaced"):
+        load_model(save_model(model, tmp_path / "filip"))
+    other = build()
+    other.image_head = nn.Sequential(other.image_head, nn.Identity())
+    assert "or a head was replaced" in why_not_loadable(other)
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel, nn.Sequential])
+def test_a_wrapper_is_no_model(wrap, model, tmp_path):
+    with pytest.raises(DtypeError, match=f"must be a GLoRIA; got {wrap.__name__}. .*model.module"):
+        save_model(wrap(model), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_is_no_tensor_cannot_be_saved(model, tmp_path):
+    class Counts(nn.Identity):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    model.text_head = Counts()
+    with pytest.raises(
+        ContractError, match=r"text_head\._extra_state in .* must be a tensor .*dict"
+    ):
+        save_model(model, tmp_path / "model")
+
+
+def test_weights_that_are_spread_over_processes_are_not_saved_in_part(model, tmp_path):
+    model.image_head.layers.weight.full_tensor = lambda: None  # as FSDP's have it
+    with pytest.raises(OptionError, match=r"image_head\.layers\.weight is spread over several"):
+        save_model(model, tmp_path / "model")
+
+
 def test_a_model_composed_by_hand_keeps_its_weights(images, tmp_path):
     def compose(seed):
         parts = build(seed)
@@ -207,6 +313,74 @@ def test_a_name_that_only_a_plugin_brings(model, tmp_path):
         load_model(folder)
     (note,) = error.value.__notes__
     assert note == f"{folder} was saved where this name was known: is a plugin missing here?"
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (None, "must return a Recipe; got NoneType"),
+        (("mine", {}), "must return a Recipe; got tuple"),
+        (Recipe("mine", {"width": Path("x")}), "must be JSON values; 'width' is PosixPath"),
+        (Recipe("mine", {"rate": float("nan")}), "must be JSON values; 'rate' is nan"),
+        (
+            Recipe("mine", {}, {"words": "words.txt"}),
+            "must be in the folder .*; 'words.txt' is not",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_keep_its_contract(model, tmp_path, monkeypatch, recipe, message):
+    monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
+    for ask in (lambda: save_model(model, tmp_path / "model"), lambda: why_not_loadable(model)):
+        with pytest.raises(ContractError, match=f"recipe of TimmImageEncoder {message}"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_it_will_load_can_be_asked_beforehand(model, monkeypatch):
+    assert why_not_loadable(model) == ""
+
+    def refuse(folder):
+        raise OptionError("option 'norm_layer' is a class.")
+
+    monkeypatch.setattr(model.image_encoder, "recipe", refuse)
+    why = "its image_encoder can't be described: option 'norm_layer' is a class."
+    assert why_not_loadable(model) == why
+    model.composition = None
+    assert why_not_loadable(model).startswith("it was composed by hand")
+
+
+def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
+    catalog = default_catalog()
+    origin = Origin("plugin", "mine", "gloria-mine", "0.3")
+    try:
+        with registering_as(origin):
+            catalog.image_encoders.register("mine_resnet", TimmImageEncoder)
+            catalog.aggregators.register("mine_mean", "gloria.aggregators:Mean")
+        of_mine = build(
+            image_encoder="mine_resnet",
+            image_options={"model_name": "test_resnet", "in_chans": 1},
+            loss_options={"local_options": {"aggregation": "mine_mean"}},
+        )
+        folder = save_model(of_mine, tmp_path / "model")
+    finally:
+        for registry in (catalog.image_encoders, catalog.aggregators):
+            registry.unregister(origin)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
+    note = f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; is it installed here?"
+    with pytest.raises(OptionError, match="got 'mine_mean'") as error:
+        load_model(folder)
+    assert error.value.__notes__ == [note]
+    # another plugin of the same name makes something else of it
+    config["model"]["image_encoder"]["name"] = "timm:test_resnet"
+    del config["model"]["image_encoder"]["options"]["in_chans"]
+    config["model"]["loss_options"] = {}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not fit the model") as error:
+        load_model(folder)
+    assert error.value.__notes__ == [note]
+    own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
+    assert own["plugins"] == []
 
 
 def test_missing_and_damaged_weights(model, tmp_path):

@@ -310,15 +310,14 @@ def _tell_beforehand(
 ) -> None:
     """What would surprise after hours of training."""
     from gloria.cli.progress import say
-    from gloria.types import SavesRecipe
+    from gloria.weights import why_not_loadable
 
-    for encoder in (model.image_encoder, model.text_encoder):
-        if not isinstance(encoder, SavesRecipe):
-            say(
-                f"{type(encoder).__name__} has no method recipe: its weights are saved, but "
-                f"evaluate, search and gloria.load_model can't make it again",
-                False,
-            )
+    if why := why_not_loadable(model):
+        say(
+            f"the model's weights are saved, but evaluate, search and gloria.load_model can't make "
+            f"it again: {why}",
+            False,
+        )
     if validation is not None and len(validation) < args.batch_size:
         say(
             f"{len(validation)} pairs are validated in one batch, smaller than training's of "

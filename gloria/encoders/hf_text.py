@@ -6,7 +6,7 @@ import inspect
 import re
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ POOLINGS: dict[str, Aggregator] = {
 
 
 class HFTextEncoder(Freezable):
-    """Words and a pooled vector from a transformers encoder (BERT, RoBERTa, MPNet, XLM-R, ...).
+    """Words and a pooled vector from a transformers encoder (BERT, RoBERTa, XLM-R, T5's, ...).
 
     ``states = Σ`` (or mean) of the last n hidden layers; ``words`` = the states merged over the
     pieces of each word; ``pooled`` = the states pooled over all tokens of the text.
@@ -183,7 +183,7 @@ class HFTextEncoder(Freezable):
                 words = [self.tokenizer.cls_token, *words]
             word_ids.append(ids)
             tokens.append(words)
-        accepted = inspect.signature(self.model.forward).parameters
+        accepted = _arguments_of(self.model)
         inputs = {name: value for name, value in encoded.items() if name in accepted}
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
@@ -220,20 +220,19 @@ class HFTextEncoder(Freezable):
 
         Raises:
             OptionError: transformers cannot make this model again from its config alone (a class
-                of your own, or the encoder half of an encoder-decoder), or ``pooling`` is an
-                object.
+                of your own, or the encoder half of BART), or ``pooling`` is an object.
         """
         if not isinstance(self.pooling, str):
             raise OptionError(
                 f"pooling is a {type(self.pooling).__name__} object, which a recipe cannot hold; "
                 f"it holds {', '.join(map(repr, POOLINGS))}."
             )
-        transformers = require("transformers", "encoders")
-        made_again = transformers.MODEL_MAPPING.get(type(self.model.config), None)
-        if made_again is not type(self.model):
+        maker, made_again = _maker_of(self.model.config)
+        own = type(getattr(self.model, "_orig_mod", self.model))  # of a compiled one what it was
+        if made_again is not own:
             raise OptionError(
-                f"a {type(self.model).__name__} cannot be saved by its config: AutoModel would "
-                f"make {getattr(made_again, '__name__', 'nothing')} of it."
+                f"a {own.__name__} cannot be saved by its config: {maker.__name__} "
+                f"would make {getattr(made_again, '__name__', 'nothing')} of it."
             )
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -334,6 +333,15 @@ def _is_punctuation(character: str) -> bool:
     return kind == "P" or (kind == "S" and character.isascii())
 
 
+def _arguments_of(model: nn.Module) -> Collection[str]:
+    """What a model takes; of what wraps one, as LoRA's of peft do, what that one takes."""
+    for module in model.modules():
+        arguments = inspect.signature(module.forward).parameters
+        if "input_ids" in arguments:
+            return arguments
+    return ("input_ids", "attention_mask")
+
+
 # Loading, without a minute of retries when there is no network.
 
 
@@ -344,15 +352,16 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
         config = transformers.AutoConfig.from_pretrained(**where)
     except Exception as cause:
         raise CheckpointError(_not_found("model", source, "config.json", cause)) from cause
-    if config.is_encoder_decoder:
+    maker, _ = _maker_of(config)
+    if config.is_encoder_decoder and maker is transformers.AutoModel:
         raise OptionError(
             f"{str(source)!r} is an encoder-decoder; pass its encoder as an object, together with "
             f"its tokenizer."
         )
     if not pretrained:
-        return transformers.AutoModel.from_config(config, dtype=torch.float32)
+        return maker.from_config(config, dtype=torch.float32)
     try:
-        model, report = transformers.AutoModel.from_pretrained(
+        model, report = maker.from_pretrained(
             **where, config=config, dtype=torch.float32, output_loading_info=True
         )
     except Exception as cause:
@@ -365,6 +374,19 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
             f"{type(model).__name__}, such as {missing[0]!r}."
         )
     return model
+
+
+def _maker_of(config: Any) -> tuple[Any, Any]:
+    """The class of transformers that makes a model of a config, and the class of that model.
+
+    Of an encoder-decoder it is the encoder, where that is a model of its own, as T5's is.
+    """
+    transformers = require("transformers", "encoders")
+    maker, models = transformers.AutoModel, transformers.MODEL_MAPPING
+    if type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        maker = transformers.AutoModelForTextEncoding
+        models = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    return maker, models.get(type(config), None)
 
 
 def _load_tokenizer(source: str | Path) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_integer
-from gloria.errors import OptionError, ShapeError
+from gloria.errors import DtypeError, OptionError, ShapeError
 
 
 class Projection(nn.Module):
@@ -25,6 +26,7 @@ class Projection(nn.Module):
 
     Raises:
         ShapeError: an input's last axis is not ``in_dim`` wide.
+        DtypeError: an input is not of the weights' dtype, and there is no autocast.
 
     Example:
         >>> import torch
@@ -66,6 +68,12 @@ class Projection(nn.Module):
             raise ShapeError(
                 f"features must be {self.in_dim} wide on the last axis; got "
                 f"{tuple(features.shape)}."
+            )
+        dtype = next(self.layers.parameters()).dtype
+        if features.dtype != dtype and not torch.is_autocast_enabled(features.device.type):
+            raise DtypeError(
+                f"features must be {dtype} as the projection is; got {features.dtype}. Convert "
+                f"one of them, as in encoder.to({dtype}), or work under torch.autocast."
             )
         projected: Tensor = self.layers(features)
         return projected

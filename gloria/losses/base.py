@@ -236,6 +236,22 @@ class LateInteractionLoss(SimilarityLoss):
         return f"{super().extra_repr()}, backend={self.backend!r}"
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What :func:`torch.compile`, or :class:`~gloria.distributed.AcrossRanks`, wraps; or itself."""
+    while (inner := wrapped_in(module)) is not None:
+        module = inner
+    return module
+
+
+def wrapped_in(module: nn.Module) -> nn.Module | None:
+    """What a module wraps without changing it; None = nothing."""
+    for name in ("_orig_mod", "__wrapped__"):
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            return inner
+    return None
+
+
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
 
@@ -244,9 +260,8 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     Raises:
         OptionError: ``forward`` requires an argument that is not one of them.
     """
-    inner = inspect.unwrap(loss)
-    inner = getattr(inner, "_orig_mod", inner)  # a compiled module takes (*args, **kwargs)
-    parameters = inspect.signature(inner.forward).parameters.values()
+    # a compiled module takes (*args, **kwargs)
+    parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,

@@ -231,7 +231,8 @@ def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
     monkeypatch.setattr(catalog, "create_image_encoder", lambda name, **options: Mean())
     assert run(table, tmp_path) == 0
     error = capsys.readouterr().err
-    assert error.startswith("Mean has no method recipe: its weights are saved, but evaluate, ")
+    assert error.startswith("the model's weights are saved, but evaluate, search and ")
+    assert "can't make it again: its image_encoder, a Mean, has no recipe method." in error
     with pytest.raises(CheckpointError, match="Mean, has no recipe method"):
         gloria.load_model(tmp_path / "model")
 

@@ -854,16 +854,90 @@ def test_a_folder_without_weights(bert, tmp_path):
         HFTextEncoder(tmp_path)
 
 
-def test_encoder_decoder_by_name_and_by_object(tmp_path):
+def small_t5(kind):
     config = transformers.T5Config(
         vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, is_encoder_decoder=True
     )
+    return kind(config).eval()
+
+
+@pytest.mark.parametrize(
+    "kind", [transformers.T5EncoderModel, transformers.T5ForConditionalGeneration]
+)
+def test_of_t5_it_is_the_encoder_by_object_by_name_and_by_recipe(kind, tmp_path):
+    tokenizer = wordpiece_tokenizer()
+    whole = small_t5(kind)
+    whole.save_pretrained(tmp_path)
+    by_name = HFTextEncoder(tmp_path, tokenizer=tokenizer, frozen_layers=1).eval()
+    assert type(by_name.model) is transformers.T5EncoderModel
+    features = by_name(TEXTS)
+    assert features.tokens == WORDPIECE_WORDS
+
+    inputs = by_name.tokenize(TEXTS).inputs
+    states = whole.encoder(**inputs, output_hidden_states=True)
+    expected = states.last_hidden_state + sum(states.hidden_states[1:-1])
+    kept = inputs["attention_mask"][..., None]
+    torch.testing.assert_close(features.pooled, (expected * kept).sum(1) / kept.sum(1))
+
+    if kind is transformers.T5EncoderModel:
+        by_object = HFTextEncoder(whole, tokenizer=tokenizer).eval()
+        torch.testing.assert_close(by_object(TEXTS).words, features.words)
+    frozen = {name for name, p in by_name.named_parameters() if not p.requires_grad}
+    assert "model.shared.weight" in frozen
+    assert all(".block.1." not in name for name in frozen)
+
+    name, options, _ = by_name.recipe(tmp_path / "recipe")
+    again = HFTextEncoder(tmp_path / "recipe", **options)
+    again.load_state_dict(by_name.state_dict())
+    assert name == "hf:."
+    torch.testing.assert_close(again.eval()(TEXTS).words, features.words)
+
+
+def test_encoder_decoder_without_an_encoder_of_its_own(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8,
+    )  # fmt: skip
     config.save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="is an encoder-decoder; pass its encoder as an object"):
         HFTextEncoder(tmp_path, tokenizer=wordpiece_tokenizer(), pretrained=False)
-    encoder = HFTextEncoder(
-        transformers.T5EncoderModel(config), tokenizer=wordpiece_tokenizer(), last_n_layers=1
-    )
-    assert encoder(TEXTS).tokens == WORDPIECE_WORDS
-    with pytest.raises(OptionError, match="AutoModel would make T5Model of it"):
+
+
+def test_a_model_that_its_config_would_not_make_again(tmp_path):
+    class Mine(transformers.T5EncoderModel):
+        pass
+
+    encoder = HFTextEncoder(small_t5(Mine), tokenizer=wordpiece_tokenizer())
+    with pytest.raises(OptionError, match="AutoModelForTextEncoding would make T5EncoderModel of"):
         encoder.recipe(tmp_path)
+
+
+def test_a_model_inside_a_wrapper_is_given_what_it_takes():
+    """As of peft: its forward says nothing of what it takes, everything else is the model's."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    config = transformers.DistilBertConfig(
+        vocab_size=40, dim=8, hidden_dim=8, n_heads=2, n_layers=2, max_position_embeddings=32
+    )
+    tokenizer = wordpiece_tokenizer()
+    # the last one a DistilBERT does not take
+    tokenizer.model_input_names = ["input_ids", "attention_mask", "token_type_ids"]
+    encoder = HFTextEncoder(transformers.DistilBertModel(config), tokenizer=tokenizer).eval()
+    expected = encoder(TEXTS)
+    encoder.model = Wrapper(encoder.model)
+    assert "token_type_ids" in encoder.tokenizer(TEXTS)
+    assert set(encoder.tokenize(TEXTS).inputs) == {"input_ids", "attention_mask"}
+    assert torch.equal(encoder(TEXTS).words, expected.words)

@@ -89,3 +89,13 @@ def test_a_wrong_width_is_named():
         ShapeError, match=r"features must be 5 wide on the last axis; got \(2, 5, 4\)"
     ):
         Projection(5, 3)(torch.zeros(2, 5, 4))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_another_dtype_is_named_unless_autocast_sees_to_it(kind):
+    project = Projection(5, 3, kind=kind)
+    with pytest.raises(DtypeError, match=r"must be torch\.float32 as .*; got torch\.float16"):
+        project(torch.zeros(2, 5, dtype=torch.float16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert project(torch.zeros(2, 5, dtype=torch.float16)).dtype == torch.bfloat16
+    assert project.half()(torch.zeros(2, 5, dtype=torch.float16)).dtype == torch.float16
