@@ -32,6 +32,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -355,6 +357,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
     from gloria.data.transfer import Splits, TransferData, draw_patients
+    from gloria.errors import DataError, reason
 
     if args.format == "phantom":
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
@@ -367,19 +370,23 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
-    names = _split_names(args) or (None,)
+    names, note = _split_names(args)
     parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
         every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(pool.ids)
-        gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
+        try:
+            gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
+        except DataError as cause:  # the other tasks need none
+            common["no_gallery"] = reason(cause)
     if len(parts) == 1:
         rest = pool if gallery is None else pool.without_patients(gallery.patients)
         splits = draw_patients(rest, seed=args.seed)
     else:
         splits = Splits(*parts)
-    return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
+    data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
+    return replace(data, note=note)
 
 
 def _read(
@@ -450,21 +457,44 @@ def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
     return whole
 
 
-def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
-    """What the data's own splits are called; None = they have none."""
+def _split_names(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
+    """What the data's own splits are called, one None if they must be drawn; what to note of it.
+
+    Warns:
+        GloriaWarning: they must be, though `gloria train` reads one of the data's own.
+    """
     from gloria.cli.progress import say
     from gloria.data import read_splits
     from gloria.data.rows import read_header
+    from gloria.errors import GloriaWarning
 
     if args.format == "mimic-cxr":
-        return ("train", "validate", "test")
+        return ("train", "validate", "test"), ""
     validation = "valid" if args.format == "chexpert-plus" else "val"
     names = ("train", validation, "test")
     has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
-    if has_column and set(names) <= set(read_splits(args.data)):
-        return names
-    say(f"no splits train, {validation} and test: drawn, patient by patient", args.quiet)
-    return None
+    there = read_splits(args.data) if has_column else []
+    lacking = [name for name in names if name not in there]
+    if not lacking:
+        return names, ""
+    how = "patient by patient"
+    if args.format == "csv" and args.patient_column is None:
+        how = "image by image, as no --patient-column says whose they are"
+    if not has_column:
+        say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
+        return (None,), ""
+    drawn = (
+        f"{args.data} has no split {' and no split '.join(lacking)}: all its images are split "
+        f"anew, {how}, so that some that `gloria train` saw may be tested on and figures be too "
+        f"good."
+    )
+    warnings.warn(
+        f"{drawn} Write {' and '.join(lacking)} into the column split, for patients to hold out, "
+        f"before training.",
+        GloriaWarning,
+        stacklevel=2,
+    )
+    return (None,), drawn
 
 
 def _hash_prompts(path: Path) -> str:

@@ -15,6 +15,7 @@ from gloria.cli import evaluate, main
 from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.phantom import PhantomDataset
+from gloria.errors import GloriaWarning
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.randomness import isolated
@@ -57,6 +58,7 @@ def results(out):
 
 
 SHORT = ("--fractions", "50,100", "--seeds", "2")
+NO_TEST = pytest.mark.filterwarnings("ignore:.*no split test")
 
 
 def test_prints_and_writes_the_four_tables(tiny, model, tmp_path, capsys):
@@ -378,10 +380,35 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert rest.gallery.labels.sum(0).tolist() == [3] * 5  # another one is drawn
     assert held.id not in {name for part in (*rest.labelled, rest.gallery) for name in part.ids}
 
-    assert run(model, tmp_path / "more", *given[:-1], "9") == 2
-    assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
+
+def test_a_class_without_images_stops_only_the_tasks_that_need_it(
+    model, tmp_path, capsys, monkeypatch
+):
+    report = {"protocol": "", "columns": [], "rows": {}, "resamples": 1}
+    monkeypatch.setattr(transfer, "evaluate_task", lambda *given, **options: report)
+    lines = [",".join(["Path", *CLASSES])]
+    for number in range(60):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        # an edema is never alone
+        shown = (COMPETITION_CLASSES[number % 5], "Fracture" if number % 5 == 3 else "")
+        marks = ("1.0" if each in shown else "" for each in CLASSES)
+        lines.append(",".join([path, *marks]))
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / path)
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    given = ("--format", "chexpert", "--data", str(tmp_path / "train.csv"), "--per-class", "2")
+    assert run(model, tmp_path / "out", *given) == 0
+    why = "Edema has 0 images that are exclusively positive; 2 were asked for"
+    printed = capsys.readouterr().out
+    assert f"retrieval skipped: {why}" in printed
+    assert f"zero-shot skipped: {why}" in printed
+    (each,) = results(tmp_path / "out")["models"].values()
+    assert list(each["tasks"]) == ["classification"]
+    lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("*.txt")]
+    assert sum(map(len, lists)) == 60  # nobody is held out for a set that is not there
 
 
+@NO_TEST
 def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
     """Though its files are read twice: for the tables' classes, and for all findings."""
     lines, labels = ["path_to_image,split,report"], []
@@ -430,10 +457,41 @@ def test_chexpert_plus_is_tested_on_a_split_test_of_your_own(model, tmp_path, ca
     gallery = read_ids(out / "ids" / "gallery.txt")
     assert len(gallery) == 15
     assert {int(name[13:18]) for name in gallery} == set(range(40, 55))
-    assert run(model, tmp_path / "more", *given, "--per-class", "4") == 2
-    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().err
+    capsys.readouterr()
+    assert run(model, tmp_path / "more", *given, "--per-class", "4", "--tasks", "retrieval") == 0
+    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["chexpert-plus", "csv"])
+def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, table, tmp_path):
+    """`gloria train` reads the splits that there are."""
+    if kind == "csv":
+        header, *rows = table.read_text().splitlines()
+        rows = [f"{row},{'train' if number < 30 else 'val'}" for number, row in enumerate(rows)]
+        table.write_text("\n".join([f"{header},split", *rows]))
+        given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
+    else:
+        table = tmp_path / "plus.csv"
+        given = write_chexpert_plus(tmp_path, [*["train"] * 30, *["valid"] * 30])
+        given += ("--per-class", "3")
+    warning = re.escape(f"{table} has no split test: all its images are split anew, ")
+    with pytest.warns(GloriaWarning, match=f"{warning}.* Write test into the column split"):
+        assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    # whoever reads the figures is told, too
+    assert "that `gloria train` saw may be tested on" in results(tmp_path / "out")["note"]
+    assert "that `gloria train` saw" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_how_splits_are_drawn_is_told(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "segmentation")
+    command = ["evaluate", "--model", str(model), *given]
+    assert main([*command, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
+    assert "drawn, patient by patient\n" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    assert "drawn, image by image, as no --patient-column says" in capsys.readouterr().err
+
+
+@NO_TEST
 def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given = write_chexpert_plus(tmp_path, ["train"] * 60)
     args = argparse.Namespace(

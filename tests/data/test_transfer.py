@@ -104,7 +104,7 @@ def test_splits_and_galleries_that_leak_are_refused(radiographs):
             {"classes": (*CLASSES, "Pneumonia", "Fracture"), "masks": True},
             dict.fromkeys(
                 ("retrieval", "zero-shot"),
-                "a class has no test image that shows it and nothing else",
+                "no test image shows Fracture and nothing else",
             ),
         ),
         (
