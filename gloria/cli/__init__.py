@@ -24,7 +24,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import gloria
-from gloria.errors import GloriaError, GloriaWarning, reason
+from gloria.errors import (
+    BrokenItemError,
+    GloriaError,
+    GloriaWarning,
+    IncompleteItemError,
+    reason,
+)
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -38,6 +44,9 @@ COMMANDS = {
     "plan": "Count what the local loss of a batch size would cost.",
     "info": "Show versions, devices, backends, registered names and plugins.",
 }
+
+# error: the option, where a command has it, that leaves out what it is about
+LEFT_OUT_BY = {BrokenItemError: "skip_broken", IncompleteItemError: "skip_incomplete"}
 
 EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
 
@@ -144,9 +153,18 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
         else:
             print(f"gloria: error: {_message(error)}", file=sys.stderr)
-            for note in getattr(error, "__notes__", []):
+            for note in [*getattr(error, "__notes__", []), *_hints(error, args)]:
                 print(f"  {note}", file=sys.stderr)
         return 2
+
+
+def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
+    """The options of this command, not given, that would leave out what the error is about."""
+    return [
+        f"--{option.replace('_', '-')} leaves such images out."
+        for kind, option in LEFT_OUT_BY.items()
+        if isinstance(error, kind) and not getattr(args, option, True)
+    ]
 
 
 def _message(error: Exception) -> str:

@@ -322,7 +322,8 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
             f"{args.out / 'results.json'} is of other data in {args.data}, which changed since. "
             f"Give another --out."
         )
-    results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
+    results |= {"data": digest, "note": data.note}
+    results["skipped"] |= {task: data.missing[task] for task in args.tasks if task in data.missing}
     if args.format != "phantom":
         results["ids"] = _write_ids(args.out / "ids", data)
         results["left_out"] = _left_out(data)
@@ -432,6 +433,7 @@ def _read(
         table: dict[str, Any] = {
             "report_column": args.report_column,
             "policy": policy,
+            "skip_incomplete": True,
             "patient_column": args.patient_column,
             "bits": args.bits,
             "window": None if args.window is None else tuple(args.window),

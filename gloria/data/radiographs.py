@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from gloria.data.dicom import Window
 from gloria.data.images import check_size, fit, load_image, place
 from gloria.data.masks import Box
-from gloria.errors import DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, IncompleteItemError, OptionError
 
 
 class Record(NamedTuple):
@@ -91,8 +91,9 @@ class Radiographs(Dataset[Radiograph]):
 
     Raises:
         DataError: there is no record, the first one's image does not exist (the folder is wrong
-            then), or labels and classes differ in number. Reading an item raises it for an image or
-            a mask that can't be read, and names where it comes from.
+            then), or labels and classes differ in number.
+        BrokenItemError: when an item is read, its image or mask can't be; the message names where
+            it comes from.
         OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
             its image.
     """
@@ -140,9 +141,7 @@ class Radiographs(Dataset[Radiograph]):
                 marked = torch.from_numpy(record.mask(*image.shape[-2:]).copy())
                 mask = fit(marked[None].float(), self.size) >= 0.5
         except (DataError, OptionError) as cause:
-            if not record.where:
-                raise
-            kind = OptionError if isinstance(cause, OptionError) else DataError
+            kind = OptionError if isinstance(cause, OptionError) else BrokenItemError
             raise kind(record.about(cause)) from cause
         labels = torch.tensor(record.labels, dtype=torch.int8)
         return Radiograph(fit(image, self.size), record.report, labels, mask)
@@ -244,10 +243,14 @@ class Radiographs(Dataset[Radiograph]):
 
 @contextmanager
 def skipping(skipped: list[str] | None) -> Iterator[None]:
-    """Inside, a :class:`DataError` ends the block and is listed in ``skipped``; None: is raised."""
+    """Inside, a :class:`DataError` ends the block and is listed in ``skipped``.
+
+    Raises:
+        IncompleteItemError: instead of it, if ``skipped`` is None.
+    """
     try:
         yield
     except DataError as fault:
         if skipped is None:
-            raise
+            raise IncompleteItemError(str(fault)) from fault
         skipped.append(str(fault))

@@ -236,11 +236,11 @@ def table(tmp_path):
 
 def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path, capsys):
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--patient-column", "patient")
-    asked = ("--tasks", "retrieval,zero-shot,segmentation")
+    asked = ("--tasks", "retrieval,zero-shot")
     assert run(model, tmp_path / "out", *given, *asked) == 0
     printed = capsys.readouterr().out
     assert "retrieval skipped: the images have no reports." in printed
-    assert "segmentation skipped: the images have no masks." in printed
+    assert "segmentation" not in printed  # which was not asked for
     assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
     assert "Phantom" not in printed
     assert "skipped" in (tmp_path / "out" / "tables.md").read_text()
@@ -297,6 +297,28 @@ def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     assert reason.startswith(f"{table}, row 9, column 'image': image ")
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert "left out of data: 1 images, which results.json names." in tables
+
+
+def test_a_broken_image_names_the_option_that_leaves_it_out(model, table, tmp_path, capsys):
+    for image in tmp_path.glob("*.png"):
+        image.write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot")
+    assert run(model, tmp_path / "out", *given) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "can't be read: Pillow knows no such image" in error
+    assert hint == "  --skip-broken leaves such images out."
+
+
+def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table, tmp_path, capsys):
+    table.write_text(table.read_text().replace("7.png,p3,Edema.", "7.png,p3,-"))
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given, "--report-column", "report") == 0
+    told = capsys.readouterr().err
+    assert f"1 images left out, first: {table}, row 9, column 'report': empty report" in told
+    (reason,) = results(tmp_path / "out")["left_out"]["data"]
+    assert "row 9" in reason
+    assert run(model, tmp_path / "none", *given) == 0
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):

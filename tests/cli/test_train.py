@@ -162,7 +162,19 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     error = capsys.readouterr().err
     assert error.startswith(f"gloria: error: {broken}, row 4, column 'image': image ")
     assert "broken.png can't be read" in error
-    assert error.count("\n") == 1
+    assert error.splitlines()[1:] == ["  --skip-broken leaves such images out."]
+
+
+def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, capsys):
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows[3][1] = "-"
+    empty = table.with_name("empty.csv")
+    with empty.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert run(empty, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gloria: error: {empty}, row 4, column 'report': empty report")
+    assert error.splitlines()[1:] == ["  --skip-incomplete leaves such images out."]
 
 
 def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, capsys):
