@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.image_size import HELP, pick_image_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gloria.data import Radiographs
     from gloria.data.transfer import TransferData
@@ -74,8 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        metavar="DIR",
-        help="saved models, such as the folder model of a run",
+        metavar="NAME",
+        help="saved models: folders, such as the folder model of a run, or owner/name on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
@@ -164,12 +165,13 @@ def run(args: argparse.Namespace) -> int:
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_resamples, count_work, evaluate_task
-    from gloria.weights import hash_model, load_model
+    from gloria.weights import find_model, hash_model, load_model
 
     _check(args)
     check_out(args.out)
     device = pick_device(args.device)
-    models = {str(folder): load_model(folder, device=device) for folder in args.model}
+    folders = {name: find_model(name) for name in (path.as_posix() for path in args.model)}
+    models = {name: load_model(folder, device=device) for name, folder in folders.items()}
     channels = {model.image_encoder.image_input.channels for model in models.values()}
     if len(channels) > 1:
         raise OptionError(
@@ -178,9 +180,9 @@ def run(args: argparse.Namespace) -> int:
         )
     args.image_size = pick_image_size(args.image_size, models)
     if args.format == "phantom":
-        _check_phantoms(str(args.model[0]), args.image_size, *channels)
+        _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = _begin(args, settings)
+    results = _begin(args, settings, folders)
     todo = [
         (name, task)
         for name in models
@@ -205,7 +207,8 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress.advance,
                 resampled=intervals,
             )
-        results["models"].setdefault(name, {"sha256": hash_model(name), "tasks": {}})
+        model = {"sha256": hash_model(folders[name]), "tasks": {}}
+        results["models"].setdefault(name, model)
         results["models"][name]["tasks"][task] = report
         _write(args.out, results)
     _write(args.out, results)
@@ -221,7 +224,7 @@ def _check(args: argparse.Namespace) -> None:
     from gloria.errors import OptionError
 
     if len(set(args.model)) < len(args.model):
-        raise OptionError(f"model must name each folder once; got {list(map(str, args.model))}.")
+        raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or list(TASKS)
     for task in args.tasks:
         if task not in TASKS:
@@ -269,7 +272,9 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
     )
 
 
-def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, Any]:
+def _begin(
+    args: argparse.Namespace, settings: TransferSettings, folders: Mapping[str, Path]
+) -> dict[str, Any]:
     """What is in the folder, if it is of these settings and models; else an empty beginning."""
     import gloria
     from gloria.errors import CheckpointError
@@ -304,7 +309,7 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
             f"{file} is of other settings: {was}; now: {now}. Give another --out."
         )
     for name, model in known.items():
-        if name in map(str, args.model) and model["sha256"] != hash_model(name):
+        if name in folders and model["sha256"] != hash_model(folders[name]):
             raise CheckpointError(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."

@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         required=True,
-        metavar="DIR",
-        help="a saved model, such as the folder model of a run",
+        metavar="NAME",
+        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
@@ -68,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
-    from gloria.weights import hash_model, load_model
+    from gloria.weights import find_model, hash_model, load_model
 
     check_counts(args.top, args.shortlist)
     if not args.text.strip():
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
-    model = load_model(args.model, device=device)
+    folder = find_model(args.model.as_posix())
+    model = load_model(folder, device=device)
     kind = model.trained_kind  # there may be none, which is told before images are encoded
     data = ImageFolder(
         args.images,
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
                 cache,
                 model,
                 data,
-                fingerprint=hash_model(args.model),
+                fingerprint=hash_model(folder),
                 batch_size=args.batch_size,
                 progress=progress.advance,
             )

@@ -284,6 +284,17 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     assert "written anew since" in capsys.readouterr().err
 
 
+def test_a_model_of_the_hub_is_named_as_it_is_there(hub, tiny, model, tmp_path, capsys):
+    hub("someone/films", model, "1" * 40)
+    asked = ("--tasks", "zero-shot")
+    assert run(model, tmp_path / "folder", *asked) == 0
+    assert run("someone/films", tmp_path / "out", *asked) == 0
+    (expected,) = results(tmp_path / "folder")["models"].values()
+    assert results(tmp_path / "out")["models"] == {"someone/films": expected}
+    assert run("someone/none", tmp_path / "none", *asked) == 2
+    assert "someone/none is no folder here, and as a repository" in capsys.readouterr().err
+
+
 def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     (tmp_path / "7.png").write_bytes(b"no image")
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
