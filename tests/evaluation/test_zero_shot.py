@@ -202,8 +202,6 @@ def test_words_of_prompts_that_the_model_cannot_read_are_told(model, films):
     prompts = {"a": ["effusion ☃"], "b": [f"edema {chr(number)}" for number in range(945, 957)]}
     lacks = "lacks '☃', 'α', .*, 'ι' and 3 more: any such"
     with pytest.warns(UnknownWordWarning, match=lacks) as w:
-        UnknownWordWarning, match="lacks '☃', 'α', .*, 'ι' and 3 more: any such"
-    ) as w:
         zero_shot_scores(model, images, prompts)
     assert w[0].filename == __file__  # who gave the words
     pairs = {"a": PromptSet(["effusion ☃"], ["no effusion"])}
