@@ -289,6 +289,7 @@ def _check_names(args: argparse.Namespace) -> None:
     from gloria.catalog import create_loss, default_catalog
     from gloria.training.randomness import isolated
     from gloria.training.small import pick_preset
+    from gloria.training.steps import check_initialized
 
     for kind, name in (
         ("image_encoders", args.image_encoder),
@@ -298,7 +299,8 @@ def _check_names(args: argparse.Namespace) -> None:
             default_catalog().check(kind, name)
     with isolated(args.seed):  # a loss may draw weights
         preset = pick_preset(args.loss, args.preset)
-        create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
+        loss = create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
+    check_initialized(loss)
 
 
 def _tell_beforehand(

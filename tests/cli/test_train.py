@@ -16,6 +16,7 @@ import gloria
 from gloria import catalog
 from gloria.cli import main, train
 from gloria.errors import CheckpointError
+from gloria.registry import Origin, registering_as
 from gloria.types import ImageFeatures, ImageInput
 
 # the vocabulary of twelve reports spells most other words letter by letter
@@ -126,11 +127,33 @@ def test_errors_are_one_line(table, tmp_path, capsys, change, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_is_told_before_the_data_is_read(tmp_path, capsys):
+    origin = Origin("in-process")
+
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.LazyLinear(1)
+
+        def forward(self, image_embeddings):
+            return self.head(image_embeddings).mean()
+
+    try:
+        with registering_as(origin):
+            catalog.register_loss("lazy", Lazy)
+        assert run(tmp_path / "none.csv", tmp_path / "run", "--loss", "lazy") == 2
+    finally:
+        catalog.default_catalog().losses.unregister(origin)
+    assert "head.weight has none yet, as it is of a lazy layer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--loss", "spark"], "no loss is named 'spark'. Did you mean 'sparc'?"),
-        (["--loss-option", "local_weigth=2"], "has no such option"),
+        (["--loss-option", "local_weigth=2"], "'local_weigth'. Did you mean 'local_weight'?"),
+        (["--preset", "paper", "--loss-option", "learnable=true"], "no argument 'learnable'. It"),
         (["--preset", "papper"], "preset must be one of "),
         (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
         (["--text-encoder", "bert"], "no text encoder is named 'bert'"),
@@ -274,7 +297,7 @@ def test_an_option_is_name_and_value(table, tmp_path, capsys):
     assert train._option("learnable=False") == train._option("learnable=false")
     assert train._option("learnable=False") == ("learnable", False)
     assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 2
-    assert "has no such option" in capsys.readouterr().err
+    assert "Did you mean 'local_weight'?" in capsys.readouterr().err
 
 
 def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):

@@ -211,6 +211,18 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     assert torch.equal(weights(model), before)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_is_named_until_it_has_its_shape():
+    model = build()
+    model.loss.extra = nn.LazyLinear(3)
+    with pytest.raises(
+        OptionError, match=r"shapes of its parameters; loss\.extra\.weight has none"
+    ):
+        train(model, PAIRS, QUICK)
+    model.loss.extra(torch.zeros(1, 4))
+    train(model, PAIRS, replace(QUICK, steps=1))
+
+
 def test_frozen_parameters_stay():
     model = build()
     model.text_encoder.freeze()
