@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if todo:
         data = _read_data(args, channels.pop())
-        _accept(args, results, data)
+        _accept(args, results, data, settings)
     for name, task in todo:
         if task in results["skipped"]:
             say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
@@ -317,9 +317,15 @@ def _begin(
     return results
 
 
-def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferData) -> None:
+def _accept(
+    args: argparse.Namespace,
+    results: dict[str, Any],
+    data: TransferData,
+    settings: TransferSettings,
+) -> None:
     """Note what the data are and do not permit; refuse others than those of earlier results."""
     from gloria.errors import CheckpointError
+    from gloria.training.transfer import why_not
 
     digest = data.fingerprint()
     if results["data"] not in (None, digest):
@@ -328,7 +334,8 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
             f"Give another --out."
         )
     results |= {"data": digest, "note": data.note}
-    results["skipped"] |= {task: data.missing[task] for task in args.tasks if task in data.missing}
+    reasons = {task: why_not(task, data, settings) for task in args.tasks}
+    results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
     if args.format != "phantom":
         results["ids"] = _write_ids(args.out / "ids", data)
         results["left_out"] = _left_out(data)

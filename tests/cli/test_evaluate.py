@@ -261,6 +261,17 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "which changed since" in capsys.readouterr().err
 
 
+def test_a_gallery_too_small_for_retrieval_stops_no_other_task(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--per-class", "2", "--tasks", "retrieval,zero-shot")
+    assert run(model, tmp_path / "out", *given) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "retrieval skipped: Prec@5 needs as many images of one class each; there are 4" in printed
+    )
+    assert "Zero-shot classification" in printed
+
+
 def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')
