@@ -355,10 +355,16 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; a saved model is a folder.")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError as cause:
-        raise CheckpointError(f"{file} does not exist: {folder} is no saved model.") from cause
+        inner = folder / "model"  # of a run's folder
+        meant = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise CheckpointError(
+            f"{file} does not exist: {folder} is no saved model.{meant}"
+        ) from cause
     except (ValueError, OSError) as cause:
         raise CheckpointError(f"{file} can't be read as JSON: {reason(cause)}.") from cause
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:

@@ -281,6 +281,14 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
         hash_model(tmp_path)
 
 
+def test_what_stands_beside_a_saved_model_is_told_from_it(model, tmp_path):
+    save_model(model, tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"is no saved model\. Did you mean .*run/model\?"):
+        load_model(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"config\.json is a file; a saved model is a folder"):
+        load_model(tmp_path / "run" / "model" / "config.json")
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
