@@ -148,7 +148,9 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except BrokenPipeError:
         raise
-    except (GloriaError, OSError) as error:
+    except (GloriaError, OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, GloriaError | OSError) and not _is_out_of_memory(error):
+            raise
         if args.debug:
             traceback.print_exc()
         else:
@@ -171,4 +173,13 @@ def _message(error: Exception) -> str:
     """What went wrong; of an error of the operating system, the file first."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {reason(error)}."
-    return str(error)
+    if isinstance(error, GloriaError | OSError):
+        return str(error)
+    told = str(error).strip().splitlines() or ["MemoryError"]
+    return f"too little memory for batches or images of this size: {told[-1].rstrip('.')}."
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was lacking; on a CPU torch has no class of its own for it."""
+    told = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)

@@ -122,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
+        type=_words,
         metavar="NAME,...",
         help="of the reports, as in training; default: the whole report",
     )
@@ -422,7 +423,7 @@ def _read(
     )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    policy = ReportPolicy(tuple(args.sections.split(",")) if args.sections else None)
+    policy = ReportPolicy(None if args.sections is None else tuple(args.sections))
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)

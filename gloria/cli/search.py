@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="images to show")
     parser.add_argument(
-        "--shortlist", type=int, default=200, metavar="N", help="images to compare by region"
+        "--shortlist",
+        type=int,
+        metavar="N",
+        help="images to compare by region; default: 200, or as many as are shown",
     )
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
@@ -71,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from gloria.training.devices import pick_device
     from gloria.weights import find_model, hash_model, load_model
 
-    check_counts(args.top, args.shortlist)
+    shortlist = max(200, args.top) if args.shortlist is None else args.shortlist
+    check_counts(args.top, shortlist)
     if not args.text.strip():
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
@@ -96,14 +100,14 @@ def run(args: argparse.Namespace) -> int:
                 batch_size=args.batch_size,
                 progress=progress.advance,
             )
-        by_region = {"global": 0, "local": len(images)}.get(kind, min(args.shortlist, len(images)))
+        by_region = {"global": 0, "local": len(images)}.get(kind, min(shortlist, len(images)))
         with Progress(by_region, "compare", args.quiet or not by_region) as progress:
             found = search_images(
                 model,
                 images,
                 args.text,
                 top=args.top,
-                shortlist=args.shortlist,
+                shortlist=shortlist,
                 progress=progress.advance,
             )
     for fault in images.broken:

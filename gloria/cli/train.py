@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
+        type=_names,
         metavar="NAME,...",
         help="of the reports, such as findings,impression; default: the whole report",
     )
@@ -236,7 +237,8 @@ def run(args: argparse.Namespace) -> int:
     pairs = _read(args, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
-    if args.format != "csv" or val_split in read_splits(args.data, args.split_column):
+    named = args.val_split is not None or args.format != "csv"
+    if named or val_split in read_splits(args.data, args.split_column):
         validation = _read(args, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
@@ -342,7 +344,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     common: dict[str, Any] = {
         "size": (args.image_size, args.image_size),
         "channels": args.channels,
-        "policy": ReportPolicy(tuple(args.sections.split(",")) if args.sections else None),
+        "policy": ReportPolicy(args.sections),
         "skip_incomplete": args.skip_incomplete,
     }
     data: Radiographs
@@ -394,6 +396,10 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.pretrained:
         options["pretrained"] = True
     return options | dict(args.image_option)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _width(text: str) -> int | None:

@@ -544,7 +544,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
         images=None,
         labels=tmp_path / "labels.json",
         classes=None,
-        sections="impression",
+        sections=["impression"],
         prompts=None,
         image_size=(64, 64),
         per_class=3,
@@ -557,7 +557,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given += ("--per-class", "3", "--tasks", "retrieval")
     assert run(model, tmp_path / "out", *given, "--sections", "impression") == 0
     assert run(model, tmp_path / "out", *given) == 2
-    assert "sections 'impression'; now: sections None" in capsys.readouterr().err
+    assert "sections ['impression']; now: sections None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["siim", "rsna"])

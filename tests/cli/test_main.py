@@ -10,6 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import gloria
 from gloria import cli
@@ -207,6 +208,25 @@ def test_a_bug_shows_its_traceback_and_is_not_the_exit_code_of_a_leak(command, c
     assert shown.out == ""
     assert shown.err.startswith("Traceback")
     assert shown.err.endswith("ZeroDivisionError: of ours\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+    ],
+)
+def test_too_little_memory_is_no_bug(command, capsys, error):
+    def run(args):
+        raise error
+
+    command(run)
+    assert cli.main(["act"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("gloria: error: too little memory for batches or images of this size: ")
+    assert shown.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ def test_a_model_of_the_hub(hub, search, disk, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(expected)
 
 
+def test_more_can_be_shown_than_are_compared_by_region_usually(search):
+    code, shown, _ = search("--top", "300", "--json")
+    assert code == 0
+    assert len(json.loads(shown)["found"]) == 8
+
+
 @pytest.fixture
 def films(disk, tmp_path):
     """A copy of the films, for a test to change."""

@@ -107,6 +107,8 @@ def test_without_validation_rows(table, tmp_path, capsys):
     [
         (["--report-column", "text"], "no column 'text'; it has image, report, split"),
         (["--train-split", "training"], "no row with split 'training'; its splits are train, val"),
+        (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
+        (["--sections", "findings, foo"], "got ('findings', 'foo')"),
         (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
         (["--device", "nonsense"], "device 'nonsense' can't be used here"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
