@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after ``gloria``; None = those of this process.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
+            stream.reconfigure(errors="backslashreplace")
     # options before the command take no value, so the first word is the command
     command = next((word for word in arguments if not word.startswith("-")), None)
     try:
@@ -68,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         with _plain_warnings():
             code = _run(args)
-        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        if sys.stdout is not None:  # as where there is no console, or it is closed by >&-
+            sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -248,6 +249,20 @@ def test_wrong_usage_is_2(command, capsys, arguments, said):
     if arguments:
         assert shown.err.endswith("; --help shows what there is\n")
         assert shown.err.count("\n") == 1
+
+
+def test_what_a_terminal_can_not_show_is_escaped(command, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    command(lambda args: print("≥ 1 ms, caf\udce9.png") or 0)  # a name that is no UTF-8
+    assert cli.main(["act"]) == 0
+    assert written.getvalue() == b"\\u2265 1 ms, caf\\udce9.png\n"
+
+
+def test_a_closed_stdout_is_no_error(command, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
+    command(lambda args: print("done") or 0)
+    assert cli.main(["act"]) == 0
 
 
 def test_ctrl_c_is_130(command, capsys):
