@@ -52,10 +52,14 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        CheckpointError: the folder is a file, or holds something else, which would be lost.
+        CheckpointError: the folder is a file, or holds something else, which would be lost; or the
+            weights can't be written, as on a full disk.
     """
     check_nothing_is_lost(folder)
-    return write_folder(folder, lambda target: _write(model, target))
+    try:
+        return write_folder(folder, lambda target: _write(model, target))
+    except SafetensorError as cause:
+        raise CheckpointError(f"{folder} can't be written: {reason(cause)}.") from cause
 
 
 def check_nothing_is_lost(folder: str | Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -279,6 +280,19 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
     assert hash_model(tmp_path / "b") != first
     with pytest.raises(CheckpointError, match="is no saved model"):
         hash_model(tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_the_model_of_before(model, tmp_path, monkeypatch):
+    first = hash_model(save_model(model, tmp_path / "model"))
+
+    def fail(model, file):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(gloria.weights, "save_safetensors", fail)
+    with pytest.raises(CheckpointError, match=r"model can't be written: .*No space left on device"):
+        save_model(model, tmp_path / "model")
+    assert hash_model(tmp_path / "model") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_stands_beside_a_saved_model_is_told_from_it(model, tmp_path):

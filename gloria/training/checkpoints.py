@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gloria.errors import CheckpointError
+from gloria.errors import CheckpointError, reason
 from gloria.model import GLoRIA
 from gloria.weights import load_weights, save_model, write_folder
 
@@ -34,11 +34,18 @@ def save_checkpoint(
     progress: Progress,
     settings: dict[str, Any],
 ) -> None:
-    """Write ``folder/step-N`` and then remove the ones before it."""
+    """Write ``folder/step-N`` and then remove the ones before it.
+
+    Raises:
+        CheckpointError: it can't be written, as on a full disk; the ones before it stay.
+    """
 
     def write(target: Path) -> None:
         save_model(model, target / "model")
-        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        try:
+            torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        except RuntimeError as cause:  # torch has no other class for a full disk
+            raise CheckpointError(f"{target} can't be written: {reason(cause)}.") from cause
         record = {
             "step": progress.step,
             "best": progress.best,

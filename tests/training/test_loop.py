@@ -16,6 +16,7 @@ from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
+from gloria.training.checkpoints import Progress, save_checkpoint
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.weights import load_model
@@ -199,6 +200,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoints" / "step-000006" / "optimizer.pt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="step-000006 is damaged"):
         train(build(), PAIRS, QUICK, folder=tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
+    train(build(), PAIRS, replace(QUICK, steps=2), folder=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(state, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", fail)
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(CheckpointError, match="can't be written: PytorchStreamWriter failed"):
+        save_checkpoint(tmp_path / "checkpoints", model, optimizer, Progress(3, []), {})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
