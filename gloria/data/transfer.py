@@ -252,7 +252,8 @@ def _missing(
         missing["retrieval"] = "the images have no reports"
     without = [name for name in classes if name not in prompts]
     if without:
-        missing["zero-shot"] = f"there are no prompts for {', '.join(without)}"
+        there = ", ".join(prompts) or "none"
+        missing["zero-shot"] = f"there are no prompts for {', '.join(without)}; for these: {there}"
     if not all(record.mask for record in test.records):
         missing["segmentation"] = "the images have no masks"
     return missing

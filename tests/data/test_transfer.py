@@ -98,7 +98,10 @@ def test_splits_and_galleries_that_leak_are_refused(radiographs):
         ({"report": "", "masks": True}, {"retrieval": "the images have no reports"}),
         (
             {"classes": ("Edema", "Gout"), "masks": True},
-            {"zero-shot": "there are no prompts for Gout"},
+            {
+                "zero-shot": "there are no prompts for Gout; for these: "
+                + ", ".join([*CHEST_PROMPTS, "Fracture"])
+            },
         ),
         (
             {"classes": (*CLASSES, "Pneumonia", "Fracture"), "masks": True},
