@@ -494,14 +494,13 @@ def _split_names(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         return names, ""
     how = "patient by patient"
     if args.format == "csv" and args.patient_column is None:
-        how = "image by image, as no --patient-column says whose they are"
+        how = "image by image for want of --patient-column"
     if not has_column:
         say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
         return (None,), ""
     drawn = (
         f"{args.data} has no split {' and no split '.join(lacking)}: all its images are split "
-        f"anew, {how}, so that some that `gloria train` saw may be tested on and figures be too "
-        f"good."
+        f"anew, {how}. Figures are too good if `gloria train` saw what is tested on."
     )
     warnings.warn(
         f"{drawn} Write {' and '.join(lacking)} into the column split, for patients to hold out, "

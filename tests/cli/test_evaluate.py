@@ -522,8 +522,9 @@ def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, tabl
     with pytest.warns(GloriaWarning, match=f"{warning}.* Write test into the column split"):
         assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
     # whoever reads the figures is told, too
-    assert "that `gloria train` saw may be tested on" in results(tmp_path / "out")["note"]
-    assert "that `gloria train` saw" in (tmp_path / "out" / "tables.md").read_text()
+    too_good = "Figures are too good if `gloria train` saw what is tested on."
+    assert too_good in results(tmp_path / "out")["note"]
+    assert too_good in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_how_splits_are_drawn_is_told(model, table, tmp_path, capsys):
@@ -532,7 +533,7 @@ def test_how_splits_are_drawn_is_told(model, table, tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
     assert "drawn, patient by patient\n" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "b")]) == 0
-    assert "drawn, image by image, as no --patient-column says" in capsys.readouterr().err
+    assert "drawn, image by image for want of --patient-column" in capsys.readouterr().err
 
 
 @NO_TEST
