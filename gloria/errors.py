@@ -84,6 +84,14 @@ class DataError(GloriaError, ValueError):
     """A data file, row or image cannot be used; the message says where."""
 
 
+class BrokenItemError(DataError):
+    """An image of a data set, or its mask, can't be read; its other images may be whole."""
+
+
+class IncompleteItemError(DataError):
+    """An image of a data set lacks a report or labels; its other images may have them."""
+
+
 class CheckpointError(GloriaError, RuntimeError):
     """A checkpoint is missing, incomplete, damaged or of another format."""
 

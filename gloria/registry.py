@@ -317,7 +317,9 @@ class Registry(Generic[T]):
                 may.append(entry.name + name)
                 continue
             try:
-                if name in self._load(entry, entry.list_names)():
+                known = self._load(entry, entry.list_names)()
+                # what follows a dot may be a tag, such as timm's of weights, that no list has
+                if name in known or name.partition(".")[0] in known:
                     serve.append(entry.name + name)
             except KeyboardInterrupt:
                 raise

@@ -63,7 +63,8 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        CheckpointError: the folder is a file, or holds something else, which would be lost.
+        CheckpointError: the folder is a file, or holds something else, which would be lost; or the
+            weights can't be written, as on a full disk.
         OptionError: the weights are spread over processes, by FSDP say.
         DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
         ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
@@ -100,9 +101,8 @@ def check_nothing_is_lost(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(f"{folder} must be a folder; it is a file.")
-    parts = {pattern.partition("/")[0] for pattern in _FILES}
     for path in sorted(folder.glob("*")):
-        if path.name not in parts:
+        if path.name not in _PARTS:
             raise CheckpointError(
                 f"{folder} must be a new folder, or hold a saved model and nothing else; it holds "
                 f"{path.name}, which would be lost."
@@ -119,8 +119,7 @@ def load_model(
 
     Args:
         folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
-            repository on the Hugging Face hub that holds the same, unless there is a folder of
-            that name. Without network, the local cache of the hub is looked into.
+            repository on the Hugging Face hub that holds the same: see :func:`find_model`.
         revision: of the repository: a branch, tag or commit; None = the newest.
         device: where to put it.
 
@@ -130,7 +129,7 @@ def load_model(
         OptionError: ``revision`` is given for a folder.
         UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
     """
-    folder = _find_folder(folder, revision)
+    folder = find_model(folder, revision=revision)
     config = _read_config(folder)
     size = _read_size(config, folder)
     recipe = config["model"]
@@ -163,6 +162,39 @@ def load_model(
         raise
     model.trained_image_size = size
     return model.to(device).eval()
+
+
+def find_model(folder: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a saved model: the one that is named, or the local copy of a repository.
+
+    Args:
+        folder: a folder; or, as a string, the name ``"owner/name"`` of a repository on the Hugging
+            Face hub, unless there is a folder of that name. Without network, the local cache of
+            the hub is looked into.
+        revision: of the repository: a branch, tag or commit; None = the newest.
+
+    Returns:
+        The folder, which may hold no model.
+
+    Raises:
+        CheckpointError: the repository is out of reach.
+        OptionError: ``revision`` is given for a folder.
+    """
+    if Path(folder).exists() or not isinstance(folder, str) or not _REPOSITORY.fullmatch(folder):
+        if revision is not None:
+            raise OptionError(
+                f"revision is for a repository on the Hugging Face hub; {folder} names a folder."
+            )
+        return Path(folder)
+    try:
+        hub = require("huggingface_hub", "encoders")
+        return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=_FILES))
+    except Exception as cause:  # the hub raises as it pleases
+        why = reason(cause).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder} is no folder here, and as a repository it can't be had from the Hugging "
+            f"Face hub or its local cache ({type(cause).__name__}: {why})."
+        ) from cause
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -321,10 +353,10 @@ def remove_drafts(folder: Path) -> None:
 
 
 def hash_model(folder: str | Path) -> str:
-    """SHA-256 of a saved model: of every file's name and bytes, so of weights and architecture.
+    """SHA-256 of a saved model: of its files' names and bytes, so of weights and architecture.
 
     Args:
-        folder: what :func:`save_model` wrote.
+        folder: what :func:`save_model` wrote. A model card beside it does not count.
 
     Raises:
         CheckpointError: it is no saved model.
@@ -333,6 +365,8 @@ def hash_model(folder: str | Path) -> str:
     _read_config(folder)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.relative_to(folder).parts[0] not in _PARTS:
+            continue
         with path.open("rb") as file:
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -345,25 +379,7 @@ _DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>new|old)")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _FILES = ["config.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
-
-
-def _find_folder(folder: str | Path, revision: str | None) -> Path:
-    """The folder, or the local copy of the repository that there is under its name."""
-    if Path(folder).exists() or not isinstance(folder, str) or not _REPOSITORY.fullmatch(folder):
-        if revision is not None:
-            raise OptionError(
-                f"revision is for a repository on the Hugging Face hub; {folder} names a folder."
-            )
-        return Path(folder)
-    try:
-        hub = require("huggingface_hub", "encoders")
-        return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=_FILES))
-    except Exception as cause:  # the hub raises as it pleases
-        why = reason(cause).partition("\n")[0]
-        raise CheckpointError(
-            f"{folder} is no folder here, and as a repository it can't be had from the Hugging "
-            f"Face hub or its local cache ({type(cause).__name__}: {why})."
-        ) from cause
+_PARTS = {pattern.partition("/")[0] for pattern in _FILES}
 
 
 def _write(model: GLoRIA, folder: Path) -> None:
@@ -492,10 +508,16 @@ def _check_recipe(encoder: object, recipe: Any, folder: Path) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; a saved model is a folder.")
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError as cause:
-        raise CheckpointError(f"{file} does not exist: {folder} is no saved model.") from cause
+        inner = folder / "model"  # of a run's folder
+        meant = f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise CheckpointError(
+            f"{file} does not exist: {folder} is no saved model.{meant}"
+        ) from cause
     except (ValueError, OSError) as cause:
         raise CheckpointError(f"{file} can't be read as JSON: {reason(cause)}.") from cause
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:

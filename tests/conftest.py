@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -411,6 +412,25 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         bert=folder / "bert",
         write=write,
     )
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """The hub, out of reach; ``hub(name, folder, commit)`` puts a saved model into its cache."""
+    import huggingface_hub
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+
+    def put(name: str, folder: Path, commit: str, branch: str = "main") -> None:
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / branch).write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+
+    return put
 
 
 @contextmanager

@@ -261,6 +261,7 @@ def test_create_aggregator_reduces_the_masked_axis(name):
         (catalog.create_aggregator, "logsumxp", "logsumexp"),
         (catalog.create_loss, "local_contrast", "local_contrastive"),
         (catalog.create_image_encoder, "resnet18", "timm:resnet18"),
+        (catalog.create_image_encoder, "resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
         (catalog.create_image_encoder, "ViT-B-32", "open_clip:ViT-B-32"),
         (catalog.create_text_encoder, "bert-base-uncased", "hf:bert-base-uncased"),
     ],

@@ -3,11 +3,11 @@
 import copy
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -452,6 +452,8 @@ def test_an_encoder_gets_back_the_files_it_wrote(images, tmp_path):
 def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
     first = hash_model(save_model(model, tmp_path / "a"))
     assert hash_model(save_model(model, tmp_path / "b")) == first
+    (tmp_path / "b" / "README.md").write_text("a model card, which changes no figure")
+    assert hash_model(tmp_path / "b") == first
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1
     assert hash_model(save_model(model, tmp_path / "a")) != first
@@ -497,6 +499,27 @@ def test_a_kill_in_the_instant_of_replacing_costs_nothing(model, images, tmp_pat
     assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
 
 
+def test_a_full_disk_is_named_and_leaves_the_model_of_before(model, tmp_path, monkeypatch):
+    first = hash_model(save_model(model, tmp_path / "model"))
+
+    def fail(model, file):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(gloria.weights, "save_file", fail)
+    with pytest.raises(CheckpointError, match=r"model can't be written: .*No space left on device"):
+        save_model(model, tmp_path / "model")
+    assert hash_model(tmp_path / "model") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_stands_beside_a_saved_model_is_told_from_it(model, tmp_path):
+    save_model(model, tmp_path / "run" / "model")
+    with pytest.raises(CheckpointError, match=r"is no saved model\. Did you mean .*run/model\?"):
+        load_model(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"config\.json is a file; a saved model is a folder"):
+        load_model(tmp_path / "run" / "model" / "config.json")
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -514,25 +537,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 # --- from the hub ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The hub, out of reach; ``hub.put(name, folder, commit)`` puts a model into its cache."""
-    import huggingface_hub
-
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-
-    def put(name, folder, commit, branch="main"):
-        repository = cache / f"models--{name.replace('/', '--')}"
-        (repository / "refs").mkdir(parents=True, exist_ok=True)
-        (repository / "refs" / branch).write_text(commit)
-        shutil.copytree(folder, repository / "snapshots" / commit)
-
-    return put
 
 
 def test_a_model_of_the_hub_comes_from_its_cache_without_network(hub, model, images, tmp_path):

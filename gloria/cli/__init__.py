@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -24,7 +25,13 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import gloria
-from gloria.errors import GloriaError, GloriaWarning, reason
+from gloria.errors import (
+    BrokenItemError,
+    GloriaError,
+    GloriaWarning,
+    IncompleteItemError,
+    reason,
+)
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -39,6 +46,9 @@ COMMANDS = {
     "info": "Show versions, devices, backends, registered names and plugins.",
 }
 
+# error: the option, where a command has it, that leaves out what it is about
+LEFT_OUT_BY = {BrokenItemError: "skip_broken", IncompleteItemError: "skip_incomplete"}
+
 EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
 
 
@@ -49,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after ``gloria``; None = those of this process.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
+            stream.reconfigure(errors="backslashreplace")
     # options before the command take no value, so the first word is the command
     command = next((word for word in arguments if not word.startswith("-")), None)
     try:
@@ -59,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         with _plain_warnings():
             code = _run(args)
-        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        if sys.stdout is not None:  # as where there is no console, or it is closed by >&-
+            sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
@@ -139,18 +153,38 @@ def _run(args: argparse.Namespace) -> int:
         return code
     except BrokenPipeError:
         raise
-    except (GloriaError, OSError) as error:
+    except (GloriaError, OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, GloriaError | OSError) and not _is_out_of_memory(error):
+            raise
         if args.debug:
             traceback.print_exc()
         else:
             print(f"gloria: error: {_message(error)}", file=sys.stderr)
-            for note in getattr(error, "__notes__", []):
+            for note in [*getattr(error, "__notes__", []), *_hints(error, args)]:
                 print(f"  {note}", file=sys.stderr)
         return 2
+
+
+def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
+    """The options of this command, not given, that would leave out what the error is about."""
+    return [
+        f"--{option.replace('_', '-')} leaves such images out."
+        for kind, option in LEFT_OUT_BY.items()
+        if isinstance(error, kind) and not getattr(args, option, True)
+    ]
 
 
 def _message(error: Exception) -> str:
     """What went wrong; of an error of the operating system, the file first."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {reason(error)}."
-    return str(error)
+    if isinstance(error, GloriaError | OSError):
+        return str(error)
+    told = str(error).strip().splitlines() or ["MemoryError"]
+    return f"too little memory for batches or images of this size: {told[-1].rstrip('.')}."
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was lacking; on a CPU torch has no class of its own for it."""
+    told = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)

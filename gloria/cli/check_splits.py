@@ -3,9 +3,9 @@
 Give one CSV file with a split column, or a file for each split: CSV files as CheXpert, MIMIC-CXR,
 RSNA and SIIM have them, or id lists.
 
-  gloria check-splits my.csv
-  gloria check-splits train.csv valid.csv chexpert_5x200.txt
-  gloria check-splits train.csv val.csv --images dicom-images-train --pixels
+  gloria check-splits --data my.csv
+  gloria check-splits --data train.csv valid.csv chexpert_5x200.txt
+  gloria check-splits --data train.csv val.csv --images dicom-images-train --pixels
 
 Exit code 1 if anything leaks, 2 if it could not look.
 """
@@ -19,7 +19,12 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="CSV files, id lists")
+    parser.add_argument(
+        "--data", nargs="+", default=[], type=Path, metavar="FILE", help="CSV files, id lists"
+    )
+    parser.add_argument(
+        "files", nargs="*", default=[], type=Path, metavar="FILE", help="the same, without --data"
+    )
     parser.add_argument("--split-column", default="split", metavar="NAME", help="of CSV files")
     parser.add_argument(
         "--image-column",
@@ -60,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
         find_leaks,
         read_split_files,
     )
-    from gloria.errors import DataError
+    from gloria.errors import DataError, OptionError
 
     check_integer("first", args.first, 0)
+    files = [*args.data, *args.files]
+    if not files:
+        raise OptionError("data must be given: a CSV file with a split column, or a file a split.")
     splits = read_split_files(
-        args.files,
+        files,
         split_column=args.split_column,
         image_column=args.image_column,
         patient_column=args.patient_column,

@@ -32,13 +32,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gloria.cli.image_size import HELP, pick_image_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gloria.data import Radiographs
     from gloria.data.transfer import TransferData
@@ -72,8 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        metavar="DIR",
-        help="saved models, such as the folder model of a run",
+        metavar="NAME",
+        help="saved models: folders, such as the folder model of a run, or owner/name on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
@@ -119,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
+        type=_words,
         metavar="NAME,...",
         help="of the reports, as in training; default: the whole report",
     )
@@ -162,12 +166,13 @@ def run(args: argparse.Namespace) -> int:
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_resamples, count_work, evaluate_task
-    from gloria.weights import hash_model, load_model
+    from gloria.weights import find_model, hash_model, load_model
 
     _check(args)
     check_out(args.out)
     device = pick_device(args.device)
-    models = {str(folder): load_model(folder, device=device) for folder in args.model}
+    folders = {name: find_model(name) for name in (path.as_posix() for path in args.model)}
+    models = {name: load_model(folder, device=device) for name, folder in folders.items()}
     channels = {model.image_encoder.image_input.channels for model in models.values()}
     if len(channels) > 1:
         raise OptionError(
@@ -176,9 +181,9 @@ def run(args: argparse.Namespace) -> int:
         )
     args.image_size = pick_image_size(args.image_size, models)
     if args.format == "phantom":
-        _check_phantoms(str(args.model[0]), args.image_size, *channels)
+        _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = _begin(args, settings)
+    results = _begin(args, settings, folders)
     todo = [
         (name, task)
         for name in models
@@ -188,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if todo:
         data = _read_data(args, channels.pop())
-        _accept(args, results, data)
+        _accept(args, results, data, settings)
     for name, task in todo:
         if task in results["skipped"]:
             say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
@@ -203,7 +208,8 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress.advance,
                 resampled=intervals,
             )
-        results["models"].setdefault(name, {"sha256": hash_model(name), "tasks": {}})
+        model = {"sha256": hash_model(folders[name]), "tasks": {}}
+        results["models"].setdefault(name, model)
         results["models"][name]["tasks"][task] = report
         _write(args.out, results)
     _write(args.out, results)
@@ -219,7 +225,7 @@ def _check(args: argparse.Namespace) -> None:
     from gloria.errors import OptionError
 
     if len(set(args.model)) < len(args.model):
-        raise OptionError(f"model must name each folder once; got {list(map(str, args.model))}.")
+        raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or list(TASKS)
     for task in args.tasks:
         if task not in TASKS:
@@ -267,7 +273,9 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
     )
 
 
-def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, Any]:
+def _begin(
+    args: argparse.Namespace, settings: TransferSettings, folders: Mapping[str, Path]
+) -> dict[str, Any]:
     """What is in the folder, if it is of these settings and models; else an empty beginning."""
     import gloria
     from gloria.errors import CheckpointError
@@ -302,7 +310,7 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
             f"{file} is of other settings: {was}; now: {now}. Give another --out."
         )
     for name, model in known.items():
-        if name in map(str, args.model) and model["sha256"] != hash_model(name):
+        if name in folders and model["sha256"] != hash_model(folders[name]):
             raise CheckpointError(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."
@@ -310,9 +318,15 @@ def _begin(args: argparse.Namespace, settings: TransferSettings) -> dict[str, An
     return results
 
 
-def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferData) -> None:
+def _accept(
+    args: argparse.Namespace,
+    results: dict[str, Any],
+    data: TransferData,
+    settings: TransferSettings,
+) -> None:
     """Note what the data are and do not permit; refuse others than those of earlier results."""
     from gloria.errors import CheckpointError
+    from gloria.training.transfer import why_not
 
     digest = data.fingerprint()
     if results["data"] not in (None, digest):
@@ -320,7 +334,9 @@ def _accept(args: argparse.Namespace, results: dict[str, Any], data: TransferDat
             f"{args.out / 'results.json'} is of other data in {args.data}, which changed since. "
             f"Give another --out."
         )
-    results |= {"data": digest, "note": data.note, "skipped": dict(data.missing)}
+    results |= {"data": digest, "note": data.note}
+    reasons = {task: why_not(task, data, settings) for task in args.tasks}
+    results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
     if args.format != "phantom":
         results["ids"] = _write_ids(args.out / "ids", data)
         results["left_out"] = _left_out(data)
@@ -355,6 +371,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
     from gloria.data.transfer import Splits, TransferData, draw_patients
+    from gloria.errors import DataError, reason
 
     if args.format == "phantom":
         sizes = {**PHANTOMS, **({"per_class": args.per_class} if args.per_class else {})}
@@ -367,19 +384,23 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
-    names = _split_names(args) or (None,)
+    names, note = _split_names(args)
     parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
         every = _read(args, channels, PATHOLOGIES, uncertain=-1).select(pool.ids)
-        gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
+        try:
+            gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
+        except DataError as cause:  # the other tasks need none
+            common["no_gallery"] = reason(cause)
     if len(parts) == 1:
         rest = pool if gallery is None else pool.without_patients(gallery.patients)
         splits = draw_patients(rest, seed=args.seed)
     else:
         splits = Splits(*parts)
-    return TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
+    data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
+    return replace(data, note=note)
 
 
 def _read(
@@ -402,7 +423,7 @@ def _read(
     )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    policy = ReportPolicy(tuple(args.sections.split(",")) if args.sections else None)
+    policy = ReportPolicy(None if args.sections is None else tuple(args.sections))
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -425,6 +446,7 @@ def _read(
         table: dict[str, Any] = {
             "report_column": args.report_column,
             "policy": policy,
+            "skip_incomplete": True,
             "patient_column": args.patient_column,
             "bits": args.bits,
             "window": None if args.window is None else tuple(args.window),
@@ -451,24 +473,43 @@ def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
     return whole
 
 
-def _split_names(args: argparse.Namespace) -> tuple[str, str, str] | None:
-    """What the data's own splits are called; None = they have none."""
+def _split_names(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
+    """What the data's own splits are called, one None if they must be drawn; what to note of it.
+
+    Warns:
+        GloriaWarning: they must be, though `gloria train` reads one of the data's own.
+    """
     from gloria.cli.progress import say
     from gloria.data import read_splits
     from gloria.data.rows import read_header
+    from gloria.errors import GloriaWarning
 
     if args.format == "mimic-cxr":
-        return ("train", "validate", "test")
+        return ("train", "validate", "test"), ""
     validation = "valid" if args.format == "chexpert-plus" else "val"
     names = ("train", validation, "test")
     has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
-    if has_column and set(names) <= set(read_splits(args.data)):
-        return names
-    by = "patient by patient"
+    there = read_splits(args.data) if has_column else []
+    lacking = [name for name in names if name not in there]
+    if not lacking:
+        return names, ""
+    how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
-        by = "image by image, since it is not told whose they are"
-    say(f"no splits train, {validation} and test: drawn, {by}", args.quiet)
-    return None
+        how = "image by image, since it is not told whose they are"
+    if not has_column:
+        say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
+        return (None,), ""
+    drawn = (
+        f"{args.data} has no split {' and no split '.join(lacking)}: all its images are split "
+        f"anew, {how}. Figures are too good if `gloria train` saw what is tested on."
+    )
+    warnings.warn(
+        f"{drawn} Write {' and '.join(lacking)} into the column split, for patients to hold out, "
+        f"before training.",
+        GloriaWarning,
+        stacklevel=2,
+    )
+    return (None,), drawn
 
 
 def _hash_prompts(path: Path) -> str:

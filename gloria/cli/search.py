@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         required=True,
-        metavar="DIR",
-        help="a saved model, such as the folder model of a run",
+        metavar="NAME",
+        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
@@ -46,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="images to show")
     parser.add_argument(
-        "--shortlist", type=int, default=200, metavar="N", help="images to compare by region"
+        "--shortlist",
+        type=int,
+        metavar="N",
+        help="images to compare by region; default: 200, or as many as are shown",
     )
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
@@ -68,13 +72,15 @@ def run(args: argparse.Namespace) -> int:
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
-    from gloria.weights import hash_model, load_model
+    from gloria.weights import find_model, hash_model, load_model
 
-    check_counts(args.top, args.shortlist)
+    shortlist = max(200, args.top) if args.shortlist is None else args.shortlist
+    check_counts(args.top, shortlist)
     if not args.text.strip():
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
-    model = load_model(args.model, device=device)
+    folder = find_model(args.model.as_posix())
+    model = load_model(folder, device=device)
     kind = model.trained_kind  # there may be none, which is told before images are encoded
     data = ImageFolder(
         args.images,
@@ -90,18 +96,18 @@ def run(args: argparse.Namespace) -> int:
                 cache,
                 model,
                 data,
-                fingerprint=hash_model(args.model),
+                fingerprint=hash_model(folder),
                 batch_size=args.batch_size,
                 progress=progress.advance,
             )
-        by_region = {"global": 0, "local": len(images)}.get(kind, min(args.shortlist, len(images)))
+        by_region = {"global": 0, "local": len(images)}.get(kind, min(shortlist, len(images)))
         with Progress(by_region, "compare", args.quiet or not by_region) as progress:
             found = search_images(
                 model,
                 images,
                 args.text,
                 top=args.top,
-                shortlist=args.shortlist,
+                shortlist=shortlist,
                 progress=progress.advance,
             )
     for fault in images.broken:

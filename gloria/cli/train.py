@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
+        type=_names,
         metavar="NAME,...",
         help="of the reports, such as findings,impression; default: the whole report",
     )
@@ -239,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
     splits = read_splits(args.data, args.split_column) if args.format == "csv" else [val_split]
-    if val_split in splits:
+    if args.val_split is not None or val_split in splits:
         validation = _read(args, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
@@ -293,6 +294,7 @@ def _check_names(args: argparse.Namespace) -> None:
     from gloria.catalog import create_loss, default_catalog
     from gloria.training.randomness import isolated
     from gloria.training.small import pick_preset
+    from gloria.training.steps import check_initialized
 
     for kind, name in (
         ("image_encoders", args.image_encoder),
@@ -302,7 +304,8 @@ def _check_names(args: argparse.Namespace) -> None:
             default_catalog().check(kind, name)
     with isolated(args.seed):  # a loss may draw weights
         preset = pick_preset(args.loss, args.preset)
-        create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
+        loss = create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
+    check_initialized(loss)
 
 
 def _tell_beforehand(
@@ -370,7 +373,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     common: dict[str, Any] = {
         "size": (args.image_size, args.image_size),
         "channels": args.channels,
-        "policy": ReportPolicy(tuple(args.sections.split(",")) if args.sections else None),
+        "policy": ReportPolicy(args.sections),
         "skip_incomplete": args.skip_incomplete,
     }
     data: Radiographs
@@ -423,6 +426,10 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.pretrained:
         options["pretrained"] = True
     return options | dict(args.image_option)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _width(text: str) -> int | None:

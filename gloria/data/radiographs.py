@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from gloria.data.dicom import Window
 from gloria.data.images import check_size, fit, load_image, place, read_pixels
 from gloria.data.masks import Box
-from gloria.errors import DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, IncompleteItemError, OptionError
 
 LOOKED_AT = 10
 """How many of the first images are looked for, to tell a wrong folder from a missing image."""
@@ -95,8 +95,9 @@ class Radiographs(Dataset[Radiograph]):
 
     Raises:
         DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
-            is wrong then), or labels and classes differ in number. Reading an item raises it for an
-            image or a mask that can't be read, and names where it comes from.
+            is wrong then), or labels and classes differ in number.
+        BrokenItemError: when an item is read, its image or mask can't be; the message names where
+            it comes from.
         OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
             its image.
     """
@@ -243,9 +244,7 @@ class Radiographs(Dataset[Radiograph]):
                 return image, None
             return image, torch.from_numpy(record.mask(*image.shape[-2:]).copy())[None]
         except (DataError, OptionError) as cause:
-            if not record.where:
-                raise
-            kind = OptionError if isinstance(cause, OptionError) else DataError
+            kind = OptionError if isinstance(cause, OptionError) else BrokenItemError
             raise kind(record.about(cause)) from cause
 
     def _fault(self, record: Record) -> str | None:
@@ -268,10 +267,14 @@ class Radiographs(Dataset[Radiograph]):
 
 @contextmanager
 def skipping(skipped: list[str] | None) -> Iterator[None]:
-    """Inside, a :class:`DataError` ends the block and is listed in ``skipped``; None: is raised."""
+    """Inside, a :class:`DataError` ends the block and is listed in ``skipped``.
+
+    Raises:
+        IncompleteItemError: instead of it, if ``skipped`` is None.
+    """
     try:
         yield
     except DataError as fault:
         if skipped is None:
-            raise
+            raise IncompleteItemError(str(fault)) from fault
         skipped.append(str(fault))

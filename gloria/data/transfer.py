@@ -166,6 +166,7 @@ class TransferData:
         classes: Sequence[str] | None = None,
         per_class: int = 200,
         seed: int = 0,
+        no_gallery: str = "",
     ) -> Self:
         """A data set on disk; what its labels, reports and masks do not permit is ``missing``.
 
@@ -180,6 +181,7 @@ class TransferData:
             classes: of the gallery and of zero-shot classification; None = the data's.
             per_class: images of each class in a gallery that is drawn.
             seed: of that draw.
+            no_gallery: why there is none and none is drawn, which makes the tasks on it missing.
 
         Raises:
             DataError: a patient or an image is in two splits, or of the gallery and in a split
@@ -191,9 +193,13 @@ class TransferData:
                 check_splits({part: getattr(splits, part).records, "gallery": gallery.records})
         test: Radiographs = splits.test
         classes = tuple(test.classes if classes is None else classes)
-        if gallery is None and len(classes) > 1:
-            count = min(per_class, _fewest_exclusive(test, classes))
-            if count:
+        if gallery is None and len(classes) > 1 and not no_gallery:
+            found = _exclusive(test, classes)
+            lacking = [each for each, count in found.items() if not count]
+            if lacking:
+                no_gallery = f"no test image shows {' or '.join(lacking)} and nothing else"
+            else:
+                count = min(per_class, *found.values())
                 gallery = test.select(draw_exclusive(test, classes, count, seed=seed))
         return cls(
             name=name,
@@ -202,7 +208,7 @@ class TransferData:
             labelled=splits,
             masked=splits,
             prompts={each: prompts[each] for each in classes if each in prompts},
-            missing=_missing(test, gallery, classes, prompts),
+            missing=_missing(test, gallery, no_gallery, classes, prompts),
         )
 
 
@@ -220,16 +226,17 @@ def draw_patients(data: Radiographs, *, seed: int) -> Splits:
     return Splits(*(data.select(ids) for ids in drawn.values()))
 
 
-def _fewest_exclusive(data: Radiographs, classes: Sequence[str]) -> int:
-    """How many images that show nothing else the class with the fewest has."""
+def _exclusive(data: Radiographs, classes: Sequence[str]) -> dict[str, int]:
+    """How many images that show nothing else each class has."""
     labels = data.labels
     only = (labels == 1) & ((labels != 0).sum(1, keepdims=True) == 1)
-    return min(int(only[:, data.classes.index(name)].sum()) for name in classes)
+    return {name: int(only[:, data.classes.index(name)].sum()) for name in classes}
 
 
 def _missing(
     test: Radiographs,
     gallery: Radiographs | None,
+    no_gallery: str,
     classes: Sequence[str],
     prompts: Mapping[str, PromptSet],
 ) -> dict[str, str]:
@@ -237,16 +244,16 @@ def _missing(
     if not classes:
         missing = dict.fromkeys(TASKS[:3], "the data have no labels")
     elif gallery is None:
-        missing["retrieval"] = "a class has no test image that shows it and nothing else"
         if len(classes) == 1:
             missing["retrieval"] = "it needs two classes or more"
         else:
-            missing["zero-shot"] = missing["retrieval"]
+            missing = dict.fromkeys(("retrieval", "zero-shot"), no_gallery)
     elif not all(gallery.reports):
         missing["retrieval"] = "the images have no reports"
     without = [name for name in classes if name not in prompts]
     if without:
-        missing["zero-shot"] = f"there are no prompts for {', '.join(without)}"
+        there = ", ".join(prompts) or "none"
+        missing["zero-shot"] = f"there are no prompts for {', '.join(without)}; for these: {there}"
     if not all(record.mask for record in test.records):
         missing["segmentation"] = "the images have no masks"
     return missing

@@ -17,7 +17,7 @@ from gloria.data.images import normalize
 from gloria.errors import DataError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
-from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures
+from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
 
 
 @contextmanager
@@ -77,6 +77,7 @@ def encode_texts(
     batch_size: int = 64,
     *,
     progress: Callable[[int], Any] = lambda encoded: None,
+    tokenized: Callable[[TokenizedText], Any] = lambda batch: None,
 ) -> TextFeatures:
     """Projected features of many texts, in eval mode whatever mode the model is in.
 
@@ -85,6 +86,7 @@ def encode_texts(
         texts: strings.
         batch_size: texts encoded at a time; it does not change the features of real words.
         progress: called with the number of texts encoded since the last call, as ``tqdm.update``.
+        tokenized: called with each batch, as the text encoder's ``tokenize`` gives it.
 
     Returns:
         ``pooled (text, dim)`` and ``words (text, word, dim)``, padded to the longest of all texts,
@@ -100,9 +102,10 @@ def encode_texts(
     parts = []
     with evaluating(model):
         for start in range(0, len(texts), batch_size):
-            batch = texts[start : start + batch_size]
+            batch = model.text_encoder.tokenize(texts[start : start + batch_size])
+            tokenized(batch)
             parts.append(model.encode_text(batch))
-            progress(len(batch))
+            progress(len(batch.tokens))
     longest = max(part.words.shape[1] for part in parts)
     return TextFeatures(
         torch.cat([part.pooled for part in parts]),
@@ -112,24 +115,34 @@ def encode_texts(
     )
 
 
-def warn_of_unknown_words(model: GLoRIA, texts: Sequence[str]) -> None:
-    """Tell which words the model's text encoder can't read, where it can tell.
+def encode_prompts(model: GLoRIA, texts: Sequence[str], *, stacklevel: int = 2) -> TextFeatures:
+    """As :func:`encode_texts`, telling the words that the model's text encoder can't read.
+
+    Args:
+        model: any; its modes are left as they were.
+        texts: strings.
+        stacklevel: whose line the warning is of, as in :func:`warnings.warn`; 2 = the caller's.
 
     Warns:
-        UnknownWordWarning: there are some; the message names them.
+        UnknownWordWarning: there are such words, and the text encoder can tell; it names them.
     """
     encoder = model.text_encoder
-    if not isinstance(encoder, TellsUnknownWords):
-        return
-    words = encoder.unknown_words(encoder.tokenize(texts))
+    words: list[str] = []
+
+    def collect(batch: TokenizedText) -> None:
+        if isinstance(encoder, TellsUnknownWords):
+            words.extend(word for word in encoder.unknown_words(batch) if word not in words)
+
+    features = encode_texts(model, texts, tokenized=collect)
     if words:
         more = f" and {len(words) - 10} more" if len(words) > 10 else ""
         warnings.warn(
             f"the model's vocabulary lacks {', '.join(map(repr, words[:10]))}{more}: any such word "
             f"is read as the same unknown one. Use words of the training reports.",
             UnknownWordWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
+    return features
 
 
 def pair_similarity(

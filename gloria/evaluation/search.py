@@ -12,7 +12,7 @@ from torch import Tensor
 from gloria.checks import check_integer
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.embeddings import StoredImages
-from gloria.evaluation.features import encode_texts, pair_similarity, warn_of_unknown_words
+from gloria.evaluation.features import encode_prompts, pair_similarity
 from gloria.functional import global_similarity
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
@@ -71,8 +71,7 @@ def search_images(
         UnknownWordWarning: the model's vocabulary lacks a word of the text.
     """
     check_counts(top, shortlist)
-    warn_of_unknown_words(model, [text])
-    texts = encode_texts(model, [text])
+    texts = encode_prompts(model, [text], stacklevel=3)
     chosen = list(range(len(images)))
     if model.trained_kind != "local":
         scores = _global_scores(images, texts)

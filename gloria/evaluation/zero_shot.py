@@ -16,7 +16,7 @@ from gloria.checks import check_choice, check_positive, check_same_size, check_t
 from gloria.data.prompts import PromptSet
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.classification import check_no_nan
-from gloria.evaluation.features import encode_texts, pair_similarity, warn_of_unknown_words
+from gloria.evaluation.features import encode_prompts, pair_similarity
 from gloria.evaluation.retrieval import check_labels
 from gloria.functional import global_similarity
 from gloria.model import GLoRIA
@@ -233,8 +233,7 @@ def _score(
     if not prompts:
         raise DataError("prompts must hold at least one class; there is nothing to score.")
     every = [prompt for each in prompts.values() for prompt in each]
-    warn_of_unknown_words(model, every)
-    texts = encode_texts(model, every)
+    texts = encode_prompts(model, every, stacklevel=4)
     prompt_class = torch.tensor(
         [number for number, each in enumerate(prompts.values()) for _ in each],
         device=texts.pooled.device,

@@ -30,7 +30,7 @@ from gloria.checks import check_choice, check_integer, check_positive
 from gloria.errors import OptionError
 from gloria.matching.chunked import CACHE_TILE, WORKING_TILES, gram_is_cheaper
 from gloria.matching.problem import Problem
-from gloria.matching.triton import bytes_of_image, chunks
+from gloria.matching.triton import bytes_of_image, images_together
 
 
 class Device(NamedTuple):
@@ -177,7 +177,7 @@ def _triton(problem: Problem, real_words: int) -> Cost:
     inputs = problem.dtype.itemsize
     of_image = bytes_of_image(real_words, regions, dim, inputs)[1]
     kept = images * of_image <= problem.options.memory_budget
-    together = chunks(images, of_image, problem.options.memory_budget)[0][1] if images else 0
+    together = images_together(images, of_image, problem.options.memory_budget) if images else 0
     grams = 2 * images * regions**2 * dim
     small = inputs * _numbers(problem, real_words)
     # scores written and read; weights written, multiplied; with what is attended, read again

@@ -590,8 +590,13 @@ def bytes_of_image(columns: int, regions: int, dim: int, size: int) -> tuple[int
 
 def chunks(images: int, bytes_each: int, budget: int) -> list[tuple[int, int]]:
     """As few and as even runs of images as the budget allows."""
-    step = ceil_div(images, ceil_div(images, max(1, budget // max(1, bytes_each))))
+    step = images_together(images, bytes_each, budget)
     return [(first, min(first + step, images)) for first in range(0, images, step)]
+
+
+def images_together(images: int, bytes_each: int, budget: int) -> int:
+    """How many images the longest run of :func:`chunks` has."""
+    return ceil_div(images, ceil_div(images, max(1, budget // max(1, bytes_each))))
 
 
 def round_up(size: int, step: int) -> int:

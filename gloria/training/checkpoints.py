@@ -37,14 +37,14 @@ def save_checkpoint(
     """Write ``folder/step-N`` and then remove the ones before it.
 
     Raises:
-        CheckpointError: it can't be written; the ones before it stay.
+        CheckpointError: it can't be written, as on a full disk; the ones before it stay.
     """
 
     def write(target: Path) -> None:
         save_model(model, target / "model")
         try:
             torch.save(optimizer.state_dict(), target / "optimizer.pt")
-        except RuntimeError as cause:  # what torch makes of a full disk
+        except RuntimeError as cause:  # torch has no other class for a full disk
             raise CheckpointError(f"{target} can't be written: {reason(cause)}.") from cause
         record = {
             "step": progress.step,

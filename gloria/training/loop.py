@@ -26,7 +26,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.steps import parameter_groups, update
+from gloria.training.steps import check_initialized, parameter_groups, update
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 
@@ -136,6 +136,7 @@ def train(
 
     Raises:
         DataError: fewer pairs than one batch.
+        OptionError: a parameter of the model has no shape yet, as that of a lazy layer.
         NonFiniteLossError: the loss, the gradient or the validation loss is NaN or infinite; the
             last checkpoint stays.
         CheckpointError: the run in ``folder`` had other settings, or is damaged.
@@ -145,6 +146,7 @@ def train(
     if validation is not None:
         _check_enough("validation", validation, 2)
     folder = None if folder is None else Path(folder)
+    check_initialized(model)
     model.trained_image_size = _seen_size(pairs, recipe.augmentation)
     model.to(memory_format=torch.channels_last)  # convolutions are 1.5 times faster on the CPU
     optimizer = torch.optim.AdamW(

@@ -59,6 +59,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def check_initialized(model: nn.Module) -> None:
+    """Require that each parameter and buffer has its shape, which a lazy layer's has not yet.
+
+    Raises:
+        OptionError: one has none; the message names it.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise OptionError(
+                f"model must know the shapes of its parameters; {name} has none yet, as it is of "
+                f"a lazy layer. Give that layer its width, or send one batch through the model."
+            )
+
+
 @contextmanager
 def naming_batch(batch_size: int, images: int) -> Iterator[None]:
     """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.

@@ -135,11 +135,30 @@ def evaluate_task(
         DataError: the data do not permit it; the message says why.
     """
     check_choice("task", task, TASKS)
-    if task in data.missing:
-        raise DataError(f"{task} can't be evaluated on {data.name}: {data.missing[task]}.")
     settings = settings or TransferSettings()
+    if reason := why_not(task, data, settings):
+        raise DataError(f"{task} can't be evaluated on {data.name}: {reason}.")
     report = _TASKS[task](model, data, settings, progress, resampled)
     return {**report, "resamples": settings.resamples}
+
+
+def why_not(task: str, data: TransferData, settings: TransferSettings) -> str:
+    """Why the data do not permit a task; empty = they do."""
+    if task in data.missing:
+        return data.missing[task]
+    if task == "retrieval" and data.gallery is not None:
+        least, there = min(settings.ks), len(data.gallery)
+        if there < least:
+            return f"Prec@{least} needs as many images of one class each; there are {there}"
+    for split in ("val", "test"):
+        if task == "segmentation":
+            if not (getattr(data.masked, split).labels == 1).any(0).all():
+                return f"a class has no image with a mask in the split {split}"
+        elif task == "classification" or data.gallery is None:
+            labels = getattr(data.labelled, split).labels
+            if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
+                return f"no class has positive and negative images in the split {split}"
+    return ""
 
 
 def count_work(task: str, data: TransferData, settings: TransferSettings) -> int:
@@ -192,11 +211,6 @@ def _retrieval(
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
     ks = [k for k in settings.ks if k <= len(labels)]
-    if not ks:
-        raise DataError(
-            f"ks must hold a K within the gallery, of {len(labels)} images; got "
-            f"{list(settings.ks)}."
-        )
     images = _encode(model, gallery, settings, progress)
     texts = encode_texts(model, gallery.reports, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)
@@ -314,6 +328,7 @@ def _classification(
     aurocs: dict[float, list[Callable[[Tensor], list[float | None]]]]
     aurocs = {fraction: [] for fraction in settings.fractions}
     labels = torch.as_tensor(data.labelled.test.labels)
+    defined = int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
     details = label_efficiency(
         {"model": model.image_encoder},
         *data.labelled,
@@ -334,9 +349,11 @@ def _classification(
         }
 
     runs = details["rows"]["model"].values()
+    count = len(details["classes"])
+    others = "" if defined == count else f" of {count}, the others in all test images or in none"
     return {
         "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
-        f"{_counted(len(details['classes']), 'class', 'classes')}, {len(labels)} test images; "
+        f"{_counted(defined, 'class', 'classes')}{others}, {len(labels)} test images; "
         f"{_uncertainty(settings)}",
         "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(

@@ -167,7 +167,7 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
 
     A row shows the image, its sentence with the words in bold, and one column per map with the
     true mask outlined. The maps of a row share one colour scale, so that a flat control looks
-    faint instead of noisy.
+    faint instead of noisy; a key below the rows says so.
 
     Args:
         examples: rows, all with the same titles of maps, in the same order.
@@ -198,8 +198,11 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
             )
     side, text = 1.7, (_TEXT_CHARACTERS + 2) * _CHARACTER / 72
     height = side * max(_height_to_width(example.image) for example in examples)
-    heading = 0.3 if title else 0.0
-    figure = new_figure(text + side * (1 + len(columns)), height * len(examples) + 0.25 + heading)
+    heading, key = 0.3 if title else 0.0, 0.3 if columns else 0.0
+    high = height * len(examples) + 0.25 + heading + key
+    figure = new_figure(text + side * (1 + len(columns)), high)
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0, key / high, 1, 1 - key / high))
     panels = figure.subplots(
         len(examples),
         2 + len(columns),
@@ -212,6 +215,8 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
         axes.set_title(name, fontsize=10, color=INK)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+    if columns:
+        _add_key(figure, any(example.mask is not None for example in examples))
     return figure
 
 
@@ -297,6 +302,30 @@ def _show(axes: Any, picture: Array, outline: NDArray[np.bool_] | None) -> None:
             axes.contour(columns, rows, framed, levels=[0.5], colors=colour, linewidths=width)
         axes.set_xlim(-0.5, outline.shape[1] - 0.5)
         axes.set_ylim(outline.shape[0] - 0.5, -0.5)
+
+
+def _add_key(figure: Any, outlined: bool) -> None:
+    """What colour and outline mean, in the lowest 0.3 inches: the colours as on grey tissue."""
+    width, height = figure.get_size_inches()
+
+    def place(left: float, wide: float) -> Any:
+        axes = figure.add_axes((left / width, 0.09 / height, wide / width, 0.12 / height))
+        axes.set_axis_off()
+        return axes
+
+    def write(left: float, text: str) -> None:
+        font = {"fontsize": 8, "color": FAINT, "va": "center_baseline"}
+        figure.text(left / width, 0.15 / height, text, **font)
+
+    colours = _blend(np.full((1, 64, 3), 0.5), np.linspace(0, 1, 64)[None], 1.0)
+    write(0.05, "attention: none")
+    place(1.0, 1.2).imshow(colours, aspect="auto", interpolation="bilinear")
+    write(2.27, "the most in its row")
+    if outlined:
+        line = place(3.65, 0.25)
+        for colour, thick in (("black", 2.2), (_OUTLINE, 1.1)):
+            line.plot((0, 1), (0, 0), color=colour, linewidth=thick)
+        write(3.97, "where the finding truly is")
 
 
 def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:

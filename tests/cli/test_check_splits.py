@@ -30,6 +30,21 @@ def test_a_leak_is_reported_and_is_exit_code_1(table, capsys):
     ]
 
 
+def test_files_are_given_as_to_its_siblings(table, tmp_path, capsys):
+    lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in lists:
+        path.write_text("x.png\n")
+    for files in (["--data", str(table)], ["--data", *map(str, lists)]):
+        assert main(["check-splits", *files, "--no-files"]) == 1
+        shown = capsys.readouterr().out
+        assert main(["check-splits", "--no-files", *files[1:]]) == 1
+        assert capsys.readouterr().out == shown
+    assert main(["check-splits", str(lists[0]), "--data", str(lists[1]), "--no-files"]) == 1
+    assert capsys.readouterr().out.startswith("b: 1 images, a: 1 images")
+    assert main(["check-splits"]) == 2
+    assert "data must be given: a CSV file" in capsys.readouterr().err
+
+
 def test_only_the_first_are_shown_and_missing_files_told(table, capsys):
     assert main(["check-splits", str(table), "--first", "1", "--quiet"]) == 1
     shown = capsys.readouterr().out

@@ -15,6 +15,7 @@ from gloria.cli import evaluate, main
 from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.phantom import PhantomDataset
+from gloria.errors import GloriaWarning
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.randomness import isolated
@@ -57,6 +58,7 @@ def results(out):
 
 
 SHORT = ("--fractions", "50,100", "--seeds", "2")
+NO_TEST = pytest.mark.filterwarnings("ignore:.*no split test")
 
 
 def test_prints_and_writes_the_four_tables(tiny, model, tmp_path, capsys):
@@ -234,11 +236,11 @@ def table(tmp_path):
 
 def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path, capsys):
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--patient-column", "patient")
-    asked = ("--tasks", "retrieval,zero-shot,segmentation")
+    asked = ("--tasks", "retrieval,zero-shot")
     assert run(model, tmp_path / "out", *given, *asked) == 0
     printed = capsys.readouterr().out
     assert "retrieval skipped: the images have no reports." in printed
-    assert "segmentation skipped: the images have no masks." in printed
+    assert "segmentation" not in printed  # which was not asked for
     assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
     assert "Phantom" not in printed
     assert "skipped" in (tmp_path / "out" / "tables.md").read_text()
@@ -268,6 +270,17 @@ def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, cap
     assert "drawn, image by image, since it is not told whose they are" in capsys.readouterr().err
 
 
+def test_a_gallery_too_small_for_retrieval_stops_no_other_task(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
+    given += ("--per-class", "2", "--tasks", "retrieval,zero-shot")
+    assert run(model, tmp_path / "out", *given) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "retrieval skipped: Prec@5 needs as many images of one class each; there are 4" in printed
+    )
+    assert "Zero-shot classification" in printed
+
+
 def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')
@@ -291,6 +304,17 @@ def test_a_model_with_other_files_of_its_text_encoder_is_another(tiny, model, tm
     assert "written anew since" in capsys.readouterr().err
 
 
+def test_a_model_of_the_hub_is_named_as_it_is_there(hub, tiny, model, tmp_path, capsys):
+    hub("someone/films", model, "1" * 40)
+    asked = ("--tasks", "zero-shot")
+    assert run(model, tmp_path / "folder", *asked) == 0
+    assert run("someone/films", tmp_path / "out", *asked) == 0
+    (expected,) = results(tmp_path / "folder")["models"].values()
+    assert results(tmp_path / "out")["models"] == {"someone/films": expected}
+    assert run("someone/none", tmp_path / "none", *asked) == 2
+    assert "someone/none is no folder here, and as a repository" in capsys.readouterr().err
+
+
 def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     (tmp_path / "7.png").write_bytes(b"no image")
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
@@ -304,6 +328,28 @@ def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     assert reason.startswith(f"{table}, row 9, column 'image': image ")
     tables = (tmp_path / "out" / "tables.md").read_text()
     assert "left out of data: 1 images, which results.json names." in tables
+
+
+def test_a_broken_image_names_the_option_that_leaves_it_out(model, table, tmp_path, capsys):
+    for image in tmp_path.glob("*.png"):
+        image.write_bytes(b"no image")
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot")
+    assert run(model, tmp_path / "out", *given) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert "can't be read: Pillow knows no such image" in error
+    assert hint == "  --skip-broken leaves such images out."
+
+
+def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table, tmp_path, capsys):
+    table.write_text(table.read_text().replace("7.png,p3,Edema.", "7.png,p3,-"))
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "retrieval")
+    assert run(model, tmp_path / "out", *given, "--report-column", "report") == 0
+    told = capsys.readouterr().err
+    assert f"1 images left out, first: {table}, row 9, column 'report': empty report" in told
+    (reason,) = results(tmp_path / "out")["left_out"]["data"]
+    assert "row 9" in reason
+    assert run(model, tmp_path / "none", *given) == 0
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -387,10 +433,35 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert rest.gallery.labels.sum(0).tolist() == [3] * 5  # another one is drawn
     assert held.id not in {name for part in (*rest.labelled, rest.gallery) for name in part.ids}
 
-    assert run(model, tmp_path / "more", *given[:-1], "9") == 2
-    assert "images that are exclusively positive; 9 were asked for" in capsys.readouterr().err
+
+def test_a_class_without_images_stops_only_the_tasks_that_need_it(
+    model, tmp_path, capsys, monkeypatch
+):
+    report = {"protocol": "", "columns": [], "rows": {}, "resamples": 1}
+    monkeypatch.setattr(transfer, "evaluate_task", lambda *given, **options: report)
+    lines = [",".join(["Path", *CLASSES])]
+    for number in range(60):
+        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
+        # an edema is never alone
+        shown = (COMPETITION_CLASSES[number % 5], "Fracture" if number % 5 == 3 else "")
+        marks = ("1.0" if each in shown else "" for each in CLASSES)
+        lines.append(",".join([path, *marks]))
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / path)
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    given = ("--format", "chexpert", "--data", str(tmp_path / "train.csv"), "--per-class", "2")
+    assert run(model, tmp_path / "out", *given) == 0
+    why = "Edema has 0 images that are exclusively positive; 2 were asked for"
+    printed = capsys.readouterr().out
+    assert f"retrieval skipped: {why}" in printed
+    assert f"zero-shot skipped: {why}" in printed
+    (each,) = results(tmp_path / "out")["models"].values()
+    assert list(each["tasks"]) == ["classification"]
+    lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("*.txt")]
+    assert sum(map(len, lists)) == 60  # nobody is held out for a set that is not there
 
 
+@NO_TEST
 def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
     """Though its files are read twice: for the tables' classes, and for all findings."""
     lines, labels = ["path_to_image,split,report"], []
@@ -439,10 +510,42 @@ def test_chexpert_plus_is_tested_on_a_split_test_of_your_own(model, tmp_path, ca
     gallery = read_ids(out / "ids" / "gallery.txt")
     assert len(gallery) == 15
     assert {int(name[13:18]) for name in gallery} == set(range(40, 55))
-    assert run(model, tmp_path / "more", *given, "--per-class", "4") == 2
-    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().err
+    capsys.readouterr()
+    assert run(model, tmp_path / "more", *given, "--per-class", "4", "--tasks", "retrieval") == 0
+    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["chexpert-plus", "csv"])
+def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, table, tmp_path):
+    """`gloria train` reads the splits that there are."""
+    if kind == "csv":
+        header, *rows = table.read_text().splitlines()
+        rows = [f"{row},{'train' if number < 30 else 'val'}" for number, row in enumerate(rows)]
+        table.write_text("\n".join([f"{header},split", *rows]))
+        given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
+    else:
+        table = tmp_path / "plus.csv"
+        given = write_chexpert_plus(tmp_path, [*["train"] * 30, *["valid"] * 30])
+        given += ("--per-class", "3")
+    warning = re.escape(f"{table} has no split test: all its images are split anew, ")
+    with pytest.warns(GloriaWarning, match=f"{warning}.* Write test into the column split"):
+        assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    # whoever reads the figures is told, too
+    too_good = "Figures are too good if `gloria train` saw what is tested on."
+    assert too_good in results(tmp_path / "out")["note"]
+    assert too_good in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_how_splits_are_drawn_is_told(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "segmentation")
+    command = ["evaluate", "--model", str(model), *given]
+    assert main([*command, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
+    assert "drawn, patient by patient\n" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "b")]) == 0
+    assert "drawn, image by image for want of --patient-column" in capsys.readouterr().err
+
+
+@NO_TEST
 def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given = write_chexpert_plus(tmp_path, ["train"] * 60)
     args = argparse.Namespace(
@@ -451,7 +554,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
         images=None,
         labels=tmp_path / "labels.json",
         classes=None,
-        sections="impression",
+        sections=["impression"],
         prompts=None,
         image_size=(64, 64),
         per_class=3,
@@ -464,7 +567,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given += ("--per-class", "3", "--tasks", "retrieval")
     assert run(model, tmp_path / "out", *given, "--sections", "impression") == 0
     assert run(model, tmp_path / "out", *given) == 2
-    assert "sections 'impression'; now: sections None" in capsys.readouterr().err
+    assert "sections ['impression']; now: sections None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["siim", "rsna"])

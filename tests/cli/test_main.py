@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import gloria
 from gloria import cli
@@ -210,6 +212,25 @@ def test_a_bug_shows_its_traceback_and_is_not_the_exit_code_of_a_leak(command, c
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+    ],
+)
+def test_too_little_memory_is_no_bug(command, capsys, error):
+    def run(args):
+        raise error
+
+    command(run)
+    assert cli.main(["act"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("gloria: error: too little memory for batches or images of this size: ")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "arguments, said",
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
@@ -228,6 +249,20 @@ def test_wrong_usage_is_2(command, capsys, arguments, said):
     if arguments:
         assert shown.err.endswith("; --help shows what there is\n")
         assert shown.err.count("\n") == 1
+
+
+def test_what_a_terminal_can_not_show_is_escaped(command, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    command(lambda args: print("≥ 1 ms, caf\udce9.png") or 0)  # a name that is no UTF-8
+    assert cli.main(["act"]) == 0
+    assert written.getvalue() == b"\\u2265 1 ms, caf\\udce9.png\n"
+
+
+def test_a_closed_stdout_is_no_error(command, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
+    command(lambda args: print("done") or 0)
+    assert cli.main(["act"]) == 0
 
 
 def test_ctrl_c_is_130(command, capsys):

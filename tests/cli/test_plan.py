@@ -1,6 +1,7 @@
 """`gloria plan` shows what cost.py counts."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_the_table_has_a_row_per_backend_and_says_what_its_times_are(capsys):
     shown = capsys.readouterr().out
     assert shown.endswith("≥ are lower bounds by count, no measurements.\n")
     assert "H200" not in shown
+
+
+def test_a_count_takes_no_memory_however_many_images_there_are():
+    many = problem()._replace(images=10**6, texts=10**6)
+    for backend in COUNTED:
+        tracemalloc.start()
+        assert count(many, backend).memory > 0
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**20, backend
 
 
 def test_every_attention_variant_can_be_planned(capsys):

@@ -42,6 +42,20 @@ def search(disk, capsys):
     return search
 
 
+def test_a_model_of_the_hub(hub, search, disk, capsys):
+    hub("someone/films", disk / "model", "1" * 40)
+    _, expected, _ = search("--json")
+    command = ["search", "edema", "--model", "someone/films", "--images", str(disk / "films")]
+    assert main([*command, "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(expected)
+
+
+def test_more_can_be_shown_than_are_compared_by_region_usually(search):
+    code, shown, _ = search("--top", "300", "--json")
+    assert code == 0
+    assert len(json.loads(shown)["found"]) == 8
+
+
 @pytest.fixture
 def films(disk, tmp_path):
     """A copy of the films, for a test to change."""

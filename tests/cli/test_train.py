@@ -16,6 +16,7 @@ import gloria
 from gloria import catalog
 from gloria.cli import main, train
 from gloria.errors import CheckpointError
+from gloria.registry import Origin, registering_as
 from gloria.types import ImageFeatures, ImageInput
 
 # the vocabulary of twelve reports spells most other words letter by letter
@@ -106,6 +107,8 @@ def test_without_validation_rows(table, tmp_path, capsys):
     [
         (["--report-column", "text"], "no column 'text'; it has image, report, split"),
         (["--train-split", "training"], "no row with split 'training'; its splits are train, val"),
+        (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
+        (["--sections", "findings, foo"], "got ('findings', 'foo')"),
         (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
         (["--device", "nonsense"], "device 'nonsense' can't be used here"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
@@ -126,11 +129,33 @@ def test_errors_are_one_line(table, tmp_path, capsys, change, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_is_told_before_the_data_is_read(tmp_path, capsys):
+    origin = Origin("in-process")
+
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.LazyLinear(1)
+
+        def forward(self, image_embeddings):
+            return self.head(image_embeddings).mean()
+
+    try:
+        with registering_as(origin):
+            catalog.register_loss("lazy", Lazy)
+        assert run(tmp_path / "none.csv", tmp_path / "run", "--loss", "lazy") == 2
+    finally:
+        catalog.default_catalog().losses.unregister(origin)
+    assert "head.weight has none yet, as it is of a lazy layer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--loss", "spark"], "no loss is named 'spark'. Did you mean 'sparc'?"),
-        (["--loss-option", "local_weigth=2"], "has no such option"),
+        (["--loss-option", "local_weigth=2"], "'local_weigth'. Did you mean 'local_weight'?"),
+        (["--preset", "paper", "--loss-option", "learnable=true"], "no argument 'learnable'. It"),
         (["--preset", "papper"], "preset must be one of "),
         (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
         (["--text-encoder", "bert"], "no text encoder is named 'bert'"),
@@ -162,7 +187,19 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     error = capsys.readouterr().err
     assert error.startswith(f"gloria: error: {broken}, row 4, column 'image': image ")
     assert "broken.png can't be read" in error
-    assert error.count("\n") == 1
+    assert error.splitlines()[1:] == ["  --skip-broken leaves such images out."]
+
+
+def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, capsys):
+    rows = list(csv.reader(table.read_text().splitlines()))
+    rows[3][1] = "-"
+    empty = table.with_name("empty.csv")
+    with empty.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert run(empty, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gloria: error: {empty}, row 4, column 'report': empty report")
+    assert error.splitlines()[1:] == ["  --skip-incomplete leaves such images out."]
 
 
 def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, capsys):
@@ -299,7 +336,7 @@ def test_an_option_is_name_and_value(table, tmp_path, capsys):
     assert train._option("learnable=False") == train._option("learnable=false")
     assert train._option("learnable=False") == ("learnable", False)
     assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 2
-    assert "has no such option" in capsys.readouterr().err
+    assert "Did you mean 'local_weight'?" in capsys.readouterr().err
 
 
 def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):

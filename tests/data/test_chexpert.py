@@ -7,7 +7,7 @@ import pytest
 
 from gloria.data import FINDINGS_AND_IMPRESSION, IMPRESSION, CheXpert, CheXpertPlus
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
-from gloria.errors import DataError, OptionError, UnknownNameError
+from gloria.errors import DataError, IncompleteItemError, OptionError, UnknownNameError
 
 RELEASE = "CheXpert-v1.0-small"
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *CLASSES]
@@ -133,7 +133,8 @@ def test_reports_of_chexpert_plus(plus):
     assert data.select([f"CheXpert-v1.0/{IMAGES[3]}"]).ids == [IMAGES[3]]
     both = CheXpertPlus(plus, "train", policy=FINDINGS_AND_IMPRESSION, **options)
     assert both.reports == ["Clear lungs.\n\n1. NO ACUTE DISEASE.", "Large heart."]
-    with pytest.raises(DataError, match="row 3: empty report, '' has no word in section impressio"):
+    empty = "row 3: empty report, '' has no word in section impression"
+    with pytest.raises(IncompleteItemError, match=empty):
         CheXpertPlus(plus, policy=IMPRESSION, **options)
     some = CheXpertPlus(plus, policy=IMPRESSION, skip_incomplete=True, **options)
     assert some.reports == ["1. NO ACUTE DISEASE.", "STABLE."]

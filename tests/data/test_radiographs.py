@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from gloria.data import ImageReportTable, Radiographs, Record
 from gloria.data.images import fit, load_image, place
 from gloria.data.masks import Box
-from gloria.errors import DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, OptionError
 
 
 @pytest.fixture
@@ -63,8 +63,11 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     records[1].path.write_bytes(records[1].path.read_bytes()[:60])
     records[2].path.write_bytes(b"")
     data = Radiographs(records, classes=("a", "b"), size=(8, 8))
-    with pytest.raises(DataError, match=r"my\.csv, row 3: image .*1\.png can't be read"):
+    with pytest.raises(BrokenItemError, match=r"my\.csv, row 3: image .*1\.png can't be read"):
         data[1]
+    unplaced = Radiographs([records[0], records[1]._replace(where="")], size=(8, 8), classes="ab")
+    with pytest.raises(BrokenItemError, match=r"^image .*1\.png can't be read"):
+        unplaced[1]
     seen = []
     whole = data.without_broken(progress=seen.append)
     assert whole.ids == ["i0", "i3"]

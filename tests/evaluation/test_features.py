@@ -1,23 +1,21 @@
 """Features of whole data sets: neither batch, nor block, nor the model's mode shows in them."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, OptionError, UnknownWordWarning
 from gloria.evaluation.features import (
     encode_images,
+    encode_prompts,
     encode_texts,
     evaluating,
     pair_similarity,
     select_images,
     select_texts,
     similarity_by_kind,
-    warn_of_unknown_words,
 )
 from gloria.evaluation.phantoms import evaluate_gallery, evaluate_grounding
 from gloria.training.randomness import isolated
@@ -308,5 +306,19 @@ def test_similarities_of_a_data_set_depend_on_neither_batch_nor_block(trained, i
         torch.testing.assert_close(compute(batch_size, block), whole, rtol=0, atol=1e-5)
 
 
-def test_a_text_encoder_that_cannot_tell_unknown_words_is_not_asked():
-    warn_of_unknown_words(SimpleNamespace(text_encoder=object()), ["☃"])  # a warning is an error
+def test_a_text_encoder_that_cannot_tell_unknown_words_is_not_asked(trained, monkeypatch):
+    with pytest.warns(UnknownWordWarning, match="lacks '☃'") as warned:
+        features = encode_prompts(trained, ["effusion ☃"])
+    assert warned[0].filename == __file__
+    encoder = trained.text_encoder
+
+    class Silent(nn.Module):
+        tokenize = encoder.tokenize
+        pooled_dim, word_dim = encoder.pooled_dim, encoder.word_dim
+
+        def forward(self, texts):
+            return encoder(texts)
+
+    monkeypatch.setattr(trained, "text_encoder", Silent())
+    again = encode_prompts(trained, ["effusion ☃"])  # a warning is an error
+    assert again.tokens == features.tokens

@@ -115,8 +115,10 @@ def test_bad_numbers_and_texts_are_errors(searched):
 def test_words_that_the_model_cannot_read_are_told(searched):
     model, images = searched
     known = search_images(model, images, TEXT, top=3)  # no warning, which would be an error
-    with pytest.warns(UnknownWordWarning, match="vocabulary lacks '☃', 'β': any such word is"):
+    lacks = "vocabulary lacks '☃', 'β': any such word is"
+    with pytest.warns(UnknownWordWarning, match=lacks) as warned:
         found = search_images(model, images, f"{TEXT} ☃ β", top=3)
+    assert warned[0].filename == __file__  # who gave the words
     assert len(found) == len(known) == 3
 
 

@@ -210,8 +210,27 @@ def test_probabilities_are_of_each_class_by_itself(model, films):
 def test_words_of_prompts_that_the_model_cannot_read_are_told(model, films):
     images = encode_images(model, films[:2])
     prompts = {"a": ["effusion ☃"], "b": [f"edema {chr(number)}" for number in range(945, 957)]}
-    with pytest.warns(UnknownWordWarning, match="lacks '☃', 'α', .*, 'ι' and 3 more: any such"):
+    lacks = "lacks '☃', 'α', .*, 'ι' and 3 more: any such"
+    with pytest.warns(UnknownWordWarning, match=lacks) as w:
         zero_shot_scores(model, images, prompts)
+    assert w[0].filename == __file__  # who gave the words
+    pairs = {"a": PromptSet(["effusion ☃"], ["no effusion"])}
+    with pytest.warns(UnknownWordWarning, match="lacks '☃'") as w:
+        zero_shot_probabilities(model, images, pairs)
+    assert [each.filename for each in w] == [__file__]
+
+
+def test_prompts_are_tokenized_once(model, films, monkeypatch):
+    images = encode_images(model, films[:2])
+    tokenize, seen = model.text_encoder.tokenize, []
+
+    def spy(texts):
+        seen.extend(texts)
+        return tokenize(texts)
+
+    monkeypatch.setattr(model.text_encoder, "tokenize", spy)
+    zero_shot_scores(model, images, {"a": ["effusion"], "b": ["edema", "no edema"]})
+    assert seen == ["effusion", "edema", "no edema"]
 
 
 def test_columns_follow_the_order_of_the_prompts(model, films):

@@ -1,5 +1,6 @@
 """What every loss shares: terms, weights, presets, and which inputs it asks for."""
 
+import re
 from typing import ClassVar
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from gloria.distributed import AcrossRanks
-from gloria.errors import OptionError
+from gloria.errors import OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
     GlobalContrastiveLoss,
@@ -40,6 +41,29 @@ def test_the_total_weighs_the_terms_and_one_is_the_default():
     assert Three.from_preset("double", factor=0.0).total(loss.terms(regions)).item() == 15
     with pytest.raises(OptionError, match="preset must be one of 'double'; got 'paper'"):
         Three.from_preset("paper")
+
+
+def test_an_argument_that_a_loss_does_not_have_is_named_with_those_it_has():
+    with pytest.raises(
+        UnknownOptionError, match=r"Three has no argument 'fator'\. Did you mean 'fa"
+    ):
+        Three.from_preset("double", fator=1.0)
+    known = "'learnable'. It has global_options, local_options, global_loss, local_loss, global_we"
+    with pytest.raises(UnknownOptionError, match=re.escape(known)):
+        GlobalLocalContrastiveLoss.from_preset("stable", learnable=True)
+    with pytest.raises(UnknownOptionError, match="mean 'match_temperature'"):
+        LocalContrastiveLoss.from_preset("stable", match_temp=0.1)
+    options = {"global_options": {"temperatur": 0.1}}
+    with pytest.raises(UnknownOptionError, match="GlobalContrastiveLoss has no argument 'temper"):
+        GlobalLocalContrastiveLoss.from_preset("stable", **options)
+
+
+def test_a_loss_that_takes_any_options_is_asked_itself():
+    class Open(Three):
+        def __init__(self, **options):
+            super().__init__(**options)
+
+    assert Open.from_preset("double", factor=3.0).factor == 3.0
 
 
 def test_a_loss_names_its_inputs_by_its_arguments():

@@ -16,6 +16,7 @@ from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
+from gloria.training.checkpoints import Progress, save_checkpoint
 from gloria.training.loop import validation_loss
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
@@ -262,6 +263,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         train(build(), PAIRS, QUICK, folder=tmp_path)
 
 
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
+    train(build(), PAIRS, replace(QUICK, steps=2), folder=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(state, file):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", fail)
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(CheckpointError, match="can't be written: PytorchStreamWriter failed"):
+        save_checkpoint(tmp_path / "checkpoints", model, optimizer, Progress(3, []), {})
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     model = build()
     before = weights(model)
@@ -296,6 +312,18 @@ def test_validation_is_the_mean_over_whole_batches_whoever_loads_them(workers):
             images = torch.stack([pairs[index].image for index in batch])
             expected.append(model((images - mean) / std, [pairs[i].report for i in batch]).loss)
     assert loss == pytest.approx(float(sum(expected) / 2), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_is_named_until_it_has_its_shape():
+    model = build()
+    model.loss.extra = nn.LazyLinear(3)
+    with pytest.raises(
+        OptionError, match=r"shapes of its parameters; loss\.extra\.weight has none"
+    ):
+        train(model, PAIRS, QUICK)
+    model.loss.extra(torch.zeros(1, 4))
+    train(model, PAIRS, replace(QUICK, steps=1))
 
 
 def test_frozen_parameters_stay():

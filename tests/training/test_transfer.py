@@ -30,6 +30,7 @@ from gloria.training.transfer import (
     count_work,
     evaluate_task,
     transfer_table,
+    why_not,
 )
 
 SETTINGS = TransferSettings(
@@ -210,7 +211,9 @@ def test_the_chance_of_retrieval_is_that_of_the_gallery(reports, model, data):
 
 def test_a_gallery_smaller_than_every_k_is_an_error(model, data):
     settings = TransferSettings(ks=(21, 100))
-    with pytest.raises(DataError, match=r"ks must .* gallery, of 20 images; got \[21, 100\]"):
+    with pytest.raises(
+        DataError, match="Prec@21 needs as many images of one class each; there are 2"
+    ):
         evaluate_task("retrieval", model, data, settings)
 
 
@@ -267,6 +270,35 @@ def test_masks_of_a_data_set_on_disk_are_segmented(model, pneumothorax):
     assert list(report["rows"]) == ["positives", "all images"]
     assert "Pneumothorax" in report["protocol"]
     assert "one draw of labels" in report["protocol"]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_splits_that_define_no_figure_say_so_before_anything_is_trained(pneumothorax, label):
+    def constant(part):
+        records = [record._replace(labels=(label,)) for record in part.records]
+        return Radiographs(records, classes=part.classes, size=part.size)
+
+    for name in ("val", "test"):
+        parts = pneumothorax.labelled
+        parts = parts._replace(**{name: constant(getattr(parts, name))})
+        data = replace(pneumothorax, labelled=parts, masked=parts)
+        for task in ("zero-shot", "classification"):
+            assert why_not(task, data, SETTINGS) == (
+                f"no class has positive and negative images in the split {name}"
+            )
+        masks = "" if label else f"a class has no image with a mask in the split {name}"
+        assert why_not("segmentation", data, SETTINGS) == masks
+    assert not any(why_not(task, pneumothorax, SETTINGS) for task in TASKS[1:])
+
+
+def test_the_caption_counts_the_classes_that_have_an_auroc(model, pneumothorax):
+    def doubled(part):
+        records = [record._replace(labels=(*record.labels, 0)) for record in part.records]
+        return Radiographs(records, classes=("Pneumothorax", "Edema"), size=part.size)
+
+    parts = Splits(*map(doubled, pneumothorax.labelled))
+    report = evaluate_task("classification", model, replace(pneumothorax, labelled=parts), SETTINGS)
+    assert "mean over 1 class of 2, the others in all test images or in none" in report["protocol"]
 
 
 def test_settings_are_told_alike_in_every_process():

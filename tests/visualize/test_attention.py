@@ -129,7 +129,7 @@ def test_the_outline_runs_around_the_mask():
 def test_examples_stand_in_rows_with_their_controls():
     figure = plot_grounding_examples([example(), example(title="edema", mask=None)], title="Where")
     assert titles(figure)[:3] == ["image", "trained", "untrained"]
-    assert len(panels(figure)) == 6
+    assert len(panels(figure)) == 6 + 1  # and the colours of the key
     assert {"pleural effusion", "edema"} <= set(texts(figure))
     bold = [
         text.get_text()
@@ -140,6 +140,22 @@ def test_examples_stand_in_rows_with_their_controls():
     assert bold == ["pleural", "effusion"] * 2
     assert figure.get_suptitle() == "Where"
     drawn(figure)
+
+
+def test_the_key_has_the_colours_and_outline_of_the_maps():
+    def key(**changes):
+        figure = plot_grounding_examples([example(**changes)])
+        drawn(figure)
+        return panels(figure), {text.get_text() for text in figure.texts}
+
+    shown, words = key()
+    grey, scale = torch.full((1, 64), 0.5), torch.linspace(0, 1, 64)[None]
+    np.testing.assert_allclose(pixels(shown[-1]), overlay_attention(grey, scale))
+    assert words == {"attention: none", "the most in its row", "where the finding truly is"}
+    _, words = key(mask=None)
+    assert "where the finding truly is" not in words
+    shown, words = key(maps={})
+    assert (len(shown), words) == (1, set())  # the image alone needs none
 
 
 def test_the_maps_of_an_example_share_one_scale():
