@@ -56,8 +56,8 @@ bfloat16, float32 without TF32."""
 
 
 NUMBERS_PER_COSINE = 5
-"""Numbers per image and word position, padding included, that no budget bounds: the cosines, their
-aggregation, and both backward."""
+"""Of ``chunked``, numbers per image and word position, padding included, that no budget bounds: the
+cosines, their aggregation, and both backward."""
 
 
 class Work(NamedTuple):
@@ -165,7 +165,7 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     return Cost(
         Work(scores_and_pulls + grams + round((1 - again) * overlap), small + kept),
         Work(gradients + grams + once_more, 2 * small + kept),
-        working + kept + _of_cosines(problem, size),
+        working + kept + NUMBERS_PER_COSINE * size * images * problem.texts * problem.words,
     )
 
 
@@ -187,16 +187,13 @@ def _triton(problem: Problem, real_words: int) -> Cost:
     backward = Work(
         2 * element * (2 * dim + regions) + grams, 2 * small + element * (4 + 8 * inputs)
     )
+    # the cosines and both gradients of them, with padding; what they are made of, without
+    of_words = 4 * images * (3 * problem.texts * problem.words + 4 * real_words)
     return Cost(
         forward,
         backward if kept else backward + attend,
-        together * of_image + (inputs + 4) * real_words * dim + _of_cosines(problem, 4),
+        together * of_image + (inputs + 4) * real_words * dim + of_words,
     )
-
-
-def _of_cosines(problem: Problem, size: int) -> int:
-    """Bytes of the cosines, what is made of them, and the gradients: some numbers a position."""
-    return NUMBERS_PER_COSINE * size * problem.images * problem.texts * problem.words
 
 
 def _numbers(problem: Problem, words: int) -> int:

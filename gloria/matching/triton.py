@@ -190,10 +190,10 @@ def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -
 
 
 class Found(NamedTuple):
-    """What the forward leaves, (image, text, word) each."""
+    """What the forward leaves: the cosines, and by (image, column) what they are made of."""
 
     cosine: Tensor
-    """0 at masked words, where nobody reads the others"""
+    """(image, text, word), 0 at masked words"""
     product: Tensor
     """``<c, t>`` of a word t and what it attends to, c"""
     square: Tensor
@@ -202,6 +202,11 @@ class Found(NamedTuple):
     """Its highest exponent"""
     total: Tensor
     """What makes its attention sum to 1"""
+
+    @property
+    def apart(self) -> int:
+        """From one image to the next, in numbers of the rest."""
+        return self.product.shape[1]
 
 
 class Attended(NamedTuple):
@@ -260,11 +265,12 @@ class Matcher:
         return self.images * self.bytes_backward <= self.budget
 
     def forward(self, *, keep: bool, everywhere: bool = False) -> tuple[Found, Attended | None]:
-        """What is found, with ``everywhere`` at masked words too (0); and what is kept."""
+        """What is found, ``everywhere`` with zeros behind, as for masked words; what is kept."""
         shape = self.images, self.texts, self.positions
         cosine = self.words.new_zeros(shape, dtype=torch.float32)
-        new = torch.zeros_like if everywhere else torch.empty_like
-        found = Found(cosine, *(new(cosine) for _ in range(4)))
+        apart = self.texts * self.positions if everywhere else self.columns
+        new = cosine.new_zeros if everywhere else cosine.new_empty
+        found = Found(cosine, *(new(self.images, apart) for _ in range(4)))
         keep = keep and self.fits
         attended = None
         if not (self.images and self.columns):
@@ -277,7 +283,7 @@ class Matcher:
                 self.packed.lengths, self.packed.word_of_column,
                 found.product, found.square, found.cosine,
                 first, last - first, self.padded // OCTET,
-                self.texts, self.positions, self.columns,
+                self.texts, self.positions, self.columns, found.apart,
                 WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps, **FUSED,
             )  # fmt: skip
             if not keep:
@@ -292,11 +298,8 @@ class Matcher:
         weights = self.empty(images)
         launch = self.blocks.attend_again if again else self.blocks.attend
         blocks = ceil_div(self.padded, launch.regions)
-        where = (
-            scores, self.region_mask, self.packed.starts, self.packed.word_of_column, weights,
-            found.highest, found.total,
-        )  # fmt: skip
-        sizes = first, images, self.region_count, self.padded // OCTET, self.texts, self.positions
+        where = scores, self.region_mask, self.packed.starts, weights, found.highest, found.total
+        sizes = first, images, self.region_count, self.padded // OCTET, found.apart
         options = {
             "MASKED": self.region_mask is not None,
             "OVER_WORDS": self.over_words,
@@ -355,7 +358,8 @@ class Matcher:
             kernels().unpack_word_gradient[(self.texts, ceil_div(self.positions, 16))](
                 packed_gradient, self.words, self.packed.lengths, self.packed.column_of_word,
                 upstream, found.cosine, found.square, words_gradient,
-                self.images, self.texts, self.positions, self.width, self.packed.words.shape[1],
+                self.images, self.texts, self.positions, found.apart,
+                self.width, self.packed.words.shape[1],
                 WORDS=16, DIM=128, **FUSED,
             )  # fmt: skip
         return regions_gradient, words_gradient
@@ -379,7 +383,8 @@ class Matcher:
         kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
             upstream, found.cosine, found.product, found.square,
             self.packed.lengths, self.packed.word_of_column, terms,
-            first, images, self.texts, self.positions, self.columns, BLOCK=256, **FUSED,
+            first, images, self.texts, self.positions, self.columns, found.apart,
+            BLOCK=256, **FUSED,
         )  # fmt: skip
         launch = self.blocks.score_gradient
         blocks = ceil_div(self.padded, launch.regions)
@@ -553,8 +558,9 @@ def attention_cosine_backward(
 
 @attention_cosine.register_fake
 def _(regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    shape = (regions.shape[0], *words.shape[:2])
-    return tuple(regions.new_empty(shape, dtype=torch.float32) for _ in Found._fields)
+    images, (texts, positions) = regions.shape[0], words.shape[:2]
+    cosine = regions.new_empty((images, texts, positions), dtype=torch.float32)
+    return cosine, *(cosine.new_empty((images, texts * positions)) for _ in Found._fields[1:])
 
 
 @attention_cosine_backward.register_fake

@@ -23,7 +23,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 launched = triton.jit(
     do_not_specialize=[
         "first_image", "images", "regions", "octets", "texts", "words", "columns", "blocks",
-        "upstream_image", "upstream_text",
+        "apart", "upstream_image", "upstream_text",
     ]
 )  # fmt: skip
 """Of a kernel: sizes that come with a batch compile nothing anew."""
@@ -68,7 +68,7 @@ def pack_words(
 def unpack_word_gradient(
     packed_gradient_ptr, words_ptr, lengths_ptr, column_of_word_ptr,
     upstream_ptr, cosine_ptr, square_ptr, gradient_ptr,
-    images, texts, words, dim, packed_dim,
+    images, texts, words, apart, dim, packed_dim,
     WORDS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """``dT_i = Σ_bj ds_ji v_j - Σ_b dr_i r_i t_i / y_i²`` in the layout of the words."""
@@ -80,14 +80,15 @@ def unpack_word_gradient(
     real = column >= 0
     length = tl.load(lengths_ptr + column, mask=real, other=0.0)
     radial = tl.zeros((WORDS,), tl.float32)
-    at = word
+    at, of_column = word, column.to(tl.int64)
     for _ in range(images):
         slope = tl.load(upstream_ptr + at, mask=real, other=0.0)
         cosine = tl.load(cosine_ptr + at, mask=real, other=0.0)
-        norm = tl.sqrt(tl.load(square_ptr + at, mask=real, other=0.0))
+        norm = tl.sqrt(tl.load(square_ptr + of_column, mask=real, other=0.0))
         # where the clamp holds, the cosine does not see the length of the word
         radial += tl.where(norm * length < EPS, 0.0, slope * cosine)
         at += texts * words
+        of_column += apart
     radial = tl.where(length > 0, radial / length / length, 0.0)
     for d in range(0, dim, DIM):
         element = d + tl.arange(0, DIM)[None, :]
@@ -192,17 +193,16 @@ def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS
 
 @launched
 def attend(
-    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr,
-    highest_ptr, total_ptr, product_ptr,
-    first_image, images, regions, octets, texts, words, inverse_temperature,
+    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, highest_ptr, total_ptr, product_ptr,
+    first_image, images, regions, octets, apart, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention ``a`` of one text on one image, and of its words ``<c, t> = Σ_j a_j s_j``.
 
     ``a = 2^(x / τ - highest) / total``, x / τ in base 2. As one number, their sum would be rounded
-    as coarsely as the highest: what is made again would not sum to 1. All three are ``(image, text,
-    word)``.
+    as coarsely as the highest: what is made again would not sum to 1. All three are ``(image,
+    column)``, images ``apart`` numbers from each other.
     """
     local = tl.program_id(0) % images
     text = tl.program_id(0) // images
@@ -229,8 +229,7 @@ def attend(
         kept = (weights * (1 / sums)[:, None]).to(weights_ptr.dtype.element_ty)
         write(weights_ptr, kept, word, end, row, at, stored)
         inside = word < end
-        origin = tl.load(word_of_column_ptr + word, mask=inside, other=0)
-        target = image * (texts * words) + origin
+        target = image * apart + word
         tl.store(highest_ptr + target, highest, mask=inside)
         tl.store(total_ptr + target, sums, mask=inside)
         tl.store(product_ptr + target, tl.sum(kept * scores, 1), mask=inside)
@@ -240,12 +239,13 @@ def attend(
 def cosine(
     weights_ptr, attended_ptr, lengths_ptr, word_of_column_ptr,
     product_ptr, square_ptr, cosine_ptr,
-    first_image, images, octets, texts, words, columns,
+    first_image, images, octets, texts, words, columns, apart,
     WORDS: tl.constexpr, REGIONS: tl.constexpr,
 ):  # fmt: skip
     """``r = <c, t> / (y ‖c‖)`` of a block of columns, with ``‖c‖² = aᵀ (G a)``.
 
-    ``attended (column, image, region)`` is ``G a``. Writes r and ``‖c‖²``, (image, text, word).
+    ``attended (column, image, region)`` is ``G a``. Writes ``‖c‖²`` beside ``<c, t>``, and r
+    ``(image, text, word)``.
     """
     local = tl.program_id(0) % images
     column = tl.program_id(0) // images * WORDS + tl.arange(0, WORDS)
@@ -257,13 +257,14 @@ def cosine(
     inside = column < columns
     length = tl.load(lengths_ptr + column, mask=inside, other=0.0)
     word = tl.load(word_of_column_ptr + column, mask=inside, other=-1)
-    target = (first_image + local).to(tl.int64) * (texts * words) + word
+    real = word >= 0
+    image = (first_image + local).to(tl.int64)
     divisor = tl.maximum(tl.sqrt(square) * length, EPS, propagate_nan=tl.PropagateNan.ALL)
-    value = tl.load(product_ptr + target, mask=word >= 0, other=0.0) / divisor
+    value = tl.load(product_ptr + image * apart + column, mask=real, other=0.0) / divisor
     # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
     value = tl.where(value > 1, 1.0, tl.where(value < -1, -1.0, value))
-    tl.store(cosine_ptr + target, value, mask=word >= 0)
-    tl.store(square_ptr + target, square, mask=word >= 0)
+    tl.store(cosine_ptr + image * (texts * words) + word, value, mask=real)
+    tl.store(square_ptr + image * apart + column, square, mask=real)
 
 
 # Backward.
@@ -271,9 +272,8 @@ def cosine(
 
 @launched
 def attend_again(
-    scores_ptr, region_mask_ptr, starts_ptr, word_of_column_ptr, weights_ptr,
-    highest_ptr, total_ptr,
-    first_image, images, regions, octets, texts, words, blocks, inverse_temperature,
+    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, highest_ptr, total_ptr,
+    first_image, images, regions, octets, apart, blocks, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -294,8 +294,7 @@ def attend_again(
         word = last - done + tl.arange(0, WORDS)
         scores = read(scores_ptr, word, end, row, at, stored)
         exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
-        origin = tl.load(word_of_column_ptr + word, mask=word < end, other=0)
-        source = image * (texts * words) + origin
+        source = image * apart + word
         highest = tl.load(highest_ptr + source, mask=word < end, other=0.0)
         sums = tl.load(total_ptr + source, mask=word < end, other=1.0)
         weights = tl.exp2(exponent - highest[:, None]) * (1 / sums)[:, None]
@@ -305,7 +304,7 @@ def attend_again(
 @launched
 def differentiate_cosine(
     upstream_ptr, cosine_ptr, product_ptr, square_ptr, lengths_ptr, word_of_column_ptr, terms_ptr,
-    first_image, images, texts, words, columns, BLOCK: tl.constexpr,
+    first_image, images, texts, words, columns, apart, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What the gradient of a score needs to know of its word, ``terms (image, 4, column)``.
 
@@ -320,6 +319,7 @@ def differentiate_cosine(
     at = (first_image + local) * (texts * words) + word
     upstream = tl.load(upstream_ptr + at, mask=real, other=0.0)
     cosine = tl.load(cosine_ptr + at, mask=real, other=0.0)
+    at = (first_image + local) * apart + column
     product = tl.load(product_ptr + at, mask=real, other=0.0)
     square = tl.load(square_ptr + at, mask=real, other=0.0)
     norms = tl.sqrt(square) * tl.load(lengths_ptr + column, mask=inside, other=0.0)
