@@ -50,10 +50,11 @@ class Spread(NamedTuple):
             >>> Spread.of([1.0, 2.0, 3.0])
             Spread(mean=2.0, sd=1.0, runs=3)
         """
-        mean = sum(values) / len(values)
+        # plain sums round otherwise from Python 3.12 on, and a figure its last digit
+        mean = math.fsum(values) / len(values)
         if len(values) == 1:
             return cls(mean, math.nan, 1)
-        squares = sum((value - mean) ** 2 for value in values)
+        squares = math.fsum((value - mean) ** 2 for value in values)
         return cls(mean, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
