@@ -28,7 +28,6 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
-from gloria.losses.base import unwrapped
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
@@ -38,6 +37,7 @@ from gloria.types import (
     TextFeatures,
     TokenizedText,
 )
+from gloria.wrapping import unwrapped
 
 Texts = Sequence[str] | TokenizedText
 
@@ -116,15 +116,14 @@ class GLoRIA(nn.Module):
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a part; a loss or a head of another kind is no longer what ``composition`` says."""
-        before = getattr(self, name, None)
-        super().__setattr__(name, value)
+        """Set a part; another loss or head than before is no longer what ``composition`` says."""
         if name == "loss":
             self._loss_inputs = inputs_of(value)
-        if name not in ("loss", *_HEADS) or before is None:
-            return
-        if unwrapped(before) is not unwrapped(value):  # torch.compile's and AcrossRanks's are kept
-            self.composition = None
+        if name in ("loss", *_HEADS):
+            before = getattr(self, name, value)
+            if unwrapped(before) is not unwrapped(value):
+                self.composition = None
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:

@@ -68,7 +68,7 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
 
 
 def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:
-    """A film that does not say how to be shown, and would be nearly of one gray."""
+    """Refuse a film that does not say how to be shown, and would be nearly of one gray."""
     says = ("WindowCenter", "VOILUTSequence", "ModalityLUTSequence")
     lowest, highest = int(pixels.min()), int(pixels.max())
     if (
