@@ -337,8 +337,6 @@ def test_an_option_is_name_and_value(table, tmp_path, capsys):
     assert "must be NAME=VALUE; got 'frozen'" in capsys.readouterr().err
     assert train._option("learnable=False") == train._option("learnable=false")
     assert train._option("learnable=False") == ("learnable", False)
-    assert run(table, tmp_path, "--loss-option", "local_weigth=2") == 2
-    assert "Did you mean 'local_weight'?" in capsys.readouterr().err
 
 
 def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):
