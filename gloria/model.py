@@ -103,7 +103,8 @@ class GLoRIA(nn.Module):
     ) -> None:
         super().__init__()
         self.composition: dict[str, Any] | None = None
-        """How :func:`create_model` put this together, for saving; None if composed by hand."""
+        """How :func:`create_model` put this together, for saving; None if composed by hand, or if
+        its loss or a head was replaced."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_head = image_head or nn.Identity()
