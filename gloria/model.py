@@ -159,13 +159,12 @@ class GLoRIA(nn.Module):
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``.
 
-        Raises what the text encoder raises for texts it cannot take, DtypeError and ShapeError for
-        what is no sequence of strings, EmptyTextError for a text without a word, and ContractError
-        where the encoder returns something else than its :class:`~gloria.types.TextFeatures` should
-        be.
+        Raises what :meth:`tokenize` does, what the text encoder raises for texts it cannot take,
+        and ContractError where the encoder returns something else than its
+        :class:`~gloria.types.TextFeatures` should be.
         """
         if not isinstance(texts, TokenizedText):
-            tokenize = self._tokenize
+            tokenize = self.tokenize
             if torch.compiler.is_compiling():  # strings are no business of a graph: one for each
                 tokenize = torch.compiler.disable(tokenize)
             texts = tokenize(texts)
@@ -175,7 +174,13 @@ class GLoRIA(nn.Module):
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
 
-    def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
+    def tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        """What :meth:`encode_text` makes of strings, on the CPU.
+
+        Raises:
+            DtypeError, ShapeError: ``texts`` is no sequence of strings, or empty.
+            EmptyTextError: a text has no word.
+        """
         check_texts(texts)  # of one string a tokenizer would make a batch of letters
         tokenized = self.text_encoder.tokenize(texts)
         for index, words in enumerate(tokenized.tokens):
