@@ -545,7 +545,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
         images=None,
         labels=tmp_path / "labels.json",
         classes=None,
-        sections=["impression"],
+        sections=("impression",),
         prompts=None,
         image_size=(64, 64),
         per_class=3,
