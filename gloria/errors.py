@@ -26,7 +26,7 @@ class OptionError(GloriaError, ValueError):
 
 
 class UnknownOptionError(OptionError, TypeError):
-    """Something is made by its name with an option that it does not have."""
+    """Something is made with an option that it does not have."""
 
 
 class EmptyTextError(GloriaError, ValueError):

@@ -28,7 +28,6 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
-from gloria.losses.base import unwrapped
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
@@ -38,6 +37,7 @@ from gloria.types import (
     TextFeatures,
     TokenizedText,
 )
+from gloria.wrapping import unwrapped
 
 Texts = Sequence[str] | TokenizedText
 
@@ -103,7 +103,8 @@ class GLoRIA(nn.Module):
     ) -> None:
         super().__init__()
         self.composition: dict[str, Any] | None = None
-        """How :func:`create_model` put this together, for saving; None if composed by hand."""
+        """How :func:`create_model` put this together, for saving; None if composed by hand, or if
+        its loss or a head was replaced."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_head = image_head or nn.Identity()
@@ -116,15 +117,14 @@ class GLoRIA(nn.Module):
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a part; a loss or a head of another kind is no longer what ``composition`` says."""
-        before = getattr(self, name, None)
-        super().__setattr__(name, value)
+        """Set a part; another loss or head than before is no longer what ``composition`` says."""
         if name == "loss":
             self._loss_inputs = inputs_of(value)
-        if name not in ("loss", *_HEADS) or before is None:
-            return
-        if unwrapped(before) is not unwrapped(value):  # torch.compile's and AcrossRanks's are kept
-            self.composition = None
+        if name in ("loss", *_HEADS):
+            before = getattr(self, name, value)
+            if unwrapped(before) is not unwrapped(value):
+                self.composition = None
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:
@@ -159,13 +159,12 @@ class GLoRIA(nn.Module):
     def encode_text(self, texts: Texts) -> TextFeatures:
         """Projected features: ``pooled (text, dim)``, ``words (text, word, dim)``.
 
-        Raises what the text encoder raises for texts it cannot take, DtypeError and ShapeError for
-        what is no sequence of strings, EmptyTextError for a text without a word, and ContractError
-        where the encoder returns something else than its :class:`~gloria.types.TextFeatures` should
-        be.
+        Raises what :meth:`tokenize` does, what the text encoder raises for texts it cannot take,
+        and ContractError where the encoder returns something else than its
+        :class:`~gloria.types.TextFeatures` should be.
         """
         if not isinstance(texts, TokenizedText):
-            tokenize = self._tokenize
+            tokenize = self.tokenize
             if torch.compiler.is_compiling():  # strings are no business of a graph: one for each
                 tokenize = torch.compiler.disable(tokenize)
             texts = tokenize(texts)
@@ -175,7 +174,13 @@ class GLoRIA(nn.Module):
             pooled=self.text_head(features.pooled), words=self.word_head(features.words)
         )
 
-    def _tokenize(self, texts: Sequence[str]) -> TokenizedText:
+    def tokenize(self, texts: Sequence[str]) -> TokenizedText:
+        """What :meth:`encode_text` makes of strings, on the CPU.
+
+        Raises:
+            DtypeError, ShapeError: ``texts`` is no sequence of strings, or empty.
+            EmptyTextError: a text has no word.
+        """
         check_texts(texts)  # of one string a tokenizer would make a batch of letters
         tokenized = self.text_encoder.tokenize(texts)
         for index, words in enumerate(tokenized.tokens):

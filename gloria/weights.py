@@ -40,9 +40,9 @@ from gloria.errors import (
     UnknownNameError,
     reason,
 )
-from gloria.losses.base import unwrapped, wrapped_in
 from gloria.model import GLoRIA, create_model
 from gloria.types import Recipe, SavesRecipe
+from gloria.wrapping import unwrapped, wrapped_in
 
 COMPOSITION = ("embedding_dim", "projection", "loss", "loss_options")
 """What the description of a model holds besides the recipes of its encoders."""

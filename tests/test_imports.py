@@ -66,7 +66,7 @@ def test_a_room_is_there_after_importing_the_package(room):
 
 
 def test_the_rooms_are_those_of_the_folder():
-    private = {"checks", "cli", "hookspecs"}
+    private = {"checks", "cli", "hookspecs", "wrapping"}
     folder = Path(gloria.__file__).parent
     found = {path.stem for path in folder.iterdir() if path.suffix in ("", ".py")}
     rooms = {name for name in found if not name.startswith("_")} - private
@@ -92,4 +92,5 @@ def test_the_losses_know_no_registry_no_plugin_and_no_data():
         "losses",
         "matching",
         "types",
+        "wrapping",
     }

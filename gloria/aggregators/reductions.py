@@ -157,10 +157,7 @@ class LogSumExp(nn.Module):
 
 
 class LogMeanExp(LogSumExp):
-    """Module twin of :func:`masked_logmeanexp`; ``temperature`` divides the values.
-
-    For a high temperature take :class:`Mean`: float32 rounds by about 1e-6 · temperature.
-    """
+    """Module twin of :func:`masked_logmeanexp`; ``temperature`` divides the values."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         """Reduce ``dim``."""

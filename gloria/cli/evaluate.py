@@ -226,7 +226,7 @@ def _check(args: argparse.Namespace) -> None:
 
     if len(set(args.model)) < len(args.model):
         raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
-    args.tasks = args.tasks or list(TASKS)
+    args.tasks = args.tasks or TASKS
     for task in args.tasks:
         if task not in TASKS:
             raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.")
@@ -423,7 +423,7 @@ def _read(
     )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    policy = ReportPolicy(None if args.sections is None else tuple(args.sections))
+    policy = ReportPolicy(args.sections)
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -571,8 +571,8 @@ def _tables(results: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
 
 
 def _percents(text: str) -> tuple[float, ...]:

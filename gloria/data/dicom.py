@@ -68,14 +68,12 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
 
 
 def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:
-    """A film that does not say how to be shown, and would be nearly of one gray."""
-    says = ("WindowCenter", "VOILUTSequence", "ModalityLUTSequence")
+    """Refuse a film that does not say how to be shown, and would be nearly of one gray."""
+    says = dataset.get("VOILUTSequence") or dataset.get("ModalityLUTSequence")
+    if says or dataset.get("WindowCenter") is not None:  # which may be 0
+        return
     lowest, highest = int(pixels.min()), int(pixels.max())
-    if (
-        dataset.BitsStored > 12
-        and highest - lowest < 1 << dataset.BitsStored - 4
-        and not any(dataset.get(name) for name in says)
-    ):
+    if dataset.BitsStored > 12 and highest - lowest < 1 << dataset.BitsStored - 4:
         raise DataError(
             f"DICOM file {path} declares {dataset.BitsStored} bits a pixel, uses values from "
             f"{lowest} to {highest} of them and has no window: it would be nearly of one gray. Say "

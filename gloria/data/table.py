@@ -10,7 +10,7 @@ from gloria.data.images import check_size
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
 from gloria.data.rows import read_label, read_rows
-from gloria.errors import DataError
+from gloria.errors import BrokenItemError, DataError
 
 
 class ImageReportTable(Radiographs):
@@ -38,12 +38,12 @@ class ImageReportTable(Radiographs):
             it is read, or left out by ``without_broken``.
 
     Raises:
-        DataError: the file or a column is missing, the file is no UTF-8 or no CSV, a report has no
-            word, an image file does not exist (each with row and column), a label is NaN or no
-            label, or no row has the split. Reading an item raises it for an image that can't be
-            read. Rows are numbered as a spreadsheet does: the header is row 1, a blank line is a
-            row, and a report of several lines is in one. Where the file can't be read as a table,
-            its line is named, as a text editor numbers it.
+        DataError: the file or a column is missing, the file is no UTF-8 or no CSV, a label is NaN
+            or no label, or no row has the split. Rows are numbered as a spreadsheet does: the
+            header is row 1, a blank line is a row, and a report of several lines is in one. Where
+            the file can't be read as a table, its line is named, as a text editor numbers it.
+        IncompleteItemError: a report has no word.
+        BrokenItemError: an image file does not exist, or, when its item is read, can't be.
         OptionError: ``size`` has a side below 1.
     """
 
@@ -84,7 +84,7 @@ class ImageReportTable(Radiographs):
             file = path.parent / image
             if check_files and not file.is_file():
                 hint = " Folders end in /, not in a backslash." if "\\" in image else ""
-                raise DataError(f"{where} {image_column!r}: {file} does not exist.{hint}")
+                raise BrokenItemError(f"{where} {image_column!r}: {file} does not exist.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)
             patient = None if patient_column is None else cells[patient_column]
             if patient == "":

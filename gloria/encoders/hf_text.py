@@ -25,6 +25,7 @@ from gloria.errors import (
     TruncatedTextWarning,
 )
 from gloria.types import Aggregator, Recipe, TextFeatures, TokenizedText
+from gloria.wrapping import unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -228,7 +229,7 @@ class HFTextEncoder(Freezable):
                 f"it holds {', '.join(map(repr, POOLINGS))}."
             )
         maker, made_again = _maker_of(self.model.config)
-        own = type(getattr(self.model, "_orig_mod", self.model))  # of a compiled one what it was
+        own = type(unwrapped(self.model))
         if made_again is not own:
             raise OptionError(
                 f"a {own.__name__} cannot be saved by its config: {maker.__name__} "

@@ -95,6 +95,7 @@ def encode_texts(
     Raises:
         DataError: there is no text.
         OptionError: ``batch_size`` is below 1.
+        DtypeError, EmptyTextError: as :meth:`~gloria.model.GLoRIA.tokenize`.
     """
     check_integer("batch_size", batch_size, 1)
     if not len(texts):
@@ -102,7 +103,7 @@ def encode_texts(
     parts = []
     with evaluating(model):
         for start in range(0, len(texts), batch_size):
-            batch = model.text_encoder.tokenize(texts[start : start + batch_size])
+            batch = model.tokenize(texts[start : start + batch_size])
             tokenized(batch)
             parts.append(model.encode_text(batch))
             progress(len(batch.tokens))

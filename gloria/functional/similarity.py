@@ -301,7 +301,7 @@ def max_similarity(
         tensor([[0.6667]])
     """
     check_choice("maximum_over", maximum_over, MAXIMA_OVER)
-    engine, inputs, budget = hard_maximum(
+    engine, inputs, budget = prepare_maxima(
         regions, words, word_mask, region_mask, reduction, product, backend, memory_budget
     )
     by_word = maximum_over == "regions"
@@ -352,7 +352,7 @@ def max_similarities(
         >>> max_similarities(regions, words, None)
         MaxSimilarities(over_regions=tensor([[1.]]), over_words=tensor([[0.6667]]))
     """
-    engine, inputs, budget = hard_maximum(
+    engine, inputs, budget = prepare_maxima(
         regions, words, word_mask, region_mask, reduction, product, backend, memory_budget
     )
     with full_precision(regions):
@@ -363,7 +363,7 @@ def max_similarities(
         )
 
 
-def hard_maximum(
+def prepare_maxima(
     regions: Tensor,
     words: Tensor,
     word_mask: Tensor | None,

@@ -14,6 +14,7 @@ from gloria.errors import OptionError, UnknownOptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
+from gloria.wrapping import unwrapped
 
 LOSS_INPUTS = (
     "image_embeddings",
@@ -237,22 +238,6 @@ class LateInteractionLoss(SimilarityLoss):
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""
         return f"{super().extra_repr()}, backend={self.backend!r}"
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """What :func:`torch.compile`, or :class:`~gloria.distributed.AcrossRanks`, wraps; or itself."""
-    while (inner := wrapped_in(module)) is not None:
-        module = inner
-    return module
-
-
-def wrapped_in(module: nn.Module) -> nn.Module | None:
-    """What a module wraps without changing it; None = nothing."""
-    for name in ("_orig_mod", "__wrapped__"):
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module):
-            return inner
-    return None
 
 
 def check_arguments(loss: type[nn.Module], given: Iterable[str], *more: str) -> None:

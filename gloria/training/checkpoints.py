@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gloria.errors import CheckpointError, reason
+from gloria.errors import CheckpointError
 from gloria.model import GLoRIA
 from gloria.weights import load_weights, save_model, write_folder
 
@@ -45,7 +45,7 @@ def save_checkpoint(
         try:
             torch.save(optimizer.state_dict(), target / "optimizer.pt")
         except RuntimeError as cause:  # torch has no other class for a full disk
-            raise CheckpointError(f"{target} can't be written: {reason(cause)}.") from cause
+            raise OSError(str(cause)) from cause
         record = {
             "step": progress.step,
             "best": progress.best,

@@ -21,6 +21,7 @@ from gloria.data.images import normalize
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, NonFiniteLossError, OptionError
+from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
@@ -194,7 +195,6 @@ def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:
     return stack_images(items), [item.report for item in items]
 
 
-@torch.no_grad()
 def validation_loss(
     model: GLoRIA,
     pairs: Pairs,
@@ -211,16 +211,14 @@ def validation_loss(
     Raises:
         NonFiniteLossError: it is NaN or infinite, and so no model is the best by it.
     """
-    was_training = model.training
-    model.eval()
     losses = []
     size = min(batch_size, len(pairs))
     batches = [range(start, start + size) for start in range(0, len(pairs) - size + 1, size)]
-    for images, reports in load_batches(pairs, batches, collate, workers=workers):
-        if augmentation is not None:
-            images = augmentation.center(images)
-        losses.append(model(_prepare(images, model), reports).loss)
-    model.train(was_training)
+    with evaluating(model):
+        for images, reports in load_batches(pairs, batches, collate, workers=workers):
+            if augmentation is not None:
+                images = augmentation.center(images)
+            losses.append(model(_prepare(images, model), reports).loss)
     loss = float(torch.stack(losses).mean())
     if not math.isfinite(loss):
         raise NonFiniteLossError(

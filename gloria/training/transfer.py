@@ -68,7 +68,7 @@ class TransferSettings:
         ks: the K of retrieval's precision and recall; those above the gallery are left out.
         resamples: of the bootstrap.
         batch_size: images encoded at a time; it does not change a figure.
-        workers: processes that load images in training.
+        workers: processes that load images of classification and segmentation.
         classification: recipe of a linear probe; None = the usual.
         segmentation: recipe of a U-Net; None = the usual.
         width: of the U-Net's first decoder block.
@@ -154,7 +154,7 @@ def why_not(task: str, data: TransferData, settings: TransferSettings) -> str:
         if task == "segmentation":
             if not (getattr(data.masked, split).labels == 1).any(0).all():
                 return f"a class has no image with a mask in the split {split}"
-        elif task == "classification" or data.gallery is None:
+        elif task == "classification" or data.gallery is None:  # zero-shot by pairs, too
             labels = getattr(data.labelled, split).labels
             if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
                 return f"no class has positive and negative images in the split {split}"

@@ -536,15 +536,6 @@ def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, tabl
     assert too_good in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_how_splits_are_drawn_is_told(model, table, tmp_path, capsys):
-    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--tasks", "segmentation")
-    command = ["evaluate", "--model", str(model), *given]
-    assert main([*command, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
-    assert "drawn, patient by patient\n" in capsys.readouterr().err
-    assert main([*command, "--out", str(tmp_path / "b")]) == 0
-    assert "drawn, image by image for want of --patient-column" in capsys.readouterr().err
-
-
 @NO_TEST
 def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given = write_chexpert_plus(tmp_path, ["train"] * 60)
@@ -554,7 +545,7 @@ def test_reports_are_read_as_in_training(model, tmp_path, capsys):
         images=None,
         labels=tmp_path / "labels.json",
         classes=None,
-        sections=["impression"],
+        sections=("impression",),
         prompts=None,
         image_size=(64, 64),
         per_class=3,

@@ -193,6 +193,8 @@ def test_a_film_that_would_be_nearly_of_one_gray(write_dicom, tmp_path):
     )
     path = write_dicom(tmp_path / "b.dcm", pixels, bits=16, WindowCenter=1450, WindowWidth=2900)
     np.testing.assert_allclose(shown(path), linear(pixels, 1450, 2900), atol=1e-6)
+    path = write_dicom(tmp_path / "b.dcm", pixels - 1450, bits=16, WindowCenter=0, WindowWidth=2900)
+    np.testing.assert_allclose(shown(path), linear(pixels - 1450, 0, 2900), atol=1e-6)
     write_dicom(tmp_path / "c.dcm", RAMP * 1000, bits=16)  # uses enough of them
     load_image(tmp_path / "c.dcm")
 

@@ -27,17 +27,6 @@ def test_eight_bits(ramp, tmp_path):
     assert load_image(tmp_path / "a.png", channels=3).shape == (3, 6, 5)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_a_film_that_lies_on_its_side_is_turned_upright(tmp_path, kind):
-    """An EXIF orientation of 6: what is the top row lies in the last column."""
-    pixels = np.linspace(0, np.iinfo(kind).max, 30).reshape(6, 5).astype(kind)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "a.png", exif=exif)
-    upright = load_image(tmp_path / "a.png")[0].numpy()
-    np.testing.assert_allclose(upright, pixels / np.iinfo(kind).max, atol=1e-6)
-
-
 def test_sixteen_bits_are_not_clipped(tmp_path):
     deep = np.linspace(0, 65535, 30).reshape(6, 5).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")

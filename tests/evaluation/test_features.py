@@ -6,7 +6,7 @@ from torch import nn
 
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset
-from gloria.errors import DataError, OptionError, UnknownWordWarning
+from gloria.errors import DataError, EmptyTextError, OptionError, UnknownWordWarning
 from gloria.evaluation.features import (
     encode_images,
     encode_prompts,
@@ -20,7 +20,7 @@ from gloria.evaluation.features import (
 from gloria.evaluation.phantoms import evaluate_gallery, evaluate_grounding
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
-from gloria.types import ImageFeatures, TextFeatures
+from gloria.types import ImageFeatures, TextFeatures, TokenizedText
 
 KINDS = ["global", "local", "both"]
 
@@ -271,6 +271,18 @@ def test_progress_counts_everything(trained):
     done.clear()
     pair_similarity(trained, *draw_features(5, 4), block=4, progress=done.append)
     assert done == [4, 1]
+
+
+def test_a_text_without_a_word_is_refused_for_an_encoder_that_takes_it(trained, monkeypatch):
+    tokenize = trained.text_encoder.tokenize
+
+    def lenient(texts):
+        inputs, word_ids, _ = tokenize(["edema"] * len(texts))
+        return TokenizedText(inputs, word_ids, [text.split() for text in texts])
+
+    monkeypatch.setattr(trained.text_encoder, "tokenize", lenient)
+    with pytest.raises(EmptyTextError, match=r"texts\[1\] has no word"):
+        encode_texts(trained, ["edema", " "])
 
 
 def test_images_are_taken_a_batch_at_a_time(trained):

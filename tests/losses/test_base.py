@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.distributed import AcrossRanks
 from gloria.errors import OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
@@ -17,7 +16,6 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
-from gloria.losses.base import unwrapped, wrapped_in
 
 
 class Three(PairLoss):
@@ -83,15 +81,6 @@ def test_optional_and_variable_arguments_are_not_asked_for():
 def test_a_compiled_loss_asks_for_what_the_loss_asks_for():
     compiled = torch.compile(GlobalContrastiveLoss(), backend="eager")
     assert inputs_of(compiled) == ("image_embeddings", "text_embeddings")
-
-
-def test_what_wraps_a_loss_without_changing_it():
-    loss = GlobalContrastiveLoss()
-    across = AcrossRanks(loss)
-    compiled = torch.compile(across, backend="eager")
-    assert unwrapped(compiled) is unwrapped(across) is unwrapped(loss) is loss
-    assert wrapped_in(compiled) is across
-    assert wrapped_in(loss) is wrapped_in(nn.Sequential(loss)) is None
 
 
 def test_an_argument_that_nobody_can_give_is_named():

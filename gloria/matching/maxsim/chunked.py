@@ -219,11 +219,11 @@ def forward_both(
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
     rows, columns = len(of_queries.positions), len(of_keys.positions)
     tall, wide = (max(side.lengths, default=1) for side in (of_queries, of_keys))
-    maxima = rows * len(of_keys.lengths) + columns * len(of_queries.lengths)
+    results = rows * len(of_keys.lengths) + columns * len(of_queries.lengths)
     numbers = memory_budget // (8 * queries.element_size())
     tile = min(TILE // queries.element_size(), numbers)
     vectors = numbers // max(queries.shape[2], 1)
-    if tall * wide > tile or max(tall, wide) > vectors or maxima > numbers:
+    if tall * wide > tile or max(tall, wide) > vectors or results > numbers:
         given = keep_winners, memory_budget
         return (
             forward(queries, keys, query_mask, key_mask, *given),
