@@ -88,9 +88,11 @@ peers `-half` multiply as the inputs are, less exactly. Block sizes are the fast
 found, which `choose_blocks` has taken over. What changed after this campaign no device has timed:
 fewer launches (at most 11 dispatched operations forward and 8 backward, `test_launches_are_few`);
 the second pass over a text's words goes backwards, for the L2 cache; exponents of the softmax over
-words take one multiplication more; the cosine's numerator is of the rounded weights; the hard
-maximum has other tiles and skips more; blocks of the global loss are of 64 instead of 8 MiB; and a
-run of images frees its memory before the next takes its own: the peaks below hold two at a time.
+words take one multiplication more; the cosine's numerator is of the rounded weights, and averages
+are taken off before they are multiplied; what gradients need of a word stands without padding; the
+hard maximum has other tiles and skips more, and FILIP reads its masks once; blocks of the global loss
+are of 64 instead of 8 MiB; and a run of images frees its memory before the next takes its own: the
+peaks below hold two at a time.
 """
 
 
