@@ -131,7 +131,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
-        "--report-column", metavar="NAME", help="of a csv; without it there is no retrieval"
+        "--report-column",
+        metavar="NAME",
+        help="of a csv; without it there is no retrieval, with it no image that has no report",
     )
     data.add_argument(
         "--skip-broken",
@@ -370,7 +372,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.chest_prompts import CHEST_PROMPTS
     from gloria.data.chexpert import COMPETITION_CLASSES, PATHOLOGIES
     from gloria.data.prompts import read_prompts
-    from gloria.data.transfer import Splits, TransferData, draw_patients
+    from gloria.data.transfer import NO_REPORTS, Splits, TransferData, draw_patients
     from gloria.errors import DataError, reason
 
     if args.format == "phantom":
@@ -400,7 +402,10 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     else:
         splits = Splits(*parts)
     data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
-    return replace(data, note=note)
+    missing = dict(data.missing)
+    if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
+        missing["retrieval"] += "; --report-column names the column that has them"
+    return replace(data, missing=missing, note=note)
 
 
 def _read(

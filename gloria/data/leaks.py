@@ -74,8 +74,8 @@ def find_leaks(
     if anonymous:
         total = sum(map(len, splits.values()))
         unchecked.append(
-            f"patients of {len(anonymous)} of {total} images, who are not told; first: "
-            f"{anonymous[0].place}."
+            f"patients of {len(anonymous)} of {total} images, which do not say whose they are; "
+            f"first: {anonymous[0].place}."
         )
     duplicates: dict[str, dict[str, list[str]]] = {}
     if files or pixels:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gloria.errors import DataError, GloriaError
+from gloria.errors import DataError, GloriaError, reason
 
 Collate = Callable[[list[Any]], Any]
 
@@ -42,6 +42,7 @@ def load_batches(
 
     Raises:
         GloriaError: what reading an item raises, as it is.
+        DataError: a process that loads was killed.
     """
     loader: DataLoader[Any] = DataLoader(
         _Batches(items, collate),
@@ -52,7 +53,19 @@ def load_batches(
         generator=torch.Generator().manual_seed(seed),  # or it draws from the global one
         persistent_workers=workers > 0,
     )
-    for batch in loader:
+    loaded = iter(loader)
+    while True:
+        try:
+            batch = next(loaded)
+        except StopIteration:
+            return
+        except RuntimeError as cause:
+            if "DataLoader worker" not in str(cause):
+                raise
+            raise DataError(
+                f"a process that loads items was killed ({reason(cause)}); too little memory, or "
+                f"shared memory? workers={workers} were asked for; 0 load in this process."
+            ) from cause
         if isinstance(batch, GloriaError):
             raise batch
         yield batch

@@ -23,6 +23,9 @@ from gloria.data.splits import draw_splits
 TASKS = ("retrieval", "zero-shot", "classification", "segmentation")
 """The tasks, in the paper's order."""
 
+NO_REPORTS = "the images have no reports"
+"""Why there is no retrieval, mostly."""
+
 PHANTOM_NOTE = (
     "Phantom radiographs: they show that training works. No evidence about real radiographs, nor "
     "for or against any paper."
@@ -174,8 +177,8 @@ class TransferData:
             name: what captions call it.
             splits: :class:`~gloria.data.Radiographs` of three sets of patients, such as
                 :func:`draw_patients` gives.
-            prompts: by class; a class without prompts is left out of nothing but makes zero-shot
-                classification missing.
+            prompts: by class, in small letters or capitals; a class without prompts is left out of
+                nothing but makes zero-shot classification missing.
             gallery: images of exactly one class each; None = drawn from the test split, as many of
                 each class as there are, at most ``per_class``.
             classes: of the gallery and of zero-shot classification; None = the data's.
@@ -207,7 +210,7 @@ class TransferData:
             classes=classes,
             labelled=splits,
             masked=splits,
-            prompts={each: prompts[each] for each in classes if each in prompts},
+            prompts=_prompts_of(classes, prompts),
             missing=_missing(test, gallery, no_gallery, classes, prompts),
         )
 
@@ -233,6 +236,13 @@ def _exclusive(data: Radiographs, classes: Sequence[str]) -> dict[str, int]:
     return {name: int(only[:, data.classes.index(name)].sum()) for name in classes}
 
 
+def _prompts_of(classes: Sequence[str], prompts: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
+    """Those of classes, by their own names; where none is named so, capitals do not count."""
+    any_case = {name.casefold(): each for name, each in prompts.items()} | dict(prompts)
+    found = {name: any_case.get(name, any_case.get(name.casefold())) for name in classes}
+    return {name: each for name, each in found.items() if each is not None}
+
+
 def _missing(
     test: Radiographs,
     gallery: Radiographs | None,
@@ -249,8 +259,8 @@ def _missing(
         else:
             missing = dict.fromkeys(("retrieval", "zero-shot"), no_gallery)
     elif not all(gallery.reports):
-        missing["retrieval"] = "the images have no reports"
-    without = [name for name in classes if name not in prompts]
+        missing["retrieval"] = NO_REPORTS
+    without = [name for name in classes if name not in _prompts_of(classes, prompts)]
     if without:
         there = ", ".join(prompts) or "none"
         missing["zero-shot"] = f"there are no prompts for {', '.join(without)}; for these: {there}"

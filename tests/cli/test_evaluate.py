@@ -239,7 +239,7 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     asked = ("--tasks", "retrieval,zero-shot")
     assert run(model, tmp_path / "out", *given, *asked) == 0
     printed = capsys.readouterr().out
-    assert "retrieval skipped: the images have no reports." in printed
+    assert "retrieval skipped: the images have no reports; --report-column names" in printed
     assert "segmentation" not in printed  # which was not asked for
     assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
     assert "Phantom" not in printed

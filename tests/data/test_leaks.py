@@ -35,7 +35,9 @@ def test_clean_splits_and_what_is_not_known():
     splits = {"train": [record("a", "p1"), record("b", "p1")], "val": [record("c")]}
     leaks = find_leaks(splits, files=False)
     assert not leaks
-    assert leaks.unchecked == ["patients of 1 of 3 images, who are not told; first: row of c."]
+    assert leaks.unchecked == [
+        "patients of 1 of 3 images, which do not say whose they are; first: row of c."
+    ]
     with pytest.raises(DataError, match="a leak is between splits; got train"):
         find_leaks({"train": [record("a")]})
 
@@ -223,6 +225,7 @@ def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
 def test_images_without_a_row_are_called_by_their_paths(tmp_path):
     splits = {name: [Record(name, tmp_path / f"{name}.png", where="")] for name in ("train", "val")}
     assert find_leaks(splits).unchecked == [
-        f"patients of 2 of 2 images, who are not told; first: {tmp_path / 'train.png'}.",
+        "patients of 2 of 2 images, which do not say whose they are; "
+        f"first: {tmp_path / 'train.png'}.",
         f"exact duplicates of 2 of 2 files, first: {tmp_path / 'train.png'} does not exist.",
     ]

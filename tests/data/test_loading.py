@@ -1,5 +1,8 @@
 """Batches come in order, whoever loads them, and errors come as they are."""
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -37,3 +40,12 @@ def test_images_of_one_batch_have_one_shape():
     items = [ImageReport(torch.zeros(1, 2, side), "") for side in (2, 3)]
     with pytest.raises(DataError, match=r"one shape; got \[\(1, 2, 2\), \(1, 2, 3\)\]"):
         stack_images(items)
+
+
+def test_a_loading_process_that_is_killed_is_told():
+    class Killed:
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(DataError, match=r"was killed .*workers=1 were asked for; 0 load in this"):
+        list(load_batches(Killed(), [[0], [1]], list, workers=1))

@@ -72,6 +72,16 @@ def test_the_gallery_is_drawn_of_test_images_that_show_one_class_only(radiograph
     assert list(data.prompts) == list(CLASSES)
 
 
+def test_prompts_are_found_whatever_the_capitals(radiographs):
+    own = {**CHEST_PROMPTS, "edema": CHEST_PROMPTS["Pneumonia"]}
+    for prompts, expected in ((CHEST_PROMPTS, "Edema"), (own, "Pneumonia")):
+        splits = draw_patients(radiographs(("edema", "CARDIOMEGALY")), seed=0)
+        data = TransferData.of_radiographs("films", splits, prompts)
+        assert data.prompts["edema"] is CHEST_PROMPTS[expected]
+        assert data.prompts["CARDIOMEGALY"] is CHEST_PROMPTS["Cardiomegaly"]
+        assert "zero-shot" not in data.missing
+
+
 def test_splits_and_galleries_that_leak_are_refused(radiographs):
     data = radiographs()
     train, val, test = (data.select(data.ids[k::3]) for k in range(3))  # patients have two images
