@@ -53,22 +53,19 @@ def load_batches(
         generator=torch.Generator().manual_seed(seed),  # or it draws from the global one
         persistent_workers=workers > 0,
     )
-    loaded = iter(loader)
-    while True:
-        try:
-            batch = next(loaded)
-        except StopIteration:
-            return
-        except RuntimeError as cause:
-            if "DataLoader worker" not in str(cause):
-                raise
-            raise DataError(
-                f"a process that loads items was killed ({reason(cause)}); too little memory, or "
-                f"shared memory? workers={workers} were asked for; 0 load in this process."
-            ) from cause
-        if isinstance(batch, GloriaError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, GloriaError):
+                raise batch
+            yield batch
+    except RuntimeError as cause:
+        # torch has no class for it; what an item raised begins otherwise
+        if not str(cause).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"a process that loads items was killed ({reason(cause)}); too little memory, or "
+            f"shared memory? workers={workers} were asked for; 0 load in this process."
+        ) from cause
 
 
 def stack_images(items: Sequence[HasImage]) -> Tensor:

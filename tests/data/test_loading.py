@@ -49,3 +49,13 @@ def test_a_loading_process_that_is_killed_is_told():
 
     with pytest.raises(DataError, match=r"was killed .*workers=1 were asked for; 0 load in this"):
         list(load_batches(Killed(), [[0], [1]], list, workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_an_item_raises_is_not_taken_for_a_kill(workers):
+    class Faulty:
+        def __getitem__(self, index):
+            raise RuntimeError("a bug of the data's own")
+
+    with pytest.raises(RuntimeError, match="a bug of the data's own"):
+        list(load_batches(Faulty(), [[0]], list, workers=workers))
