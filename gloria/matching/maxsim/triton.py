@@ -32,8 +32,8 @@ of 32 would not reach sm_90's matrix units, which multiply 64 rows at a time. Co
 the two products: winners sorted by key, then gathered (two launches more, and a token that won all
 the words would gather them one after the other, in one program); and one product for each query, of
 who chose whom without the weight, which then multiplies a second accumulator (no two overlap, and
-its rows are padded). By count, either would save 3 to 10 µs of a step that takes a millisecond on an
-H200.
+its rows are padded). By count, either would save 3 to 10 µs of a step that takes a millisecond on
+an H200.
 
 Reading and writing inputs, winners and gradients once takes 5 µs of its memory at most. Whatever
 takes longer is host time, or programs that wait; so tiles leave room for two on a processor.
