@@ -33,8 +33,8 @@ from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 from gloria.weights import write_file, write_text
 
-FORMAT = 1
-"""Version of the folder's layout, and of how images are prepared."""
+FORMAT = 2
+"""Version of the folder's layout, and of how images are prepared: 1 did not read EXIF."""
 
 
 class Row(NamedTuple):
@@ -88,7 +88,13 @@ class StoredImages:
 
         Args:
             indices: into ``ids``, at least one.
+
+        Raises:
+            DataError: there is none, or the store is damaged.
         """
+        indices = [int(index) for index in indices]  # of a tensor no two are equal as keys
+        if not indices:
+            raise DataError("indices must hold at least one; there is nothing to read.")
         parts, order = [], []
         for shard, some in self._by_shard(indices).items():
             pooled, regions, *mask = self._read(shard, some, "pooled", "regions", "region_mask")
@@ -166,9 +172,10 @@ def store_images(
     grid, rows = _open(folder, settings)
     paths = [abspath(record.path) for record in data.records]
     now = {path: _signature(path) for path in paths}
+    one_of = {path: index for index, path in enumerate(paths)}  # a film may be in several rows
     missing = [
         index
-        for index, path in enumerate(paths)
+        for path, index in one_of.items()
         if path not in rows or (rows[path].size, rows[path].mtime) != now[path]
     ]
     for index in missing:
@@ -216,8 +223,9 @@ def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict
         raise _damaged(folder, f"index.json: {type(cause).__name__}: {cause}") from cause
     if version != FORMAT:
         raise DataError(
-            f"{folder} has features in format {version}; this version knows {FORMAT}. Choose "
-            f"another folder."
+            f"{folder} has features in format {version}, in which images were prepared otherwise; "
+            f"this version of gloria writes format {FORMAT}. Choose another folder, or delete this "
+            f"one."
         )
     changed = [
         f"{name} was {before.get(name)}, is {settings.get(name)}"

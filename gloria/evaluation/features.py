@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gloria.checks import check_finite, check_integer
+from gloria.checks import check_finite, check_integer, check_tensor
 from gloria.data.images import normalize
 from gloria.errors import DataError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
@@ -55,12 +55,13 @@ def encode_images(
         without gradients.
 
     Raises:
-        DataError: there is no image.
+        DataError: there is no image, or one is of another size than the first, or beyond [0, 1].
+        DtypeError, ShapeError: one is no ``(channel, height, width)`` of floating-point numbers.
         OptionError: ``batch_size`` is below 1.
     """
     check_integer("batch_size", batch_size, 1)
     parts = []
-    left = iter(images)
+    left = _checked(images)
     with evaluating(model):
         while batch := list(islice(left, batch_size)):
             stacked = torch.stack(batch).to(model.device)
@@ -288,3 +289,24 @@ def select_texts(texts: TextFeatures, index: Iterable[int]) -> TextFeatures:
         texts.word_mask[chosen],
         [texts.tokens[i] for i in chosen],
     )
+
+
+def _checked(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images, each when it is asked for; 8-bit levels would give features of another film."""
+    shape = None
+    for number, image in enumerate(images):
+        name = f"images[{number}]"
+        check_tensor(name, image, ("channel", "height", "width"))
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise DataError(
+                f"images must all be of one size; {name} is {tuple(image.shape)}, the first "
+                f"{tuple(shape)}."
+            )
+        lowest, highest = (float(each) for each in image.aminmax())
+        if not (lowest >= 0 and highest <= 1):
+            raise DataError(
+                f"images must be in [0, 1], not normalised yet; {name} is from {lowest:g} to "
+                f"{highest:g}. Divide 8-bit levels by 255."
+            )
+        yield image

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from gloria.data.folder import ImageFolder
 from gloria.data.phantom import PhantomDataset
+from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, OptionError
 from gloria.evaluation import embeddings
 from gloria.evaluation.embeddings import store_images
@@ -154,6 +155,25 @@ def test_broken_images_are_named_and_tried_again(tmp_path, model, films):
         store(tmp_path, model, films)
 
 
+def test_a_film_of_several_rows_is_encoded_once(tmp_path, model, films):
+    once = ImageFolder(films, size=SIZE).records
+    data = Radiographs([*once, *once[2:4]], size=SIZE)
+    done = []
+    images = store_images(tmp_path / "store", model, data, fingerprint="a", progress=done.append)
+    assert images.encoded == 7
+    assert sum(done) == len(images) == 9
+    assert_same(images.features([2, 3]), images.features([7, 8]))
+
+
+def test_images_are_chosen_by_any_integers(tmp_path, model, films):
+    images = store(tmp_path, model, films)
+    expected = images.features([5, 0, 5])
+    for indices in (torch.tensor([5, 0, 5]), np.array([5, 0, 5]), (-2, 0, 5)):
+        assert_same(images.features(indices), expected)
+    with pytest.raises(DataError, match="indices must hold at least one"):
+        images.features([])
+
+
 @pytest.mark.parametrize("change", ["model", "size", "channels", "bits", "window"])
 def test_features_of_another_model_or_preparation_are_refused(tmp_path, model, films, change):
     store(tmp_path, model, films)
@@ -179,7 +199,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, model, films):
 
 
 def damage_index(folder):
-    (folder / "index.json").write_text('{"format": 1, "settings"')
+    (folder / "index.json").write_text('{"format": 2, "settings"')
 
 
 def truncate_shard(folder):
@@ -209,11 +229,12 @@ def test_damage_is_an_error_that_names_the_folder(tmp_path, model, films, damage
         list(store(tmp_path, model, films).pooled())
 
 
-def test_another_format_is_refused(tmp_path, model, films):
+def test_features_from_before_exif_was_read_are_refused(tmp_path, model, films):
     store(tmp_path, model, films)
     index = json.loads((tmp_path / "store" / "index.json").read_text())
-    (tmp_path / "store" / "index.json").write_text(json.dumps({**index, "format": 2}))
-    with pytest.raises(DataError, match="format 2; this version knows 1"):
+    assert index["format"] == 2
+    (tmp_path / "store" / "index.json").write_text(json.dumps({**index, "format": 1}))
+    with pytest.raises(DataError, match="format 1, in which .* otherwise; .* writes format 2"):
         store(tmp_path, model, films)
 
 

@@ -6,7 +6,14 @@ from torch import nn
 
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset
-from gloria.errors import DataError, EmptyTextError, OptionError, UnknownWordWarning
+from gloria.errors import (
+    DataError,
+    DtypeError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+    UnknownWordWarning,
+)
 from gloria.evaluation.features import (
     encode_images,
     encode_prompts,
@@ -187,6 +194,26 @@ def test_nothing_to_encode_or_compare_is_an_error(trained):
         pair_similarity(trained, select_images(images, slice(0)), texts)
     with pytest.raises(DataError, match="texts must hold at least one; there is nothing"):
         pair_similarity(trained, images, select_texts(texts, []))
+
+
+@pytest.mark.parametrize(
+    ("second", "error", "message"),
+    [
+        (torch.ones(1, 32, 48), DataError, r"of one size; images\[1\] is \(1, 32, 48\), the first"),
+        (torch.full((1, 32, 32), 255.0), DataError, r"images\[1\] is from 255 to 255. Divide 8-bit"),
+        (torch.full((1, 32, 32), -0.5), DataError, r"must be in \[0, 1\], not normalised yet"),
+        (torch.full((1, 32, 32), float("nan")), DataError, r"images\[1\] is from nan to nan"),
+        (torch.ones(1, 32, 32).byte(), DtypeError, r"images\[1\] must be a floating-point tensor"),
+        (torch.ones(32, 32), ShapeError, r"images\[1\] must be \(channel, height, width\)"),
+        (torch.ones(1, 32, 32).numpy(), DtypeError, r"images\[1\] must be a tensor"),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_images_that_an_encoder_would_misread_are_errors(
+    trained, batch_size, second, error, message
+):
+    with pytest.raises(error, match=message):
+        encode_images(trained, [torch.ones(1, 32, 32), second], batch_size)
 
 
 def test_batches_of_nothing_are_an_error(trained):
