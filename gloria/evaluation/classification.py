@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gloria.checks import check_choice, check_finite, check_same_size, check_tensor, require
+from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_labels
 
@@ -220,10 +220,16 @@ class Thresholds:
         values: ``(class,)``; NaN where a class has none.
         chosen_on: the scores and labels that :func:`choose_thresholds` saw, sorted, so that
             figures on the same images are refused; None = thresholds from elsewhere.
+
+    Raises:
+        DtypeError, ShapeError: the values are no vector of floating-point numbers.
     """
 
     values: Tensor
     chosen_on: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_tensor("values of Thresholds", self.values, ("class",))
 
     @property
     def undefined(self) -> list[int]:
@@ -363,17 +369,14 @@ def _decision_metrics(
     decided: Tensor, labels: Tensor, undefined: list[int]
 ) -> dict[str, ClassMetric]:
     """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
-    metrics = require("torchmetrics.functional.classification", "tasks")
-    counts = metrics.multilabel_stat_scores(
-        decided.int(),
-        labels,
-        num_labels=labels.shape[1],
-        average=None,
-        ignore_index=-1,
-        validate_args=False,  # they would refuse a single class
-    )
+    positive, negative = labels == 1, labels == 0  # uncertain ones are neither
+    counts = [
+        (truth & called).sum(0).tolist()
+        for called in (decided, ~decided)
+        for truth in (positive, negative)
+    ]
     figures: dict[str, list[float | None]] = {}
-    for number, (tp, fp, tn, fn, _) in enumerate(counts.reshape(-1, 5).tolist()):
+    for number, (tp, fp, fn, tn) in enumerate(zip(*counts, strict=True)):
         ratios = {
             "accuracy": (tp + tn, tp + tn + fp + fn),
             "sensitivity": (tp, tp + fn),
@@ -383,7 +386,6 @@ def _decision_metrics(
             "f1": (2 * tp, 2 * tp + fp + fn),
         }
         for name, (part, whole) in ratios.items():
-            # torchmetrics would make it 0 where there is nothing to divide by
             value = None if number in undefined or not whole else part / whole
             figures.setdefault(name, []).append(value)
     return {name: _metric(per_class) for name, per_class in figures.items()}

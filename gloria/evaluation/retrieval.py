@@ -202,6 +202,8 @@ def check_labels(name: str, labels: Tensor, axis: str) -> None:
 
 def check_ks(ks: Sequence[int], candidates: int) -> None:
     """Require every K to be an integer from 1 to the number of candidates."""
+    if not isinstance(ks, Sequence):
+        raise DtypeError(f"ks must be a list of integers; got {ks!r}.")
     for k in ks:
         if isinstance(k, bool) or not isinstance(k, int):
             raise DtypeError(f"ks must hold integers; got {k!r}.")

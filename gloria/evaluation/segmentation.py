@@ -9,6 +9,7 @@ all scores high. So both are given, each under its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -256,7 +257,7 @@ def evaluate_segmentation(
         OptionError: a threshold is not in [0, 1], or their number not that of the classes.
         What :func:`measure_overlap` raises.
     """
-    given = [thresholds] if isinstance(thresholds, int | float) else list(thresholds)
+    given = [thresholds] if isinstance(thresholds, Real) else list(thresholds)
     if len(given) not in (1, model.classes):
         raise OptionError(
             f"thresholds must be one, or one for each of {model.classes} classes; got {given}."

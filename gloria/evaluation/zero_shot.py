@@ -230,8 +230,9 @@ def _score(
 ) -> Tensor:
     """Scores ``(image, class)`` of lists of prompts."""
     check_choice("reduction", reduction, ("mean", "max", "ensemble"))
-    if not prompts:
-        raise DataError("prompts must hold at least one class; there is nothing to score.")
+    for name, given, unit in (("prompts", prompts, "class"), ("images", images.pooled, "image")):
+        if not len(given):
+            raise DataError(f"{name} must hold at least one {unit}; there is nothing to score.")
     every = [prompt for each in prompts.values() for prompt in each]
     texts = encode_prompts(model, every, stacklevel=4)
     prompt_class = torch.tensor(
@@ -254,6 +255,8 @@ def _score(
 
 def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, list[str]]:
     """The positive prompts by class, checked."""
+    if not isinstance(prompts, Mapping):
+        raise DtypeError(f"prompts must be by class, in a dict; got {type(prompts).__name__}.")
     return {
         name: (each if isinstance(each, PromptSet) else PromptSet(each)).prompts
         for name, each in prompts.items()

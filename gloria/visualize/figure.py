@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gloria.checks import check_positive, require
+from gloria.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,10 +41,12 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = 150) -> Path:
         ``path``.
 
     Raises:
-        OptionError: ``dpi`` is not positive.
+        OptionError: ``dpi`` is not positive, or matplotlib knows no format of this ending.
     """
     check_positive("dpi", dpi)
     path = Path(path)
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise OptionError(f"path must end in .png, .pdf, .svg or another picture's; got {path}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".figure-") as folder:
         fresh = Path(folder) / path.name

@@ -234,7 +234,7 @@ def test_features_from_before_exif_was_read_are_refused(tmp_path, model, films):
     index = json.loads((tmp_path / "store" / "index.json").read_text())
     assert index["format"] == 2
     (tmp_path / "store" / "index.json").write_text(json.dumps({**index, "format": 1}))
-    with pytest.raises(DataError, match="format 1, in which .* otherwise; .* writes format 2"):
+    with pytest.raises(DataError, match=r"format 1, in which .* otherwise; .* writes format 2"):
         store(tmp_path, model, films)
 
 

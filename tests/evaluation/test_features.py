@@ -200,7 +200,11 @@ def test_nothing_to_encode_or_compare_is_an_error(trained):
     ("second", "error", "message"),
     [
         (torch.ones(1, 32, 48), DataError, r"of one size; images\[1\] is \(1, 32, 48\), the first"),
-        (torch.full((1, 32, 32), 255.0), DataError, r"images\[1\] is from 255 to 255. Divide 8-bit"),
+        (
+            torch.full((1, 32, 32), 255.0),
+            DataError,
+            r"images\[1\] is from 255 to 255. Divide 8-bit",
+        ),
         (torch.full((1, 32, 32), -0.5), DataError, r"must be in \[0, 1\], not normalised yet"),
         (torch.full((1, 32, 32), float("nan")), DataError, r"images\[1\] is from nan to nan"),
         (torch.ones(1, 32, 32).byte(), DtypeError, r"images\[1\] must be a floating-point tensor"),

@@ -192,6 +192,8 @@ def test_k_beyond_the_gallery_is_an_error(function):
     for k in (5, 0, -1):
         with pytest.raises(OptionError, match=f"ks must be from 1 to .*, 4; got {k}"):
             function(similarity, relevant, [1, k])
+    with pytest.raises(DtypeError, match="ks must be a list of integers; got 2"):
+        function(similarity, relevant, 2)
     with pytest.raises(DtypeError, match=r"ks must hold integers; got 2\.0"):
         function(similarity, relevant, [2.0])
     assert function(similarity, relevant, []) == {}

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score
@@ -139,7 +140,7 @@ def test_thresholds_are_chosen_for_each_class():
     figures = evaluate_segmentation(Sees(2), scenes(classes=2), (0.3, 0.7))
     assert figures["dice_all"] == figures["iou_positives"] == 1
     assert figures["thresholds"] == [0.3, 0.7]
-    one_for_all = evaluate_segmentation(Sees(2), scenes(classes=2), 0.3)
+    one_for_all = evaluate_segmentation(Sees(2), scenes(classes=2), np.float32(0.3))
     assert one_for_all["per_class"][0]["dice_all"] == 1
     assert one_for_all["per_class"][1]["dice_all"] < 1
 

@@ -245,6 +245,12 @@ def test_bad_prompts_and_options_are_named(model, films):
     images = encode_images(model, films[:2])
     with pytest.raises(DataError, match="prompts must hold at least one class"):
         zero_shot_scores(model, images, {})
+    for function in (zero_shot_scores, zero_shot_probabilities):
+        with pytest.raises(DtypeError, match="prompts must be by class, in a dict; got list"):
+            function(model, images, ["edema"])
+    for reduction in ("mean", "ensemble"):
+        with pytest.raises(DataError, match="images must hold at least one"):
+            zero_shot_scores(model, select_images(images, slice(0)), PROMPTS, reduction=reduction)
     with pytest.raises(DtypeError, match="positive must be a list of prompts; got 'edema'"):
         zero_shot_scores(model, images, {"edema": "edema"})
     with pytest.raises(OptionError, match="positive must hold at least one prompt"):

@@ -41,3 +41,10 @@ def test_dots_per_inch_are_positive(figure, tmp_path):
     with pytest.raises(OptionError, match="dpi must be"):
         save_figure(figure, tmp_path / "picture.png", dpi=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.", "picture.foo", ".png"])
+def test_an_ending_of_no_picture_is_an_error(figure, tmp_path, name):
+    with pytest.raises(OptionError, match=r"path must end in \.png, .*; got "):
+        save_figure(figure, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
