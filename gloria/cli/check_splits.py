@@ -20,10 +20,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--data", nargs="+", default=[], type=Path, metavar="FILE", help="CSV files, id lists"
-    )
-    parser.add_argument(
-        "files", nargs="*", default=[], type=Path, metavar="FILE", help="the same, without --data"
+        "--data", nargs="+", required=True, type=Path, metavar="FILE", help="CSV files, id lists"
     )
     parser.add_argument("--split-column", default="split", metavar="NAME", help="of CSV files")
     parser.add_argument(
@@ -65,14 +62,11 @@ def run(args: argparse.Namespace) -> int:
         find_leaks,
         read_split_files,
     )
-    from gloria.errors import DataError, OptionError
+    from gloria.errors import DataError
 
     check_integer("first", args.first, 0)
-    files = [*args.data, *args.files]
-    if not files:
-        raise OptionError("data must be given: a CSV file with a split column, or a file a split.")
     splits = read_split_files(
-        files,
+        args.data,
         split_column=args.split_column,
         image_column=args.image_column,
         patient_column=args.patient_column,

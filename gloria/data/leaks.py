@@ -32,14 +32,15 @@ class Leaks:
         sizes: split: number of its images.
         patients: patient: split: ids of their images there.
         images: id: split: the id, once for each time it is there.
-        duplicates: hash: split: ids of the images that are the same there, though their ids differ.
+        duplicates: hash: split: ids of the images that are the same there, though their ids differ;
+            None = files were not compared.
         unchecked: what could not be checked, and why.
     """
 
     sizes: Mapping[str, int]
     patients: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     images: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    duplicates: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    duplicates: Mapping[str, Mapping[str, list[str]]] | None = None
     unchecked: Sequence[str] = ()
 
     def __bool__(self) -> bool:
@@ -74,10 +75,10 @@ def find_leaks(
     if anonymous:
         total = sum(map(len, splits.values()))
         unchecked.append(
-            f"patients of {len(anonymous)} of {total} images, which do not say whose they are; "
-            f"first: {anonymous[0].place}."
+            f"patients of {len(anonymous)} of {total} images, which do not say whose they are "
+            f"(patient-column and patient-pattern are where to look); first: {anonymous[0].place}."
         )
-    duplicates: dict[str, dict[str, list[str]]] = {}
+    duplicates = None
     if files or pixels:
         duplicates, why = _duplicates(splits, pixels, progress)
         unchecked += why
@@ -108,16 +109,19 @@ def check_splits(splits: Splits, *, files: bool = False) -> None:
 def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     """What was found, in words, with the first few of each kind."""
     lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
-    kinds = {
-        "patients": leaks.patients,
-        "images": leaks.images,
-        "exact duplicates": leaks.duplicates,
-    }
-    for kind, found in kinds.items():
+    copies = "exact copies with other ids"
+    for kind, found in (
+        ("patients", leaks.patients),
+        ("images", leaks.images),
+        (copies, leaks.duplicates),
+    ):
+        if found is None:
+            lines.append(f"{kind}: not looked for")
+            continue
         lines.append(f"{kind} in more than one split: {_count(found, leaks.sizes)}")
         for key, places in list(found.items())[:first]:
             where = "; ".join(_place(name, ids) for name, ids in places.items())
-            lines.append(f"  {key[:12] if kind == 'exact duplicates' else key}  {where}")
+            lines.append(f"  {key[:12] if kind == copies else key}  {where}")
         if len(found) > first:
             lines.append(f"  and {len(found) - first} more")
     lines += [f"not checked: {reason}" for reason in leaks.unchecked]
@@ -258,7 +262,7 @@ def _duplicates(
     if not faults:
         return copies, []
     total = sum(map(len, splits.values()))
-    return copies, [f"exact duplicates of {len(faults)} of {total} files, first: {faults[0]}."]
+    return copies, [f"exact copies of {len(faults)} of {total} files, first: {faults[0]}."]
 
 
 def _hash(path: Path) -> str:
@@ -298,6 +302,6 @@ def _first(names: Iterable[str], header: Sequence[str], needed_by: Path | None) 
     if not found and needed_by is not None:
         raise DataError(
             f"{needed_by} has no column {' or '.join(names)}; it has {', '.join(header)}. "
-            f"Name the column with the images."
+            f"image-column says which it is."
         )
     return found

@@ -88,5 +88,8 @@ def test_the_code_and_the_commands_run(disk, capsys):
     assert list(leaks.values()) == [1, 1, 1, 1]
     shown = capsys.readouterr().out
     # CheXpert Plus's two PNG files have the same pixels
-    assert "exact duplicates in more than one split: 1 (1 of 1 in train, 1 of 1 in valid)" in shown
+    assert (
+        "exact copies with other ids in more than one split: 1 (1 of 1 in train, 1 of 1 in valid)"
+        in shown
+    )
     assert "patients in more than one split: 1 (2 of 12 in train, 2 of 2 in valid)" in shown

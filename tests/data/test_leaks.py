@@ -36,7 +36,8 @@ def test_clean_splits_and_what_is_not_known():
     leaks = find_leaks(splits, files=False)
     assert not leaks
     assert leaks.unchecked == [
-        "patients of 1 of 3 images, which do not say whose they are; first: row of c."
+        "patients of 1 of 3 images, which do not say whose they are (patient-column and "
+        "patient-pattern are where to look); first: row of c."
     ]
     with pytest.raises(DataError, match="a leak is between splits; got train"):
         find_leaks({"train": [record("a")]})
@@ -73,9 +74,9 @@ def test_files_that_are_not_there_or_broken_are_told(write_image, tmp_path):
         "val": [record("c", "q", tmp_path / "gone.png")],
     }
     (why,) = find_leaks(splits).unchecked
-    assert why.startswith("exact duplicates of 1 of 3 files, first: row of c: ")
+    assert why.startswith("exact copies of 1 of 3 files, first: row of c: ")
     (why,) = find_leaks(splits, pixels=True).unchecked
-    assert why.startswith("exact duplicates of 2 of 3 files, first: row of c: ")
+    assert why.startswith("exact copies of 2 of 3 files, first: row of c: ")
 
 
 def test_a_leak_is_an_error_if_none_is_wanted():
@@ -206,7 +207,9 @@ def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
 
 def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
     path = write_rows(tmp_path / "my.csv", ["file"], ["a"])
-    with pytest.raises(DataError, match=r"no column image or Path or .*; it has file\. Name the"):
+    with pytest.raises(
+        DataError, match=r"no column image or Path or .*; it has file\. image-column says"
+    ):
         read_split_files([path])
     assert list(read_split_files([path], image_column="file")) == ["my"]
     twin = write_rows(tmp_path / "twin" / "my.csv", ["file"], ["a"])
@@ -225,7 +228,8 @@ def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
 def test_images_without_a_row_are_called_by_their_paths(tmp_path):
     splits = {name: [Record(name, tmp_path / f"{name}.png", where="")] for name in ("train", "val")}
     assert find_leaks(splits).unchecked == [
-        "patients of 2 of 2 images, which do not say whose they are; "
+        "patients of 2 of 2 images, which do not say whose they are "
+        "(patient-column and patient-pattern are where to look); "
         f"first: {tmp_path / 'train.png'}.",
-        f"exact duplicates of 2 of 2 files, first: {tmp_path / 'train.png'} does not exist.",
+        f"exact copies of 2 of 2 files, first: {tmp_path / 'train.png'} does not exist.",
     ]
