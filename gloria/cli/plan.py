@@ -184,10 +184,13 @@ def render(facts: dict[str, Any]) -> str:
     for name, cost in facts["backends"].items():
         row = [name]
         for half in ("forward", "backward"):
-            row += [f"{cost[half]['operations'] / 1e12:,.3f}", f"{cost[half]['bytes'] / 1e9:,.2f}"]
-        row.append(f"{cost['memory'] / 2**20:,.0f}")
+            row += [
+                _figure(cost[half]["operations"] / 1e12, 3),
+                _figure(cost[half]["bytes"] / 1e9, 2),
+            ]
+        row.append(_figure(cost["memory"] / 2**20, 0))
         for least in cost["least_seconds"].values():
-            row += [f"{1e3 * least[half]:,.3f}" for half in ("forward", "backward")]
+            row += [_figure(1e3 * least[half], 3) for half in ("forward", "backward")]
         rows.append(row)
     widths = [max(len(row[k]) for row in rows[1:]) for k in range(len(below))]
     table = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
@@ -216,6 +219,11 @@ def _about_times(devices: list[str], dtype: str) -> str:
     if devices == [OWN]:
         return f"{bounds}."
     return f"{bounds}, at the rates of {' and '.join(devices)}; {own}"
+
+
+def _figure(value: float, decimals: int) -> str:
+    """With so many decimals or, where these would show less of it, with two digits."""
+    return f"{value:,.{decimals}f}" if value >= 10 ** (1 - decimals) else f"{value:.2g}"
 
 
 def _cells(row: list[str], widths: list[int]) -> list[str]:

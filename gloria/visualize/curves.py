@@ -60,14 +60,17 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
 
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(5.2 * columns, 2.9 * rows + (0.35 if title else 0))
+    figure = new_figure(5.2 * columns, 3.1 * rows + (0.35 if title else 0))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (heading, shown) in zip(axes, panels, strict=False):
         style_axes(panel, heading, x_label="step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
         for name, colour in zip(shown, _cycle(len(shown)), strict=True):
             _draw_curve(panel, history, name, colour)
-        if len(shown) > 1:
-            panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+        if [_words(name).capitalize() for name in shown] != [heading]:
+            # below the curves, which may be anywhere in a short run
+            place: Any = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
+            panel.legend(ncols=2, frameon=False, fontsize=9, labelcolor=INK, **place)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     if title:

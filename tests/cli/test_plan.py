@@ -109,6 +109,23 @@ def test_what_auto_takes_and_who_cannot_run(capsys):
     assert shown["device"] == "cpu"
 
 
+def test_small_problems_show_their_first_digits(capsys):
+    small = ["--images", "2", "--regions", "4", "--words", "3", "--dim", "8", "--device", "cpu"]
+    assert main(["plan", *small, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["backends"]
+    assert main(["plan", *small]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, cost in facts.items():
+        (row,) = (line.split()[1:] for line in lines if line.startswith(f"{name} "))
+        halves = [cost["forward"], cost["backward"]]
+        expected = [figure for half in halves for figure in (half["operations"], half["bytes"])]
+        expected = [expected[0] / 1e12, expected[1] / 1e9, expected[2] / 1e12, expected[3] / 1e9]
+        expected += [cost["memory"] / 2**20]
+        expected += [1e3 * each for each in cost["least_seconds"]["NVIDIA H200"].values()]
+        assert [float(cell) for cell in row] == pytest.approx(expected, rel=0.05)
+        assert min(expected) > 0
+
+
 def test_the_table_has_a_row_per_backend_and_says_what_its_times_are(capsys):
     assert main(["plan", *SIZES]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -55,6 +55,22 @@ def test_everything_logged_is_drawn(steps):
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize("steps", [1, 12, 200])
+def test_names_are_below_the_curves_unless_the_heading_says_them(steps):
+    figure = plot_training_curves(draw_history(steps), title="A run")
+    figure.canvas.draw()
+    named = {}
+    for panel in figure.axes:
+        if legend := panel.get_legend():
+            assert legend.get_window_extent().y1 < panel.get_window_extent().y0
+            named[panel.get_title(loc="left")] = [text.get_text() for text in legend.get_texts()]
+    expected = {"Terms of the loss": ["global image to text", "local image to text"]}
+    if steps >= 10:
+        expected["Loss"] = ["loss", "validation loss"]
+        expected["Validation"] = ["validation precision@5"]
+    assert named == expected
+
+
 def test_lines_hold_what_was_logged():
     drawn = curves(plot_training_curves(draw_history(200)))
     np.testing.assert_allclose(
