@@ -1,7 +1,7 @@
 r"""Evaluate a trained model: retrieval, zero-shot, classification, segmentation.
 
-Prints the four tables of GLoRIA's paper with confidence intervals, and below each what was
-published, on other data. Without --data, on the built-in phantoms:
+Prints the four tables of GLoRIA's paper with confidence intervals; below those of phantoms and of
+the paper's data sets, what was published. Without --data, on the built-in phantoms:
 
   gloria evaluate --model runs/demo/model --out runs/demo/evaluation
   gloria evaluate --model runs/a/model runs/b/model --tasks retrieval,zero-shot --out runs/both
@@ -37,7 +37,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.image_size import HELP, pick_image_size
+from gloria.cli.arguments import IMAGE_SIZE, locate_model, parse_names, pick_image_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tasks",
-        type=_words,
+        type=parse_names,
         metavar="NAME,...",
         help="retrieval,zero-shot,classification,segmentation; default: what the data permit",
     )
@@ -122,12 +122,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
-        type=_words,
+        type=parse_names,
         metavar="NAME,...",
         help="of the reports, as in training; default: the whole report",
     )
     data.add_argument(
-        "--classes", type=_words, metavar="NAME,...", help="columns of labels of a csv"
+        "--classes", type=parse_names, metavar="NAME,...", help="columns of labels of a csv"
     )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
@@ -148,7 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
-    data.add_argument("--image-size", type=int, metavar="PX", help=HELP)
+    data.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
     data.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of a csv's 16-bit images, such as 12"
     )
@@ -168,12 +168,12 @@ def run(args: argparse.Namespace) -> int:
     from gloria.errors import OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_resamples, count_work, evaluate_task
-    from gloria.weights import find_model, hash_model, load_model
+    from gloria.weights import hash_model, load_model
 
     _check(args)
     check_out(args.out)
     device = pick_device(args.device)
-    folders = {name: find_model(name) for name in (path.as_posix() for path in args.model)}
+    folders = {path.as_posix(): locate_model(path, args.quiet) for path in args.model}
     models = {name: load_model(folder, device=device) for name, folder in folders.items()}
     channels = {model.image_encoder.image_input.channels for model in models.values()}
     if len(channels) > 1:
@@ -235,6 +235,7 @@ def _check(args: argparse.Namespace) -> None:
     args.format = args.format or ("csv" if args.data else "phantom")
     if args.per_class is not None:
         check_integer("per-class", args.per_class, 1)
+    check_integer("workers", args.workers, 0)
     if (args.data is None) != (args.format == "phantom"):
         needs = "needs --data" if args.data is None else "takes no --data"
         raise OptionError(f"--format {args.format} {needs}.")
@@ -386,7 +387,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
-    names, note = _split_names(args)
+    names, note = _name_splits(args)
     parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
@@ -478,7 +479,7 @@ def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
     return whole
 
 
-def _split_names(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
+def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
     """What the data's own splits are called, one None if they must be drawn; what to note of it.
 
     Warns:
@@ -497,6 +498,9 @@ def _split_names(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     there = read_splits(args.data) if has_column else []
     lacking = [name for name in names if name not in there]
     if not lacking:
+        if others := sorted(set(there) - set(names)):
+            told = ", ".join(map(repr, others))
+            say(f"rows of other splits are not read: {told}", args.quiet)
         return names, ""
     how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
@@ -535,7 +539,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     parts = ["# Evaluation\n", *([f"{results['note']}\n"] if results["note"] else [])]
-    parts += [as_markdown(table) for table in _tables(results)]
+    parts += [as_markdown(table, _published(results)) for table in _tables(results)]
     parts += [f"{remark}\n" for remark in _remarks(results)]
     write_text(out / "tables.md", "\n".join(parts))
 
@@ -543,9 +547,17 @@ def _write(out: Path, results: dict[str, Any]) -> None:
 def _text(results: dict[str, Any]) -> str:
     from gloria.evaluation.tables import as_text
 
-    parts = [as_text(table) for table in _tables(results)]
+    parts = [as_text(table, _published(results)) for table in _tables(results)]
     parts += _remarks(results)
     return "\n\n".join([*parts, *([results["note"]] if results["note"] else [])])
+
+
+def _published(results: dict[str, Any]) -> list[str]:
+    """The data sets whose published rows stand below: the one that this is; of phantoms, all."""
+    from gloria.evaluation.published import DATA_SETS
+
+    form = results["settings"]["format"]
+    return [each for each in DATA_SETS if form == "phantom" or form.startswith(each.lower())]
 
 
 def _remarks(results: dict[str, Any]) -> list[str]:
@@ -574,10 +586,6 @@ def _tables(results: dict[str, Any]) -> list[Table]:
         if reports:
             tables.append(transfer_table(task, reports))
     return tables
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
 
 
 def _percents(text: str) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gloria.cli.image_size import HELP, pick_image_size
+from gloria.cli.arguments import IMAGE_SIZE, locate_model, pick_image_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )
-    parser.add_argument("--image-size", type=int, metavar="PX", help=HELP)
+    parser.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
     parser.add_argument(
         "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
     )
@@ -72,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
     from gloria.evaluation.embeddings import store_images
     from gloria.evaluation.search import check_counts, search_images
     from gloria.training.devices import pick_device
-    from gloria.weights import find_model, hash_model, load_model
+    from gloria.weights import hash_model, load_model
 
     shortlist = max(200, args.top) if args.shortlist is None else args.shortlist
     check_counts(args.top, shortlist)
     if not args.text.strip():
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
-    folder = find_model(args.model.as_posix())
+    folder = locate_model(args.model, args.quiet)
     model = load_model(folder, device=device)
     kind = model.trained_kind  # there may be none, which is told before images are encoded
     data = ImageFolder(

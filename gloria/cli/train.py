@@ -29,6 +29,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gloria.cli.arguments import parse_names
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--sections",
-        type=_names,
+        type=parse_names,
         metavar="NAME,...",
         help="of the reports, such as findings,impression; default: the whole report",
     )
@@ -426,10 +428,6 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.pretrained:
         options["pretrained"] = True
     return options | dict(args.image_option)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
 
 
 def _width(text: str) -> int | None:

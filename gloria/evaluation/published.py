@@ -38,6 +38,8 @@ ZERO_SHOT_COLUMNS = ("Acc", "Sens", "Spec", "PPV", "NPV", "F1")
 LABEL_COLUMNS = ("1%", "10%", "100%")
 PERCENT = ("retrieval", "classification")
 """The tasks whose figures are printed in percent; the others', as shares of 1."""
+DATA_SETS = ("CheXpert", "RSNA", "SIIM")
+"""How the names of the data sets begin."""
 
 PUBLISHED: dict[str, tuple[PublishedTable, ...]] = {
     "retrieval": (

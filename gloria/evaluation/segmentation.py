@@ -8,8 +8,7 @@ all scores high. So both are given, each under its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -257,7 +256,7 @@ def evaluate_segmentation(
         OptionError: a threshold is not in [0, 1], or their number not that of the classes.
         What :func:`measure_overlap` raises.
     """
-    given = [thresholds] if isinstance(thresholds, Real) else list(thresholds)
+    given = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
     if len(given) not in (1, model.classes):
         raise OptionError(
             f"thresholds must be one, or one for each of {model.classes} classes; got {given}."

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gloria.checks import check_choice
 from gloria.errors import ShapeError
 from gloria.evaluation.bootstrap import Interval
-from gloria.evaluation.published import PERCENT, PUBLISHED, SOURCE
+from gloria.evaluation.published import DATA_SETS, PERCENT, PUBLISHED, SOURCE
 
 TITLES = {
     "retrieval": "Image-text retrieval",
@@ -66,7 +66,7 @@ class Table:
     """Figures of one task.
 
     Attributes:
-        task: one of :data:`TITLES`; its published rows are shown below the measured ones.
+        task: one of :data:`TITLES`.
         caption: data and protocol of the measured rows.
         columns: what the figures are called.
         rows: row: its figures as shares of 1, one for each column; None = it has none.
@@ -77,7 +77,7 @@ class Table:
 
     Example:
         >>> row = {"mine": (Interval(0.61, 0.58, 0.64), None, Spread(0.4, 0.02, 3))}
-        >>> print(as_text(Table("retrieval", "phantoms", ("P@5", "P@10", "P@100"), row), False))
+        >>> print(as_text(Table("retrieval", "phantoms", ("P@5", "P@10", "P@100"), row), ()))
         Image-text retrieval, in %
         phantoms
         <BLANKLINE>
@@ -114,35 +114,32 @@ class Table:
         return [("", *self.columns), *rows]
 
 
-def as_text(table: Table, published: bool = True) -> str:
+def as_text(table: Table, published: Collection[str] = DATA_SETS) -> str:
     """A table for the terminal.
 
     Args:
         table: what to show.
-        published: whether the published rows stand below.
+        published: the data sets, of ``DATA_SETS``, whose published rows stand below.
     """
     caption = textwrap.fill(table.caption, 100)
     parts = [f"{table.title}\n{caption}\n", _aligned(table.lines())]
-    if published:
+    if below := _published(table.task, published):
         parts.append(f"-- {NOT_COMPARABLE}")
-        parts += [
-            f"   {about}\n{_aligned(lines, '   ')}" for about, lines in _published(table.task)
-        ]
+        parts += [f"   {about}\n{_aligned(lines, '   ')}" for about, lines in below]
     return "\n".join(parts)
 
 
-def as_markdown(table: Table, published: bool = True, level: int = 2) -> str:
+def as_markdown(table: Table, published: Collection[str] = DATA_SETS) -> str:
     """A table as Markdown, with a heading.
 
     Args:
         table: what to show.
-        published: whether the published rows stand below.
-        level: of the heading.
+        published: as in :func:`as_text`.
     """
-    parts = [f"{'#' * level} {table.title}", f"{table.caption}.", markdown(table.lines())]
-    if published:
+    parts = [f"## {table.title}", f"{table.caption}.", markdown(table.lines())]
+    if below := _published(table.task, published):
         parts.append(f"*{NOT_COMPARABLE[0].upper()}{NOT_COMPARABLE[1:]}:*")
-        for about, lines in _published(table.task):
+        for about, lines in below:
             parts += [f"*{about}*", markdown([tuple(map(_italic, line)) for line in lines])]
     return "\n\n".join(parts) + "\n"
 
@@ -159,7 +156,7 @@ def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
 
 
-def _published(task: str) -> list[tuple[str, list[tuple[str, ...]]]]:
+def _published(task: str, data_sets: Collection[str]) -> list[tuple[str, list[tuple[str, ...]]]]:
     """What each published table is of, and its lines, the figures as they were printed."""
     return [
         (
@@ -173,6 +170,7 @@ def _published(task: str) -> list[tuple[str, list[tuple[str, ...]]]]:
             ],
         )
         for table in PUBLISHED[task]
+        if table.data.partition(" ")[0] in data_sets
     ]
 
 

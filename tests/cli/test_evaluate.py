@@ -241,6 +241,7 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     printed = capsys.readouterr().out
     assert "retrieval skipped: the images have no reports; --report-column names" in printed
     assert "segmentation" not in printed  # which was not asked for
+    assert "published" not in printed + (tmp_path / "out" / "tables.md").read_text()
     assert "csv, 2x4" in printed  # a fifth of 20 patients, 2 of each class, 2 images each
     assert "Phantom" not in printed
     assert "skipped" in (tmp_path / "out" / "tables.md").read_text()
@@ -259,6 +260,16 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
     assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 2
     assert "which changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--classes", "Edema,Edema"), ("--classes", "Edema,"), ("--tasks", "zero-shot,zero-shot")],
+)
+def test_a_list_has_each_name_once(model, table, tmp_path, capsys, option, value):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
+    assert run(model, tmp_path / "out", *given, option, value) == 2
+    assert f"{option}: must be names, each once, as A,B; got {value!r}" in capsys.readouterr().err
 
 
 def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, capsys):
@@ -312,7 +323,12 @@ def test_a_model_of_the_hub_is_named_as_it_is_there(hub, tiny, model, tmp_path, 
     (expected,) = results(tmp_path / "folder")["models"].values()
     assert results(tmp_path / "out")["models"] == {"someone/films": expected}
     assert run("someone/none", tmp_path / "none", *asked) == 2
-    assert "someone/none is no folder here, and as a repository" in capsys.readouterr().err
+    capsys.readouterr()
+    command = ["evaluate", "--model", "someone/none", "--out", str(tmp_path / "none")]
+    assert main(command) == 2
+    asks, error = capsys.readouterr().err.splitlines()
+    assert asks == "someone/none is no folder here: looking for it on the Hugging Face hub"
+    assert "someone/none is no folder here, and as a repository" in error
 
 
 def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
@@ -356,15 +372,18 @@ def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys)
     header, *rows = table.read_text().splitlines()
     splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
     rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
-    table.write_text("\n".join([f"{header},split", *rows]))
+    table.write_text("\n".join([f"{header},split", *rows, "4.png,p2,Edema.,1,0,mine"]))
     for name in ("0", "1", "39"):
         (tmp_path / f"{name}.png").write_bytes(b"no image")
-    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--skip-broken")
-    assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
+    command = ["evaluate", "--model", str(model), "--out", str(tmp_path / "out")]
+    command += ["--data", str(table), "--classes", "Edema,Cardiomegaly", "--skip-broken"]
+    assert main([*command, "--tasks", "zero-shot"]) == 0
     left_out = results(tmp_path / "out")["left_out"]
     assert {split: len(reasons) for split, reasons in left_out.items()} == {"train": 2, "test": 1}
     assert "row 41" in left_out["test"][0]
-    assert "left out of train: 2 images" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "left out of train: 2 images" in printed.out
+    assert "rows of other splits are not read: 'mine'" in printed.err
 
 
 def test_films_of_12_bits(model, table, tmp_path, capsys):
@@ -582,6 +601,8 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys):
     assert f"{kind}, 8 test images" in printed
     assert "threshold chosen on 4 other images" in printed
     assert "segmentation" not in results(tmp_path / "out")["skipped"]
+    assert ("RSNA pneumonia" in printed) == ("published" in printed) == (kind == "rsna")
+    assert "CheXpert" not in printed
 
 
 def write_dicom(path, pixels):
@@ -614,6 +635,7 @@ def write_dicom(path, pixels):
         (["--skip-broken"], "skip-broken is not for --format phantom"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
+        (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
         (["--format", "rsna", "--data", "x.csv", "--images", "."], "x.csv does not exist"),
     ],

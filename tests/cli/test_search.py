@@ -9,7 +9,7 @@ from PIL import Image
 
 import gloria
 from gloria.cli import main
-from gloria.cli.image_size import pick_image_size
+from gloria.cli.arguments import pick_image_size
 from gloria.data.phantom import PhantomDataset
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model

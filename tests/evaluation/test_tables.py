@@ -7,7 +7,7 @@ import pytest
 
 from gloria.errors import OptionError, ShapeError
 from gloria.evaluation.bootstrap import Interval
-from gloria.evaluation.published import PERCENT, PUBLISHED
+from gloria.evaluation.published import DATA_SETS, PERCENT, PUBLISHED
 from gloria.evaluation.tables import (
     NOT_COMPARABLE,
     TITLES,
@@ -31,7 +31,24 @@ def test_published_rows_stand_below_a_line_that_says_they_are_no_match():
         theirs = next(k for k, line in enumerate(lines) if "69.24" in line)
         assert ours < mark < theirs
         assert any("CheXpert 5x200" in line for line in lines[mark:])
-        assert NOT_COMPARABLE not in show(table(), published=False)
+        assert NOT_COMPARABLE not in show(table(), published=())
+
+
+@pytest.mark.parametrize("task", TITLES)
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_published_rows_of_one_data_set(task, data_set):
+    for show in (as_text, as_markdown):
+        shown = show(table(task), published=(data_set,))
+        for each in PUBLISHED[task]:
+            assert (each.protocol in shown) == each.data.startswith(data_set)
+        assert ("not comparable" in shown) == any(
+            each.data.startswith(data_set) for each in PUBLISHED[task]
+        )
+
+
+def test_every_published_table_is_of_one_of_the_data_sets():
+    begin = {each.data.split()[0] for tables in PUBLISHED.values() for each in tables}
+    assert begin == set(DATA_SETS)
 
 
 def test_a_figure_without_an_interval_shows_none():

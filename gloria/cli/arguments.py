@@ -1,8 +1,10 @@
-"""The size of the images that a saved model is fed: that of its training, unless said otherwise."""
+"""Arguments that several commands take: saved models, the size of their images, lists of names."""
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gloria.errors import OptionError
@@ -10,7 +12,26 @@ from gloria.errors import OptionError
 if TYPE_CHECKING:
     from gloria.model import GLoRIA
 
-HELP = "square side; default: that of the model's training"
+IMAGE_SIZE = "square side; default: that of the model's training"
+"""Help of ``--image-size``."""
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """``"A, B"`` as names."""
+    found = tuple(name.strip() for name in text.split(","))
+    if "" in found or len(set(found)) < len(found):
+        raise ArgumentTypeError(f"must be names, each once, as A,B; got {text!r}")
+    return found
+
+
+def locate_model(name: Path, quiet: bool) -> Path:
+    """The folder of a saved model, or of its copy from the hub; says if the hub is asked."""
+    from gloria.cli.progress import say
+    from gloria.weights import find_model
+
+    if len(name.parts) == 2 and not name.exists():  # as owner/name, or mistyped
+        say(f"{name} is no folder here: looking for it on the Hugging Face hub", quiet)
+    return find_model(name.as_posix())
 
 
 def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[int, int]:
