@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that load images, beside this one; large films take most of the time",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -98,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 data,
                 fingerprint=hash_model(folder),
                 batch_size=args.batch_size,
+                workers=args.workers,
                 progress=progress.advance,
             )
         by_region = {"global": 0, "local": len(images)}.get(kind, min(shortlist, len(images)))

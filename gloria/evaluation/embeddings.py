@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from gloria.checks import check_integer
+from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError
 from gloria.evaluation.features import encode_images, join_images, select_images
@@ -133,6 +137,7 @@ def store_images(
     fingerprint: str,
     batch_size: int = 64,
     shard_size: int = 256,
+    workers: int = 0,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> StoredImages:
     """Encode the images that a folder does not have yet, or that have changed, and keep them there.
@@ -147,6 +152,7 @@ def store_images(
         fingerprint: of the model, as :func:`~gloria.weights.hash_model` gives it.
         batch_size: images encoded at a time; it does not change the result.
         shard_size: images read and written at a time.
+        workers: processes that load images.
         progress: called with the number of images that are done since the last call, as
             ``tqdm.update``.
 
@@ -157,10 +163,12 @@ def store_images(
         DataError: the folder holds the features of another model, or of images prepared in another
             way, which are left alone; it is damaged, or can't be written to; no image can be read;
             or an image's features are not finite.
-        OptionError: ``batch_size`` or ``shard_size`` is below 1.
+        OptionError: ``batch_size`` or ``shard_size`` is below 1, or ``workers`` below 0; or
+            ``bits`` of the data does not fit an image.
     """
     check_integer("shard_size", shard_size, 1)
     check_integer("batch_size", batch_size, 1)
+    check_integer("workers", workers, 0)
     folder = Path(folder)
     settings = {
         "model": fingerprint,
@@ -182,15 +190,13 @@ def store_images(
         rows.pop(paths[index], None)
     progress(len(data) - len(missing))
     broken: list[str] = []
-    for start in range(0, len(missing), shard_size):
-        images, read = [], []
-        for index in missing[start : start + shard_size]:
-            try:
-                images.append(data[index].image)
-                read.append(paths[index])
-            except DataError as fault:
-                broken.append(str(fault))
-                progress(1)
+    loaded = zip(missing, _load(data, missing, workers), strict=True)
+    while some := list(islice(loaded, shard_size)):
+        images = [found for _, found in some if isinstance(found, Tensor)]
+        read = [paths[index] for index, found in some if isinstance(found, Tensor)]
+        faults = [found for _, found in some if isinstance(found, str)]
+        broken += faults
+        progress(len(faults))
         if not images:
             continue
         features = encode_images(model, images, batch_size, progress=progress)
@@ -203,6 +209,28 @@ def store_images(
     if not len(stored):
         raise DataError(f"none of {len(data)} images can be read; first: {broken[0]}")
     return stored
+
+
+def _load(data: Radiographs, indices: Sequence[int], workers: int) -> Iterator[Tensor | str]:
+    """Images; in place of one that can't be read, why."""
+    each = [[index] for index in indices]
+    workers = min(workers, len(indices))
+    for found in load_batches(_Readable(data), each, itemgetter(0), workers=workers):
+        # what another process loaded keeps a file open
+        yield found if isinstance(found, str) else found.clone()
+
+
+class _Readable(Dataset[Tensor | str]):
+    """The images of a data set; in place of one that can't be read, why."""
+
+    def __init__(self, data: Radiographs) -> None:
+        self.data = data
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.data[index].image
+        except DataError as fault:
+            return str(fault)
 
 
 def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict[str, Row]]:

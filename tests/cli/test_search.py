@@ -91,7 +91,7 @@ def test_json_is_the_same_ranking(search):
 
 def test_a_cache_saves_the_encoding_and_changes_nothing(search, tmp_path):
     cached = ["--cache", tmp_path / "cache"]
-    _, first, told = search(*cached)
+    _, first, told = search(*cached, "--workers", "1")
     assert "8 images searched, 8 of them encoded now" in told
     code, second, told = search(*cached)
     assert code == 0

@@ -135,6 +135,21 @@ def test_films_that_need_bits_are_not_broken(tmp_path, model, films):
         store(tmp_path, model, films)
 
 
+def test_other_processes_load_the_same(tmp_path, model, films):
+    (films / "3.png").write_bytes(b"")
+    expected = store(tmp_path, model, films)
+    data, done = ImageFolder(films, size=SIZE), []
+    options = {"fingerprint": "a", "shard_size": 3, "workers": 2, "progress": done.append}
+    images = store_images(tmp_path / "other", model, data, **options)
+    assert (images.ids, images.broken) == (expected.ids, expected.broken)
+    assert sum(done) == 7
+    assert_same(images.features(range(6)), expected.features(range(6)))
+    assert store_images(tmp_path / "other", model, data, **options).encoded == 0
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(films / "3.png")
+    with pytest.raises(OptionError, match=r"3\.png has 16 bits a pixel and uses 12"):
+        store_images(tmp_path / "other", model, data, **options)
+
+
 def test_broken_images_are_named_and_tried_again(tmp_path, model, films):
     whole = (films / "3.png").read_bytes()
     (films / "3.png").write_bytes(whole[:60])
@@ -292,3 +307,5 @@ def test_sizes_below_one_are_errors(tmp_path, model, films):
         store(tmp_path, model, films, shard_size=0)
     with pytest.raises(OptionError, match="batch_size must be at least 1; got 0"):
         store(tmp_path, model, films, batch_size=0)
+    with pytest.raises(OptionError, match="workers must be at least 0; got -1"):
+        store(tmp_path, model, films, workers=-1)
