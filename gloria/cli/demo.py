@@ -76,15 +76,11 @@ def run(args: argparse.Namespace) -> int:
 
 def format_figures(figures: dict[str, dict[str, float]]) -> str:
     """The main figures as a table."""
+    from gloria.evaluation.tables import align
+
     columns = ("trained", "untrained", "chance", "other image")
-    rows: list[tuple[str, ...]] = [("", *columns)]
-    for name, values in figures.items():
-        rows.append((name, *(f"{values[c]:.3f}" if c in values else "" for c in columns)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns) + 1)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    rows = [
+        (name, *(f"{values[c]:.3f}" if c in values else "" for c in columns))
+        for name, values in figures.items()
+    ]
+    return align([("", *columns), *rows])

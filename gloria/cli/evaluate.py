@@ -289,17 +289,18 @@ def _begin(
     chosen = {**json.loads(json.dumps(given, default=str)), **settings.description()}
     if args.prompts is not None:  # their texts count, whatever the file is called
         chosen["prompts"] = _hash_prompts(args.prompts)
+    empty: dict[str, Any] = {
+        "gloria": gloria.__version__,
+        "settings": chosen,
+        "note": "",
+        "data": None,
+        "skipped": {},
+        "left_out": {},
+        "models": {},
+    }
     file = args.out / "results.json"
     if not file.is_file():
-        return {
-            "gloria": gloria.__version__,
-            "settings": chosen,
-            "note": "",
-            "data": None,
-            "skipped": {},
-            "left_out": {},
-            "models": {},
-        }
+        return empty
     try:
         results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         before, known = results["settings"], results["models"]
@@ -318,7 +319,7 @@ def _begin(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."
             )
-    return results
+    return empty | results
 
 
 def _accept(

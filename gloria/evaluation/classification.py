@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
-from gloria.evaluation.retrieval import check_labels
+from gloria.evaluation.retrieval import check_integers, check_labels
 
 
 class ClassMetric(TypedDict):
@@ -302,9 +302,7 @@ def check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises what :func:`multilabel_auroc` raises.
     """
     check_tensor("scores", scores, ("image", "class"))
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise DtypeError(f"labels must be a tensor of integers; got {given}.")
+    check_integers("labels", labels)
     if labels.shape != scores.shape:
         raise ShapeError(
             f"labels must be of the shape of scores, {tuple(scores.shape)} = (image, class); "

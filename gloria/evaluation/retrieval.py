@@ -193,11 +193,16 @@ def class_relevance(query_labels: Tensor, candidate_labels: Tensor) -> Tensor:
 
 def check_labels(name: str, labels: Tensor, axis: str) -> None:
     """Require a vector of integers."""
+    check_integers(name, labels)
+    if labels.dim() != 1:
+        raise ShapeError(f"{name} must be ({axis},); got {tuple(labels.shape)}.")
+
+
+def check_integers(name: str, labels: Tensor) -> None:
+    """Require a tensor of integers."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise DtypeError(f"{name} must be a tensor of integers; got {given}.")
-    if labels.dim() != 1:
-        raise ShapeError(f"{name} must be ({axis},); got {tuple(labels.shape)}.")
 
 
 def check_ks(ks: Sequence[int], candidates: int) -> None:

@@ -122,10 +122,10 @@ def as_text(table: Table, published: Collection[str] = DATA_SETS) -> str:
         published: the data sets, of ``DATA_SETS``, whose published rows stand below.
     """
     caption = textwrap.fill(table.caption, 100)
-    parts = [f"{table.title}\n{caption}\n", _aligned(table.lines())]
+    parts = [f"{table.title}\n{caption}\n", align(table.lines())]
     if below := _published(table.task, published):
         parts.append(f"-- {NOT_COMPARABLE}")
-        parts += [f"   {about}\n{_aligned(lines, '   ')}" for about, lines in below]
+        parts += [f"   {about}\n{align(lines, '   ')}" for about, lines in below]
     return "\n".join(parts)
 
 
@@ -154,6 +154,19 @@ def markdown(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     head, *rows = lines
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
+
+
+def align(lines: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Lines in columns, the first on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        indent
+        + "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _published(task: str, data_sets: Collection[str]) -> list[tuple[str, list[tuple[str, ...]]]]:
@@ -185,19 +198,6 @@ def _format(cell: Cell, scale: float, decimals: int) -> str:
     if isinstance(cell, Spread):
         return show(cell.mean) if cell.runs == 1 else f"{show(cell.mean)} ± {show(cell.sd)}"
     return show(cell)
-
-
-def _aligned(lines: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Lines in columns, the first on the left, the others on the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        indent
-        + "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _italic(cell: str) -> str:
