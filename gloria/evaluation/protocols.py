@@ -10,8 +10,13 @@ import torch
 from gloria.data.chexpert import COMPETITION_CLASSES
 from gloria.data.protocols import class_labels
 from gloria.data.radiographs import Radiographs
-from gloria.errors import DataError
-from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
+from gloria.errors import DataError, DtypeError
+from gloria.evaluation.features import (
+    encode_images,
+    encode_prompts,
+    encode_texts,
+    similarity_by_kind,
+)
 from gloria.evaluation.retrieval import (
     check_ks,
     class_relevance,
@@ -141,7 +146,7 @@ def evaluate_text_queries(
         ks: the K of precision and recall, each at most the number of candidates.
         aggregation: as in :func:`evaluate_pairs`.
         weights: as in :func:`evaluate_pairs`.
-        batch_size: as in :func:`evaluate_pairs`.
+        batch_size: images encoded at a time; it does not change the result.
         progress: as in :func:`evaluate_pairs`: in all, twice the number of candidates.
 
     Returns:
@@ -150,20 +155,27 @@ def evaluate_text_queries(
 
     Raises:
         DataError: there is no query; an image is positive for none or several of the classes.
+        DtypeError: the queries of a class are one text, not a list.
         OptionError: a K is larger than the gallery.
+
+    Warns:
+        UnknownWordWarning: the model's vocabulary lacks words of the queries.
 
     Source: Zhang et al., ConVIRT, MLHC 2022.
     """
+    for name, texts in queries.items():
+        if isinstance(texts, str):  # its letters would be asked for
+            raise DtypeError(f"queries of {name!r} must be a list of texts; got {texts!r}.")
     flat = [text for texts in queries.values() for text in texts]
     if not flat:
         raise DataError("queries must hold at least one text; there is nothing to ask.")
     check_ks(ks, len(candidates))
     numbers = [number for number, texts in enumerate(queries.values()) for _ in texts]
     relevant = class_relevance(torch.tensor(numbers), class_labels(candidates, list(queries)))
-    texts = encode_texts(model, flat, batch_size)
+    asked = encode_prompts(model, flat, stacklevel=3)
     images = _encode(model, candidates, batch_size, progress)
     similarities = similarity_by_kind(
-        model, images, texts, aggregation=aggregation, weights=weights, progress=progress
+        model, images, asked, aggregation=aggregation, weights=weights, progress=progress
     )
     return {
         kind: evaluate_queries(similarity.T.cpu(), relevant, ks)

@@ -288,7 +288,7 @@ def _wrap(
         column = start + len(word)
     if len(lines) > most_lines:
         lines = lines[:most_lines]
-        lines[-1].append((min(lines[-1][-1][0] + len(lines[-1][-1][2]), width), -1, " ..."))
+        lines[-1].append((min(lines[-1][-1][0] + len(lines[-1][-1][2]), width), -1, " …"))
     return lines
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from gloria.data import Radiographs, Record
 from gloria.data.phantom import PhantomDataset
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError, UnknownWordWarning
 from gloria.evaluation.features import evaluating
 from gloria.evaluation.protocols import (
     evaluate_image_queries,
@@ -110,6 +110,9 @@ def test_texts_that_ask_for_images(model, data):
         expected = precision(columns, [2, 2, 0, 1], [number % 3 for number in range(12)], 4)
         assert figures["precision@4"] == pytest.approx(expected)
     assert list(found) == ["global", "local", "both"]
+    with pytest.warns(UnknownWordWarning, match="lacks '☃'") as warned:
+        evaluate_text_queries(model, {**queries, "Edema": ["edema ☃"]}, data, ks=(1,))
+    assert warned[0].filename == __file__
 
 
 def test_a_model_without_a_local_loss_has_the_global_row_only(data):
@@ -136,6 +139,8 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_encoded(model, data
         evaluate_image_queries(model, data, rest, CLASSES, ks=(1,))
     with pytest.raises(DataError, match="queries must hold at least one text"):
         evaluate_text_queries(model, {}, data, ks=(1,))
+    with pytest.raises(DtypeError, match="queries of 'Mass' must be a list of texts; got 'mass'"):
+        evaluate_text_queries(model, {**texts, "Mass": "mass"}, data, ks=(1,))
     with pytest.raises(DataError, match="4 are not, first: row 2, positive for none"):
         evaluate_pairs(model, data, CLASSES[:2], ks=(1,))
     records = [data.records[0], data.records[1]._replace(report="")]

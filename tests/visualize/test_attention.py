@@ -177,7 +177,7 @@ def test_a_sentence_is_wrapped_without_losing_words():
 
 def test_a_long_report_is_cut_with_a_sign():
     figure = plot_grounding_examples([example(words=["opacity"] * 200, start=0, stop=1)])
-    assert texts(figure)[-1] == " ..."
+    assert texts(figure)[-1] == " …"
     drawn(figure)
 
 
