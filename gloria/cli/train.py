@@ -236,6 +236,7 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)
+    check_integer("workers", args.workers, 0)
     _check_names(args)
     check_out(args.out, "model", "best")
     pairs = _read(args, args.train_split)

@@ -119,6 +119,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--text-option", "last_n_layers=3"], "last_n_layers must be from 1 to 2; got 3"),
         (["--clip-norm", "0"], "clip_norm must be"),
         (["--embedding-dim", "0"], "embedding-dim must be at least 1; got 0"),
+        (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--image-size", "0"], "height in size must be at least 1; got 0"),
     ],
 )
