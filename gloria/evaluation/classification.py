@@ -289,7 +289,10 @@ def choose_thresholds(
     """
     check_choice("maximize", maximize, ("f1", "youden"))
     scores, labels = check_multilabel(validation_scores, validation_labels)
-    values = [_threshold(*known, maximize) for known in _classes(scores, labels)]
+    values = [
+        _threshold(column[label >= 0], label[label >= 0], maximize)
+        for column, label in zip(scores.T, labels.T, strict=True)
+    ]
     return Thresholds(torch.tensor(values, dtype=torch.float64), _sort(scores, labels))
 
 
@@ -329,14 +332,6 @@ def check_no_nan(name: str, values: Tensor) -> None:
     if values.isnan().any():
         image = values.isnan().any(1).nonzero()[0].item()
         raise DataError(f"{name} holds NaN, first at image {image}.")
-
-
-def _classes(scores: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each class, the scores and labels of the images whose label is certain."""
-    return [
-        (column[known], label[known])
-        for column, label, known in zip(scores.T, labels.T, labels.T >= 0, strict=True)
-    ]
 
 
 def _auroc(ranks: Tensor, labels: Tensor) -> float | None:
@@ -390,6 +385,7 @@ def _decision_metrics(
 
 
 def _threshold(scores: Tensor, labels: Tensor, maximize: str) -> float:
+    """That of one class, from the images whose label is certain; NaN if there is none."""
     if labels.unique().numel() < 2:
         return float("nan")
     values, place = scores.unique(return_inverse=True)  # rising

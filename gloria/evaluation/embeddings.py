@@ -180,30 +180,28 @@ def store_images(
     grid, rows = _open(folder, settings)
     paths = [abspath(record.path) for record in data.records]
     now = {path: _signature(path) for path in paths}
-    one_of = {path: index for index, path in enumerate(paths)}  # a film may be in several rows
-    missing = [
-        index
-        for path, index in one_of.items()
+    missing = {
+        path: index  # of one of its rows, if a film has several
+        for index, path in enumerate(paths)
         if path not in rows or (rows[path].size, rows[path].mtime) != now[path]
-    ]
-    for index in missing:
-        rows.pop(paths[index], None)
+    }
+    for path in missing:
+        rows.pop(path, None)
     progress(len(data) - len(missing))
     broken: list[str] = []
-    loaded = zip(missing, _load(data, missing, workers), strict=True)
+    loaded = zip(missing, _load(data, list(missing.values()), workers), strict=True)
     while some := list(islice(loaded, shard_size)):
-        images = [found for _, found in some if isinstance(found, Tensor)]
-        read = [paths[index] for index, found in some if isinstance(found, Tensor)]
+        images = {path: found for path, found in some if isinstance(found, Tensor)}
         faults = [found for _, found in some if isinstance(found, str)]
         broken += faults
         progress(len(faults))
         if not images:
             continue
-        features = encode_images(model, images, batch_size, progress=progress)
-        _check_finite(features, read)
+        features = encode_images(model, images.values(), batch_size, progress=progress)
+        _check_finite(features, list(images))
         grid = features.grid
         shard = _write_shard(folder, features)
-        rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(read)}
+        rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
         _write_index(folder, settings, grid, rows)
     stored = StoredImages(folder, grid, rows, data, len(missing) - len(broken), broken)
     if not len(stored):

@@ -33,7 +33,6 @@ class PublishedTable(NamedTuple):
 
 SOURCE = "Huang et al., GLoRIA, ICCV 2021, section 4"
 
-RETRIEVAL_COLUMNS = ("Prec@5", "Prec@10", "Prec@100")
 ZERO_SHOT_COLUMNS = ("Acc", "Sens", "Spec", "PPV", "NPV", "F1")
 LABEL_COLUMNS = ("1%", "10%", "100%")
 PERCENT = ("retrieval", "classification")
@@ -46,7 +45,7 @@ PUBLISHED: dict[str, tuple[PublishedTable, ...]] = {
         PublishedTable(
             "CheXpert 5x200",
             "an image asks for reports of its class",
-            RETRIEVAL_COLUMNS,
+            ("Prec@5", "Prec@10", "Prec@100"),
             {
                 "DSVE": (40.64, 32.77, 24.74),
                 "VSE++": (44.28, 36.81, 26.89),
