@@ -174,6 +174,8 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     device = pick_device(args.device)
     folders = {path.as_posix(): locate_model(path, args.quiet) for path in args.model}
+    # now: a training may write them anew while they are evaluated
+    hashes = {name: hash_model(folder) for name, folder in folders.items()}
     models = {name: load_model(folder, device=device) for name, folder in folders.items()}
     channels = {model.image_encoder.image_input.channels for model in models.values()}
     if len(channels) > 1:
@@ -185,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "phantom":
         _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = _begin(args, settings, folders)
+    results = _begin(args, settings, hashes)
     todo = [
         (name, task)
         for name in models
@@ -210,9 +212,8 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress.advance,
                 resampled=intervals,
             )
-        model = {"sha256": hash_model(folders[name]), "tasks": {}}
-        results["models"].setdefault(name, model)
-        results["models"][name]["tasks"][task] = report
+        model = results["models"].setdefault(name, {"sha256": hashes[name], "tasks": {}})
+        model["tasks"][task] = report
         _write(args.out, results)
     _write(args.out, results)
     print(json.dumps(results, indent=2) if args.json else _text(results))
@@ -277,12 +278,11 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
 
 
 def _begin(
-    args: argparse.Namespace, settings: TransferSettings, folders: Mapping[str, Path]
+    args: argparse.Namespace, settings: TransferSettings, hashes: Mapping[str, str]
 ) -> dict[str, Any]:
     """What is in the folder, if it is of these settings and models; else an empty beginning."""
     import gloria
     from gloria.errors import CheckpointError
-    from gloria.weights import hash_model
 
     given = {name: getattr(args, name) for name in ("format", "data", *READ_BY, "image_size")}
     # as they are when they are read again
@@ -314,7 +314,7 @@ def _begin(
             f"{file} is of other settings: {was}; now: {now}. Give another --out."
         )
     for name, model in known.items():
-        if name in folders and model["sha256"] != hash_model(folders[name]):
+        if name in hashes and model["sha256"] != hashes[name]:
             raise CheckpointError(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."

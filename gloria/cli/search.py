@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"text must hold a word to look for; got {args.text!r}.")
     device = pick_device(args.device)
     folder = locate_model(args.model, args.quiet)
+    fingerprint = hash_model(folder)  # now: a training may write it anew
     model = load_model(folder, device=device)
     kind = model.trained_kind  # there may be none, which is told before images are encoded
     data = ImageFolder(
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
                 cache,
                 model,
                 data,
-                fingerprint=hash_model(folder),
+                fingerprint=fingerprint,
                 batch_size=args.batch_size,
                 workers=args.workers,
                 progress=progress.advance,

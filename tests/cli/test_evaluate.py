@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import torch
 from PIL import Image
 
 import gloria
@@ -145,6 +146,26 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     (out / "results.json").write_text("{}")
     assert run(own, out, *short) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_results_are_of_the_model_that_was_loaded(tiny, model, tmp_path, capsys, monkeypatch):
+    """Not of one that a training wrote into the folder in the meantime."""
+    own, evaluate_task = tmp_path / "model", transfer.evaluate_task
+    gloria.save_model(gloria.load_model(model), own)
+
+    def write_anew(task, trained, *args, **options):
+        report = evaluate_task(task, trained, *args, **options)
+        other = gloria.load_model(own)
+        with torch.no_grad():
+            next(other.parameters()).add_(1)
+        gloria.save_model(other, own)
+        return report
+
+    monkeypatch.setattr(transfer, "evaluate_task", write_anew)
+    short = (*SHORT, "--tasks", "retrieval")
+    assert run(own, tmp_path / "out", *short) == 0
+    assert run(own, tmp_path / "out", *short) == 2
+    assert "written anew since" in capsys.readouterr().err
 
 
 def test_several_models_are_rows_of_one_table(tiny, model, tmp_path, capsys):
