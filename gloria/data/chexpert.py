@@ -206,6 +206,8 @@ class CheXpertPlus(_CheXpertImages):
                 marks = () if known is None else known[name]
                 patient = patient_of(name, where)
                 records.append(Record(name, Path(name), where, patient, report, marks))
+        if not records and not skipped:
+            raise DataError(f"{path} has no image with split {split!r}.")
         located = _locate(records, path.parent if root is None else Path(root))
         super().__init__(located, classes=classes, size=size, channels=channels, skipped=skipped)
 
@@ -284,7 +286,7 @@ def _read_label_file(
         }
     check_file(path)
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
             entry: dict[str, Any] = json.loads(line)

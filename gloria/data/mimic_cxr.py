@@ -115,7 +115,7 @@ class _Reports:
         if self.sections is None:
             file = self.source / f"{folder}.txt"
             try:
-                return str(file), file.read_text(encoding="utf-8")
+                return str(file), file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as cause:
                 raise DataError(
                     f"{where}: report {file} can't be read: {reason(cause)}."

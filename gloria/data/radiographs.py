@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size, fit, load_image, place, read_pixels
+from gloria.data.images import check_size, fit, place, read_pixels
 from gloria.data.masks import Box
 from gloria.errors import BrokenItemError, DataError, IncompleteItemError, OptionError
 
@@ -173,7 +173,8 @@ class Radiographs(Dataset[Radiograph]):
         The file is read for its size.
         """
         record = self.records[index]
-        height, width = load_image(record.path, bits=16, window=self.window).shape[-2:]
+        film = read_pixels(record.path, bits=16, window=self.window, upright=False)
+        height, width = film.shape[-2:]
         inner, top, left = place((height, width), self.size)
         across, down = inner[1] / width, inner[0] / height
         corners = [
@@ -239,7 +240,13 @@ class Radiographs(Dataset[Radiograph]):
     def _read(self, record: Record) -> tuple[Tensor, Tensor | None]:
         """An image, of one channel where its file is gray, and its mask, as large as the file."""
         try:
-            image = read_pixels(record.path, self.channels, bits=self.bits, window=self.window)
+            image = read_pixels(
+                record.path,
+                self.channels,
+                bits=self.bits,
+                window=self.window,
+                upright=record.mask is None and not record.boxes,  # they are of the stored pixels
+            )
             if record.mask is None:
                 return image, None
             return image, torch.from_numpy(record.mask(*image.shape[-2:]).copy())[None]

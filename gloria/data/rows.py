@@ -112,15 +112,23 @@ def _read_table(path: Path) -> Iterator[list[str]]:
     # decoded and split piece by piece: large tables would take gigabytes
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     head = io.BytesIO(data).readline().decode("utf-8")
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
+    # strict: or a quote that is never closed takes all rows below it into its cell
+    reader = csv.reader(
+        lines, delimiter=max(",;\t", key=head.count), skipinitialspace=True, strict=True
+    )
+    begins = 1
     try:
         header = next(reader, [])
         if not any(map(str.strip, header)):
             what = "its first line is blank" if any(reader) else "it is empty"
             raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
         yield header
-        yield from reader
+        begins = reader.line_num + 1
+        for cells in reader:
+            yield cells
+            begins = reader.line_num + 1
     except csv.Error as cause:
         raise DataError(
-            f"{path}, line {reader.line_num}: not CSV ({cause}). Is a quote never closed?"
+            f"{path}, line {begins}: what begins there is not CSV ({cause}). Is a quote never "
+            f"closed, or one inside a quoted text not written twice?"
         ) from cause

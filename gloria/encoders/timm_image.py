@@ -213,11 +213,25 @@ class TimmImageEncoder(Freezable):
                 stop_early=False,  # some models would stop at the stage and leave nothing to pool
                 output_fmt="NCHW",
             )
-        except AssertionError as cause:
+        except (AssertionError, RuntimeError) as cause:
+            size = tuple(images.shape[2:])
+            if isinstance(cause, RuntimeError) and self._takes(size):
+                raise  # of memory, devices, dtypes
             raise ShapeError(
-                f"{self.model_name} cannot take images of {tuple(images.shape[2:])} pixels. {cause}"
+                f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause
         return last, maps
+
+    def _takes(self, size: tuple[int, ...]) -> bool:
+        """Whether the architecture can encode images of a size."""
+        timm = require("timm", "encoders")
+        arguments = {"in_chans": self.image_input.channels, "num_classes": 0, **self.options}
+        sketch, _ = _sketch(timm, self.model_name, self.image_size, arguments)
+        try:
+            _measure(sketch, self.image_input.channels, size)
+        except _CannotRunError:
+            return False
+        return True
 
     def _check(self, images: Tensor) -> None:
         check_tensor("images", images, ("image", "channel", "height", "width"))
@@ -313,7 +327,7 @@ def _sketch(
     raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
 
 
-def _measure(model: Any, channels: int, size: tuple[int, int]) -> _Layout:
+def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:
     """Run one blank image through a model in eval mode."""
     images = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
     for norm in (True, False):  # the few models that cannot normalise a feature map assert so
@@ -376,7 +390,9 @@ def _is_centred(model: nn.Module) -> bool:
 
 
 def _of_axis(value: Any, axis: int) -> Any:
-    return value[axis] if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return value[axis % len(value)]  # a layer over a sequence of pixels has one number
+    return value
 
 
 def _create(

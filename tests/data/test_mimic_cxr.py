@@ -70,6 +70,9 @@ def test_frontal_views_of_a_split_with_text_files(root):
     assert data[0].report == expected
     assert data[0].image.shape == (1, 8, 8)
     assert MIMICCXR(root, "test", size=(8, 8)).reports == [REPORT.strip()]
+    report = folder_of(root, "50000003", "11000003").with_suffix(".txt")
+    report.write_text("\ufeffImpression: Clear.", encoding="utf-8")  # of an editor that marks it
+    assert MIMICCXR(root, "test", size=(8, 8), policy=IMPRESSION).reports == ["Clear."]
 
 
 def test_reports_without_a_word_are_named_or_counted(root):

@@ -22,7 +22,7 @@ from gloria.errors import (
     UnknownNameError,
 )
 from gloria.geometry import measure_region_offset
-from gloria.types import ImageEncoder, SavesRecipe
+from gloria.types import ImageEncoder, RegionGeometry, SavesRecipe
 
 timm = pytest.importorskip("timm")
 
@@ -560,6 +560,23 @@ def test_images_of_a_size_that_the_model_cannot_take():
         cached("vit_tiny_patch16_224")(torch.zeros(1, 3, 63, 64))
 
 
+@pytest.mark.parametrize(
+    "name, size",
+    [("dla46x_c", (97, 65)), ("hrnet_w18_small", (97, 65)), ("convnext_atto", (2, 64))],
+)
+def test_convolutional_models_that_cannot_take_a_size(name, size):
+    encoder = TimmImageEncoder(name).eval()
+    with pytest.raises(ShapeError, match=rf"{name} cannot take images of \({size[0]}, {size[1]}\)"):
+        encoder(torch.zeros(1, 3, *size))
+    assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
+
+
+def test_other_errors_are_not_blamed_on_the_size():
+    with pytest.raises(RuntimeError, match="(?i)double") as caught:
+        cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
+    assert not isinstance(caught.value, GloriaError)
+
+
 def test_an_option_that_is_no_json(tmp_path):
     encoder = TimmImageEncoder("resnet18", act_layer=nn.SiLU)
     with pytest.raises(OptionError, match="option 'act_layer' cannot be written to a recipe"):
@@ -616,6 +633,10 @@ def test_regions_are_where_the_geometry_says(name, offset):
         assert geometry == (16.0, offset)
     noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     assert measure_region_offset(encoder, noise) == pytest.approx((offset, offset), abs=1.2)
+
+
+def test_layers_over_sequences_are_no_obstacle_to_the_geometry():
+    assert TimmImageEncoder("efficientvim_m1").region_geometry == RegionGeometry(32.0, 0.0)
 
 
 def test_even_kernels_leave_the_geometry_open():
