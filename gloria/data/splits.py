@@ -214,8 +214,8 @@ def _patients(
     unknown = [name for name, who in zip(ids, owners, strict=True) if who is None or who != who]
     if unknown:
         raise DataError(
-            f"the patients of {len(unknown)} of {len(ids)} ids are not known; first: {unknown[0]!r}. "
-            f"Leave these images out, or name their patients by their ids."
+            f"the patients of {len(unknown)} of {len(ids)} ids are not known; first: "
+            f"{unknown[0]!r}. Leave these images out, or name their patients by their ids."
         )
     people, owner = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
     has = np.zeros((len(people), positive.shape[1]), np.bool_)

@@ -156,7 +156,8 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
     assert data.labels.tolist() == [[1, 0], [1, 0]]
     data = CheXpertPlus(plus, labels=chexpert, **options)
     assert data.labels.tolist() == [[0, 1], [1, 0], [0, 0]]
-    label = '{"path_to_image": "%s", "Edema": 1, "Cardiomegaly": 0, "note": "\u2028"}' % IMAGES[0]
+    entry = {**lines[0], "note": "\u2028"}  # a separator of lines, to some
+    label = json.dumps(entry, ensure_ascii=False)
     path.write_text("\ufeff" + label + "\r\n", encoding="utf-8")
     data = CheXpertPlus(plus, labels=path, skip_incomplete=True, **options)
     assert data.labels.tolist() == [[1, 0]]

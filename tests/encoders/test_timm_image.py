@@ -572,7 +572,7 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
 
 
 def test_other_errors_are_not_blamed_on_the_size():
-    with pytest.raises(RuntimeError, match="(?i)double") as caught:
+    with pytest.raises(RuntimeError, match=r"(?i)double") as caught:
         cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
     assert not isinstance(caught.value, GloriaError)
 
