@@ -161,7 +161,7 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
     path.write_text("\ufeff" + label + "\r\n", encoding="utf-8")
     data = CheXpertPlus(plus, labels=path, skip_incomplete=True, **options)
     assert data.labels.tolist() == [[1, 0]]
-    path.write_bytes(label.encode("utf-16"))
+    path.write_bytes(b'{"path_to_image": "\xe9"}')
     with pytest.raises(DataError, match=r"impression_fixed\.json, line 1: must be a JSON object"):
         CheXpertPlus(plus, labels=path, **options)
     path.write_text('{"path_to_image": "a"}\n')
