@@ -18,6 +18,7 @@ from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
 from gloria.checks import check_choice, check_integer, check_tensor, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
+from gloria.encoders.timm_image import height_width
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -93,13 +94,16 @@ class OpenClipImageEncoder(Freezable):
         frozen: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
-        if isinstance(image_size, Sequence):
-            image_size = tuple(image_size)
+        self._image_size = height_width(image_size)
+        square = self._image_size and len(set(self._image_size)) == 1
         whole, self._config = _create(
-            model_name, pretrained, "vision_cfg", force_image_size=image_size
+            model_name,
+            pretrained,
+            "vision_cfg",
+            # a ResNet takes a number only
+            force_image_size=self._image_size[0] if square else self._image_size,
         )
         self.model = whole.visual
-        self._image_size = image_size
         preparation = self.model.preprocess_cfg
         size = preparation["size"]
         self.image_input = ImageInput(
@@ -166,14 +170,21 @@ class OpenClipImageEncoder(Freezable):
             name: value.detach().to("meta")
             for name, value in [*tower.named_parameters(), *tower.named_buffers()]
         }
-        assert self.image_input.size is not None
-        images = torch.empty(1, 3, *self.image_input.size, device="meta")
+        size = self.image_input.size
+        assert size is not None
+        patch = getattr(self.model, "patch_size", (1, 1))
+        if any(side % each for side, each in zip(size, patch, strict=True)):
+            raise OptionError(
+                f"image_size must be a multiple of the patches' {patch} pixels, or the rest would "
+                f"not be seen; got {size}."
+            )
+        images = torch.empty(1, 3, *size, device="meta")
         try:
             with torch.no_grad():
                 pooled, maps = torch.func.functional_call(tower.eval(), sketch, images)
         except Exception as cause:  # towers and their trunks raise as they please
             raise OptionError(
-                f"the model cannot encode images of {self.image_input.size} pixels "
+                f"the model cannot encode images of {size} pixels "
                 f"({type(cause).__name__}: {cause}). Is its config consistent?"
             ) from cause
         self.train()
@@ -280,9 +291,15 @@ class OpenClipTextEncoder(Freezable):
         self.word_reduction = word_reduction
         self.tokenizer = _tokenizer(model_name, context_length)
         self._told_of_truncation = False
-        with torch.no_grad():
-            ids = torch.ones(1, self.tokenizer.context_length, dtype=torch.long)
-            pooled, states = self.eval()._encode(ids)
+        ids = torch.ones(1, self.tokenizer.context_length, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                pooled, states = self.eval()._encode(ids)
+        except Exception as cause:  # towers of transformers raise as they please
+            raise OptionError(
+                f"the model cannot encode texts of {ids.shape[1]} tokens "
+                f"({type(cause).__name__}: {cause}). Give a smaller context_length."
+            ) from cause
         self.train()
         self.pooled_dim = pooled.shape[1]
         self.word_dim = states.shape[2]

@@ -99,7 +99,7 @@ class TimmImageEncoder(Freezable):
             raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
         self.region_stage = int(region_stage)
-        self.image_size = _height_width(image_size)
+        self.image_size = height_width(image_size)
         self.options = options
 
         arguments = {"in_chans": in_chans, "num_classes": 0, **options}
@@ -288,7 +288,8 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
     )
 
 
-def _height_width(size: int | Sequence[int] | None) -> Any:
+def height_width(size: int | Sequence[int] | None) -> Any:
+    """An option ``image_size`` as a pair; None stays None."""
     if size is None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
