@@ -205,6 +205,7 @@ class TimmImageEncoder(Freezable):
 
     def _run(self, images: Tensor, stages: list[int]) -> tuple[Any, list[Tensor]]:
         """What the model's head would be given, and the maps of the stages."""
+        size = tuple(images.shape[2:])
         try:
             last, maps = self.model.forward_intermediates(
                 images,
@@ -214,12 +215,14 @@ class TimmImageEncoder(Freezable):
                 output_fmt="NCHW",
             )
         except (AssertionError, RuntimeError) as cause:
-            size = tuple(images.shape[2:])
             if isinstance(cause, RuntimeError) and self._takes(size):
                 raise  # of memory, devices, dtypes
             raise ShapeError(
                 f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause
+        dims = [self.stages[stage].dim for stage in stages]
+        if [map_.shape[1] for map_ in maps] != dims:  # as ViTamin's, folded into a wrong grid
+            raise ShapeError(f"{self.model_name} gives no whole maps of {size} pixels.")
         return last, maps
 
     def _takes(self, size: tuple[int, ...]) -> bool:

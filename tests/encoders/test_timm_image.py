@@ -571,6 +571,12 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
 
 
+def test_maps_that_a_model_folds_into_a_wrong_grid():
+    encoder = TimmImageEncoder("vitamin_small_224", depth=2).eval()
+    with pytest.raises(ShapeError, match=r"vitamin_small_224 gives no whole maps of \(100, 131\)"):
+        encoder(torch.zeros(1, 3, 100, 131))
+
+
 def test_other_errors_are_not_blamed_on_the_size():
     with pytest.raises(RuntimeError, match=r"(?i)double") as caught:
         cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
