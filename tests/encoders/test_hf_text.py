@@ -729,6 +729,20 @@ def test_positions_counted_from_behind_the_padding_index_leave_fewer(name):
     assert features.words.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["CLIPText", "GPT2", "OPT"])
+def test_positions_go_by_other_names(kind):
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    if kind != "GPT2":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"max_position_embeddings": 20}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=320, pad_token_id=1, **sizes)
+    model = transformers.AutoModel.from_config(config)
+    encoder = HFTextEncoder(model, tokenizer=byte_bpe_tokenizer()).eval()
+    assert encoder.max_length == 20
+    with pytest.warns(TruncatedTextWarning, match="cut to 20 tokens"):
+        assert encoder(["left " * 60]).words.isfinite().all()
+
+
 def test_a_model_object_needs_its_tokenizer(bert):
     with pytest.raises(OptionError, match="a model object needs its tokenizer"):
         HFTextEncoder(bert.model)
