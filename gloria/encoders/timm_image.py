@@ -109,6 +109,7 @@ class TimmImageEncoder(Freezable):
                 f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
                 f"{timm.__version__}. Choose another model."
             )
+        _check_patches(timm, sketch, self.image_size)
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
         try:
@@ -301,6 +302,18 @@ def height_width(size: int | Sequence[int] | None) -> Any:
             f"image_size must be a number of pixels or (height, width), above 0; got {size!r}."
         )
     return pair
+
+
+def _check_patches(timm: ModuleType, sketch: Any, size: tuple[int, int] | None) -> None:
+    """Most models refuse a size that cuts patches off; some, as BEiT, drop what is left."""
+    embed = getattr(sketch, "patch_embed", None)
+    if size is None or not isinstance(embed, timm.layers.PatchEmbed) or embed.dynamic_img_pad:
+        return
+    if any(side % each for side, each in zip(size, embed.patch_size, strict=True)):
+        raise OptionError(
+            f"image_size must be a multiple of the patches' {embed.patch_size} pixels, or the rest "
+            f"would not be seen; got {size}."
+        )
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

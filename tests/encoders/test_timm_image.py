@@ -571,6 +571,14 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
 
 
+def test_no_patch_is_cut_off_in_silence():
+    options = {"depth": 1, "embed_dim": 96, "num_heads": 3}
+    with pytest.raises(
+        OptionError, match=r"multiple of the patches' \(16, 16\) pixels, .*\(48, 75"
+    ):
+        TimmImageEncoder("beitv2_base_patch16_224", image_size=(48, 75), **options)
+
+
 def test_maps_that_a_model_folds_into_a_wrong_grid():
     encoder = TimmImageEncoder("vitamin_small_224", depth=2).eval()
     with pytest.raises(ShapeError, match=r"vitamin_small_224 gives no whole maps of \(100, 131\)"):
