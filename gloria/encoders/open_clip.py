@@ -15,16 +15,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_tensor, check_texts, require
+from gloria.checks import check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import height_width
+from gloria.encoders.timm_image import check_images, check_patches, height_width
 from gloria.errors import (
     CheckpointError,
     DtypeError,
     EmptyTextError,
     OptionError,
-    ShapeError,
     TokenizerError,
     TruncatedTextWarning,
     UnknownNameError,
@@ -137,7 +136,8 @@ class OpenClipImageEncoder(Freezable):
             ShapeError: wrong rank, number of channels or size, or no image.
             DtypeError: the images are not floating-point.
         """
-        self._check(images)
+        advice = "Repeat a single channel: images.expand(-1, 3, -1, -1)."
+        check_images(images, 3, self.image_input.size, advice)
         output = self.model.forward_intermediates(
             images,
             indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
@@ -172,12 +172,7 @@ class OpenClipImageEncoder(Freezable):
         }
         size = self.image_input.size
         assert size is not None
-        patch = getattr(self.model, "patch_size", (1, 1))
-        if any(side % each for side, each in zip(size, patch, strict=True)):
-            raise OptionError(
-                f"image_size must be a multiple of the patches' {patch} pixels, or the rest would "
-                f"not be seen; got {size}."
-            )
+        check_patches(size, getattr(self.model, "patch_size", (1, 1)))
         images = torch.empty(1, 3, *size, device="meta")
         try:
             with torch.no_grad():
@@ -189,22 +184,6 @@ class OpenClipImageEncoder(Freezable):
             ) from cause
         self.train()
         return pooled.shape[1], [map_.shape[1] for map_ in maps]
-
-    def _check(self, images: Tensor) -> None:
-        check_tensor("images", images, ("image", "channel", "height", "width"))
-        if images.shape[1] != 3:
-            raise ShapeError(
-                f"images must have 3 channels; got {tuple(images.shape)}. "
-                f"Repeat a single channel: images.expand(-1, 3, -1, -1)."
-            )
-        if images.shape[0] == 0:
-            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-        size = tuple(images.shape[2:])
-        if size != self.image_input.size:
-            raise ShapeError(
-                f"images must be of {self.image_input.size} pixels; got {size}. Resize them, or "
-                f"make the encoder with image_size={size}."
-            )
 
 
 class _AllStages(nn.Module):

@@ -109,7 +109,10 @@ class TimmImageEncoder(Freezable):
                 f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
                 f"{timm.__version__}. Choose another model."
             )
-        _check_patches(timm, sketch, self.image_size)
+        embed: Any = getattr(sketch, "patch_embed", None)
+        whole = isinstance(embed, timm.layers.PatchEmbed) and not embed.dynamic_img_pad
+        if self.image_size and whole:  # most models refuse it, too; some, as BEiT, do not
+            check_patches(self.image_size, embed.patch_size)
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
         try:
@@ -238,21 +241,37 @@ class TimmImageEncoder(Freezable):
         return True
 
     def _check(self, images: Tensor) -> None:
-        check_tensor("images", images, ("image", "channel", "height", "width"))
-        expected = self.image_input.channels
-        if images.shape[1] != expected:
-            raise ShapeError(
-                f"images must have {expected} channels; got {tuple(images.shape)}. "
-                f"Make the encoder with in_chans={images.shape[1]}, or convert the images."
-            )
-        if images.shape[0] == 0:
-            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-        size = tuple(images.shape[2:])
-        if self._takes_one_size and size != self.image_input.size:
-            raise ShapeError(
-                f"{self.model_name} takes images of {self.image_input.size} pixels only; got "
-                f"{size}. Resize them, or make the encoder with image_size={size}."
-            )
+        size = self.image_input.size if self._takes_one_size else None
+        check_images(images, self.image_input.channels, size, "Convert them, or set in_chans.")
+
+
+def check_images(images: Tensor, channels: int, size: tuple[int, int] | None, advice: str) -> None:
+    """Require a batch of images with these channels and, unless it is None, of this size.
+
+    ``advice`` says what can be done about another number of channels.
+    """
+    check_tensor("images", images, ("image", "channel", "height", "width"))
+    if images.shape[1] != channels:
+        raise ShapeError(
+            f"images must have {channels} channels; got {tuple(images.shape)}. {advice}"
+        )
+    if not len(images):
+        raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
+    given = tuple(images.shape[2:])
+    if size is not None and given != size:
+        raise ShapeError(
+            f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
+            f"image_size={given}."
+        )
+
+
+def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Require a size that cuts no patch off."""
+    if any(side % each for side, each in zip(size, patch, strict=True)):
+        raise OptionError(
+            f"image_size must be a multiple of the patches' {patch} pixels, or the rest would not "
+            f"be seen; got {size}."
+        )
 
 
 _PROBE = 512  # pixels
@@ -302,18 +321,6 @@ def height_width(size: int | Sequence[int] | None) -> Any:
             f"image_size must be a number of pixels or (height, width), above 0; got {size!r}."
         )
     return pair
-
-
-def _check_patches(timm: ModuleType, sketch: Any, size: tuple[int, int] | None) -> None:
-    """Most models refuse a size that cuts patches off; some, as BEiT, drop what is left."""
-    embed = getattr(sketch, "patch_embed", None)
-    if size is None or not isinstance(embed, timm.layers.PatchEmbed) or embed.dynamic_img_pad:
-        return
-    if any(side % each for side, each in zip(size, embed.patch_size, strict=True)):
-        raise OptionError(
-            f"image_size must be a multiple of the patches' {embed.patch_size} pixels, or the rest "
-            f"would not be seen; got {size}."
-        )
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

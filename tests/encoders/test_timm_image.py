@@ -542,7 +542,7 @@ def test_a_model_without_feature_maps(monkeypatch):
     "pictures, error, message",
     [
         (torch.zeros(3, 64, 64), ShapeError, r"images must be \(image, channel, height, width\)"),
-        (torch.zeros(2, 1, 64, 64), ShapeError, r"3 channels; got \(2, 1, 64, 64\).*in_chans=1"),
+        (torch.zeros(2, 1, 64, 64), ShapeError, r"3 channels; got \(2, 1, 64, 64\).*in_chans"),
         (torch.zeros(0, 3, 64, 64), ShapeError, "at least one image"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), DtypeError, "floating-point.*uint8"),
         ([[1.0]], DtypeError, "images must be a tensor"),
@@ -554,7 +554,7 @@ def test_bad_images(pictures, error, message):
 
 
 def test_images_of_a_size_that_the_model_cannot_take():
-    with pytest.raises(ShapeError, match=r"takes images of \(64, 64\) pixels only; got \(80, 64\)"):
+    with pytest.raises(ShapeError, match=r"must be of \(64, 64\) pixels; got \(80, 64\)"):
         cached("cait_xxs24_224")(torch.zeros(1, 3, 80, 64))
     with pytest.raises(ShapeError, match=r"cannot take images of \(63, 64\) pixels"):
         cached("vit_tiny_patch16_224")(torch.zeros(1, 3, 63, 64))
