@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from gloria.data.radiographs import LOOKED_AT, Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
-from gloria.data.rows import check_file, read_label, read_rows
+from gloria.data.rows import check_file, read_label, read_rows, rows_by
 from gloria.errors import DataError, OptionError, UnknownNameError
 
 CLASSES = (
@@ -281,11 +281,11 @@ def _read_label_file(
     """Labels by image id, of CheXpert's CSV or of JSON lines."""
     if path.suffix != ".json":
         return {
-            image_id(cells["Path"]): read_labels(f"{path}, row {row}", cells, classes, uncertain)
-            for row, cells in read_rows(path, ["Path", *classes])
+            image_id(name): read_labels(where, cells, classes, uncertain)
+            for name, (where, cells) in rows_by(path, "Path", classes).items()
         }
     check_file(path)
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
@@ -298,7 +298,9 @@ def _read_label_file(
                 f"{where}: must be a JSON object with path_to_image and {', '.join(classes)}; "
                 f"{type(cause).__name__}: {cause}."
             ) from cause
-        found[image] = read_labels(where, cells, classes, uncertain)
+        labels = read_labels(where, cells, classes, uncertain)
+        if found.setdefault(image, labels) != labels:
+            raise DataError(f"{where}: {image} has other labels in a line before.")
     return found
 
 

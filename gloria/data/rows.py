@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gloria.errors import DataError
@@ -47,6 +47,21 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
                 raise DataError(f"{path}, row {number}, column {column!r}: the row is too short.")
         rows.append((number, {column: record[column].strip() for column in columns}))
     return rows
+
+
+def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
+    """Rows by the column that names them: where each is, and its cells.
+
+    Raises:
+        DataError: as :func:`read_rows`, or two rows of one name differ.
+    """
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for row, cells in read_rows(path, [key, *columns]):
+        where = f"{path}, row {row}"
+        first, known = found.setdefault(cells[key], (where, cells))
+        if cells != known:
+            raise DataError(f"{where}: {key} {cells[key]!r} has other values in {first}.")
+    return found
 
 
 def read_header(path: Path) -> list[str]:

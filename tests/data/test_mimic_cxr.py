@@ -107,6 +107,18 @@ def test_sectioned_reports_and_labels(root, write_rows):
     assert len(some.skipped) == 2
 
 
+def test_rows_that_contradict_each_other_are_named(root, write_rows):
+    table = root / "mimic_cxr_sectioned.csv"
+    rows = [["s50000003", "Normal.", ""], ["s50000003", "Edema.", ""]]
+    write_rows(table, ["study", "impression", "findings"], *rows)
+    with pytest.raises(
+        DataError, match=r"row 3: study 's50000003' has other values in .*sectioned\.csv, row 2"
+    ):
+        MIMICCXR(root, "test", size=(8, 8))
+    write_rows(table, ["study", "impression", "findings"], rows[0], rows[0])
+    assert MIMICCXR(root, "test", size=(8, 8)).reports == ["Normal."]
+
+
 def test_what_is_wrong_is_named(root, tmp_path):
     with pytest.raises(DataError, match="row 5: study 50000003 has no labels"):
         MIMICCXR(root, "test", size=(8, 8), classes=["Edema"])
