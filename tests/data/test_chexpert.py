@@ -163,9 +163,7 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
     assert data.labels.tolist() == [[1, 0]]
     other = json.dumps({**entry, "Edema": 0})
     path.write_text(f"{label}\n{label}\n{other}\n", encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"line 3: train/patient00001/.* has other labels in a line"
-    ):
+    with pytest.raises(DataError, match=r"line 3: train/patient00001/.* has other labels"):
         CheXpertPlus(plus, labels=path, **options)
     path.write_bytes(b'{"path_to_image": "\xe9"}')
     with pytest.raises(DataError, match=r"impression_fixed\.json, line 1: must be a JSON object"):
