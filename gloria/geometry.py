@@ -168,7 +168,8 @@ def _linear_weights(
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    pair = isinstance(size, tuple | list) and len(size) == 2
+    if not pair or not all(isinstance(side, int) and side > 0 for side in size):
         raise OptionError(f"size must be (height, width) in pixels, above 0; got {size!r}.")
     return size
 

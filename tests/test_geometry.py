@@ -57,6 +57,7 @@ def test_the_dtype_stays():
         ({"maps": torch.ones(9)}, ShapeError, r"maps must be \(..., grid height.*unflatten"),
         ({"maps": torch.ones(2, 0, 3)}, ShapeError, "maps"),
         ({"size": (0, 4)}, OptionError, "size must be .*above 0"),
+        ({"size": 4}, OptionError, "size must be .*above 0; got 4"),
         ({"size": (4.0, 4)}, OptionError, "size"),
         ({"size": (4, 4, 4)}, OptionError, "size"),
         ({"stride": 0.0}, OptionError, "stride must be .* above 0"),

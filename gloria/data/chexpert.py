@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from gloria.data.radiographs import LOOKED_AT, Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
-from gloria.data.rows import check_file, read_label, read_rows
+from gloria.data.rows import check_file, read_label, read_rows, rows_by
 from gloria.errors import DataError, OptionError, UnknownNameError
 
 CLASSES = (
@@ -206,6 +206,8 @@ class CheXpertPlus(_CheXpertImages):
                 marks = () if known is None else known[name]
                 patient = patient_of(name, where)
                 records.append(Record(name, Path(name), where, patient, report, marks))
+        if not records and not skipped:
+            raise DataError(f"{path} has no image with split {split!r}.")
         located = _locate(records, path.parent if root is None else Path(root))
         super().__init__(located, classes=classes, size=size, channels=channels, skipped=skipped)
 
@@ -279,12 +281,12 @@ def _read_label_file(
     """Labels by image id, of CheXpert's CSV or of JSON lines."""
     if path.suffix != ".json":
         return {
-            image_id(cells["Path"]): read_labels(f"{path}, row {row}", cells, classes, uncertain)
-            for row, cells in read_rows(path, ["Path", *classes])
+            image_id(name): read_labels(where, cells, classes, uncertain)
+            for name, (where, cells) in rows_by(path, "Path", classes).items()
         }
     check_file(path)
-    found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    found: dict[str, tuple[int, ...]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path}, line {number}"
         try:
             entry: dict[str, Any] = json.loads(line)
@@ -296,7 +298,9 @@ def _read_label_file(
                 f"{where}: must be a JSON object with path_to_image and {', '.join(classes)}; "
                 f"{type(cause).__name__}: {cause}."
             ) from cause
-        found[image] = read_labels(where, cells, classes, uncertain)
+        labels = read_labels(where, cells, classes, uncertain)
+        if found.setdefault(image, labels) != labels:
+            raise DataError(f"{where}: {image} has other labels in a line before.")
     return found
 
 

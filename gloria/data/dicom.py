@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from gloria.checks import require
 from gloria.errors import DataError, reason
+
+_UP_AND_DOWN = ("H", "F")  # head, foot
+_SIDES = ("L", "R", "A", "P")  # of the patient; from the side, anterior or posterior
 
 Window = tuple[float, float]
 """Centre and width of the pixel values that are spread from black to white."""
@@ -26,16 +30,20 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
 
 
-def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
+def read_dicom(
+    path: Path, window: Window | None = None, *, upright: bool = True
+) -> NDArray[np.float32]:
     """Read a radiograph from a DICOM file as it should be shown.
 
     The modality's rescaling is applied, then the file's VOI lookup table or first window, then
     MONOCHROME1 is inverted, so that high is always white. The result is scaled by the range that
-    the file declares, never by the values that happen to be in it.
+    the file declares, never by the values that happen to be in it. A film that PatientOrientation
+    tells to be mirrored or turned is put right: head up, and the patient's left on the right.
 
     Args:
         path: the file.
         window: centre and width, in units after rescaling, instead of the file's own.
+        upright: False = leave the pixels where they are stored, whatever PatientOrientation says.
 
     Returns:
         ``(height, width)`` in [0, 1].
@@ -64,7 +72,29 @@ def read_dicom(path: Path, window: Window | None = None) -> NDArray[np.float32]:
     except Exception as cause:
         # a damaged file makes pydicom raise anything; a missing decoder is named in its message
         raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
-    return 1 - shown if kind == "MONOCHROME1" else shown
+    if kind == "MONOCHROME1":
+        shown = 1 - shown
+    return _upright(dataset.get("PatientOrientation"), shown) if upright else shown
+
+
+def _upright(directions: Any, film: NDArray[np.float32]) -> NDArray[np.float32]:
+    r"""A film as one reads it: head up and, seen from the front, the patient's left on the right.
+
+    Args:
+        directions: PatientOrientation, where rows and columns run to: ``L\F`` is such a film,
+            ``R\F`` its mirror image; further letters of a direction are its lesser parts. Anything
+            that does not tell what is up leaves the film as it is.
+        film: ``(height, width)``.
+    """
+    if not isinstance(directions, MutableSequence) or len(directions) != 2:
+        return film
+    across, down = (direction[:1] for direction in directions)
+    if across in _UP_AND_DOWN and down in _SIDES:
+        film, across, down = film.T, down, across
+    if across in _SIDES and down in _UP_AND_DOWN:
+        film = film[::-1] if down == "H" else film
+        film = film[:, ::-1] if across == "R" else film
+    return film
 
 
 def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:

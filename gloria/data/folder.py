@@ -17,7 +17,8 @@ class ImageFolder(Radiographs):
     """Every image of a folder and the folders in it, without reports or labels.
 
     An image is a file with one of :data:`SUFFIXES`, or DICOM by its first bytes; what is hidden is
-    left out. Ids are paths relative to the folder, in their order.
+    left out. Links to other folders are followed, into each folder once. Ids are paths relative to
+    the folder, in their order.
 
     Args:
         folder: where the images are.
@@ -52,8 +53,15 @@ class ImageFolder(Radiographs):
 
 def _images(folder: Path) -> list[Path]:
     found = []
-    for place, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    seen: set[str] = set()
+    for place, inner, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # by a link to a folder around it, or to one that is here anyway
+            inner.clear()
+            continue
+        seen.add(real)
+        visible = (name for name in inner if not name.startswith("."))
+        inner[:] = sorted(visible, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
         paths = [Path(place, name) for name in files if not name.startswith(".")]
         found += [path for path in paths if path.is_file() and _is_image(path)]
     return found

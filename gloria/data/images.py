@@ -55,23 +55,30 @@ def load_image(
 
 
 def read_pixels(
-    path: str | Path, channels: int = 1, *, bits: int | None = None, window: Window | None = None
+    path: str | Path,
+    channels: int = 1,
+    *,
+    bits: int | None = None,
+    window: Window | None = None,
+    upright: bool = True,
 ) -> Tensor:
     """As :func:`load_image`, but a grayscale file has one channel, whatever ``channels`` says.
 
-    Three equal ones would take three times as long to fit.
+    Three equal ones would take three times as long to fit. ``upright`` is for
+    :func:`~gloria.data.dicom.read_dicom`.
     """
     if channels not in (1, 3):
         raise OptionError(f"channels must be 1 or 3; got {channels}.")
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:
+        _check_pair("window", window, "(center, width)")
         check_finite("centre in window", window[0])
         check_positive("width in window", window[1])
     path = Path(path)
     try:
         if is_dicom(path):
-            pixels = read_dicom(path, window)[None]
+            pixels = read_dicom(path, window, upright=upright)[None]
         else:
             pixels = _read_picture(path, channels, bits, window)
     except FileNotFoundError as cause:
@@ -100,8 +107,14 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = image.shape[-2:]
     inner, top, left = place((height, width), size)
     if inner != (height, width):
-        image = interpolate(image[None], inner, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        image = _resize(image, inner).clamp(0, 1)
     return pad(image, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if size[1] == 1 < size[0]:  # torch's antialiasing goes wrong where one pixel is left of a row
+        return _resize(image.mT, size[::-1]).mT
+    return interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -164,8 +177,14 @@ def normalize(images: Tensor, image_input: ImageInput) -> Tensor:
 
 def check_size(size: tuple[int, int]) -> None:
     """Require a height and a width of at least one pixel."""
+    _check_pair("size", size, "(height, width)")
     check_integer("height in size", size[0], 1)
     check_integer("width in size", size[1], 1)
+
+
+def _check_pair(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise OptionError(f"{name} must be {expected}; got {value!r}.")
 
 
 _GRAY = ("1", "L", "LA", "La")

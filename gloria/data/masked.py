@@ -12,17 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.checks import check_choice
+from gloria.data.loading import HasImage
 from gloria.data.phantom import FINDINGS, PhantomItem
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 
-class Masked(Protocol):
+class Masked(HasImage, Protocol):
     """An image and its masks, whatever else an item brings."""
-
-    @property
-    def image(self) -> Tensor:
-        """``(channel, height, width)``, float32 in [0, 1]."""
-        ...
 
     @property
     def mask(self) -> Tensor:

@@ -73,9 +73,12 @@ def parse_runs(text: str) -> NDArray[np.int64]:
     """
     words = text.split()
     if words == ["-1"]:
-        words = []
-    if len(words) % 2 or not all(
-        len(word) <= 10 and word.isascii() and word.isdigit() for word in words
+        return np.empty((0, 2), np.int64)
+    # no word at all is a value that is missing, not an empty mask
+    if (
+        len(words) % 2
+        or not words
+        or not all(len(word) <= 10 and word.isascii() and word.isdigit() for word in words)
     ):
         raise DataError(
             f"a run-length mask must be pairs of whole numbers of at least 0, or -1; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from gloria.data.chexpert import UNCERTAIN, read_labels, uncertain_mapping
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
-from gloria.data.rows import read_rows
+from gloria.data.rows import read_rows, rows_by
 from gloria.errors import DataError, reason
 
 
@@ -37,7 +37,7 @@ class MIMICCXR(Radiographs):
     Raises:
         UnknownNameError: there is no such class.
         DataError: a file, a column or the first images are missing; a report has no word; a label
-            is none; no image has the split.
+            is none; two rows of one study or image contradict each other; no image has the split.
 
     Source: Johnson et al., MIMIC-CXR-JPG, 2019.
     """
@@ -58,19 +58,16 @@ class MIMICCXR(Radiographs):
     ) -> None:
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
-        table = _find(root, "metadata")
-        positions = {
-            cells["dicom_id"]: cells["ViewPosition"]
-            for _, cells in read_rows(table, ["dicom_id", "ViewPosition"])
-        }
+        metadata = rows_by(_find(root, "metadata"), "dicom_id", ["ViewPosition"])
         sections = policy.sections or ("findings", "impression")
         texts = _Reports(root, None if reports is None else Path(reports), sections)
         labels: dict[str, tuple[int, ...]] = {}
         if classes:
-            source = _find(root, "chexpert")
-            for row, cells in read_rows(source, ["study_id", *classes]):
-                where = f"{source}, row {row}"
-                labels[cells["study_id"]] = read_labels(where, cells, classes, mapping)
+            rows = rows_by(_find(root, "chexpert"), "study_id", classes)
+            labels = {
+                study: read_labels(where, cells, classes, mapping)
+                for study, (where, cells) in rows.items()
+            }
         records: list[Record] = []
         skipped: list[str] = []
         table = _find(root, "split")
@@ -79,9 +76,9 @@ class MIMICCXR(Radiographs):
             where = f"{table}, row {row}"
             if split not in (None, cells["split"]):
                 continue
-            if image not in positions:
+            if image not in metadata:
                 raise DataError(f"{where}: the metadata have no image {image}.")
-            if positions[image] not in views:
+            if metadata[image][1]["ViewPosition"] not in views:
                 continue
             folder = f"p{subject[:2]}/p{subject}/s{study}"
             with skipping(skipped if skip_incomplete else None):
@@ -103,19 +100,15 @@ class _Reports:
         sectioned = [root / "mimic_cxr_sectioned.csv", root / "mimic_cxr_sectioned.csv.gz"]
         found = [path for path in sectioned if path.is_file()]
         self.source = given or (found[0] if found else root / "files")
-        self.sections: dict[str, tuple[str, Mapping[str, str]]] | None = None
-        if not self.source.is_dir():
-            rows = read_rows(self.source, ["study", *columns])
-            self.sections = {
-                cells["study"]: (f"{self.source}, row {row}", cells) for row, cells in rows
-            }
+        folder = self.source.is_dir()
+        self.sections = None if folder else rows_by(self.source, "study", columns)
 
     def of(self, study: str, folder: str, where: str) -> tuple[str, str | Mapping[str, str]]:
         """Where a study's report is, and its text or sections."""
         if self.sections is None:
             file = self.source / f"{folder}.txt"
             try:
-                return str(file), file.read_text(encoding="utf-8")
+                return str(file), file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as cause:
                 raise DataError(
                     f"{where}: report {file} can't be read: {reason(cause)}."

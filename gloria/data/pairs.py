@@ -11,16 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gloria.data.loading import HasImage
 from gloria.data.phantom import FINDINGS, PhantomItem
 
 
-class Pair(Protocol):
+class Pair(HasImage, Protocol):
     """An image and its report, whatever else an item brings."""
-
-    @property
-    def image(self) -> Tensor:
-        """``(channel, height, width)``, float32 in [0, 1]."""
-        ...
 
     @property
     def report(self) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gloria.checks import check_integer
@@ -119,9 +120,8 @@ def draw_exclusive(
     labels = data.labels
     drawn: list[str] = []
     for name in classes:
-        column = _column(data, name)
-        exclusive = (labels[:, column] == 1) & (np.delete(labels, column, axis=1) == 0).all(1)
-        found = sorted({data.records[index].id for index in np.flatnonzero(exclusive)})
+        rows = np.flatnonzero(exclusive(labels, _column(data, name)))
+        found = sorted({data.records[index].id for index in rows})
         if len(found) < per_class:
             raise DataError(
                 f"{name} has {len(found)} images that are exclusively positive; {per_class} were "
@@ -131,6 +131,12 @@ def draw_exclusive(
         rng = np.random.default_rng([seed, *name.encode()])
         drawn += [found[index] for index in rng.permutation(len(found))[:per_class]]
     return drawn
+
+
+def exclusive(labels: NDArray[np.int8], column: int) -> NDArray[np.bool_]:
+    """Which images are positive for the class of a column and negative for all else."""
+    alone: NDArray[np.bool_] = (labels[:, column] == 1) & ((labels != 0).sum(1) == 1)
+    return alone
 
 
 def chexpert_5x200(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size, fit, load_image, place, read_pixels
+from gloria.data.images import check_size, fit, place, read_pixels
 from gloria.data.masks import Box
 from gloria.errors import BrokenItemError, DataError, IncompleteItemError, OptionError
 
@@ -95,7 +95,7 @@ class Radiographs(Dataset[Radiograph]):
 
     Raises:
         DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
-            is wrong then), or labels and classes differ in number.
+            is wrong then), labels and classes differ in number, or a label is none.
         BrokenItemError: when an item is read, its image or mask can't be; the message names where
             it comes from.
         OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
@@ -132,6 +132,8 @@ class Radiographs(Dataset[Radiograph]):
                 raise DataError(
                     f"{record.place}: {len(record.labels)} labels for {len(self.classes)} classes."
                 )
+            if not {-1, 0, 1}.issuperset(record.labels):
+                raise DataError(f"{record.place}: labels are 1, 0 or -1; got {record.labels}.")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -173,7 +175,8 @@ class Radiographs(Dataset[Radiograph]):
         The file is read for its size.
         """
         record = self.records[index]
-        height, width = load_image(record.path, bits=16, window=self.window).shape[-2:]
+        film = read_pixels(record.path, bits=16, window=self.window, upright=False)
+        height, width = film.shape[-2:]
         inner, top, left = place((height, width), self.size)
         across, down = inner[1] / width, inner[0] / height
         corners = [
@@ -239,10 +242,23 @@ class Radiographs(Dataset[Radiograph]):
     def _read(self, record: Record) -> tuple[Tensor, Tensor | None]:
         """An image, of one channel where its file is gray, and its mask, as large as the file."""
         try:
-            image = read_pixels(record.path, self.channels, bits=self.bits, window=self.window)
+            image = read_pixels(
+                record.path,
+                self.channels,
+                bits=self.bits,
+                window=self.window,
+                upright=record.mask is None and not record.boxes,  # they are of the stored pixels
+            )
             if record.mask is None:
                 return image, None
-            return image, torch.from_numpy(record.mask(*image.shape[-2:]).copy())[None]
+            size = tuple(image.shape[-2:])
+            mask = record.mask(*size)
+            if mask.shape != size or mask.dtype != np.bool_:
+                raise DataError(
+                    f"a mask must be boolean and {size}, as its image is; got {mask.dtype} and "
+                    f"{mask.shape}."
+                )
+            return image, torch.from_numpy(mask.copy())[None]
         except (DataError, OptionError) as cause:
             kind = OptionError if isinstance(cause, OptionError) else BrokenItemError
             raise kind(record.about(cause)) from cause

@@ -28,14 +28,19 @@ _SECTIONS = {
     "exam": "examination",
     "examination": "examination",
     "final report": "final report",
+    "final impression": "impression",
     "finding": "findings",
+    "finding(s)": "findings",
     "findings": "findings",
     # both in one: what is concluded is there, so it is read as the impression
+    "findings & impression": "impression",
     "findings and impression": "impression",
     "findings/impression": "impression",
     "history": "history",
     "impression": "impression",
+    "impression(s)": "impression",
     "impression/findings": "impression",
+    "impressions": "impression",
     "indication": "indication",
     "narrative": "narrative",
     "notification": "notification",
@@ -43,6 +48,8 @@ _SECTIONS = {
     "procedure comments": "procedure comments",
     "reason for exam": "indication",
     "reason for examination": "indication",
+    "reason for this exam": "indication",
+    "reason for this examination": "indication",
     "recommendation": "recommendation",
     "recommendation(s)": "recommendation",
     "recommendations": "recommendation",
@@ -62,10 +69,10 @@ _HEADING = re.compile(
 # a full stop inside a number, as in "1.5 cm", has no white space behind it
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n\s*(?=(?:\d{1,2}[.)]|[-•*])\s)")
 # behind these, and behind an initial that follows a title, a full stop ends nothing; nor does a
-# colon, or the first number of a list behind it, as in "IMPRESSION: 1. No acute process."
+# colon, or what numbers the items of a list, as in "IMPRESSION: 1. No acute process. B. Stable."
 _UNFINISHED = re.compile(
-    r"(?:^|[\s(])(?:(?:drs?|mrs?|ms|prof|st)\.(?:\s+[A-Z]\.)*|vs\.|approx\.|e\.g\.|i\.e\.)$"
-    r"|:\s*(?:\d{1,2}\.)?$",
+    r"(?:^|[\s(])(?:(?:drs?|mrs?|ms|prof|st)\.(?:\s+[A-Z]\.)*|vs\.|ca\.|approx\.|e\.g\.|i\.e\.)$"
+    r"|:$|(?:^|:)\s*(?:\d{1,2}|[a-z]|[ivx]+)\.$",
     re.IGNORECASE,
 )
 # behind these it ends nothing where a small letter follows: "5 p.m. by phone", "R. lung is clear"

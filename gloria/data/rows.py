@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gloria.errors import DataError
@@ -47,6 +47,21 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
                 raise DataError(f"{path}, row {number}, column {column!r}: the row is too short.")
         rows.append((number, {column: record[column].strip() for column in columns}))
     return rows
+
+
+def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
+    """Rows by the column that names them: where each is, and its cells.
+
+    Raises:
+        DataError: as :func:`read_rows`, or two rows of one name differ.
+    """
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for row, cells in read_rows(path, [key, *columns]):
+        where = f"{path}, row {row}"
+        first, known = found.setdefault(cells[key], (where, cells))
+        if cells != known:
+            raise DataError(f"{where}: {key} {cells[key]!r} has other values in {first}.")
+    return found
 
 
 def read_header(path: Path) -> list[str]:
@@ -112,15 +127,23 @@ def _read_table(path: Path) -> Iterator[list[str]]:
     # decoded and split piece by piece: large tables would take gigabytes
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     head = io.BytesIO(data).readline().decode("utf-8")
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
+    # strict: or a quote that is never closed takes all rows below it into its cell
+    reader = csv.reader(
+        lines, delimiter=max(",;\t", key=head.count), skipinitialspace=True, strict=True
+    )
+    begins = 1
     try:
         header = next(reader, [])
         if not any(map(str.strip, header)):
             what = "its first line is blank" if any(reader) else "it is empty"
             raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
         yield header
-        yield from reader
+        begins = reader.line_num + 1
+        for cells in reader:
+            yield cells
+            begins = reader.line_num + 1
     except csv.Error as cause:
         raise DataError(
-            f"{path}, line {reader.line_num}: not CSV ({cause}). Is a quote never closed?"
+            f"{path}, line {begins}: what begins there is not CSV ({cause}). Is a quote never "
+            f"closed, or one inside a quoted text not written twice?"
         ) from cause

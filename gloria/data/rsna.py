@@ -55,7 +55,7 @@ class RSNA(Radiographs):
                 raise DataError(f"{where}: Target is {label} and the box {written}.")
             known = boxes.setdefault(patient, [])
             if patient in places and not (label and known):
-                raise DataError(f"{where}: {patient} is both negative and positive.")
+                raise DataError(f"{where}: {patient} has a row without a box and another one.")
             places.setdefault(patient, where)
             if label:
                 try:

@@ -44,7 +44,7 @@ def draw_share(
         The chosen ids, in their order.
 
     Raises:
-        DataError: an id comes twice.
+        DataError: an id comes twice, or a patient is None or NaN.
         ShapeError: ids, labels and patients are not equally many.
         OptionError: ``share`` is out of range.
 
@@ -209,6 +209,13 @@ def _patients(
         raise ShapeError(
             f"labels must be (image, class) and patients (image,) for {len(ids)} ids; got "
             f"{positive.shape} and {len(owners)}."
+        )
+    # as texts they would all be one patient, "None" or "nan"
+    unknown = [name for name, who in zip(ids, owners, strict=True) if who is None or who != who]
+    if unknown:
+        raise DataError(
+            f"the patients of {len(unknown)} of {len(ids)} ids are not known; first: "
+            f"{unknown[0]!r}. Leave these images out, or name their patients by their ids."
         )
     people, owner = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
     has = np.zeros((len(people), positive.shape[1]), np.bool_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class ImageReportTable(Radiographs):
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
             file = path.parent / image
-            if check_files and not file.is_file():
+            if check_files and not os.path.isfile(file):  # which takes a report for a path, too
                 hint = " Folders end in /, not in a backslash." if "\\" in image else ""
                 raise BrokenItemError(f"{where} {image_column!r}: {file} does not exist.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)

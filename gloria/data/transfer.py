@@ -16,7 +16,7 @@ from gloria.data.masked import PhantomMasks
 from gloria.data.pairs import Pair, PhantomPairs
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
 from gloria.data.prompts import PromptSet
-from gloria.data.protocols import draw_exclusive
+from gloria.data.protocols import draw_exclusive, exclusive
 from gloria.data.radiographs import Radiographs
 from gloria.data.splits import draw_splits
 
@@ -197,7 +197,10 @@ class TransferData:
         test: Radiographs = splits.test
         classes = tuple(test.classes if classes is None else classes)
         if gallery is None and len(classes) > 1 and not no_gallery:
-            found = _exclusive(test, classes)
+            labels = test.labels
+            found = {
+                each: int(exclusive(labels, test.classes.index(each)).sum()) for each in classes
+            }
             lacking = [each for each, count in found.items() if not count]
             if lacking:
                 no_gallery = f"no test image shows {' or '.join(lacking)} and nothing else"
@@ -227,13 +230,6 @@ def draw_patients(data: Radiographs, *, seed: int) -> Splits:
     """
     drawn = draw_splits(data.ids, data.labels, SPLIT_SHARES, seed=seed, patients=data.patients)
     return Splits(*(data.select(ids) for ids in drawn.values()))
-
-
-def _exclusive(data: Radiographs, classes: Sequence[str]) -> dict[str, int]:
-    """How many images that show nothing else each class has."""
-    labels = data.labels
-    only = (labels == 1) & ((labels != 0).sum(1, keepdims=True) == 1)
-    return {name: int(only[:, data.classes.index(name)].sum()) for name in classes}
 
 
 def _prompts_of(classes: Sequence[str], prompts: Mapping[str, PromptSet]) -> dict[str, PromptSet]:

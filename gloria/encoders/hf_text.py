@@ -74,13 +74,19 @@ class HFTextEncoder(Freezable):
     Raises:
         CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
         TokenizerError: the tokenizer is not a fast one, or its vocabulary is not the model's.
-        OptionError: an option is outside what the model allows.
+        OptionError: an option is outside what the model allows, or the model is more than a text
+            encoder (an encoder-decoder, CLIP, one with the head of a task) or takes no attention
+            mask.
 
     **Words.** Two tokens belong to one word if the tokenizer's own ``word_ids`` say so and no white
     space or edge of punctuation lies between them. For WordPiece and byte-level BPE the word ids
     alone decide (``left-sided`` gives ``left``, ``-``, ``sided``); SentencePiece knows white space
     at best, so the second condition takes the stop off ``effusion.``, and leaves ``left-sided``
     and ``1.5`` whole. Tokens of white space alone are no words. The strings are cut from the text.
+
+    **Padding** is on the right, whatever the tokenizer says, and the model is told of it. A few
+    architectures read it all the same (ConvBERT, MobileBERT, Nyströmformer, YOSO): there a text's
+    features depend on the longest one of its batch.
 
     **The published code** sums the last four layers and the word pieces, and gives the mean over
     all positions, [CLS] and [SEP] included, as the vector of the text; it divides by the padded
@@ -127,6 +133,7 @@ class HFTextEncoder(Freezable):
         self.tokenizer = (
             _load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         )
+        _check_model(self.model)
         if "add_pooling_layer" in inspect.signature(type(self.model).__init__).parameters:
             self.model.pooler = None
 
@@ -167,6 +174,7 @@ class HFTextEncoder(Freezable):
         encoded = self.tokenizer(
             list(texts),
             padding=True,
+            padding_side="right",  # or positions that are learned would depend on the batch
             truncation=True,
             max_length=self.max_length,
             return_attention_mask=True,
@@ -354,11 +362,6 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
     except Exception as cause:
         raise CheckpointError(_not_found("model", source, "config.json", cause)) from cause
     maker, _ = _maker_of(config)
-    if config.is_encoder_decoder and maker is transformers.AutoModel:
-        raise OptionError(
-            f"{str(source)!r} is an encoder-decoder; pass its encoder as an object, together with "
-            f"its tokenizer."
-        )
     if not pretrained:
         return maker.from_config(config, dtype=torch.float32)
     try:
@@ -434,6 +437,23 @@ def _not_found(what: str, source: str | Path, file: str, cause: Exception) -> st
 # What fits together.
 
 
+# what a model takes that is more than a text encoder
+_MORE = {
+    "decoder_input_ids": "is an encoder-decoder; pass its encoder",
+    "pixel_values": "reads images, too; pass its text model",
+    "labels": "has the head of a task; pass its base_model",
+}
+
+
+def _check_model(model: Any) -> None:
+    arguments, name = _arguments_of(model), type(model).__name__
+    for argument, advice in _MORE.items():
+        if argument in arguments:
+            raise OptionError(f"a {name} {advice} as an object, together with its tokenizer.")
+    if "attention_mask" not in arguments:
+        raise OptionError(f"a {name} takes no attention_mask: it would read padding as text.")
+
+
 def _check_tokenizer(tokenizer: Any, model: Any) -> None:
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False):
@@ -461,13 +481,18 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
+# BERT's, CLIP's, OPT's and GPT-2's names
+_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+
 def _longest_text(model: Any, tokenizer: Any) -> int:
     """Number of tokens that the position embeddings and the tokenizer allow."""
     longest: int = tokenizer.model_max_length
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its heirs count positions from behind the padding index
+        if name.endswith(_POSITIONS) and isinstance(module, nn.Embedding):
+            # RoBERTa and its heirs count positions from behind the padding index, OPT from 2
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            skipped = getattr(module, "offset", skipped)
             longest = min(longest, module.num_embeddings - skipped)
     return longest
 

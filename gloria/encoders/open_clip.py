@@ -15,15 +15,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_tensor, check_texts, require
+from gloria.checks import check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
+from gloria.encoders.timm_image import check_images, check_patches, height_width
 from gloria.errors import (
     CheckpointError,
     DtypeError,
     EmptyTextError,
     OptionError,
-    ShapeError,
     TokenizerError,
     TruncatedTextWarning,
     UnknownNameError,
@@ -93,13 +93,16 @@ class OpenClipImageEncoder(Freezable):
         frozen: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
-        if isinstance(image_size, Sequence):
-            image_size = tuple(image_size)
+        self._image_size = height_width(image_size)
+        square = self._image_size and len(set(self._image_size)) == 1
         whole, self._config = _create(
-            model_name, pretrained, "vision_cfg", force_image_size=image_size
+            model_name,
+            pretrained,
+            "vision_cfg",
+            # a ResNet takes a number only
+            force_image_size=self._image_size[0] if square else self._image_size,
         )
         self.model = whole.visual
-        self._image_size = image_size
         preparation = self.model.preprocess_cfg
         size = preparation["size"]
         self.image_input = ImageInput(
@@ -133,7 +136,8 @@ class OpenClipImageEncoder(Freezable):
             ShapeError: wrong rank, number of channels or size, or no image.
             DtypeError: the images are not floating-point.
         """
-        self._check(images)
+        advice = "Repeat a single channel: images.expand(-1, 3, -1, -1)."
+        check_images(images, 3, self.image_input.size, advice)
         output = self.model.forward_intermediates(
             images,
             indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
@@ -166,34 +170,20 @@ class OpenClipImageEncoder(Freezable):
             name: value.detach().to("meta")
             for name, value in [*tower.named_parameters(), *tower.named_buffers()]
         }
-        assert self.image_input.size is not None
-        images = torch.empty(1, 3, *self.image_input.size, device="meta")
+        size = self.image_input.size
+        assert size is not None
+        check_patches(size, getattr(self.model, "patch_size", (1, 1)))
+        images = torch.empty(1, 3, *size, device="meta")
         try:
             with torch.no_grad():
                 pooled, maps = torch.func.functional_call(tower.eval(), sketch, images)
         except Exception as cause:  # towers and their trunks raise as they please
             raise OptionError(
-                f"the model cannot encode images of {self.image_input.size} pixels "
+                f"the model cannot encode images of {size} pixels "
                 f"({type(cause).__name__}: {cause}). Is its config consistent?"
             ) from cause
         self.train()
         return pooled.shape[1], [map_.shape[1] for map_ in maps]
-
-    def _check(self, images: Tensor) -> None:
-        check_tensor("images", images, ("image", "channel", "height", "width"))
-        if images.shape[1] != 3:
-            raise ShapeError(
-                f"images must have 3 channels; got {tuple(images.shape)}. "
-                f"Repeat a single channel: images.expand(-1, 3, -1, -1)."
-            )
-        if images.shape[0] == 0:
-            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-        size = tuple(images.shape[2:])
-        if size != self.image_input.size:
-            raise ShapeError(
-                f"images must be of {self.image_input.size} pixels; got {size}. Resize them, or "
-                f"make the encoder with image_size={size}."
-            )
 
 
 class _AllStages(nn.Module):
@@ -280,9 +270,15 @@ class OpenClipTextEncoder(Freezable):
         self.word_reduction = word_reduction
         self.tokenizer = _tokenizer(model_name, context_length)
         self._told_of_truncation = False
-        with torch.no_grad():
-            ids = torch.ones(1, self.tokenizer.context_length, dtype=torch.long)
-            pooled, states = self.eval()._encode(ids)
+        ids = torch.ones(1, self.tokenizer.context_length, dtype=torch.long)
+        try:
+            with torch.no_grad():
+                pooled, states = self.eval()._encode(ids)
+        except Exception as cause:  # towers of transformers raise as they please
+            raise OptionError(
+                f"the model cannot encode texts of {ids.shape[1]} tokens "
+                f"({type(cause).__name__}: {cause}). Give a smaller context_length."
+            ) from cause
         self.train()
         self.pooled_dim = pooled.shape[1]
         self.word_dim = states.shape[2]

@@ -99,7 +99,7 @@ class TimmImageEncoder(Freezable):
             raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
         self.region_stage = int(region_stage)
-        self.image_size = _height_width(image_size)
+        self.image_size = height_width(image_size)
         self.options = options
 
         arguments = {"in_chans": in_chans, "num_classes": 0, **options}
@@ -109,6 +109,10 @@ class TimmImageEncoder(Freezable):
                 f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
                 f"{timm.__version__}. Choose another model."
             )
+        embed: Any = getattr(sketch, "patch_embed", None)
+        whole = isinstance(embed, timm.layers.PatchEmbed) and not embed.dynamic_img_pad
+        if self.image_size and whole:  # most models refuse it, too; some, as BEiT, do not
+            check_patches(self.image_size, embed.patch_size)
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
         try:
@@ -205,6 +209,7 @@ class TimmImageEncoder(Freezable):
 
     def _run(self, images: Tensor, stages: list[int]) -> tuple[Any, list[Tensor]]:
         """What the model's head would be given, and the maps of the stages."""
+        size = tuple(images.shape[2:])
         try:
             last, maps = self.model.forward_intermediates(
                 images,
@@ -213,28 +218,60 @@ class TimmImageEncoder(Freezable):
                 stop_early=False,  # some models would stop at the stage and leave nothing to pool
                 output_fmt="NCHW",
             )
-        except AssertionError as cause:
+        except (AssertionError, RuntimeError) as cause:
+            if isinstance(cause, RuntimeError) and self._takes(size):
+                raise  # of memory, devices, dtypes
             raise ShapeError(
-                f"{self.model_name} cannot take images of {tuple(images.shape[2:])} pixels. {cause}"
+                f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause
+        dims = [self.stages[stage].dim for stage in stages]
+        if [map_.shape[1] for map_ in maps] != dims:  # as ViTamin's, folded into a wrong grid
+            raise ShapeError(f"{self.model_name} gives no whole maps of {size} pixels.")
         return last, maps
 
+    def _takes(self, size: tuple[int, ...]) -> bool:
+        """Whether the architecture can encode images of a size."""
+        timm = require("timm", "encoders")
+        arguments = {"in_chans": self.image_input.channels, "num_classes": 0, **self.options}
+        sketch, _ = _sketch(timm, self.model_name, self.image_size, arguments)
+        try:
+            _measure(sketch, self.image_input.channels, size)
+        except _CannotRunError:
+            return False
+        return True
+
     def _check(self, images: Tensor) -> None:
-        check_tensor("images", images, ("image", "channel", "height", "width"))
-        expected = self.image_input.channels
-        if images.shape[1] != expected:
-            raise ShapeError(
-                f"images must have {expected} channels; got {tuple(images.shape)}. "
-                f"Make the encoder with in_chans={images.shape[1]}, or convert the images."
-            )
-        if images.shape[0] == 0:
-            raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-        size = tuple(images.shape[2:])
-        if self._takes_one_size and size != self.image_input.size:
-            raise ShapeError(
-                f"{self.model_name} takes images of {self.image_input.size} pixels only; got "
-                f"{size}. Resize them, or make the encoder with image_size={size}."
-            )
+        size = self.image_input.size if self._takes_one_size else None
+        check_images(images, self.image_input.channels, size, "Convert them, or set in_chans.")
+
+
+def check_images(images: Tensor, channels: int, size: tuple[int, int] | None, advice: str) -> None:
+    """Require a batch of images with these channels and, unless it is None, of this size.
+
+    ``advice`` says what can be done about another number of channels.
+    """
+    check_tensor("images", images, ("image", "channel", "height", "width"))
+    if images.shape[1] != channels:
+        raise ShapeError(
+            f"images must have {channels} channels; got {tuple(images.shape)}. {advice}"
+        )
+    if not len(images):
+        raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
+    given = tuple(images.shape[2:])
+    if size is not None and given != size:
+        raise ShapeError(
+            f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
+            f"image_size={given}."
+        )
+
+
+def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:
+    """Require a size that cuts no patch off."""
+    if any(side % each for side, each in zip(size, patch, strict=True)):
+        raise OptionError(
+            f"image_size must be a multiple of the patches' {patch} pixels, or the rest would not "
+            f"be seen; got {size}."
+        )
 
 
 _PROBE = 512  # pixels
@@ -274,7 +311,8 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
     )
 
 
-def _height_width(size: int | Sequence[int] | None) -> Any:
+def height_width(size: int | Sequence[int] | None) -> Any:
+    """An option ``image_size`` as a pair; None stays None."""
     if size is None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
@@ -313,7 +351,7 @@ def _sketch(
     raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
 
 
-def _measure(model: Any, channels: int, size: tuple[int, int]) -> _Layout:
+def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:
     """Run one blank image through a model in eval mode."""
     images = torch.zeros(1, channels, *size, device=next(model.parameters()).device)
     for norm in (True, False):  # the few models that cannot normalise a feature map assert so
@@ -376,7 +414,9 @@ def _is_centred(model: nn.Module) -> bool:
 
 
 def _of_axis(value: Any, axis: int) -> Any:
-    return value[axis] if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return value[axis % len(value)]  # a layer over a sequence of pixels has one number
+    return value
 
 
 def _create(

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from gloria.checks import check_finite, check_integer, check_tensor
 from gloria.data.images import normalize
-from gloria.errors import DataError, UnknownWordWarning
+from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
@@ -104,7 +104,12 @@ def encode_texts(
     parts = []
     with evaluating(model):
         for start in range(0, len(texts), batch_size):
-            batch = model.tokenize(texts[start : start + batch_size])
+            try:
+                batch = model.tokenize(texts[start : start + batch_size])
+            except EmptyTextError as cause:
+                if not start:
+                    raise
+                raise EmptyTextError(f"{cause} This counts from texts[{start}] on.") from cause
             tokenized(batch)
             parts.append(model.encode_text(batch))
             progress(len(batch.tokens))

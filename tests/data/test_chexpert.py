@@ -156,6 +156,18 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
     assert data.labels.tolist() == [[1, 0], [1, 0]]
     data = CheXpertPlus(plus, labels=chexpert, **options)
     assert data.labels.tolist() == [[0, 1], [1, 0], [0, 0]]
+    entry = {**lines[0], "note": "\u2028"}  # a separator of lines, to some
+    label = json.dumps(entry, ensure_ascii=False)
+    path.write_text("\ufeff" + label + "\r\n", encoding="utf-8")
+    data = CheXpertPlus(plus, labels=path, skip_incomplete=True, **options)
+    assert data.labels.tolist() == [[1, 0]]
+    other = json.dumps({**entry, "Edema": 0})
+    path.write_text(f"{label}\n{label}\n{other}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 3: train/patient00001/.* has other labels"):
+        CheXpertPlus(plus, labels=path, **options)
+    path.write_bytes(b'{"path_to_image": "\xe9"}')
+    with pytest.raises(DataError, match=r"impression_fixed\.json, line 1: must be a JSON object"):
+        CheXpertPlus(plus, labels=path, **options)
     path.write_text('{"path_to_image": "a"}\n')
     with pytest.raises(DataError, match=r"json, line 1: must be a JSON object .*KeyError: 'Edema'"):
         CheXpertPlus(plus, labels=path, **options)
@@ -163,5 +175,5 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
         CheXpertPlus(plus, **options)
     with pytest.raises(DataError, match=r"none\.json does not exist"):
         CheXpertPlus(plus, labels=tmp_path / "none.json", **options)
-    with pytest.raises(DataError, match="there is no radiograph to read"):
+    with pytest.raises(DataError, match=r"240401\.csv has no image with split 'test'"):
         CheXpertPlus(plus, "test", size=(8, 8))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from gloria.data import load_image
+from gloria.data import Radiographs, Record, load_image
+from gloria.data.masks import Box
 from gloria.errors import DataError, OptionError
 
 RAMP = np.arange(30).reshape(6, 5)
@@ -27,6 +28,56 @@ def test_scaled_by_the_bits_that_are_stored(write_dicom, tmp_path, bits, highest
 def test_monochrome1_is_inverted(write_dicom, tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_allclose(shown(path), 1 - RAMP / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "orientation, turned",
+    [
+        (["L", "F"], lambda film: film),
+        (["R", "F"], np.fliplr),  # patient's left on the left
+        (["L", "H"], np.flipud),  # head down
+        (["R", "H"], lambda film: film[::-1, ::-1]),
+        (["F", "L"], lambda film: film.T),
+        (["F", "R"], lambda film: np.rot90(film, -1)),  # the head is on the left
+        (["H", "L"], np.rot90),
+        (["RA", "FR"], np.fliplr),
+        (["A", "F"], lambda film: film),  # from the side
+        (["P", "F"], lambda film: film),
+        (["P", "H"], np.flipud),
+        (["R", "P"], lambda film: film),  # from below; no film
+        ("", lambda film: film),
+        ("R", lambda film: film),
+        (["", "F"], lambda film: film),
+    ],
+)
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_film_is_upright_as_its_patient_orientation_says(
+    write_dicom, tmp_path, orientation, turned, kind
+):
+    options = {"PatientOrientation": orientation, "PhotometricInterpretation": kind}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **options)
+    expected = turned(RAMP) / 255
+    np.testing.assert_allclose(
+        shown(path), expected if kind == "MONOCHROME2" else 1 - expected, atol=1e-6
+    )
+    assert load_image(path, channels=3).shape == (3, *expected.shape)
+
+
+def test_masks_and_boxes_are_of_the_stored_pixels(write_dicom, tmp_path):
+    """Where a data set brings them, a film stays with them."""
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PatientOrientation=["F", "R"])
+
+    def mask(height, width):
+        assert (height, width) == RAMP.shape
+        return RAMP == 7
+
+    marked = Record("a", path, "", mask=mask, boxes=(Box(2, 1, 1, 1),))
+    item = Radiographs([marked], size=RAMP.shape)[0]
+    np.testing.assert_allclose(item.image[0], RAMP / 255, atol=1e-6)
+    assert item.image[item.mask].tolist() == [pytest.approx(7 / 255)]
+    assert Radiographs([marked], size=RAMP.shape).boxes(0).tolist() == [[2, 1, 3, 2]]
+    plain = Radiographs([Record("a", path, "")], size=RAMP.T.shape)
+    np.testing.assert_allclose(plain[0].image[0], np.rot90(RAMP, -1) / 255, atol=1e-6)
 
 
 def linear(values, center, width):
@@ -158,6 +209,9 @@ def test_a_window_of_other_files(write_image, tmp_path):
     for channels in (1, 3):
         image = load_image(path, channels, window=(15, 10))
         torch.testing.assert_close(image, expected.expand(channels, -1, -1))
+    for window in (15, (15,), (15, 0, 1)):
+        with pytest.raises(OptionError, match=r"window must be \(center, width\); got "):
+            load_image(path, window=window)
     with pytest.raises(OptionError, match="width in window must be a finite number above 0"):
         load_image(path, window=(15, 0))
     with pytest.raises(OptionError, match="centre in window must be a finite number"):

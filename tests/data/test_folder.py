@@ -28,6 +28,15 @@ def test_every_image_is_found_and_nothing_else(films):
     assert all(data[index].image.shape == (1, 6, 6) for index in range(4))
 
 
+def test_links_to_folders_are_followed_into_each_once(films, tmp_path, write_image):
+    write_image(tmp_path / "elsewhere" / "d.png")
+    (films / "c").symlink_to(tmp_path / "elsewhere")
+    (films / "a" / "around").symlink_to(films)
+    (films / "A").symlink_to(films / "a")
+    ids = ["a/1.2.840.99", "a/1.jpeg", "a/2.JPG", "b.png", "c/d.png"]
+    assert ImageFolder(films, size=(6, 6)).ids == ids
+
+
 def test_a_broken_image_is_named_once(films):
     (films / "b.png").write_bytes(b"no image")
     data = ImageFolder(films, size=(6, 6))

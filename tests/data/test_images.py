@@ -118,6 +118,24 @@ def test_fit_keeps_the_aspect_and_centres(shape):
     assert abs(top - bottom) <= 1
 
 
+@pytest.mark.parametrize("shape, inner", [((400, 20), (8, 1)), ((20, 400), (1, 8))])
+def test_what_is_left_of_a_strip_is_one_pixel_wide(shape, inner):
+    """Each pixel the mean of those below a triangle around it, in float64."""
+
+    def shrink(image, pixels):
+        stride = image.shape[-1] / pixels
+        old, new = torch.arange(image.shape[-1]).double(), torch.arange(pixels).double()
+        distance = ((old + 0.5)[None] - (new[:, None] + 0.5) * stride).abs()
+        weights = (1 - distance / stride).clamp(min=0)
+        return image @ (weights / weights.sum(1, keepdim=True)).T
+
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    top, left = (8 - inner[0]) // 2, (8 - inner[1]) // 2
+    fitted = fit(image, (8, 8))[:, top : top + inner[0], left : left + inner[1]]
+    expected = shrink(shrink(image.double(), inner[1]).mT, inner[0]).mT
+    torch.testing.assert_close(fitted.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_fit_leaves_an_image_of_that_size_alone():
     image = torch.rand(3, 16, 12)
     assert torch.equal(fit(image, (16, 12)), image)

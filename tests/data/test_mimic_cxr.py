@@ -70,6 +70,9 @@ def test_frontal_views_of_a_split_with_text_files(root):
     assert data[0].report == expected
     assert data[0].image.shape == (1, 8, 8)
     assert MIMICCXR(root, "test", size=(8, 8)).reports == [REPORT.strip()]
+    report = folder_of(root, "50000003", "11000003").with_suffix(".txt")
+    report.write_text("\ufeffImpression: Clear.", encoding="utf-8")  # of an editor that marks it
+    assert MIMICCXR(root, "test", size=(8, 8), policy=IMPRESSION).reports == ["Clear."]
 
 
 def test_reports_without_a_word_are_named_or_counted(root):
@@ -102,6 +105,18 @@ def test_sectioned_reports_and_labels(root, write_rows):
     some = MIMICCXR(root, size=(8, 8), classes=classes, policy=IMPRESSION, skip_incomplete=True)
     assert some.ids == ["d1"]
     assert len(some.skipped) == 2
+
+
+def test_rows_that_contradict_each_other_are_named(root, write_rows):
+    table = root / "mimic_cxr_sectioned.csv"
+    rows = [["s50000003", "Normal.", ""], ["s50000003", "Edema.", ""]]
+    write_rows(table, ["study", "impression", "findings"], *rows)
+    with pytest.raises(
+        DataError, match=r"row 3: study 's50000003' has other values in .*sectioned\.csv, row 2"
+    ):
+        MIMICCXR(root, "test", size=(8, 8))
+    write_rows(table, ["study", "impression", "findings"], rows[0], rows[0])
+    assert MIMICCXR(root, "test", size=(8, 8)).reports == ["Normal."]
 
 
 def test_what_is_wrong_is_named(root, tmp_path):

@@ -37,6 +37,26 @@ def test_items_and_what_is_known_without_reading(records):
     assert data[1].mask.shape == (0, 8, 8)
 
 
+@pytest.mark.parametrize("label", [2, 0.7, float("nan"), None])
+def test_labels_are_positive_negative_or_uncertain(records, label):
+    wrong = [*records[:2], records[2]._replace(labels=(1, label))]
+    with pytest.raises(DataError, match=rf"row 4: labels are 1, 0 or -1; got \(1, {label}\)"):
+        Radiographs(wrong, classes=("a", "b"), size=(8, 8))
+
+
+@pytest.mark.parametrize(
+    "mask, given",
+    [
+        (lambda height, width: np.ones((height + 1, width), bool), r"bool and \(21, 10\)"),
+        (lambda height, width: np.ones((height, width)), r"float64 and \(20, 10\)"),
+    ],
+)
+def test_a_mask_that_is_none_of_its_image(records, mask, given):
+    record = records[0]._replace(mask=mask, labels=())
+    with pytest.raises(BrokenItemError, match=rf"row 2: .* boolean and \(20, 10\), .* got {given}"):
+        Radiographs([record], size=(8, 8))[0]
+
+
 def test_items_stack_into_batches(records):
     batch = next(iter(DataLoader(Radiographs(records, classes=("a", "b"), size=(8, 6)), 3)))
     assert batch.image.shape == (3, 1, 8, 6)

@@ -50,6 +50,7 @@ def test_loading_processes_can_have_it(write):
         ([(0, "-1"), (0, "9 3")], r"row 3: 1\.2\.3\.0 has an empty mask and another one"),
         ([(0, "9 3"), (0, "-1")], r"row 3: 1\.2\.3\.0 has an empty mask and another one"),
         ([(0, "9 3 1")], "row 2: a run-length mask must be pairs"),
+        ([(0, "")], "row 2: a run-length mask must be pairs"),  # a missing value is not negative
         ([(0, "-1"), (9, "-1")], r"1 of 2 images of .* are not under .*row 3: 1\.2\.3\.9\.dcm"),
     ],
 )

@@ -104,6 +104,9 @@ def test_what_can_not_be_drawn():
     for share in (0, -1, 1.5):
         with pytest.raises(OptionError, match="share must be"):
             draw_share(ids, labels, share, seed=0)
+    for unknown in (None, float("nan")):  # as pandas has what is missing
+        with pytest.raises(DataError, match="patients of 2 of 3 ids are not known; first: 'b'"):
+            draw_share(list("abc"), [[1]] * 3, 0.5, seed=0, patients=["p", unknown, unknown])
     with pytest.raises(DataError, match="id 'a' comes 2 times"):
         draw_share(["a", "a"], labels, 0.5, seed=0)
     with pytest.raises(ShapeError, match=r"labels must be \(image, class\) .* for 2 ids; got \(1,"):

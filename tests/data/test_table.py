@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gloria.data import ImageReportTable, read_splits
-from gloria.errors import DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, OptionError
 
 ROWS = [
     {"image": "a.png", "report": "Small effusion.", "split": "train"},
@@ -135,11 +135,25 @@ def test_a_file_of_another_encoding_is_named_with_its_line(write):
             read(path)
 
 
-def test_a_quote_that_is_never_closed_is_named_with_its_line(write):
-    path = write(ROWS[:1])
-    path.write_text(path.read_text() + 'b.png,"Clear,train\n' + "a.png,Clear.,train\n" * 10_000)
-    with pytest.raises(DataError, match=r"my\.csv, line \d+: not CSV .*Is a quote never closed"):
+@pytest.mark.parametrize("rest", ["", "a.png,Clear.,train\n" * 10_000, 'a.png,"Clear.",train\n'])
+def test_a_quote_that_is_never_closed_takes_no_row_into_its_cell(write, rest):
+    path = write(ROWS[1:2])  # lines 2 and 3
+    path.write_text(path.read_text() + 'b.png,"Clear,train\nc.png,Clear.,val\n' + rest)
+    with pytest.raises(DataError, match=r"my\.csv, line 4: .* not CSV .*Is a quote never closed"):
         ImageReportTable(path, size=(8, 8))
+
+
+def test_a_quote_inside_a_quoted_text_that_is_not_written_twice(write):
+    path = write(ROWS[:1])
+    path.write_text(path.read_text() + 'b.png,"A "small" effusion.",train\n')
+    with pytest.raises(DataError, match=r"my\.csv, line 3: .* one inside a quoted text not writ"):
+        ImageReportTable(path, size=(8, 8))
+
+
+def test_spaces_before_a_quoted_text(write):
+    path = write(ROWS[:1])
+    path.write_text(path.read_text() + 'b.png,  "Edema, with effusion.", train\n')
+    assert ImageReportTable(path, "train", size=(8, 8)).reports[1] == "Edema, with effusion."
 
 
 def test_a_fingerprint_changes_with_paths_reports_and_order_only(write):
@@ -158,6 +172,15 @@ def test_a_fingerprint_changes_with_paths_reports_and_order_only(write):
 def test_a_size_without_pixels_is_refused_at_once(write):
     with pytest.raises(OptionError, match="height in size must be at least 1; got 0"):
         ImageReportTable(write(ROWS), size=(0, 8))
+    for size in (8, (1, 8, 8)):
+        with pytest.raises(OptionError, match=r"size must be \(height, width\); got "):
+            ImageReportTable(write(ROWS), size=size)
+
+
+def test_a_column_that_holds_no_paths(write):
+    long = [{"image": "a.png", "report": "Clear. " * 1000}]
+    with pytest.raises(BrokenItemError, match=r"row 2, column 'report': .*Clear\. does not exist"):
+        ImageReportTable(write(long), size=(8, 8), image_column="report")
 
 
 def test_bits_of_the_pixels(write, tmp_path):

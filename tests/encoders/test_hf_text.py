@@ -472,15 +472,13 @@ def test_cls_as_word_equals_the_published_merging():
         assert cosine.item() == pytest.approx(1, abs=1e-12)
 
 
-def test_cls_is_found_behind_left_padding():
-    encoder = CASES["bert"].make(cls_as_word=True)
-    right = encoder.tokenize(TEXTS)
-    encoder.tokenizer.padding_side = "left"
-    left = encoder.tokenize(TEXTS)
-    assert left.tokens == right.tokens
-    for row, moved in zip(right.word_ids.tolist(), left.word_ids.tolist(), strict=True):
-        assert [i for i in row if i >= 0] == [i for i in moved if i >= 0]
-        assert moved[-1] == -1
+def test_a_tokenizer_that_pads_on_the_left_pads_on_the_right_here(bert):
+    """Or the positions of a text's tokens would depend on the longest text of its batch."""
+    left = CASES["bert"].make(cls_as_word=True)
+    left.tokenizer.padding_side = "left"
+    together, alone = left(TEXTS), left(TEXTS[:1])
+    torch.testing.assert_close(together.words[0, :3], alone.words[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(together.pooled, bert(TEXTS).pooled)
 
 
 # Options.
@@ -513,10 +511,8 @@ def test_reductions(last_n, layer_reduction, word_reduction):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
-@pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_poolings_are_over_all_tokens_of_the_text(pooling, padding_side):
+def test_poolings_are_over_all_tokens_of_the_text(pooling):
     encoder = CASES["bert"].make(pooling=pooling)
-    encoder.tokenizer.padding_side = padding_side
     tokenized = encoder.tokenize(TEXTS)
     hidden = encoder.model(**tokenized.inputs, output_hidden_states=True).hidden_states
     states = hidden[-1] + hidden[-2]
@@ -733,6 +729,20 @@ def test_positions_counted_from_behind_the_padding_index_leave_fewer(name):
     assert features.words.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["CLIPText", "GPT2", "OPT"])
+def test_positions_go_by_other_names(kind):
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    if kind != "GPT2":
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes |= {"max_position_embeddings": 20}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=320, pad_token_id=1, **sizes)
+    model = transformers.AutoModel.from_config(config)
+    encoder = HFTextEncoder(model, tokenizer=byte_bpe_tokenizer()).eval()
+    assert encoder.max_length == 20
+    with pytest.warns(TruncatedTextWarning, match="cut to 20 tokens"):
+        assert encoder(["left " * 60]).words.isfinite().all()
+
+
 def test_a_model_object_needs_its_tokenizer(bert):
     with pytest.raises(OptionError, match="a model object needs its tokenizer"):
         HFTextEncoder(bert.model)
@@ -901,6 +911,52 @@ def test_encoder_decoder_without_an_encoder_of_its_own(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="is an encoder-decoder; pass its encoder as an object"):
         HFTextEncoder(tmp_path, tokenizer=wordpiece_tokenizer(), pretrained=False)
+
+
+def small_clip():
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    return transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 40, "max_position_embeddings": 32},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
+    )
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: transformers.CLIPModel(small_clip()),
+            "a CLIPModel reads images, too; pass its text model as an object",
+        ),
+        (
+            lambda: transformers.BertForMaskedLM(
+                transformers.BertConfig(**SMALL, num_attention_heads=2)
+            ),
+            "a BertForMaskedLM has the head of a task; pass its base_model as an object",
+        ),
+        (
+            lambda: transformers.FNetModel(transformers.FNetConfig(**SMALL)),
+            "a FNetModel takes no attention_mask",
+        ),
+    ],
+)
+def test_models_that_are_no_text_encoders(make, message):
+    with pytest.raises(OptionError, match=message):
+        HFTextEncoder(make(), tokenizer=wordpiece_tokenizer())
+
+
+def test_the_text_model_of_clip():
+    model = transformers.CLIPModel(small_clip()).text_model
+    encoder = HFTextEncoder(model, tokenizer=wordpiece_tokenizer()).eval()
+    assert encoder(TEXTS).tokens == WORDPIECE_WORDS
 
 
 def test_a_model_that_its_config_would_not_make_again(tmp_path):

@@ -730,6 +730,19 @@ def test_region_stage_out_of_range(stage, error, message, saved):
         OpenClipImageEncoder(saved("clip-vit")[0], region_stage=stage)
 
 
+@pytest.mark.parametrize("name", ["clip-vit", "convnext"])
+@pytest.mark.parametrize("size", [0, -8, "32", (8, 8, 8)])
+def test_what_is_no_image_size(name, size, saved):
+    with pytest.raises(OptionError, match="image_size must be a number of pixels or"):
+        OpenClipImageEncoder(saved(name)[0], image_size=size)
+
+
+@pytest.mark.parametrize("size", [33, (32, 47)])
+def test_no_patch_is_cut_off_in_silence(size, saved):
+    with pytest.raises(OptionError, match=r"must be a multiple of the patches' \(8, 8\) pixels"):
+        OpenClipImageEncoder(saved("clip-vit")[0], image_size=size)
+
+
 @pytest.mark.parametrize(
     "images, error, message",
     [
@@ -775,6 +788,8 @@ def test_bad_text_options(saved):
         OpenClipTextEncoder(folder, word_reduction="median")
     with pytest.raises(OptionError, match="context_length must be at least 3; got 2"):
         OpenClipTextEncoder(folder, context_length=2)
+    with pytest.raises(OptionError, match=r"texts of 200 tokens .*Give a smaller context_length"):
+        OpenClipTextEncoder(saved("bert-mean")[0], context_length=200)
     for layers in (-1, 3):
         with pytest.raises(OptionError, match=f"frozen_layers must be from 0 to 2; got {layers}"):
             OpenClipTextEncoder(folder, frozen_layers=layers)

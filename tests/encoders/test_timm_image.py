@@ -22,7 +22,7 @@ from gloria.errors import (
     UnknownNameError,
 )
 from gloria.geometry import measure_region_offset
-from gloria.types import ImageEncoder, SavesRecipe
+from gloria.types import ImageEncoder, RegionGeometry, SavesRecipe
 
 timm = pytest.importorskip("timm")
 
@@ -542,7 +542,7 @@ def test_a_model_without_feature_maps(monkeypatch):
     "pictures, error, message",
     [
         (torch.zeros(3, 64, 64), ShapeError, r"images must be \(image, channel, height, width\)"),
-        (torch.zeros(2, 1, 64, 64), ShapeError, r"3 channels; got \(2, 1, 64, 64\).*in_chans=1"),
+        (torch.zeros(2, 1, 64, 64), ShapeError, r"3 channels; got \(2, 1, 64, 64\).*in_chans"),
         (torch.zeros(0, 3, 64, 64), ShapeError, "at least one image"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), DtypeError, "floating-point.*uint8"),
         ([[1.0]], DtypeError, "images must be a tensor"),
@@ -554,10 +554,41 @@ def test_bad_images(pictures, error, message):
 
 
 def test_images_of_a_size_that_the_model_cannot_take():
-    with pytest.raises(ShapeError, match=r"takes images of \(64, 64\) pixels only; got \(80, 64\)"):
+    with pytest.raises(ShapeError, match=r"must be of \(64, 64\) pixels; got \(80, 64\)"):
         cached("cait_xxs24_224")(torch.zeros(1, 3, 80, 64))
     with pytest.raises(ShapeError, match=r"cannot take images of \(63, 64\) pixels"):
         cached("vit_tiny_patch16_224")(torch.zeros(1, 3, 63, 64))
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [("dla46x_c", (97, 65)), ("hrnet_w18_small", (97, 65)), ("convnext_atto", (2, 64))],
+)
+def test_convolutional_models_that_cannot_take_a_size(name, size):
+    encoder = TimmImageEncoder(name).eval()
+    with pytest.raises(ShapeError, match=rf"{name} cannot take images of \({size[0]}, {size[1]}\)"):
+        encoder(torch.zeros(1, 3, *size))
+    assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
+
+
+def test_no_patch_is_cut_off_in_silence():
+    options = {"depth": 1, "embed_dim": 96, "num_heads": 3}
+    with pytest.raises(
+        OptionError, match=r"multiple of the patches' \(16, 16\) pixels, .*\(48, 75"
+    ):
+        TimmImageEncoder("beitv2_base_patch16_224", image_size=(48, 75), **options)
+
+
+def test_maps_that_a_model_folds_into_a_wrong_grid():
+    encoder = TimmImageEncoder("vitamin_small_224", depth=2).eval()
+    with pytest.raises(ShapeError, match=r"vitamin_small_224 gives no whole maps of \(100, 131\)"):
+        encoder(torch.zeros(1, 3, 100, 131))
+
+
+def test_other_errors_are_not_blamed_on_the_size():
+    with pytest.raises(RuntimeError, match=r"(?i)double") as caught:
+        cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
+    assert not isinstance(caught.value, GloriaError)
 
 
 def test_an_option_that_is_no_json(tmp_path):
@@ -616,6 +647,10 @@ def test_regions_are_where_the_geometry_says(name, offset):
         assert geometry == (16.0, offset)
     noise = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     assert measure_region_offset(encoder, noise) == pytest.approx((offset, offset), abs=1.2)
+
+
+def test_layers_over_sequences_are_no_obstacle_to_the_geometry():
+    assert TimmImageEncoder("efficientvim_m1").region_geometry == RegionGeometry(32.0, 0.0)
 
 
 def test_even_kernels_leave_the_geometry_open():

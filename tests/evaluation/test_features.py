@@ -314,6 +314,8 @@ def test_a_text_without_a_word_is_refused_for_an_encoder_that_takes_it(trained, 
     monkeypatch.setattr(trained.text_encoder, "tokenize", lenient)
     with pytest.raises(EmptyTextError, match=r"texts\[1\] has no word"):
         encode_texts(trained, ["edema", " "])
+    with pytest.raises(EmptyTextError, match=r"texts\[1\] has .* counts from texts\[4\] on"):
+        encode_texts(trained, [*["edema"] * 5, " "], 2)
 
 
 def test_images_are_taken_a_batch_at_a_time(trained):
