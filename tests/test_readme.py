@@ -24,10 +24,10 @@ def test_the_drop_in_example_has_eight_lines():
 
 
 def test_the_test_command_is_the_one_that_ci_runs():
-    command = re.search(r"^python3 -m venv .*pytest$", README, re.MULTILINE).group()
+    command = re.search(r"^python3 -m venv .*pytest -n 2$", README, re.MULTILINE).group()
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r'pip install (-e "\.\[\w+\]")', command).group(1) in script
-    assert script.rstrip().endswith("pytest")
+    assert script.rstrip().endswith("pytest -n 2")
 
 
 def test_commands_exist():

@@ -18,6 +18,7 @@ from gloria.matching import MatchingOptions, Problem, triton, triton_support
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_everything_in_the_interpreter():
     """See ``interpreted.py``."""
     pytest.importorskip("triton")

@@ -17,6 +17,8 @@ TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 KIBIBYTES = {80: 163, 90: 227, 100: 227, "gfx942": 64}  # of shared memory that a program may take
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_everything_in_the_interpreter():
     """See ``interpreted.py``."""
     done = subprocess.run(
