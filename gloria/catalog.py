@@ -286,15 +286,18 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
-    from gloria.matching import WORD_AGGREGATIONS
-
     if name == "local_contrastive":
-        options = _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
+        options = _with_aggregation(options)
     elif name == "global_local_contrastive" and isinstance(options.get("local_options"), dict):
-        local = _with_aggregator(options["local_options"], "aggregation", WORD_AGGREGATIONS)
-        options["local_options"] = local
+        options["local_options"] = _with_aggregation(options["local_options"])
     loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
     return loss
+
+
+def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
+    from gloria.matching import WORD_AGGREGATIONS  # imports torch
+
+    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
 
 
 def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ trace away under ``torch.compile``.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -22,6 +24,7 @@ from gloria.errors import (
     MissingDependencyError,
     OptionError,
     ShapeError,
+    UnknownOptionError,
 )
 from gloria.types import ImageEncoder
 
@@ -137,6 +140,36 @@ def check_texts(texts: Sequence[str]) -> None:
             raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
     if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
+
+
+def check_options(subject: str, maker: Callable[..., Any], given: Iterable[str], *more: str) -> None:
+    """Require that a class or function takes options of these names.
+
+    Args:
+        subject: what it makes, for the message.
+        maker: one that takes any ``**options``, or has no signature, takes them all.
+        given: the names.
+        more: names that are known besides.
+
+    Raises:
+        UnknownOptionError: it does not take one; the message has the nearest name, and all.
+    """
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except (TypeError, ValueError):  # as some callables of C
+        return
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    known = [*more, *(each.name for each in parameters if each.kind not in unnamed)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UnknownOptionError(
+                f"{subject} has no option {name!r}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+                + f" It has {', '.join(known) or 'none'}."
+            )
 
 
 def check_image_encoder(name: str, value: Any) -> None:

@@ -231,12 +231,19 @@ def test_create_loss_with_an_unknown_preset():
         catalog.create_loss("local_contrastive", preset="oficial")
 
 
-def test_a_misspelt_option_says_which_loss():
-    with pytest.raises(UnknownOptionError, match=r"local_contrastive.*temprature") as caught:
+def test_a_misspelt_option_gives_the_nearest_with_a_preset_or_without():
+    said = r"%s has no option 'temprature'\. Did you mean 'temperature'\? It has attention, .*"
+    made = r"loss 'local_contrastive' \(built-in, gloria\.losses:LocalContrastiveLoss\)"
+    with pytest.raises(UnknownOptionError, match=said % made) as caught:
         catalog.create_loss("local_contrastive", temprature=0.1)
     assert isinstance(caught.value, TypeError)
-    with pytest.raises(UnknownOptionError, match="'temprature'"):
+    with pytest.raises(UnknownOptionError, match=said % "LocalContrastiveLoss"):
         catalog.create_loss("local_contrastive", preset="stable", temprature=0.1)
+
+
+def test_an_option_that_is_missing_is_named():
+    with pytest.raises(OptionError, match=r"text encoder 'small_bert' .*'reports'\.$"):
+        catalog.create_text_encoder("small_bert")
 
 
 @pytest.mark.parametrize("name", ["max", "logsumexp", "mean", "sum"])

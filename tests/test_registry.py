@@ -18,6 +18,7 @@ from gloria.errors import (
     OptionError,
     PluginWarning,
     UnknownNameError,
+    UnknownOptionError,
 )
 from gloria.registry import BUILT_IN, IN_PROCESS, Origin, PresetRegistry, Registry, registering_as
 
@@ -271,6 +272,25 @@ def test_other_errors_of_a_factory_pass_and_say_where(registry):
     assert caught.value.__notes__ == [
         "while creating number 'x': 'x' (in-process, fractions:Fraction)"
     ]
+
+
+def test_an_option_that_what_takes_any_hands_on_is_told_from_a_fault_within(registry):
+    def inner(base=10):
+        return int("1", base)
+
+    def outer(faulty=False, **options):
+        return inner(**({"bass": 3} if faulty else options))
+
+    registry.register("x", outer)
+    assert registry.create("x", base=10) == 1
+    with pytest.raises(UnknownOptionError, match=r"number 'x' .* has no option 'bass': .*'bass'"):
+        registry.create("x", bass=10)
+    with pytest.raises(TypeError) as caught:
+        registry.create("x", faulty=True)
+    assert not isinstance(caught.value, UnknownOptionError)
+    registry.register("none", lambda: 1)
+    with pytest.raises(UnknownOptionError, match=r"has no option 'a'\. It has none\.$"):
+        registry.create("none", a=1)
 
 
 def test_errors_of_gloria_pass_unchanged(registry):
