@@ -27,6 +27,7 @@ from gloria.errors import (
     UnknownOptionError,
 )
 from gloria.types import ImageEncoder
+from gloria.wrapping import unwrapped
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
@@ -142,7 +143,9 @@ def check_texts(texts: Sequence[str]) -> None:
         raise ShapeError("texts must hold at least one text; got none.")
 
 
-def check_options(subject: str, maker: Callable[..., Any], given: Iterable[str], *more: str) -> None:
+def check_options(
+    subject: str, maker: Callable[..., Any], given: Iterable[str], *more: str
+) -> None:
     """Require that a class or function takes options of these names.
 
     Args:
@@ -174,7 +177,8 @@ def check_options(subject: str, maker: Callable[..., Any], given: Iterable[str],
 
 def check_image_encoder(name: str, value: Any) -> None:
     """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
-    if not isinstance(value, nn.Module) or not isinstance(value, ImageEncoder):
+    # a compiled one has the attributes of what it wraps, which isinstance does not see
+    if not isinstance(value, nn.Module) or not isinstance(unwrapped(value), ImageEncoder):
         raise ContractError(
             f"{name} must be a module that is an ImageEncoder; got {type(value).__name__}. Of a "
             f"GLoRIA model, take model.image_encoder."
