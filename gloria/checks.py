@@ -26,8 +26,7 @@ from gloria.errors import (
     ShapeError,
     UnknownOptionError,
 )
-from gloria.types import ImageEncoder
-from gloria.wrapping import unwrapped
+from gloria.types import ImageInput
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
@@ -177,12 +176,46 @@ def check_options(
 
 def check_image_encoder(name: str, value: Any) -> None:
     """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
-    # a compiled one has the attributes of what it wraps, which isinstance does not see
-    if not isinstance(value, nn.Module) or not isinstance(unwrapped(value), ImageEncoder):
+    if fault := fault_of_image_encoder(value):
         raise ContractError(
-            f"{name} must be a module that is an ImageEncoder; got {type(value).__name__}. Of a "
-            f"GLoRIA model, take model.image_encoder."
+            f"{name} must be an image encoder: {fault}. Of a GLoRIA model, take "
+            f"model.image_encoder."
         )
+
+
+def check_text_encoder(name: str, value: Any) -> None:
+    """Require a module that is a :class:`~gloria.types.TextEncoder`."""
+    if fault := fault_of_text_encoder(value):
+        raise ContractError(f"{name} must be a text encoder: {fault}.")
+
+
+def fault_of_image_encoder(value: Any) -> str:
+    """Why a value is no :class:`~gloria.types.ImageEncoder`; empty = it is one."""
+    if fault := _fault_of_encoder(value, ("pooled_dim", "region_dim"), "image_input"):
+        return fault
+    wanted = value.image_input
+    if (
+        not isinstance(wanted, ImageInput)
+        or not len(wanted.mean) == len(wanted.std) == wanted.channels
+        or not all(each > 0 for each in wanted.std)
+    ):
+        return (
+            f"its image_input must be an ImageInput with a mean and a std above 0 for each "
+            f"channel; it is {wanted!r}"
+        )
+    return ""
+
+
+def fault_of_text_encoder(value: Any) -> str:
+    """Why a value is no :class:`~gloria.types.TextEncoder`; empty = it is one."""
+    return _fault_of_encoder(value, ("pooled_dim", "word_dim"), "tokenize")
+
+
+def fault_of_module(value: Any) -> str:
+    """Why a value is no module; empty = it is one."""
+    return (
+        "" if isinstance(value, nn.Module) else f"it is no nn.Module, it is {type(value).__name__}"
+    )
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -199,6 +232,19 @@ def require(module: str, extra: str) -> ModuleType:
             f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
+
+
+def _fault_of_encoder(value: Any, widths: tuple[str, ...], *more: str) -> str:
+    if fault := fault_of_module(value):
+        return fault
+    # not isinstance with the protocol: it does not see what a compiled encoder has
+    if missing := [name for name in (*widths, *more) if not hasattr(value, name)]:
+        return f"{type(value).__name__} lacks {', '.join(missing)}"
+    for name in widths:
+        width = getattr(value, name)
+        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+            return f"its {name} must be an integer above 0; it is {width!r}"
+    return ""
 
 
 def _check_real(name: str, value: Any, expected: str) -> None:

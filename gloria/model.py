@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from gloria import catalog
-from gloria.checks import check_choice, check_finite, check_same_size, check_texts
+from gloria.checks import (
+    check_choice,
+    check_finite,
+    check_image_encoder,
+    check_same_size,
+    check_text_encoder,
+    check_texts,
+    fault_of_module,
+)
 from gloria.errors import ContractError, DataError, EmptyTextError, OptionError, ShapeError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
@@ -102,6 +110,8 @@ class GLoRIA(nn.Module):
         word_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_image_encoder("image_encoder", image_encoder)
+        check_text_encoder("text_encoder", text_encoder)
         self.composition: dict[str, Any] | None = None
         """How :func:`create_model` put this together, for saving; None if composed by hand, or if
         its loss or a head was replaced."""
@@ -119,6 +129,8 @@ class GLoRIA(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a part; another loss or head than before is no longer what ``composition`` says."""
         if name == "loss":
+            if fault := fault_of_module(value):
+                raise ContractError(f"loss must be a module: {fault}.")
             self._loss_inputs = inputs_of(value)
         if name in ("loss", *_HEADS):
             before = getattr(self, name, value)
@@ -180,9 +192,11 @@ class GLoRIA(nn.Module):
         Raises:
             DtypeError, ShapeError: ``texts`` is no sequence of strings, or empty.
             EmptyTextError: a text has no word.
+            ContractError: the text encoder does not return a TokenizedText of as many texts.
         """
         check_texts(texts)  # of one string a tokenizer would make a batch of letters
         tokenized = self.text_encoder.tokenize(texts)
+        _check_tokenized(self.text_encoder, tokenized, len(texts))
         for index, words in enumerate(tokenized.tokens):
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {texts[index]!r}. Leave it out.")
@@ -191,7 +205,10 @@ class GLoRIA(nn.Module):
     def compute_loss(
         self, images: ImageFeatures, texts: TextFeatures
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its named terms, from projected features."""
+        """The loss and its named terms, from projected features.
+
+        Raises what the loss does, and ContractError where it returns no scalar tensor.
+        """
         available = {
             "image_embeddings": images.pooled,
             "text_embeddings": texts.pooled,
@@ -203,10 +220,12 @@ class GLoRIA(nn.Module):
         inputs = {name: available[name] for name in self._loss_inputs}
         if not isinstance(self.loss, PairLoss):
             loss: Tensor = self.loss(**inputs)
-            return loss, {"loss": loss}
-        # what forward does, without computing the terms twice
-        terms = self.loss.terms(**inputs)
-        return self.loss.total(terms), terms
+            terms = {"loss": loss}
+        else:  # what forward does, without computing the terms twice
+            terms = self.loss.terms(**inputs)
+            loss = self.loss.total(terms)
+        _check_loss(self.loss, loss)
+        return loss, terms
 
     def similarity(
         self,
@@ -417,6 +436,8 @@ def create_model(
         TextEncoder,
         _resolve(text_encoder, catalog.create_text_encoder, "text_encoder", "text", text_options),
     )
+    check_image_encoder("image_encoder", image_encoder)
+    check_text_encoder("text_encoder", text_encoder)
     named_loss = loss if isinstance(loss, str) else None
     loss_module = cast(nn.Module, _resolve(loss, catalog.create_loss, "loss", "loss", loss_options))
     text_head = word_head = None
@@ -474,6 +495,7 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
         not isinstance(grid, Sequence)
         or len(grid) != 2
         or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
+        or any(side < 0 for side in grid)
     ):
         raise ContractError(
             f"{type(encoder).__name__} must return grid = (height, width), two integers; "
@@ -489,6 +511,25 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
     )
     if features.region_mask is not None:
         _check_mask(encoder, features, "region_mask", regions)
+
+
+def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
+    name = type(encoder).__name__
+    if not isinstance(tokenized, TokenizedText):
+        raise ContractError(
+            f"{name}.tokenize must return a TokenizedText; got {type(tokenized).__name__}."
+        )
+    tensors = {**tokenized.inputs, "word_ids": tokenized.word_ids}
+    for part, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ContractError(
+                f"{name}.tokenize must return {part} as a tensor; got {type(value).__name__}."
+            )
+    if not len(tokenized.word_ids) == len(tokenized.tokens) == count:
+        raise ContractError(
+            f"{name}.tokenize must return as many texts as it is given, {count}; got "
+            f"{len(tokenized.word_ids)} rows of word_ids and {len(tokenized.tokens)} of tokens."
+        )
 
 
 def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
@@ -511,6 +552,17 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
             f"{type(encoder).__name__} must return tokens, a list of words of each of the {count} "
             f"texts; got {got}."
         )
+
+
+def _check_loss(loss: nn.Module, value: Tensor) -> None:
+    if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
+        return
+    got: Any = type(value).__name__
+    if isinstance(value, Tensor):
+        got = tuple(value.shape) if value.dim() else value.dtype
+    raise ContractError(
+        f"{type(loss).__name__} must return a scalar floating-point tensor; got {got}."
+    )
 
 
 def _check_kind(encoder: object, features: object, expected: type) -> None:

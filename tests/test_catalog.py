@@ -21,6 +21,7 @@ from gloria.errors import (
 )
 from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
 from gloria.registry import IN_PROCESS, Origin, registering_as
+from gloria.types import ImageInput
 
 
 def run_fresh(code: str) -> None:
@@ -216,7 +217,8 @@ def test_the_pooling_of_a_text_encoder_may_be_a_registered_aggregator(tmp_path, 
 
 def test_an_encoder_may_have_a_preset_of_its_own(take_back):
     class Encoder(nn.Module):
-        pooled_dim, region_dim, image_input = 4, 5, None
+        pooled_dim, region_dim = 4, 5
+        image_input = ImageInput(1, None, (0.5,), (0.5,))
 
         def __init__(self, preset):
             super().__init__()
@@ -298,7 +300,7 @@ def test_register_as_a_decorator_and_as_a_call(take_back):
 def test_register_encoders(take_back):
     class Encoder(nn.Module):
         pooled_dim, region_dim, word_dim = 4, 5, 6
-        image_input = None
+        image_input = ImageInput(1, None, (0.5,), (0.5,))
 
         def tokenize(self, texts):
             return texts

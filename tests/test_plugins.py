@@ -93,10 +93,12 @@ def test_all_four_hooks_and_sources(install):
             """,
             "zoo_makers.py": """
                 from torch import nn
+                from gloria.types import ImageInput
                 def names(): return ["cat", "wildcat", "dog"]
                 def image(name, scale=1):
                     made = nn.Identity()
-                    made.pooled_dim, made.region_dim, made.image_input = scale, scale, name
+                    made.pooled_dim = made.region_dim = scale
+                    made.image_input = ImageInput(1, name, (0.5,), (0.5,))
                     return made
                 def text():
                     made = nn.Identity()
@@ -113,7 +115,7 @@ def test_all_four_hooks_and_sources(install):
     assert "zoo:*" in catalog.list("image_encoders")
     assert catalog.list("image_encoders", "zoo:*cat") == ["zoo:cat", "zoo:wildcat"]
     encoder = catalog.create("image_encoders", "zoo:cat", {"scale": 7})
-    assert (encoder.pooled_dim, encoder.image_input) == (7, "cat")
+    assert (encoder.pooled_dim, encoder.image_input.size) == (7, "cat")
     assert catalog.create("text_encoders", "zoo_text", {}).word_dim == 3
     assert catalog.create("aggregators", "zoo_middle", {})(1, None, 0) == 1
     assert catalog.create("losses", "zoo_loss", {})("x") == "x"

@@ -245,7 +245,7 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     What :func:`torch.compile` made of a loss wraps it too.
 
     Raises:
-        OptionError: ``forward`` requires an argument that is not one of them.
+        OptionError: ``forward`` requires an argument that is not one of them, or names none.
     """
     # a compiled module takes (*args, **kwargs)
     parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
@@ -259,4 +259,10 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
                 f"loss {type(loss).__name__} asks for {parameter.name!r}; what a loss can ask for "
                 f"is {', '.join(LOSS_INPUTS)}."
             )
-    return tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
+    named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
+    if not named:
+        raise OptionError(
+            f"loss {type(loss).__name__} names nothing that it takes in its forward, so it would "
+            f"be given nothing; what a loss can ask for is {', '.join(LOSS_INPUTS)}."
+        )
+    return named
