@@ -588,7 +588,7 @@ def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) 
     entries = [entry for each in catalog.registries.values() for entry in each.entries()]
     here = {str(entry.origin) for entry in entries}
     if missing := [plugin for plugin in config.get("plugins") or [] if plugin not in here]:
-        error.add_note(f"{folder} was saved with {', '.join(missing)}; here there is no such.")
+        error.add_note(f"{folder} was saved with what is not loaded here: {', '.join(missing)}.")
     elif isinstance(error, UnknownNameError):
         error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
 

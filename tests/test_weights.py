@@ -474,7 +474,7 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
             registry.unregister(origin)
     config = json.loads((folder / "config.json").read_text())
     assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
-    note = f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; here there is no such."
+    note = f"{folder} was saved with what is not loaded here: plugin 'mine' of gloria-mine 0.3."
     with pytest.raises(OptionError, match="got 'mine_mean'") as error:
         load_model(folder)
     assert error.value.__notes__ == [note]
