@@ -130,7 +130,7 @@ def load_model(
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> GLoRIA:
-    """Load a saved model, in eval mode.
+    """Load a saved model, in eval mode and in torch's default dtype, whatever it was saved in.
 
     Args:
         folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
@@ -276,7 +276,10 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         path: the file, ``.safetensors``; an existing one is replaced.
 
     Raises:
-        OptionError: the image encoder is another one, or the file has another ending.
+        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`.
+        OptionError: the image encoder is another one, or the file has another ending; or the
+            weights are spread over processes, or on the meta device.
+        OSError: the file can't be written.
 
     Example::
 
@@ -284,6 +287,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         backbone = timm.create_model("resnet50", num_classes=0)
         backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
     """
+    _check_model(model)
     encoder: Any = model.image_encoder
     if not isinstance(unwrapped(encoder), TimmImageEncoder):
         raise OptionError(
@@ -329,12 +333,18 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a new file and put it in place when it is whole."""
+    """Let ``write`` make a new file and put it in place when it is whole.
+
+    Raises:
+        OSError: it can't be written; the error names ``path``, not the hidden file.
+    """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
     try:
         write(draft)
         os.replace(draft, path)
+    except OSError as cause:
+        raise OSError(cause.errno, reason(cause), str(path)) from cause
     finally:
         draft.unlink(missing_ok=True)
 

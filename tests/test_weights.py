@@ -70,6 +70,14 @@ def test_save_and_load_to_the_bit(model, images, tmp_path):
     assert again.local_loss.product == "cosine"  # the preset came along
 
 
+def test_another_dtype_is_kept_in_the_file_and_comes_back_as_the_default(model, tmp_path):
+    folder = save_model(model.bfloat16(), tmp_path / "model")
+    assert load_file(folder / "model.safetensors")["image_head.layers.bias"].dtype == torch.bfloat16
+    loaded = load_model(folder)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.image_head.layers.bias, model.image_head.layers.bias.float())
+
+
 def test_the_size_of_training_comes_along(model, tmp_path):
     assert load_model(save_model(model, tmp_path / "untrained")).trained_image_size is None
     model.trained_image_size = (224, 192)
@@ -628,6 +636,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old"
     write_file(path, lambda draft: draft.write_bytes(b"new"))
     assert path.read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/none/file'$"):
+        write_file(tmp_path / "none" / "file", lambda draft: draft.write_bytes(b"new"))
 
 
 # --- from the hub ---------------------------------------------------------------------------------
@@ -754,4 +764,6 @@ def test_what_cannot_be_exported(resnet, tmp_path):
     other._modules = {**resnet._modules, "image_encoder": nn.Identity()}
     with pytest.raises(OptionError, match=r"TimmImageEncoder.*is a Identity"):
         gloria.export_image_encoder(other, tmp_path / "none.safetensors")
+    with pytest.raises(DtypeError, match="must be a GLoRIA; got TimmImageEncoder"):
+        gloria.export_image_encoder(resnet.image_encoder, tmp_path / "none.safetensors")
     assert not list(tmp_path.iterdir())
