@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -426,63 +426,56 @@ def create_model(
         It resizes its 224-pixel images to 299 and normalises them with 0.5 and 0.5; here that is
         up to whoever prepares the images.
     """
-    image_encoder = cast(
-        ImageEncoder,
-        _resolve(
-            image_encoder, catalog.create_image_encoder, "image_encoder", "image", image_options
-        ),
+    vision: ImageEncoder = _resolve(
+        image_encoder, catalog.create_image_encoder, "image_options", image_options
     )
-    text_encoder = cast(
-        TextEncoder,
-        _resolve(text_encoder, catalog.create_text_encoder, "text_encoder", "text", text_options),
+    language: TextEncoder = _resolve(
+        text_encoder, catalog.create_text_encoder, "text_options", text_options
     )
-    check_image_encoder("image_encoder", image_encoder)
-    check_text_encoder("text_encoder", text_encoder)
-    named_loss = loss if isinstance(loss, str) else None
-    loss_module = cast(nn.Module, _resolve(loss, catalog.create_loss, "loss", "loss", loss_options))
+    loss_module: nn.Module = _resolve(loss, catalog.create_loss, "loss_options", loss_options)
+    check_image_encoder("image_encoder", vision)
+    check_text_encoder("text_encoder", language)
     text_head = word_head = None
     width = embedding_dim
     if width is None:
-        width = text_encoder.word_dim
+        width = language.word_dim
         check_same_size(
             "width",
             "text_encoder.pooled_dim",
-            text_encoder.pooled_dim,
+            language.pooled_dim,
             "text_encoder.word_dim",
             width,
             "Give embedding_dim to project both to one width.",
         )
     else:
-        text_head = Projection(text_encoder.pooled_dim, width, kind=projection)
-        word_head = Projection(text_encoder.word_dim, width, kind=projection)
+        text_head = Projection(language.pooled_dim, width, kind=projection)
+        word_head = Projection(language.word_dim, width, kind=projection)
     model = GLoRIA(
-        image_encoder,
-        text_encoder,
+        vision,
+        language,
         loss=loss_module,
-        image_head=Projection(image_encoder.pooled_dim, width, kind=projection),
-        region_head=Projection(image_encoder.region_dim, width, kind=projection, bias=False),
+        image_head=Projection(vision.pooled_dim, width, kind=projection),
+        region_head=Projection(vision.region_dim, width, kind=projection, bias=False),
         text_head=text_head,
         word_head=word_head,
     )
     model.composition = {
         "embedding_dim": embedding_dim,
         "projection": projection,
-        "loss": named_loss if _is_json(loss_options) else None,
+        "loss": loss if isinstance(loss, str) and _is_json(loss_options) else None,
         "loss_options": dict(loss_options or {}) if _is_json(loss_options) else None,
     }
     return model
 
 
-def _resolve(
-    given: Any, create: Any, argument: str, prefix: str, options: Mapping[str, Any] | None
-) -> Any:
+def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:
     """The object itself, or the one its name stands for."""
     if isinstance(given, str):
         return create(given, **(options or {}))
     if options:
         raise OptionError(
-            f"{prefix}_options go with a name for {argument}; got them with a "
-            f"{type(given).__name__} object. Set them on the object instead."
+            f"{argument} go with a name; got them with a {type(given).__name__} object. Set them "
+            f"on the object instead."
         )
     return given
 

@@ -469,7 +469,7 @@ def test_bad_input_is_named(model, images):
         model(images, ["edema", "", "effusion"])
     with pytest.raises(DtypeError, match="got one string"):
         model.encode_text("edema")
-    with pytest.raises(OptionError, match="image_options go with a name for image_encoder"):
+    with pytest.raises(OptionError, match="image_options go with a name; got them with a Patches"):
         create_model(Patches(), Bag(), image_options={"pretrained": True})
     with pytest.raises(ShapeError, match="features must be 6 wide"):
         create_model(Patches(), Bag()).region_head(torch.zeros(1, 5))
