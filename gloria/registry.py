@@ -208,6 +208,7 @@ class Registry(Generic[T]):
 
         Raises:
             MissingDependencyError: a source that the pattern names can't be imported.
+            ContractError: it raises, or does not return names.
 
         Warns:
             PluginWarning: a source that the pattern does not name can't be asked.
@@ -369,9 +370,9 @@ class Registry(Generic[T]):
             if not fixed.startswith(entry.name):
                 warn(PluginWarning(complaint), stacklevel=4)
                 return []
-            if isinstance(cause, Exception):
+            if isinstance(cause, GloriaError):
                 raise
-            raise ContractError(complaint) from cause
+            raise ContractError(f"{complaint}.") from cause
         return [name for name in names if fnmatchcase(name, pattern)]
 
     def _check_name(self, name: object) -> None:

@@ -394,9 +394,9 @@ def _raises():
     "list_names, cause, error",
     [
         ("no_such_module_at_all:names", "no_such_module_at_all", MissingDependencyError),
-        (_raises, "the server is away", RuntimeError),
-        (lambda: 3, "not iterable", TypeError),
-        (lambda: [3], "int", TypeError),
+        (_raises, "the server is away", ContractError),
+        (lambda: 3, "not iterable", ContractError),
+        (lambda: [3], "int", ContractError),
     ],
 )
 def test_a_source_that_cannot_be_asked_is_an_error_only_if_named(
