@@ -185,11 +185,15 @@ def _models_of(package: str) -> list[str]:
 
 
 def _image_encoder(thing: object) -> str:
-    return _not_a_module(thing) or _lacks(thing, "pooled_dim", "region_dim", "image_input")
+    from gloria.checks import fault_of_image_encoder  # imports torch
+
+    return fault_of_image_encoder(thing)
 
 
 def _text_encoder(thing: object) -> str:
-    return _not_a_module(thing) or _lacks(thing, "pooled_dim", "word_dim", "tokenize")
+    from gloria.checks import fault_of_text_encoder
+
+    return fault_of_text_encoder(thing)
 
 
 def _aggregator(thing: object) -> str:
@@ -197,18 +201,9 @@ def _aggregator(thing: object) -> str:
 
 
 def _loss(thing: object) -> str:
-    return _not_a_module(thing)
+    from gloria.checks import fault_of_module
 
-
-def _not_a_module(thing: object) -> str:
-    from torch import nn
-
-    return "" if isinstance(thing, nn.Module) else f"it is no nn.Module, it is {describe(thing)}"
-
-
-def _lacks(thing: object, *attributes: str) -> str:
-    missing = [attribute for attribute in attributes if not hasattr(thing, attribute)]
-    return f"{type(thing).__name__} lacks {', '.join(missing)}" if missing else ""
+    return fault_of_module(thing)
 
 
 _catalog = Catalog()
@@ -286,15 +281,18 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
-    from gloria.matching import WORD_AGGREGATIONS
-
     if name == "local_contrastive":
-        options = _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
+        options = _with_aggregation(options)
     elif name == "global_local_contrastive" and isinstance(options.get("local_options"), dict):
-        local = _with_aggregator(options["local_options"], "aggregation", WORD_AGGREGATIONS)
-        options["local_options"] = local
+        options["local_options"] = _with_aggregation(options["local_options"])
     loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
     return loss
+
+
+def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
+    from gloria.matching import WORD_AGGREGATIONS  # imports torch
+
+    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
 
 
 def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:

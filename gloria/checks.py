@@ -6,8 +6,10 @@ trace away under ``torch.compile``.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -22,8 +24,9 @@ from gloria.errors import (
     MissingDependencyError,
     OptionError,
     ShapeError,
+    UnknownOptionError,
 )
-from gloria.types import ImageEncoder
+from gloria.types import ImageInput
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
@@ -139,13 +142,80 @@ def check_texts(texts: Sequence[str]) -> None:
         raise ShapeError("texts must hold at least one text; got none.")
 
 
+def check_options(
+    subject: str, maker: Callable[..., Any], given: Iterable[str], *more: str
+) -> None:
+    """Require that a class or function takes options of these names.
+
+    Args:
+        subject: what it makes, for the message.
+        maker: one that takes any ``**options``, or has no signature, takes them all.
+        given: the names.
+        more: names that are known besides.
+
+    Raises:
+        UnknownOptionError: it does not take one; the message has the nearest name, and all.
+    """
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except (TypeError, ValueError):  # as some callables of C
+        return
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    known = [*more, *(each.name for each in parameters if each.kind not in unnamed)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UnknownOptionError(
+                f"{subject} has no option {name!r}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+                + f" It has {', '.join(known) or 'none'}."
+            )
+
+
 def check_image_encoder(name: str, value: Any) -> None:
     """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
-    if not isinstance(value, nn.Module) or not isinstance(value, ImageEncoder):
+    if fault := fault_of_image_encoder(value):
         raise ContractError(
-            f"{name} must be a module that is an ImageEncoder; got {type(value).__name__}. Of a "
-            f"GLoRIA model, take model.image_encoder."
+            f"{name} must be an image encoder: {fault}. Of a GLoRIA model, take "
+            f"model.image_encoder."
         )
+
+
+def check_text_encoder(name: str, value: Any) -> None:
+    """Require a module that is a :class:`~gloria.types.TextEncoder`."""
+    if fault := fault_of_text_encoder(value):
+        raise ContractError(f"{name} must be a text encoder: {fault}.")
+
+
+def fault_of_image_encoder(value: Any) -> str:
+    """Why a value is no :class:`~gloria.types.ImageEncoder`; empty = it is one."""
+    if fault := _fault_of_encoder(value, ("pooled_dim", "region_dim"), "image_input"):
+        return fault
+    wanted = value.image_input
+    if (
+        not isinstance(wanted, ImageInput)
+        or not len(wanted.mean) == len(wanted.std) == wanted.channels
+        or not all(each > 0 for each in wanted.std)
+    ):
+        return (
+            f"its image_input must be an ImageInput with a mean and a std above 0 for each "
+            f"channel; it is {wanted!r}"
+        )
+    return ""
+
+
+def fault_of_text_encoder(value: Any) -> str:
+    """Why a value is no :class:`~gloria.types.TextEncoder`; empty = it is one."""
+    return _fault_of_encoder(value, ("pooled_dim", "word_dim"), "tokenize")
+
+
+def fault_of_module(value: Any) -> str:
+    """Why a value is no module; empty = it is one."""
+    return (
+        "" if isinstance(value, nn.Module) else f"it is no nn.Module, it is {type(value).__name__}"
+    )
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -162,6 +232,19 @@ def require(module: str, extra: str) -> ModuleType:
             f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
+
+
+def _fault_of_encoder(value: Any, widths: tuple[str, ...], *more: str) -> str:
+    if fault := fault_of_module(value):
+        return fault
+    # not isinstance with the protocol: it does not see what a compiled encoder has
+    if missing := [name for name in (*widths, *more) if not hasattr(value, name)]:
+        return f"{type(value).__name__} lacks {', '.join(missing)}"
+    for name in widths:
+        width = getattr(value, name)
+        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
+            return f"its {name} must be an integer above 0; it is {width!r}"
+    return ""
 
 
 def _check_real(name: str, value: Any, expected: str) -> None:

@@ -11,13 +11,21 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gloria import catalog
-from gloria.checks import check_choice, check_finite, check_same_size, check_texts
+from gloria.checks import (
+    check_choice,
+    check_finite,
+    check_image_encoder,
+    check_same_size,
+    check_text_encoder,
+    check_texts,
+    fault_of_module,
+)
 from gloria.errors import ContractError, DataError, EmptyTextError, OptionError, ShapeError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
@@ -102,6 +110,8 @@ class GLoRIA(nn.Module):
         word_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check_image_encoder("image_encoder", image_encoder)
+        check_text_encoder("text_encoder", text_encoder)
         self.composition: dict[str, Any] | None = None
         """How :func:`create_model` put this together, for saving; None if composed by hand, or if
         its loss or a head was replaced."""
@@ -119,6 +129,8 @@ class GLoRIA(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a part; another loss or head than before is no longer what ``composition`` says."""
         if name == "loss":
+            if fault := fault_of_module(value):
+                raise ContractError(f"loss must be a module: {fault}.")
             self._loss_inputs = inputs_of(value)
         if name in ("loss", *_HEADS):
             before = getattr(self, name, value)
@@ -180,9 +192,11 @@ class GLoRIA(nn.Module):
         Raises:
             DtypeError, ShapeError: ``texts`` is no sequence of strings, or empty.
             EmptyTextError: a text has no word.
+            ContractError: the text encoder does not return a TokenizedText of as many texts.
         """
         check_texts(texts)  # of one string a tokenizer would make a batch of letters
         tokenized = self.text_encoder.tokenize(texts)
+        _check_tokenized(self.text_encoder, tokenized, len(texts))
         for index, words in enumerate(tokenized.tokens):
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {texts[index]!r}. Leave it out.")
@@ -191,7 +205,10 @@ class GLoRIA(nn.Module):
     def compute_loss(
         self, images: ImageFeatures, texts: TextFeatures
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its named terms, from projected features."""
+        """The loss and its named terms, from projected features.
+
+        Raises what the loss does, and ContractError where it returns no scalar tensor.
+        """
         available = {
             "image_embeddings": images.pooled,
             "text_embeddings": texts.pooled,
@@ -203,10 +220,12 @@ class GLoRIA(nn.Module):
         inputs = {name: available[name] for name in self._loss_inputs}
         if not isinstance(self.loss, PairLoss):
             loss: Tensor = self.loss(**inputs)
-            return loss, {"loss": loss}
-        # what forward does, without computing the terms twice
-        terms = self.loss.terms(**inputs)
-        return self.loss.total(terms), terms
+            terms = {"loss": loss}
+        else:  # what forward does, without computing the terms twice
+            terms = self.loss.terms(**inputs)
+            loss = self.loss.total(terms)
+        _check_loss(self.loss, loss)
+        return loss, terms
 
     def similarity(
         self,
@@ -407,61 +426,56 @@ def create_model(
         It resizes its 224-pixel images to 299 and normalises them with 0.5 and 0.5; here that is
         up to whoever prepares the images.
     """
-    image_encoder = cast(
-        ImageEncoder,
-        _resolve(
-            image_encoder, catalog.create_image_encoder, "image_encoder", "image", image_options
-        ),
+    vision: ImageEncoder = _resolve(
+        image_encoder, catalog.create_image_encoder, "image_options", image_options
     )
-    text_encoder = cast(
-        TextEncoder,
-        _resolve(text_encoder, catalog.create_text_encoder, "text_encoder", "text", text_options),
+    language: TextEncoder = _resolve(
+        text_encoder, catalog.create_text_encoder, "text_options", text_options
     )
-    named_loss = loss if isinstance(loss, str) else None
-    loss_module = cast(nn.Module, _resolve(loss, catalog.create_loss, "loss", "loss", loss_options))
+    loss_module: nn.Module = _resolve(loss, catalog.create_loss, "loss_options", loss_options)
+    check_image_encoder("image_encoder", vision)
+    check_text_encoder("text_encoder", language)
     text_head = word_head = None
     width = embedding_dim
     if width is None:
-        width = text_encoder.word_dim
+        width = language.word_dim
         check_same_size(
             "width",
             "text_encoder.pooled_dim",
-            text_encoder.pooled_dim,
+            language.pooled_dim,
             "text_encoder.word_dim",
             width,
             "Give embedding_dim to project both to one width.",
         )
     else:
-        text_head = Projection(text_encoder.pooled_dim, width, kind=projection)
-        word_head = Projection(text_encoder.word_dim, width, kind=projection)
+        text_head = Projection(language.pooled_dim, width, kind=projection)
+        word_head = Projection(language.word_dim, width, kind=projection)
     model = GLoRIA(
-        image_encoder,
-        text_encoder,
+        vision,
+        language,
         loss=loss_module,
-        image_head=Projection(image_encoder.pooled_dim, width, kind=projection),
-        region_head=Projection(image_encoder.region_dim, width, kind=projection, bias=False),
+        image_head=Projection(vision.pooled_dim, width, kind=projection),
+        region_head=Projection(vision.region_dim, width, kind=projection, bias=False),
         text_head=text_head,
         word_head=word_head,
     )
     model.composition = {
         "embedding_dim": embedding_dim,
         "projection": projection,
-        "loss": named_loss if _is_json(loss_options) else None,
+        "loss": loss if isinstance(loss, str) and _is_json(loss_options) else None,
         "loss_options": dict(loss_options or {}) if _is_json(loss_options) else None,
     }
     return model
 
 
-def _resolve(
-    given: Any, create: Any, argument: str, prefix: str, options: Mapping[str, Any] | None
-) -> Any:
+def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:
     """The object itself, or the one its name stands for."""
     if isinstance(given, str):
         return create(given, **(options or {}))
     if options:
         raise OptionError(
-            f"{prefix}_options go with a name for {argument}; got them with a "
-            f"{type(given).__name__} object. Set them on the object instead."
+            f"{argument} go with a name; got them with a {type(given).__name__} object. Set them "
+            f"on the object instead."
         )
     return given
 
@@ -474,6 +488,7 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
         not isinstance(grid, Sequence)
         or len(grid) != 2
         or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
+        or any(side < 0 for side in grid)
     ):
         raise ContractError(
             f"{type(encoder).__name__} must return grid = (height, width), two integers; "
@@ -489,6 +504,25 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
     )
     if features.region_mask is not None:
         _check_mask(encoder, features, "region_mask", regions)
+
+
+def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
+    name = type(encoder).__name__
+    if not isinstance(tokenized, TokenizedText):
+        raise ContractError(
+            f"{name}.tokenize must return a TokenizedText; got {type(tokenized).__name__}."
+        )
+    tensors = {**tokenized.inputs, "word_ids": tokenized.word_ids}
+    for part, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise ContractError(
+                f"{name}.tokenize must return {part} as a tensor; got {type(value).__name__}."
+            )
+    if not len(tokenized.word_ids) == len(tokenized.tokens) == count:
+        raise ContractError(
+            f"{name}.tokenize must return as many texts as it is given, {count}; got "
+            f"{len(tokenized.word_ids)} rows of word_ids and {len(tokenized.tokens)} of tokens."
+        )
 
 
 def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
@@ -511,6 +545,17 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
             f"{type(encoder).__name__} must return tokens, a list of words of each of the {count} "
             f"texts; got {got}."
         )
+
+
+def _check_loss(loss: nn.Module, value: Tensor) -> None:
+    if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
+        return
+    got: Any = type(value).__name__
+    if isinstance(value, Tensor):
+        got = tuple(value.shape) if value.dim() else value.dtype
+    raise ContractError(
+        f"{type(loss).__name__} must return a scalar floating-point tensor; got {got}."
+    )
 
 
 def _check_kind(encoder: object, features: object, expected: type) -> None:

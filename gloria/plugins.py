@@ -47,10 +47,14 @@ class PluginRecord(NamedTuple):
     registered: Mapping[str, list[str]] = {}
 
     def __str__(self) -> str:
-        plugin = Origin("plugin", self.name, self.distribution, self.version)
-        where = f" {self.place}" if self.place else ""
-        why = f": {self.cause}" if self.cause else ""
-        return f"{plugin} {self.status}{where}{why}"
+        origin = Origin("plugin", self.name, self.distribution, self.version)
+        return f"{origin} is {self.outcome}"
+
+    @property
+    def outcome(self) -> str:
+        """Its status and, where it is not loaded, why."""
+        why = [f"{self.place} failed"] if self.place else []
+        return ": ".join([self.status, *why, *filter(None, [self.cause])])
 
 
 def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:

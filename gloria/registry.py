@@ -208,6 +208,7 @@ class Registry(Generic[T]):
 
         Raises:
             MissingDependencyError: a source that the pattern names can't be imported.
+            ContractError: it raises, or does not return names.
 
         Warns:
             PluginWarning: a source that the pattern does not name can't be asked.
@@ -253,6 +254,8 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: gives the nearest names and the list.
+            UnknownOptionError: the factory has no such option; gives the nearest and the list.
+            OptionError: the factory needs an option that is not given.
             MissingDependencyError: a package is missing or broken; the cause is chained.
             ContractError: the factory made something that is of no use here.
         """
@@ -260,24 +263,32 @@ class Registry(Generic[T]):
 
     def _make(self, name: str, factory: Callable[..., T], options: dict[str, Any]) -> T:
         """What the factory behind a name makes, checked."""
+        from gloria.checks import check_options  # imports torch
+
         entry, _ = self._find(name)
+        made = f"{self.kind} {entry}"
+        check_options(made, factory, options)
         try:
             thing = factory(**options)
         except GloriaError:
             raise
         except ImportError as cause:
             raise MissingDependencyError(
-                f"{self.kind} {entry} needs something that cannot be imported: {describe(cause)}."
+                f"{made} needs something that cannot be imported: {describe(cause)}."
             ) from cause
         except Exception as error:
-            if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if isinstance(error, TypeError) and unknown and unknown[1] in options:  # of **options
                 raise UnknownOptionError(
-                    f"{self.kind} {entry} has no such option: {error}."
+                    f"{made} has no option {unknown[1]!r}: {error}."
                 ) from error
+            inside = error.__traceback__ and error.__traceback__.tb_next
+            if isinstance(error, TypeError) and inside is None:
+                raise OptionError(f"{made} needs other options: {error}.") from error
             error.add_note(f"while creating {self.kind} {name!r}: {entry}")
             raise
         if complaint := self._check(thing):
-            raise ContractError(f"{self.kind} {entry} made no {self.kind}: {complaint}.")
+            raise ContractError(f"{made} made no {self.kind}: {complaint}.")
         return thing
 
     def _find(self, name: str) -> tuple[Entry, str]:
@@ -359,9 +370,9 @@ class Registry(Generic[T]):
             if not fixed.startswith(entry.name):
                 warn(PluginWarning(complaint), stacklevel=4)
                 return []
-            if isinstance(cause, Exception):
+            if isinstance(cause, GloriaError):
                 raise
-            raise ContractError(complaint) from cause
+            raise ContractError(f"{complaint}.") from cause
         return [name for name in names if fnmatchcase(name, pattern)]
 
     def _check_name(self, name: object) -> None:
@@ -403,7 +414,8 @@ class PresetRegistry(Registry[T]):
 
         Raises:
             OptionError: a preset was asked for, and there are none.
-            UnknownNameError, MissingDependencyError, ContractError: as :meth:`Registry.create`.
+
+        Raises what :meth:`Registry.create` does, too.
         """
         factory: Any = self.get(name)
         if preset is not None:

@@ -41,6 +41,7 @@ from gloria.errors import (
     reason,
 )
 from gloria.model import GLoRIA, create_model
+from gloria.registry import describe
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
 
@@ -65,16 +66,11 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost; or the
             weights can't be written, as on a full disk.
-        OptionError: the weights are spread over processes, by FSDP say.
+        OptionError: the weights are spread over processes, by FSDP say, or on the meta device.
         DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
-        ContractError: the ``recipe`` of an encoder does not keep its contract, or the model's
-            ``state_dict`` holds something else than tensors.
+        ContractError: the model's ``state_dict`` holds something else than tensors.
     """
-    if not isinstance(unwrapped(model), GLoRIA):
-        raise DtypeError(
-            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one, for several "
-            f"GPUs or for averaging, save what is inside, model.module."
-        )
+    _check_model(model)
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
 
@@ -82,14 +78,33 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
 def why_not_loadable(model: GLoRIA) -> str:
     """Why :func:`load_model` will not make this model again, in a sentence; empty = it will.
 
-    Good to ask before a long training: the weights are saved in any case.
+    Good to ask before a long training: the weights are saved in any case. To find out, the model
+    is made again from its description.
 
     Raises:
-        ContractError: the ``recipe`` of an encoder does not keep its contract.
+        DtypeError, OptionError, ContractError: as :func:`save_model`.
     """
-    with TemporaryDirectory() as folder:
+    _check_model(model)
+    weights = _weights_of(model)
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         described = _describe(model, Path(folder))
-    return described if isinstance(described, str) else ""
+        if isinstance(described, str):
+            return described
+        try:
+            again = _make(json.loads(json.dumps(described)), Path(folder))
+        except Exception as cause:  # what a plugin raises, too
+            return f"making it from its description fails: {_said(cause)}."
+    if differences := _differences(weights, _weights_of(again)):
+        return f"made from its description, it is another one: {differences}."
+    return ""
+
+
+def _check_model(model: GLoRIA) -> None:
+    if not isinstance(unwrapped(model), GLoRIA):
+        raise DtypeError(
+            f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one, for several "
+            f"GPUs or for averaging, take what is inside, model.module."
+        )
 
 
 def check_nothing_is_lost(folder: str | Path) -> None:
@@ -115,7 +130,7 @@ def load_model(
     revision: str | None = None,
     device: torch.device | str = "cpu",
 ) -> GLoRIA:
-    """Load a saved model, in eval mode.
+    """Load a saved model, in eval mode and in torch's default dtype, whatever it was saved in.
 
     Args:
         folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
@@ -139,27 +154,17 @@ def load_model(
             f"Compose it again and call gloria.load_weights(model, folder)."
         )
     try:
-        image_name, image_options = _find_files(recipe["image_encoder"], folder / "image_encoder")
-        text_name, text_options = _find_files(recipe["text_encoder"], folder / "text_encoder")
-        rest = {name: recipe[name] for name in COMPOSITION}
-    except KeyError as cause:
-        raise CheckpointError(f"{folder / 'config.json'} lacks the entry {cause}.") from cause
-    except TypeError as cause:
-        raise CheckpointError(f"{folder / 'config.json'} describes no model: {cause}.") from cause
-    try:
-        model = create_model(
-            image_name, text_name, image_options=image_options, text_options=text_options, **rest
-        )
+        model = _make(recipe, folder)
         load_weights(model, folder)
     except GloriaError as error:
-        plugins = config.get("plugins")
-        if plugins:
-            error.add_note(f"{folder} was saved with {', '.join(plugins)}; is it installed here?")
-        elif isinstance(error, UnknownNameError):
-            error.add_note(
-                f"{folder} was saved where this name was known: is a plugin missing here?"
-            )
+        _tell_of_plugins(error, config, folder)
         raise
+    except Exception as cause:  # what a plugin raises, too
+        damaged = CheckpointError(
+            f"{folder / 'config.json'} describes a model that can't be made: {describe(cause)}."
+        )
+        _tell_of_plugins(damaged, config, folder)
+        raise damaged from cause
     model.trained_image_size = size
     return model.to(device).eval()
 
@@ -227,10 +232,13 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
             then.
+        OptionError: the model is on the meta device.
     """
     own = model.state_dict()
     state = _plainly_named(model, own)
-    # a tensor that two names share is stored once
+    for name, tensor in state.items():
+        _check_has_memory(name, tensor)
+    # folders of before hold a tensor that two names share by one of them
     shared = {
         name: twin
         for name, tensor in state.items()
@@ -239,19 +247,22 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         if twin in state and state[twin].data_ptr() == tensor.data_ptr() and tensor.numel()
     }
     weights = weights | {name: weights[twin] for name, twin in shared.items()}
-    problems = [f"missing {name}" for name in state if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in state]
-    problems += [
+    if differences := _differences(weights, state):
+        raise CheckpointError(f"{source} does not fit the model: {differences}.")
+    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
+
+
+def _differences(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What keeps weights from going into a model with this state; empty = nothing."""
+    found = [f"missing {name}" for name in state if name not in weights]
+    found += [f"unexpected {name}" for name in weights if name not in state]
+    found += [
         f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(tensor.shape)}"
         for name, tensor in state.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    if problems:
-        shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise CheckpointError(
-            f"{source} does not fit the model: {len(problems)} differences: {shown}."
-        )
-    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
+    shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
+    return f"{len(found)} differences: {shown}" if found else ""
 
 
 def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
@@ -265,7 +276,10 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         path: the file, ``.safetensors``; an existing one is replaced.
 
     Raises:
-        OptionError: the image encoder is another one, or the file has another ending.
+        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`.
+        OptionError: the image encoder is another one, or the file has another ending; or the
+            weights are spread over processes, or on the meta device.
+        OSError: the file can't be written.
 
     Example::
 
@@ -273,6 +287,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         backbone = timm.create_model("resnet50", num_classes=0)
         backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
     """
+    _check_model(model)
     encoder: Any = model.image_encoder
     if not isinstance(unwrapped(encoder), TimmImageEncoder):
         raise OptionError(
@@ -281,8 +296,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         )
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
-    state = _plainly_named(encoder.model, encoder.model.state_dict())
-    weights = {name: _copied(tensor) for name, tensor in state.items()}
+    weights = _copied(_weights_of(encoder.model))
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
@@ -290,25 +304,27 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a new folder and put it in place when it is whole.
 
     An old folder of that name is moved aside in the instant before; a kill in between leaves both
-    beside each other, under hidden names.
+    beside each other, under hidden names. Of a link, it is the folder that it leads to.
 
     Raises:
-        CheckpointError: the disk is full, or won't be written to; an old folder stays.
+        CheckpointError: the disk is full, or won't be written to, or the folder has no name of its
+            own; an old folder stays.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.name:  # "." is where this process is: it can't be moved aside
+        raise CheckpointError(f"folder must have a name of its own; got {str(folder)!r}.")
+    place = folder.resolve()
     mark = uuid4().hex[:8]
-    fresh = folder.with_name(f".{folder.name}.{mark}.new")
-    fresh.mkdir()
+    fresh, old = (place.with_name(f".{place.name}.{mark}.{kind}") for kind in ("new", "old"))
     try:
+        fresh.mkdir(parents=True)
         write(fresh)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{mark}.old")
-            os.replace(folder, old)
-            os.replace(fresh, folder)
+        if place.exists():
+            os.replace(place, old)
+            os.replace(fresh, place)
             shutil.rmtree(old)
         else:
-            os.replace(fresh, folder)
+            os.replace(fresh, place)
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{folder} can't be written: {reason(cause)}.") from cause
     finally:
@@ -317,12 +333,18 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a new file and put it in place when it is whole."""
+    """Let ``write`` make a new file and put it in place when it is whole.
+
+    Raises:
+        OSError: it can't be written; the error names ``path``, not the hidden file.
+    """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
     try:
         write(draft)
         os.replace(draft, path)
+    except OSError as cause:
+        raise OSError(cause.errno, reason(cause), str(path)) from cause
     finally:
         draft.unlink(missing_ok=True)
 
@@ -393,28 +415,34 @@ def _write(model: GLoRIA, folder: Path) -> None:
     }
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     config_file.write_text(json.dumps(config, indent=2) + "\n")
-    save_file(_weights_of(model), weights_file)
+    save_file(_copied(_weights_of(model)), weights_file)
     # safetensors writes for the owner only
     shutil.copymode(config_file, weights_file)
 
 
 def _weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight by its name; one that has several names, as tied ones do, by the first."""
-    names: dict[int, str] = {}
-    state = _plainly_named(model, model.state_dict(keep_vars=True))  # themselves, to tell apart
-    for name in sorted(state):
-        if not isinstance(state[name], Tensor):
+    """Every weight by its name; tied ones by each, since a model made again may not tie them."""
+    state = _plainly_named(model, model.state_dict())
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
             raise ContractError(
                 f"{name} in the model's state_dict must be a tensor to be saved; it is a "
-                f"{type(state[name]).__name__}. Keep it in a buffer, or in the encoder's recipe."
+                f"{type(tensor).__name__}. Keep it in a buffer, or in the encoder's recipe."
             )
-        if hasattr(state[name], "full_tensor"):  # FSDP's and tensor parallelism's
+        if hasattr(tensor, "full_tensor"):  # FSDP's and tensor parallelism's
             raise OptionError(
                 f"model must have its weights in this process to be saved; {name} is spread over "
                 f"several. Gather them first, as docs/training-loops.md does."
             )
-        names.setdefault(id(state[name]), name)
-    return {name: _copied(state[name]) for name in names.values()}
+        _check_has_memory(name, tensor)
+    return state
+
+
+def _check_has_memory(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise OptionError(
+            f"model must have memory for its weights; {name} is on the meta device, which has none."
+        )
 
 
 def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -435,9 +463,13 @@ def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
     return named
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    """A tensor as safetensors takes it: on the CPU, contiguous, in memory of its own."""
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, each in memory of its own."""
+    layout = torch.contiguous_format
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=layout)
+        for name, tensor in weights.items()
+    }
 
 
 def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
@@ -447,18 +479,20 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
         return "it was composed by hand, or its loss or a head was replaced."
     if composition["loss"] is None:
         return "its loss was given as an object, or with options that are no JSON."
-    encoders = {"image_encoder": model.image_encoder, "text_encoder": model.text_encoder}
+    encoders: dict[str, Any] = {
+        "image_encoder": model.image_encoder,
+        "text_encoder": model.text_encoder,
+    }
     recipes: dict[str, Any] = {}
     for name, encoder in encoders.items():
-        if not isinstance(encoder, SavesRecipe):
+        if not isinstance(unwrapped(encoder), SavesRecipe):
             return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
         try:
             recipe = encoder.recipe(folder / name)
-        except OptionError as cause:
-            # the weights are worth saving all the same
-            return f"its {name} can't be described: {cause}"
-        _check_recipe(encoder, recipe, folder / name)
+            _check_recipe(recipe, folder / name)
+        except Exception as cause:  # the weights are worth saving all the same
+            return f"its {name}, a {type(encoder).__name__}, can't be described: {_said(cause)}."
         recipes[name] = recipe._asdict()
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
@@ -471,39 +505,43 @@ def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
         ("image_encoders", described["image_encoder"]["name"]),
         ("text_encoders", described["text_encoder"]["name"]),
         ("losses", described["loss"]),
-        *(("aggregators", text) for text in _strings_in(described["loss_options"])),
+        *(("aggregators", name) for name in _aggregators_in(described)),
     ]
     registries = default_catalog().registries
     origins = [registries[kind].origin(name) for kind, name in names]
     return sorted({str(origin) for origin in origins if origin and origin.kind == "plugin"})
 
 
-def _strings_in(options: Any) -> Iterator[str]:
-    if isinstance(options, str):
-        yield options
-    elif isinstance(options, Mapping):
-        for value in options.values():
-            yield from _strings_in(value)
+def _aggregators_in(described: Mapping[str, Any]) -> Iterator[str]:
+    for option, value in described.items():
+        if isinstance(value, Mapping):
+            yield from _aggregators_in(value)
+        elif option in ("aggregation", "pooling") and isinstance(value, str):
+            yield value
 
 
-def _check_recipe(encoder: object, recipe: Any, folder: Path) -> None:
+def _check_recipe(recipe: Any, folder: Path) -> None:
     """What an author's method gets wrong would else surface when the model is loaded."""
-    name = type(encoder).__name__
     if not isinstance(recipe, Recipe):
-        raise ContractError(f"recipe of {name} must return a Recipe; got {type(recipe).__name__}.")
+        raise ContractError(f"its recipe must be a Recipe; it is a {type(recipe).__name__}.")
     for option, value in recipe.options.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as cause:
             raise ContractError(
-                f"options in the recipe of {name} must be JSON values; {option!r} is {value!r}."
+                f"options in its recipe must be JSON values; {option!r} is {value!r}."
             ) from cause
     for file in recipe.files.values():
         if not (folder / file).is_file():
             raise ContractError(
-                f"files in the recipe of {name} must be in the folder that it was given, where "
-                f"it writes them; {file!r} is not."
+                f"files in its recipe must be in the folder that it was given, where it writes "
+                f"them; {file!r} is not."
             )
+
+
+def _said(cause: Exception) -> str:
+    """An error within a sentence; its type only where the message was not written for that."""
+    return str(cause).rstrip(".") if isinstance(cause, GloriaError) else describe(cause)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -541,6 +579,28 @@ def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
                 f"trained_image_size in {folder / 'config.json'} must be [height, width] in "
                 f"pixels, or null; it is {other!r}."
             )
+
+
+def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:
+    """The model of a description, without its weights."""
+    image_name, image_options = _find_files(description["image_encoder"], folder / "image_encoder")
+    text_name, text_options = _find_files(description["text_encoder"], folder / "text_encoder")
+    rest = {name: description[name] for name in COMPOSITION}
+    return create_model(
+        image_name, text_name, image_options=image_options, text_options=text_options, **rest
+    )
+
+
+def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) -> None:
+    """Add to an error of loading which plugins the model was saved with that are not here."""
+    catalog = default_catalog()
+    catalog.plugins()
+    entries = [entry for each in catalog.registries.values() for entry in each.entries()]
+    here = {str(entry.origin) for entry in entries}
+    if missing := [plugin for plugin in config.get("plugins") or [] if plugin not in here]:
+        error.add_note(f"{folder} was saved with what is not loaded here: {', '.join(missing)}.")
+    elif isinstance(error, UnknownNameError):
+        error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from gloria.errors import (
 )
 from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
 from gloria.registry import IN_PROCESS, Origin, registering_as
+from gloria.types import ImageInput
 
 
 def run_fresh(code: str) -> None:
@@ -216,7 +217,8 @@ def test_the_pooling_of_a_text_encoder_may_be_a_registered_aggregator(tmp_path, 
 
 def test_an_encoder_may_have_a_preset_of_its_own(take_back):
     class Encoder(nn.Module):
-        pooled_dim, region_dim, image_input = 4, 5, None
+        pooled_dim, region_dim = 4, 5
+        image_input = ImageInput(1, None, (0.5,), (0.5,))
 
         def __init__(self, preset):
             super().__init__()
@@ -231,12 +233,19 @@ def test_create_loss_with_an_unknown_preset():
         catalog.create_loss("local_contrastive", preset="oficial")
 
 
-def test_a_misspelt_option_says_which_loss():
-    with pytest.raises(UnknownOptionError, match=r"local_contrastive.*temprature") as caught:
+def test_a_misspelt_option_gives_the_nearest_with_a_preset_or_without():
+    said = r"%s has no option 'temprature'\. Did you mean 'temperature'\? It has attention, .*"
+    made = r"loss 'local_contrastive' \(built-in, gloria\.losses:LocalContrastiveLoss\)"
+    with pytest.raises(UnknownOptionError, match=said % made) as caught:
         catalog.create_loss("local_contrastive", temprature=0.1)
     assert isinstance(caught.value, TypeError)
-    with pytest.raises(UnknownOptionError, match="'temprature'"):
+    with pytest.raises(UnknownOptionError, match=said % "LocalContrastiveLoss"):
         catalog.create_loss("local_contrastive", preset="stable", temprature=0.1)
+
+
+def test_an_option_that_is_missing_is_named():
+    with pytest.raises(OptionError, match=r"text encoder 'small_bert' .*'reports'\.$"):
+        catalog.create_text_encoder("small_bert")
 
 
 @pytest.mark.parametrize("name", ["max", "logsumexp", "mean", "sum"])
@@ -291,7 +300,7 @@ def test_register_as_a_decorator_and_as_a_call(take_back):
 def test_register_encoders(take_back):
     class Encoder(nn.Module):
         pooled_dim, region_dim, word_dim = 4, 5, 6
-        image_input = None
+        image_input = ImageInput(1, None, (0.5,), (0.5,))
 
         def tokenize(self, texts):
             return texts

@@ -25,6 +25,7 @@ from gloria.losses import (
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
     MGCALoss,
+    PairLoss,
     SPARCLoss,
 )
 from gloria.model import GLoRIA, create_model
@@ -102,6 +103,105 @@ def test_the_tiny_encoders_follow_the_contract():
     assert isinstance(Bag(), TextEncoder)
 
 
+@pytest.mark.parametrize("compose", [GLoRIA, create_model])
+def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
+    class Gray(Patches):
+        image_input = ImageInput(1, None, (0.5,) * 3, (0.5,) * 3)
+
+    class Flat(Patches):
+        image_input = ImageInput(1, None, (0.5,), (0.0,))
+
+    class Bare(Patches):
+        image_input = (1, None, (0.5,), (0.5,))
+
+    for encoder, fault in (
+        (None, "it is no nn.Module, it is NoneType"),
+        (Patches, "it is no nn.Module, it is type"),
+        (Bag(), "Bag lacks region_dim, image_input"),
+        (Gray(), r"its image_input must be an ImageInput with a mean and a std above 0 for each"),
+        (Flat(), r"its image_input must be .*; it is ImageInput\(.* std=\(0\.0,\)\)"),
+        (Bare(), r"its image_input must be .*; it is \(1, None, "),
+    ):
+        with pytest.raises(ContractError, match=f"image_encoder must be an image encoder: {fault}"):
+            compose(encoder, Bag())
+    for width in (0, 2.0, "6"):
+        fault = f"its word_dim must be an integer above 0; it is {width!r}"
+        odd = Bag()
+        odd.word_dim = width
+        with pytest.raises(ContractError, match=f"text_encoder must be a text encoder: {fault}"):
+            compose(Patches(), odd)
+    with pytest.raises(ContractError, match="loss must be a module: it is no nn"):
+        compose(Patches(), Bag(), loss=lambda image_embeddings: image_embeddings.mean())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.inputs, "a TokenizedText; got dict"),
+        (lambda t: None, "a TokenizedText; got NoneType"),
+        (lambda t: t._replace(word_ids=t.word_ids.tolist()), "word_ids as a tensor; got list"),
+        (
+            lambda t: t._replace(inputs={"input_ids": t.inputs["input_ids"].tolist()}),
+            "input_ids as a tensor; got list",
+        ),
+        (
+            lambda t: t._replace(tokens=t.tokens[:2]),
+            "as many texts as .*; got 3 .* and 2 of tokens",
+        ),
+        (
+            lambda t: TokenizedText(
+                {name: value[:2] for name, value in t.inputs.items()}, t.word_ids[:2], t.tokens[:2]
+            ),
+            "as many texts as it is given, 3; got 2 rows of word_ids and 2 of tokens",
+        ),
+    ],
+)
+def test_what_tokenize_must_return(change, message):
+    class Odd(Bag):
+        def tokenize(self, texts):
+            return change(super().tokenize(texts))
+
+    with pytest.raises(ContractError, match=rf"Odd\.tokenize must return {message}"):
+        GLoRIA(Patches(), Odd()).encode_text(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "change, got",
+    [
+        (lambda x: x.mean(1), r"\(3,\)"),
+        (lambda x: x.mean()[None], r"\(1,\)"),
+        (lambda x: x.mean().item(), "float"),
+        (lambda x: {"loss": x.mean()}, "dict"),
+        (lambda x: x.long().sum(), "torch.int64"),
+    ],
+)
+def test_a_loss_returns_one_number(images, change, got):
+    class Odd(nn.Module):
+        def forward(self, image_embeddings):
+            return change(image_embeddings)
+
+    class Parts(PairLoss):
+        def forward(self, image_embeddings):
+            return self.total(self.terms(image_embeddings))
+
+        def terms(self, image_embeddings):
+            return {"part": image_embeddings.mean(1)}
+
+    with pytest.raises(ContractError, match=f"Odd must return a scalar .*tensor; got {got}"):
+        GLoRIA(Patches(), Bag(), loss=Odd())(images, TEXTS)
+    with pytest.raises(ContractError, match=r"Parts must return a scalar .*tensor; got \(3,\)"):
+        GLoRIA(Patches(), Bag(), loss=Parts())(images, TEXTS)
+
+
+def test_a_loss_that_names_nothing_is_not_given_nothing():
+    class Open(nn.Module):
+        def forward(self, **features):
+            return sum(each.mean() for each in features.values())
+
+    with pytest.raises(OptionError, match="loss Open names nothing that it takes in its forward"):
+        GLoRIA(Patches(), Bag(), loss=Open())
+
+
 def test_an_encoder_that_returns_something_else_is_named(images):
     class Maps(Patches):
         def forward(self, images):
@@ -127,6 +227,7 @@ def test_an_encoder_that_returns_something_else_is_named(images):
             r"got \(3, 3, 5, 6\)",
         ),
         (lambda f: f._replace(regions=f.regions.mT), r"regions .*; got \(3, 6, 15\)"),
+        (lambda f: f._replace(grid=(-3, -5)), r"grid = .*; got \(-3, -5\)"),
         (lambda f: f._replace(grid=(5, 5)), r"regions of shape \(3, 25, 6\) .*; got \(3, 15, 6\)"),
         (
             lambda f: f._replace(pooled=f.pooled[:, :4]),
@@ -368,7 +469,7 @@ def test_bad_input_is_named(model, images):
         model(images, ["edema", "", "effusion"])
     with pytest.raises(DtypeError, match="got one string"):
         model.encode_text("edema")
-    with pytest.raises(OptionError, match="image_options go with a name for image_encoder"):
+    with pytest.raises(OptionError, match="image_options go with a name; got them with a Patches"):
         create_model(Patches(), Bag(), image_options={"pretrained": True})
     with pytest.raises(ShapeError, match="features must be 6 wide"):
         create_model(Patches(), Bag()).region_head(torch.zeros(1, 5))

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from importlib import import_module
@@ -16,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import gloria
-from gloria.cli import main
 
 ROOT = Path(gloria.__file__).parents[1]
 FOLDER = ROOT / "plugins"
@@ -70,15 +70,15 @@ def test_an_author_who_follows_it_publishes_a_working_plugin(tmp_path, environme
         return done.stdout
 
     mine = tmp_path / "gloria-mine"
-    few = "--train 32 --val 8 --test 0 --per-class 0 --size 64 --quiet"
-    assert main(["phantoms", "--out", str(mine), *few.split()]) == 0
-    (mine / "phantoms.csv").rename(mine / "my.csv")
-
     said = " ".join(run("\n".join(STEPS)).split())
     assert "mine_triplet plugin 'mine' of gloria-mine 0.1, gloria_mine.losses:TripletLoss" in said
     assert "mine gloria-mine 0.1, loaded: mine_triplet" in said
     assert json.loads((mine / "runs" / "mine" / "history.json").read_text())[-1]["step"] == 5
 
+    with tarfile.open(mine / "dist" / "gloria_mine-0.1.tar.gz") as source:  # no data, no runs
+        names = {name.removeprefix("gloria_mine-0.1/") for name in source.getnames()}
+    package = {f"gloria_mine/{name}.py" for name in ("__init__", "hooks", "losses")}
+    assert names == {*package, "pyproject.toml", "PKG-INFO"}
     wheel = "dist/gloria_mine-0.1-py3-none-any.whl"
     uploaded = (tmp_path / "uploaded").read_text().split()
     assert set(uploaded) == {"upload", "dist/gloria_mine-0.1.tar.gz", wheel}

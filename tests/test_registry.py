@@ -18,6 +18,7 @@ from gloria.errors import (
     OptionError,
     PluginWarning,
     UnknownNameError,
+    UnknownOptionError,
 )
 from gloria.registry import BUILT_IN, IN_PROCESS, Origin, PresetRegistry, Registry, registering_as
 
@@ -273,6 +274,25 @@ def test_other_errors_of_a_factory_pass_and_say_where(registry):
     ]
 
 
+def test_an_option_that_what_takes_any_hands_on_is_told_from_a_fault_within(registry):
+    def inner(base=10):
+        return int("1", base)
+
+    def outer(faulty=False, **options):
+        return inner(**({"bass": 3} if faulty else options))
+
+    registry.register("x", outer)
+    assert registry.create("x", base=10) == 1
+    with pytest.raises(UnknownOptionError, match=r"number 'x' .* has no option 'bass': .*'bass'"):
+        registry.create("x", bass=10)
+    with pytest.raises(TypeError) as caught:
+        registry.create("x", faulty=True)
+    assert not isinstance(caught.value, UnknownOptionError)
+    registry.register("none", lambda: 1)
+    with pytest.raises(UnknownOptionError, match=r"has no option 'a'\. It has none\.$"):
+        registry.create("none", a=1)
+
+
 def test_errors_of_gloria_pass_unchanged(registry):
     error = GloriaError("temperature must be above 0")
 
@@ -374,9 +394,9 @@ def _raises():
     "list_names, cause, error",
     [
         ("no_such_module_at_all:names", "no_such_module_at_all", MissingDependencyError),
-        (_raises, "the server is away", RuntimeError),
-        (lambda: 3, "not iterable", TypeError),
-        (lambda: [3], "int", TypeError),
+        (_raises, "the server is away", ContractError),
+        (lambda: 3, "not iterable", ContractError),
+        (lambda: [3], "int", ContractError),
     ],
 )
 def test_a_source_that_cannot_be_asked_is_an_error_only_if_named(

@@ -3,12 +3,13 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -69,6 +70,14 @@ def test_save_and_load_to_the_bit(model, images, tmp_path):
     assert again.local_loss.product == "cosine"  # the preset came along
 
 
+def test_another_dtype_is_kept_in_the_file_and_comes_back_as_the_default(model, tmp_path):
+    folder = save_model(model.bfloat16(), tmp_path / "model")
+    assert load_file(folder / "model.safetensors")["image_head.layers.bias"].dtype == torch.bfloat16
+    loaded = load_model(folder)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.image_head.layers.bias, model.image_head.layers.bias.float())
+
+
 def test_the_size_of_training_comes_along(model, tmp_path):
     assert load_model(save_model(model, tmp_path / "untrained")).trained_image_size is None
     model.trained_image_size = (224, 192)
@@ -123,6 +132,33 @@ def test_what_is_no_saved_model_is_not_replaced(model, tmp_path):
     assert load_model(save_model(model, tmp_path / "empty"))
 
 
+def test_where_nothing_can_be_written(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"folder must have a name of its own; got '\.'"):
+        save_model(model, "")
+    Path("file").touch()
+    with pytest.raises(CheckpointError, match=r"file/model can't be written: Not a directory"):
+        save_model(model, "file/model")
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(CheckpointError, match=r"model can't be written: Permission denied\.$"):
+        save_model(model, "model")
+    assert os.listdir() == ["file"]
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(model, tmp_path):
+    save_model(build(seed=5), tmp_path / "scratch" / "model")
+    for name in ("model", "new"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "scratch" / name)
+        assert hash_model(save_model(model, link)) == hash_model(tmp_path / "scratch" / name)
+        assert link.is_symlink()
+    assert sorted(os.listdir(tmp_path / "scratch")) == ["model", "new"]
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("disk full")])
 def test_a_failed_save_is_named_and_leaves_the_old_one(model, tmp_path, monkeypatch, error):
     first = hash_model(save_model(model, tmp_path / "model"))
@@ -162,15 +198,34 @@ def test_weights_that_share_memory_come_back_each_for_itself(model, tmp_path):
     model.loss.first = model.loss.texts[0]
     folder = save_model(model, tmp_path / "model")
     stored = load_file(folder / "model.safetensors")
-    assert {name for name in stored if name.startswith("loss.")} == {
-        "loss.texts", "loss.first", "loss.scale.weight", "loss.scale.bias"
-    }  # fmt: skip
-    other = build(seed=5)
-    other.loss = Queue()
-    load_weights(other, folder)
-    assert torch.equal(other.loss.texts, model.loss.texts)
-    assert other.loss.first.tolist() == [3, 4, 5]
-    assert torch.equal(other.loss.twin.weight, model.loss.scale.weight)
+    for of_before in (False, True):  # tied weights were stored by one name
+        if of_before:
+            del stored["loss.twin.weight"], stored["loss.twin.bias"]
+            save_file(stored, folder / "model.safetensors")
+        other = build(seed=5)
+        other.loss = Queue()
+        load_weights(other, folder)
+        assert torch.equal(other.loss.texts, model.loss.texts)
+        assert other.loss.first.tolist() == [3, 4, 5]
+        assert torch.equal(other.loss.twin.weight, model.loss.scale.weight)
+
+
+def test_weights_that_were_tied_later_come_back_untied(model, tmp_path):
+    model.text_head.layers.weight = model.word_head.layers.weight
+    assert why_not_loadable(model) == ""
+    loaded = load_model(save_model(model, tmp_path / "model"))
+    for head in (loaded.text_head, loaded.word_head):
+        assert torch.equal(head.layers.weight, model.word_head.layers.weight)
+
+
+def test_a_model_without_memory_is_neither_saved_nor_filled(model, tmp_path):
+    folder = save_model(model, tmp_path / "model")
+    model.image_head.to("meta")
+    with pytest.raises(OptionError, match=r"memory for its weights; image_head\.layers\.weight is"):
+        save_model(model, tmp_path / "empty")
+    with pytest.raises(OptionError, match="memory for its weights"):
+        load_weights(model, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_is_compiled_or_spread_over_ranks_is_saved_as_if_it_were_not(tmp_path):
@@ -237,8 +292,11 @@ def test_a_state_that_is_no_tensor_cannot_be_saved(model, tmp_path):
 
 
 def test_weights_that_are_spread_over_processes_are_not_saved_in_part(model, tmp_path):
-    model.image_head.layers.weight.full_tensor = lambda: None  # as FSDP's have it
-    with pytest.raises(OptionError, match=r"image_head\.layers\.weight is spread over several"):
+    class Part(torch.Tensor):
+        full_tensor = None  # FSDP's have a method
+
+    model.register_buffer("part", torch.zeros(1).as_subclass(Part))
+    with pytest.raises(OptionError, match="part is spread over several"):
         save_model(model, tmp_path / "model")
 
 
@@ -298,7 +356,7 @@ def test_a_config_that_lacks_an_entry(model, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["model"]["projection"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="lacks the entry 'projection'"):
+    with pytest.raises(CheckpointError, match="model that can't be made: KeyError: 'projection'"):
         load_model(folder)
 
 
@@ -317,35 +375,93 @@ def test_a_name_that_only_a_plugin_brings(model, tmp_path):
 @pytest.mark.parametrize(
     "recipe, message",
     [
-        (None, "must return a Recipe; got NoneType"),
-        (("mine", {}), "must return a Recipe; got tuple"),
-        (Recipe("mine", {"width": Path("x")}), "must be JSON values; 'width' is PosixPath"),
-        (Recipe("mine", {"rate": float("nan")}), "must be JSON values; 'rate' is nan"),
+        (None, "its recipe must be a Recipe; it is a NoneType"),
+        (("mine", {}), "its recipe must be a Recipe; it is a tuple"),
+        (
+            Recipe("mine", {"width": Path("x")}),
+            "options in its recipe must be JSON values; 'width' is",
+        ),
+        (
+            Recipe("mine", {"rate": float("nan")}),
+            "options in its recipe must be JSON values; 'rate' is nan",
+        ),
         (
             Recipe("mine", {}, {"words": "words.txt"}),
-            "must be in the folder .*; 'words.txt' is not",
+            "files in its recipe must be in the folder .*; 'words.txt' is not",
         ),
     ],
 )
 def test_a_recipe_that_does_not_keep_its_contract(model, tmp_path, monkeypatch, recipe, message):
     monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
-    for ask in (lambda: save_model(model, tmp_path / "model"), lambda: why_not_loadable(model)):
-        with pytest.raises(ContractError, match=f"recipe of TimmImageEncoder {message}"):
-            ask()
-    assert list(tmp_path.iterdir()) == []
+    why = why_not_loadable(model)
+    assert re.match(f"its image_encoder, a TimmImageEncoder, can't be described: {message}", why)
+    folder = save_model(model, tmp_path / "model")  # the weights are worth saving all the same
+    with pytest.raises(CheckpointError, match=re.escape(why)):
+        load_model(folder)
+    load_weights(model, folder)
 
 
-def test_whether_it_will_load_can_be_asked_beforehand(model, monkeypatch):
-    assert why_not_loadable(model) == ""
-
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OptionError("option 'norm_layer' is a class."), "option 'norm_layer' is a class."),
+        (IndexError("none left"), "IndexError: none left."),
+    ],
+)
+def test_a_recipe_that_raises_costs_no_weights(model, tmp_path, monkeypatch, error, said):
     def refuse(folder):
-        raise OptionError("option 'norm_layer' is a class.")
+        raise error
 
     monkeypatch.setattr(model.image_encoder, "recipe", refuse)
-    why = "its image_encoder can't be described: option 'norm_layer' is a class."
+    why = f"its image_encoder, a TimmImageEncoder, can't be described: {said}"
     assert why_not_loadable(model) == why
+    with pytest.raises(CheckpointError, match=re.escape(why)):
+        load_model(save_model(model, tmp_path / "model"))
+
+
+def test_whether_it_will_load_can_be_asked_beforehand(model):
+    state = torch.random.get_rng_state()
+    assert why_not_loadable(model) == ""
+    assert torch.equal(torch.random.get_rng_state(), state)
     model.composition = None
     assert why_not_loadable(model).startswith("it was composed by hand")
+    with pytest.raises(DtypeError, match="must be a GLoRIA; got Sequential"):
+        why_not_loadable(nn.Sequential(build()))
+
+
+@pytest.mark.parametrize(
+    "recipe, said",
+    [
+        (Recipe("mine", {}), "no image encoder is named 'mine'"),
+        (Recipe("timm:test_resnet", {"colour": 1}), "colour"),
+        (Recipe("timm:test_resnet", {}), "it is another one: .* differences: missing "),
+    ],
+)
+def test_a_recipe_that_makes_something_else_is_told_beforehand(model, monkeypatch, recipe, said):
+    monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
+    assert re.match(f"mak?(e|ing|de).* from its description.*{said}", why_not_loadable(model))
+
+
+def test_a_model_that_was_changed_after_it_was_made_is_told_beforehand(model, tmp_path):
+    model.text_encoder.adapter = nn.Linear(2, 2, bias=False)  # as peft puts them in
+    assert re.search(r"another one: 1 .* unexpected text_encoder\.adapter", why_not_loadable(model))
+    with pytest.raises(CheckpointError, match=r"does not fit the model: 1 .*encoder\.adapter"):
+        load_model(save_model(model, tmp_path / "model"))
+
+
+def test_what_a_description_raises_is_one_error(model, tmp_path):
+    file = save_model(model, tmp_path / "model") / "config.json"
+    config = json.loads(file.read_text())
+    parts = config["model"]
+    for damaged in (
+        {**parts, "loss_options": 3},
+        {**parts, "image_encoder": {**parts["image_encoder"], "name": 3}},
+        {**parts, "text_encoder": {**parts["text_encoder"], "files": "x"}},
+        3,
+    ):
+        file.write_text(json.dumps({**config, "model": damaged}))
+        with pytest.raises(CheckpointError, match="describes a model that can't be made: "):
+            load_model(tmp_path / "model")
 
 
 def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
@@ -366,7 +482,7 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
             registry.unregister(origin)
     config = json.loads((folder / "config.json").read_text())
     assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
-    note = f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; is it installed here?"
+    note = f"{folder} was saved with what is not loaded here: plugin 'mine' of gloria-mine 0.3."
     with pytest.raises(OptionError, match="got 'mine_mean'") as error:
         load_model(folder)
     assert error.value.__notes__ == [note]
@@ -520,6 +636,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old"
     write_file(path, lambda draft: draft.write_bytes(b"new"))
     assert path.read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/none/file'$"):
+        write_file(tmp_path / "none" / "file", lambda draft: draft.write_bytes(b"new"))
 
 
 # --- from the hub ---------------------------------------------------------------------------------
@@ -646,4 +764,6 @@ def test_what_cannot_be_exported(resnet, tmp_path):
     other._modules = {**resnet._modules, "image_encoder": nn.Identity()}
     with pytest.raises(OptionError, match=r"TimmImageEncoder.*is a Identity"):
         gloria.export_image_encoder(other, tmp_path / "none.safetensors")
+    with pytest.raises(DtypeError, match="must be a GLoRIA; got TimmImageEncoder"):
+        gloria.export_image_encoder(resnet.image_encoder, tmp_path / "none.safetensors")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ from typing import Any
 import gloria
 from gloria.catalog import Catalog, default_catalog
 from gloria.errors import PluginWarning
-from gloria.plugins import DISABLE
+from gloria.plugins import DISABLE, PluginRecord
 from gloria.registry import describe, describe_target
 
 # distribution: module
@@ -173,8 +173,7 @@ def _plugin_row(plugin: dict[str, Any]) -> tuple[str, str]:
     if plugin["status"] == "loaded":
         brought = [name for names in plugin["registered"].values() for name in names]
         return plugin["name"], f"{package}, loaded: {', '.join(brought) or 'no names'}"
-    where = f" {plugin['place']}" if plugin["place"] else ""
-    return plugin["name"], f"{package}, {plugin['status']}{where}: {plugin['cause']}"
+    return plugin["name"], f"{package}, {PluginRecord(**plugin).outcome}"
 
 
 def _version(distribution: str, module: str, check: bool) -> str:

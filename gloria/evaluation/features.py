@@ -18,6 +18,7 @@ from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
+from gloria.wrapping import unwrapped
 
 
 @contextmanager
@@ -133,11 +134,11 @@ def encode_prompts(model: GLoRIA, texts: Sequence[str], *, stacklevel: int = 2) 
     Warns:
         UnknownWordWarning: there are such words, and the text encoder can tell; it names them.
     """
-    encoder = model.text_encoder
+    encoder: Any = model.text_encoder
     words: list[str] = []
 
     def collect(batch: TokenizedText) -> None:
-        if isinstance(encoder, TellsUnknownWords):
+        if isinstance(unwrapped(encoder), TellsUnknownWords):
             words.extend(word for word in encoder.unknown_words(batch) if word not in words)
 
     features = encode_texts(model, texts, tokenized=collect)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from gloria.checks import check_image_encoder, check_integer, require
-from gloria.types import HasStages, ImageEncoder, ImageInput
+from gloria.types import HasStages, ImageEncoder, ImageInput, Stage
+from gloria.wrapping import unwrapped
 
 LEVELS = 4
 """Maps that are made of an encoder whose own are all of one size."""
@@ -55,7 +56,7 @@ def segmentation_model(
     check_integer("width", width, 1)
     check_image_encoder("image_encoder", image_encoder)
     encoder: Any = copy.deepcopy(image_encoder)
-    stages = encoder.stages if isinstance(encoder, HasStages) else ()
+    stages: Sequence[Stage] = encoder.stages if isinstance(unwrapped(encoder), HasStages) else ()
     if len({stage.stride for stage in stages}) > 1:
         pyramid: Pyramid = StagePyramid([stage.dim for stage in stages], stages[0].stride)
     else:

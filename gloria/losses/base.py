@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_integer, check_weight
-from gloria.errors import OptionError, UnknownOptionError
+from gloria.checks import check_choice, check_integer, check_options, check_weight
+from gloria.errors import OptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
@@ -46,10 +45,10 @@ class PairLoss(nn.Module):
 
         Raises:
             OptionError: no such preset.
-            UnknownOptionError: the loss has no such argument.
+            UnknownOptionError: the loss has no such option.
         """
         check_choice("preset", preset, cls.presets)
-        check_arguments(cls, overrides)
+        check_options(cls.__name__, cls, overrides)
         return cls(**{**cls.presets[preset], **overrides})
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -240,38 +239,13 @@ class LateInteractionLoss(SimilarityLoss):
         return f"{super().extra_repr()}, backend={self.backend!r}"
 
 
-def check_arguments(loss: type[nn.Module], given: Iterable[str], *more: str) -> None:
-    """Require that a loss has arguments of these names.
-
-    Args:
-        loss: its class; one that takes any ``**options`` has them all.
-        given: the names.
-        more: names that are known besides.
-
-    Raises:
-        UnknownOptionError: it has none of a name; the message has the nearest, and all.
-    """
-    parameters = inspect.signature(loss).parameters
-    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return
-    known = [*more, *parameters]
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UnknownOptionError(
-                f"{loss.__name__} has no argument {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" It has {', '.join(known)}."
-            )
-
-
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
 
     What :func:`torch.compile` made of a loss wraps it too.
 
     Raises:
-        OptionError: ``forward`` requires an argument that is not one of them.
+        OptionError: ``forward`` requires an argument that is not one of them, or names none.
     """
     # a compiled module takes (*args, **kwargs)
     parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
@@ -285,4 +259,10 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
                 f"loss {type(loss).__name__} asks for {parameter.name!r}; what a loss can ask for "
                 f"is {', '.join(LOSS_INPUTS)}."
             )
-    return tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
+    named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
+    if not named:
+        raise OptionError(
+            f"loss {type(loss).__name__} names nothing that it takes in its forward, so it would "
+            f"be given nothing; what a loss can ask for is {', '.join(LOSS_INPUTS)}."
+        )
+    return named

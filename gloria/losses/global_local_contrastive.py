@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from gloria.checks import check_choice
-from gloria.losses.base import GlobalLocalLoss, check_arguments
+from gloria.checks import check_choice, check_options
+from gloria.losses.base import GlobalLocalLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
 
@@ -79,10 +79,10 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
 
         Raises:
             OptionError: no such preset.
-            UnknownOptionError: neither this method nor the class has such an argument.
+            UnknownOptionError: neither this method nor the class has such an option.
         """
         check_choice("preset", preset, cls.presets)
-        check_arguments(cls, overrides, "global_options", "local_options")
+        check_options(cls.__name__, cls, overrides, "global_options", "local_options")
         parts = {
             "global_loss": GlobalContrastiveLoss.from_preset(preset, **(global_options or {})),
             "local_loss": LocalContrastiveLoss.from_preset(preset, **(local_options or {})),

@@ -98,8 +98,8 @@ def test_names_origins_and_plugins_are_shown(plugins):
     assert "timm:* built-in, gloria.encoders.timm_image:TimmImageEncoder" in lines
     assert "good good-plugin 3.1, loaded: good:*, good_loss" in lines
     bad = next(line for line in lines if line.startswith("bad "))
-    assert bad.startswith("bad bad-plugin 1.0, skipped importing bad_plugin (")
-    assert bad.endswith("bad_plugin.py:1): OSError: no licence")
+    assert bad.startswith("bad bad-plugin 1.0, skipped: importing bad_plugin (")
+    assert bad.endswith("bad_plugin.py:1) failed: OSError: no licence")
 
 
 def test_disabled_plugins_are_shown(plugins, monkeypatch):

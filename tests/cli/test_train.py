@@ -156,7 +156,7 @@ def test_a_lazy_layer_is_told_before_the_data_is_read(tmp_path, capsys):
     [
         (["--loss", "spark"], "no loss is named 'spark'. Did you mean 'sparc'?"),
         (["--loss-option", "local_weigth=2"], "'local_weigth'. Did you mean 'local_weight'?"),
-        (["--preset", "paper", "--loss-option", "learnable=true"], "no argument 'learnable'. It"),
+        (["--preset", "paper", "--loss-option", "learnable=true"], "no option 'learnable'. It has"),
         (["--preset", "papper"], "preset must be one of "),
         (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
         (["--text-encoder", "bert"], "no text encoder is named 'bert'"),

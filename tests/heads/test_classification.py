@@ -177,11 +177,13 @@ def test_the_number_of_classes(encoder, classes, error):
         ImageClassifier(encoder, classes)
 
 
-@pytest.mark.parametrize("given", ["resnet50", nn.Linear(2, 2)])
-def test_an_encoder_is_an_image_encoder(given):
-    kind = type(given).__name__
+@pytest.mark.parametrize(
+    "given, fault",
+    [("resnet50", "it is no nn.Module, it is str"), (nn.Linear(2, 2), "Linear lacks pooled_dim")],
+)
+def test_an_encoder_is_an_image_encoder(given, fault):
     with pytest.raises(
-        ContractError, match=f"image_encoder must be .* an ImageEncoder; got {kind}. Of"
+        ContractError, match=f"image_encoder must be an image encoder: {fault}.* Of"
     ):
         ImageClassifier(given, 2)
 

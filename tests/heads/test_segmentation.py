@@ -212,7 +212,7 @@ def test_bad_input():
         with pytest.raises(OptionError, match="must be at least 1; got 0"):
             segmentation_model(encoder, **options)
     with pytest.raises(
-        ContractError, match=r"an ImageEncoder; got Linear\. Of a GLoRIA model, take"
+        ContractError, match=r"image encoder: Linear lacks .* Of a GLoRIA model, take"
     ):
         segmentation_model(nn.Linear(2, 2))
     with pytest.raises(ShapeError, match="images must have 1 channels"):

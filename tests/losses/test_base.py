@@ -41,10 +41,8 @@ def test_the_total_weighs_the_terms_and_one_is_the_default():
         Three.from_preset("paper")
 
 
-def test_an_argument_that_a_loss_does_not_have_is_named_with_those_it_has():
-    with pytest.raises(
-        UnknownOptionError, match=r"Three has no argument 'fator'\. Did you mean 'fa"
-    ):
+def test_an_option_that_a_loss_does_not_have_is_named_with_those_it_has():
+    with pytest.raises(UnknownOptionError, match=r"Three has no option 'fator'\. Did you mean 'fa"):
         Three.from_preset("double", fator=1.0)
     known = "'learnable'. It has global_options, local_options, global_loss, local_loss, global_we"
     with pytest.raises(UnknownOptionError, match=re.escape(known)):
@@ -52,7 +50,7 @@ def test_an_argument_that_a_loss_does_not_have_is_named_with_those_it_has():
     with pytest.raises(UnknownOptionError, match="mean 'match_temperature'"):
         LocalContrastiveLoss.from_preset("stable", match_temp=0.1)
     options = {"global_options": {"temperatur": 0.1}}
-    with pytest.raises(UnknownOptionError, match="GlobalContrastiveLoss has no argument 'temper"):
+    with pytest.raises(UnknownOptionError, match="GlobalContrastiveLoss has no option 'temper"):
         GlobalLocalContrastiveLoss.from_preset("stable", **options)
 
 
