@@ -51,8 +51,16 @@ class SupervisedRecipe:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, for an optimizer; biases, norms and other vectors do not decay."""
+    """What is trained, for an optimizer; biases, norms and other vectors do not decay.
+
+    Raises:
+        OptionError: every parameter is frozen.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise OptionError(
+            f"model must have a parameter to train; all of this {type(model).__name__} are frozen."
+        )
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
