@@ -81,7 +81,7 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
         DataError: an item has no image, one is not floating-point ``(channel, height, width)``,
             they are not all of one shape, or their values are far out of [0, 1].
     """
-    images = [getattr(item, "image", item) for item in items]
+    images: list[Any] = [getattr(item, "image", item) for item in items]
     for image in images:
         if not isinstance(image, Tensor):
             raise DataError(f"an item must have an image, a tensor; got a {type(image).__name__}.")
