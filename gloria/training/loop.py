@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_weight
-from gloria.data.images import normalize
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, NonFiniteLossError, OptionError
@@ -27,7 +26,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Progress, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.steps import check_initialized, parameter_groups, update
+from gloria.training.steps import check_initialized, parameter_groups, prepare, update
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 
@@ -232,7 +231,8 @@ def validation_loss(
         for images, reports in load_batches(pairs, batches, collate, workers=workers):
             if augmentation is not None:
                 images = augmentation.center(images)
-            losses.append(model(_prepare(images, model), reports).loss)
+            images = prepare(images, model.device, model.image_encoder.image_input)
+            losses.append(model(images, reports).loss)
     loss = float(torch.stack(losses).mean())
     if not math.isfinite(loss):
         raise NonFiniteLossError(
@@ -259,8 +259,9 @@ def _train_step(
     for part in model.loss.modules():
         if isinstance(part, ScheduledLoss):
             part.at_step(step)
+    images = prepare(images, model.device, model.image_encoder.image_input)
     with isolated(recipe.seed, step, 2):
-        output = model(_prepare(images, model), reports)
+        output = model(images, reports)
     return update(
         optimizer,
         output.loss,
@@ -269,11 +270,6 @@ def _train_step(
         clip_norm=recipe.clip_norm,
         terms=output.terms,
     )
-
-
-def _prepare(images: Tensor, model: GLoRIA) -> Tensor:
-    images = images.to(model.device).contiguous(memory_format=torch.channels_last)
-    return normalize(images, model.image_encoder.image_input)
 
 
 def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, int]:
