@@ -19,7 +19,8 @@ Writes into the folder --out:
   history.json   loss, its terms, learning rate and gradient norm of every step
   curves.png     the same, drawn
   left_out.json  what was left out of each split, and why
-  checkpoints/   where a stopped run goes on, when the same command is given again
+  checkpoints/   where a stopped run goes on, when the same command is given again;
+                 Ctrl-C and SIGTERM stop it after the step that it is at
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="STEPS",
-        help="between checkpoints; a stopped run goes on from the last one",
+        help="between checkpoints, from the last of which a run goes on; Ctrl-C writes one, too",
     )
     training.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights and training"
