@@ -37,6 +37,8 @@ NEEDS = {
 }
 COMPOSED = ("The composed model", "Freeze, adapt, average")
 SPREAD = "Several GPUs: DDP"
+SHARDED = "Sharded: FSDP"
+ALONE = [title for title in RECIPES if title not in (SPREAD, SHARDED)]
 TWO_PASSES = "A batch that does not fit: no gradient accumulation"
 
 
@@ -97,7 +99,7 @@ def environment():
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loops")
-    titles = [title for title in RECIPES if title != SPREAD and find_spec(NEEDS.get(title, "re"))]
+    titles = [title for title in ALONE if find_spec(NEEDS.get(title, "re"))]
     done = subprocess.run(
         [sys.executable, __file__, str(folder), *titles],
         cwd=folder,
@@ -111,7 +113,7 @@ def found(tmp_path_factory):
     return torch.load(folder / "found.pt")
 
 
-@pytest.mark.parametrize("title", [title for title in RECIPES if title != SPREAD])
+@pytest.mark.parametrize("title", ALONE)
 def test_a_recipe_trains(title, found):
     if not find_spec(NEEDS.get(title, "re")):
         pytest.skip(f"{NEEDS[title]} is not installed")
@@ -130,14 +132,15 @@ def test_two_passes_have_the_gradient_of_the_whole_batch(found):
         torch.testing.assert_close(result["last gradient"][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_ddp_trains_on_two_ranks(tmp_path):
+def run_on_two_ranks(folder, script):
+    """What a script prints."""
     # torch may abort while an interpreter ends that used gloo, without gloria too: it does not end
     leave = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
-    (tmp_path / "train.py").write_text(PIECES + RECIPES[SPREAD] + leave)
+    (folder / "train.py").write_text(script + leave)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, "train.py"],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
@@ -145,9 +148,25 @@ def test_ddp_trains_on_two_ranks(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    losses = dict(re.findall(r"rank (\d): (\d+\.\d+)", done.stdout))
+    return done.stdout
+
+
+def test_ddp_trains_on_two_ranks(tmp_path):
+    printed = run_on_two_ranks(tmp_path, PIECES + RECIPES[SPREAD])
+    losses = dict(re.findall(r"rank (\d): (\d+\.\d+)", printed))
     assert losses.keys() == {"0", "1"}
     assert losses["0"] == losses["1"]
+
+
+def test_fsdp_trains_and_saves_what_one_process_loads(tmp_path):
+    pytest.importorskip("timm")
+    compose, _ = RECIPES["The composed model"].split("model = compose()")
+    keep = 'torch.save([images[0], attention.grid_maps], f"{dist.get_rank()}.pt")\n'
+    recipe = RECIPES[SHARDED].replace("del model,", f"{keep}del model,")
+    run_on_two_ranks(tmp_path, PIECES + compose + recipe)
+    image, maps = torch.load(tmp_path / "0.pt")
+    again = gloria.load_model(tmp_path / "sharded").attention(image, "Cardiomegaly.").grid_maps
+    torch.testing.assert_close(again, maps, rtol=1e-5, atol=1e-7)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ Writes into the folder --out:
   history.json   loss, its terms, learning rate and gradient norm of every step
   curves.png     the same, drawn
   left_out.json  what was left out of each split, and why
-  checkpoints/   where a stopped run goes on, when the same command is given again
+  checkpoints/   where a stopped run goes on, when the same command is given again;
+                 Ctrl-C and SIGTERM stop it after the step that it is at
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="STEPS",
-        help="between checkpoints; a stopped run goes on from the last one",
+        help="between checkpoints, from the last of which a run goes on; Ctrl-C writes one, too",
     )
     training.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of weights and training"
@@ -206,9 +207,11 @@ def run(args: argparse.Namespace) -> int:
     from gloria.checks import check_integer, require
     from gloria.cli.out import check_out
     from gloria.cli.progress import StepProgress, say
+    from gloria.cli.stopping import Stopping
     from gloria.data import random_sentences, read_splits
     from gloria.errors import OptionError
     from gloria.training import TrainingRecipe, train
+    from gloria.training.checkpoints import last_step
     from gloria.training.devices import pick_device
     from gloria.training.randomness import isolated
     from gloria.training.small import small_model
@@ -273,17 +276,30 @@ def run(args: argparse.Namespace) -> int:
     _tell_beforehand(args, model, validation)
     _tell_of_data(args, pairs, validation, set(splits) - {args.train_split, val_split})
     _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
-    with StepProgress(recipe.steps, "train", args.quiet) as progress:
-        history = train(
-            model.to(device),
-            pairs,
-            recipe,
-            validation=validation,
-            folder=args.out,
-            settings=settings,
-            workers=args.workers,
-            on_step=progress,
-        )
+    stands = last_step(args.out / "checkpoints")
+    if stands:
+        say(f"{args.out} stands at step {stands} of {recipe.steps} and goes on", args.quiet)
+    try:
+        with StepProgress(recipe.steps, "train", args.quiet) as progress, Stopping() as stopping:
+
+            def after_step(record: dict[str, float]) -> None:
+                progress(record)
+                stopping.check()
+
+            history = train(
+                model.to(device),
+                pairs,
+                recipe,
+                validation=validation,
+                folder=args.out,
+                settings=settings,
+                workers=args.workers,
+                on_step=after_step,
+            )
+    except KeyboardInterrupt:
+        stands = last_step(args.out / "checkpoints")
+        say(f"{args.out} stands at step {stands}; the same command goes on from there", False)
+        raise
     save_model(model, args.out / "model")
     write_text(args.out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), args.out / "curves.png")

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, pad
 
 from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
-from gloria.errors import DataError, GloriaError, OptionError, ShapeError, reason
+from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError, reason
 from gloria.types import ImageInput
 
 
@@ -162,8 +162,11 @@ def normalize(images: Tensor, image_input: ImageInput) -> Tensor:
         image_input: the encoder's ``image_input``.
 
     Raises:
+        DtypeError: the images are integers.
         ShapeError: the images have another number of channels than the encoder wants.
     """
+    if not images.is_floating_point():
+        raise DtypeError(f"images must be floating-point, in [0, 1]; got {images.dtype}.")
     if images.dim() < 3 or images.shape[-3] != image_input.channels:
         # one channel would spread over three without a word
         raise ShapeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -52,6 +53,7 @@ def load_batches(
         collate_fn=_unchanged,
         generator=torch.Generator().manual_seed(seed),  # or it draws from the global one
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_interrupts,
     )
     try:
         for batch in loader:
@@ -68,16 +70,37 @@ def load_batches(
         ) from cause
 
 
+OVERSHOOT = 0.5
+"""How far out of [0, 1] pixel values may be; resizing by cubic curves adds less at edges."""
+
+
 def stack_images(items: Sequence[HasImage]) -> Tensor:
-    """The images of items, ``(image, channel, height, width)``.
+    """The images of items, ``(image, channel, height, width)``, in float32.
 
     Raises:
-        DataError: they are not all of one shape.
+        DataError: an item has no image, one is not floating-point ``(channel, height, width)``,
+            they are not all of one shape, or their values are far out of [0, 1].
     """
-    shapes = {tuple(item.image.shape) for item in items}
+    images: list[Any] = [getattr(item, "image", item) for item in items]
+    for image in images:
+        if not isinstance(image, Tensor):
+            raise DataError(f"an item must have an image, a tensor; got a {type(image).__name__}.")
+        if image.dim() != 3 or not image.numel() or not image.is_floating_point():
+            raise DataError(
+                f"an image must be floating-point (channel, height, width), in [0, 1]; got "
+                f"{image.dtype} of shape {tuple(image.shape)}."
+            )
+    shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
-    return torch.stack([item.image for item in items])
+    stacked = torch.stack(images).float()
+    low, high = (float(value) for value in stacked.aminmax())
+    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
+        raise DataError(
+            f"images must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
+            f"255, and leave normalising out: it is done after this."
+        )
+    return stacked
 
 
 class _Batches(Dataset[Any]):
@@ -100,3 +123,8 @@ class _Batches(Dataset[Any]):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; when to stop is for the first one to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

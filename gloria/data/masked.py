@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.checks import check_choice
-from gloria.data.loading import HasImage
+from gloria.data.loading import HasImage, stack_images
 from gloria.data.phantom import FINDINGS, PhantomItem
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
@@ -115,23 +115,24 @@ def stack_masked(items: Sequence[Masked]) -> tuple[Tensor, Tensor]:
         ``(image, channel, height, width)`` and boolean ``(image, class, height, width)``.
 
     Raises:
-        DataError: the items do not have one shape, or an image has no mask.
+        DataError: as :func:`~gloria.data.loading.stack_images`; masks do not have one shape, or an
+            image has none.
         ShapeError: a mask is not of its image's size.
         DtypeError: a mask is not boolean.
     """
+    images = stack_images(items)
     masks = [item.mask[None] if item.mask.dim() == 2 else item.mask for item in items]
-    for item, mask in zip(items, masks, strict=True):
+    for mask in masks:
         if mask.dtype != torch.bool:
             raise DtypeError(f"a mask must be boolean, True = finding; got {mask.dtype}.")
-        if mask.dim() != 3 or mask.shape[1:] != item.image.shape[1:]:
+        if mask.dim() != 3 or mask.shape[1:] != images.shape[2:]:
             raise ShapeError(
                 f"a mask must be (class, height, width) or (height, width) of its image "
-                f"{tuple(item.image.shape)}; got {tuple(item.mask.shape)}."
+                f"{tuple(images.shape[1:])}; got {tuple(mask.shape)}."
             )
         if not len(mask):
             raise DataError("an image has no mask: the data set is none for segmentation.")
-    for name, tensors in (("images", [item.image for item in items]), ("masks", masks)):
-        shapes = {tuple(each.shape) for each in tensors}
-        if len(shapes) > 1:
-            raise DataError(f"{name} of one batch must have one shape; got {sorted(shapes)}.")
-    return torch.stack([item.image for item in items]), torch.stack(masks)
+    shapes = {tuple(mask.shape) for mask in masks}
+    if len(shapes) > 1:
+        raise DataError(f"masks of one batch must have one shape; got {sorted(shapes)}.")
+    return images, torch.stack(masks)

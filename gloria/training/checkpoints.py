@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gloria.errors import CheckpointError
+from gloria.errors import CheckpointError, OptionError
 from gloria.model import GLoRIA
 from gloria.weights import load_weights, save_model, write_folder
 
@@ -25,6 +27,24 @@ class Progress:
     step: int
     history: list[dict[str, float]]
     best: float = float("inf")
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a checkpoint gives them back: lists for tuples, and Python's own numbers.
+
+    Raises:
+        OptionError: one has no value in JSON.
+    """
+
+    def plain(value: Any) -> int | float:
+        if isinstance(value, Integral):  # numpy's, say
+            return int(value)
+        if isinstance(value, Real):
+            return float(value)
+        raise OptionError(f"settings must be JSON values; got the {type(value).__name__} {value}.")
+
+    found: dict[str, Any] = json.loads(json.dumps(dict(settings), default=plain))
+    return found
 
 
 def save_checkpoint(
@@ -68,7 +88,8 @@ def resume(
     """Put the newest checkpoint into model and optimizer; step 0 if there is none.
 
     Raises:
-        CheckpointError: it is damaged, or the run it belongs to had other settings.
+        CheckpointError: it is damaged, or the run it belongs to had other settings, or trained
+            other parameters.
     """
     found = _checkpoints(folder)
     if not found:
@@ -76,14 +97,16 @@ def resume(
     newest = found[-1]
     try:
         record = json.loads((newest / "progress.json").read_text())
+        before = dict(record["settings"])
+        progress = Progress(int(record["step"]), list(record["history"]), float(record["best"]))
         # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
         state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
     except Exception as cause:
         # torch.load raises whatever a damaged file leads it into
         raise CheckpointError(
-            f"{newest} is damaged ({cause}). Remove it to start this run again."
+            f"{newest} is damaged ({type(cause).__name__}: {cause}). Remove it to start this run "
+            f"again."
         ) from cause
-    before = record["settings"]
     changed = [
         f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
         for name in sorted(before.keys() | settings.keys())
@@ -95,11 +118,27 @@ def resume(
             f"same ones, or choose another folder for a new run."
         )
     load_weights(model, newest / "model")
-    optimizer.load_state_dict(state)
-    return Progress(record["step"], record["history"], record["best"])
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as cause:
+        raise CheckpointError(
+            f"{newest} belongs to a run that trained other parameters ({cause}). Freeze the same "
+            f"ones, or choose another folder for a new run."
+        ) from cause
+    return progress
+
+
+def last_step(folder: Path) -> int:
+    """The step that a run stands at, by its newest checkpoint; 0 if there is none."""
+    found = _checkpoints(folder)
+    return _step(found[-1]) if found else 0
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

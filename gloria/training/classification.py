@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_weight
-from gloria.data.images import normalize
 from gloria.data.loading import HasImage, load_batches, stack_images
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
@@ -30,7 +29,8 @@ from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
+from gloria.training.steps import prepare
+from gloria.training.supervised import SupervisedRecipe, fit, naming_batch
 from gloria.types import ImageEncoder
 
 
@@ -383,8 +383,7 @@ class _Images:
                 images = self._augmentation(images, generator)
             elif self._augmentation is not None:
                 images = self._augmentation.center(images)
-            images = images.to(self.labels.device).contiguous(memory_format=torch.channels_last)
-            yield normalize(images, self._image_input)
+            yield prepare(images, self.labels.device, self._image_input)
 
     def encode(self, encoder: nn.Module, batch_size: int) -> _Features:
         """What an encoder in eval mode makes of them."""
@@ -436,47 +435,35 @@ def _fit(
     on_step: OnStep | None = None,
 ) -> ClassifierTraining:
     """Train, and put the best weights back."""
-    learner.to(memory_format=torch.channels_last)  # as in the loop of pairs
-    optimizer = torch.optim.AdamW(
-        parameter_groups(learner, recipe.weight_decay), lr=recipe.learning_rate
-    )
-    size = min(recipe.batch_size, len(train.labels))
-    batches = StepBatches(len(train.labels), size, recipe.seed, range(recipe.steps))
-    best = ClassifierTraining(0, -1.0, [])
-    weights: dict[str, Tensor] = {}
-    learner.train()
-    for step, (batch, inputs) in enumerate(
-        zip(batches, train.load(batches, recipe.seed), strict=True)
-    ):
+
+    def losses(batches: StepBatches) -> Iterator[Tensor]:
         # dropout draws; a linear layer does not, and this would take as long as its step
         draws = isinstance(train, _Images)
-        with (
-            isolated(recipe.seed, step, 2) if draws else nullcontext(),
-            naming_batch(recipe.batch_size, len(train.labels)),
-        ):
-            logits = learner(inputs)
-        record = update(
-            optimizer,
-            loss(logits, train.labels[batch]),
-            step=step,
-            learning_rate=recipe.learning_rate_at(step),
-            clip_norm=recipe.clip_norm,
-        )
-        best.history.append(record)
-        done = step + 1
-        if done == recipe.steps or done % recipe.validate_every == 0:
-            scores = _scores(learner, validation, recipe.batch_size)
-            auroc = multilabel_auroc(scores, validation.labels)["mean"]
-            assert auroc is not None  # a class is defined, as was checked
-            record["validation_auroc"] = auroc
-            if auroc > best.validation_auroc:
-                best = ClassifierTraining(done, auroc, best.history)
-                weights = {name: value.clone() for name, value in learner.state_dict().items()}
-        if on_step is not None:
-            on_step(record)
-    learner.load_state_dict(weights)
-    learner.eval()
-    return best
+        loaded = zip(batches, train.load(batches, recipe.seed), strict=True)
+        for step, (batch, inputs) in enumerate(loaded):
+            with (
+                isolated(recipe.seed, step, 2) if draws else nullcontext(),
+                naming_batch(recipe.batch_size, len(train.labels)),
+            ):
+                logits = learner(inputs)
+            yield loss(logits, train.labels[batch])
+
+    def validate() -> tuple[float, tuple[float, ...]]:
+        scores = _scores(learner, validation, recipe.batch_size)
+        auroc = multilabel_auroc(scores, validation.labels)["mean"]
+        assert auroc is not None  # a class is defined, as was checked
+        return auroc, ()
+
+    best = fit(
+        learner,
+        len(train.labels),
+        losses,
+        validate,
+        recipe,
+        name="validation_auroc",
+        on_step=on_step,
+    )
+    return ClassifierTraining(best.step, best.figure, best.history)
 
 
 def _scores(learner: nn.Module, examples: _Examples, batch_size: int) -> Tensor:

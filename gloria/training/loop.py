@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_weight
-from gloria.data.images import normalize
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, NonFiniteLossError, OptionError
@@ -25,9 +24,9 @@ from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.checkpoints import Progress, resume, save_checkpoint
+from gloria.training.checkpoints import Progress, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.steps import check_initialized, parameter_groups, update
+from gloria.training.steps import check_initialized, parameter_groups, prepare, update
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 
@@ -129,7 +128,8 @@ def train(
         settings: what else, in JSON values, must be equal for the run in ``folder`` to be this
             one: the model's and the data's description, say.
         workers: processes that load items.
-        on_step: called after every step with what was logged; ``on_step(record)``.
+        on_step: called after every step with what was logged; ``on_step(record)``. What it raises
+            ends the run, of which a checkpoint is written first.
 
     Returns:
         One record per step, counted from 1: ``step``, ``loss``, its terms, ``learning_rate``,
@@ -153,11 +153,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
-    fixed: dict[str, Any] = {**asdict(recipe), "betas": list(recipe.betas), "pairs": len(pairs)}
-    if recipe.text_policy is not None:  # in words, since JSON holds no function
-        policy = recipe.text_policy
-        fixed["text_policy"] = repr(policy) if is_dataclass(policy) else describe_target(policy)
-    fixed |= settings or {}
+    fixed = as_json({**_described(recipe), "pairs": len(pairs), **(settings or {})})
     progress = Progress(0, [])
     if folder is not None:
         for place in (folder, folder / "checkpoints"):
@@ -182,12 +178,29 @@ def train(
                 progress.best = record["validation_loss"]
                 if folder is not None:
                     save_model(model, folder / "best")
-        if folder is not None and (done or progress.step % recipe.checkpoint_every == 0):
-            save_checkpoint(folder / "checkpoints", model, optimizer, progress, fixed)
-        if on_step is not None:
-            on_step(record)
+        due = done or progress.step % recipe.checkpoint_every == 0
+        try:
+            if on_step is not None:
+                on_step(record)
+        except BaseException:
+            due = True
+            raise
+        finally:
+            if folder is not None and due:
+                save_checkpoint(folder / "checkpoints", model, optimizer, progress, fixed)
     model.eval()
     return progress.history
+
+
+def _described(recipe: TrainingRecipe) -> dict[str, Any]:
+    """What of a recipe decides the result; its text policy in words, as JSON holds no function."""
+    policy = recipe.text_policy
+    described = asdict(replace(recipe, text_policy=None))
+    del described["checkpoint_every"]
+    if policy is not None:
+        named = repr(policy) if is_dataclass(policy) else describe_target(policy)
+        described["text_policy"] = named
+    return described
 
 
 def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:
@@ -218,7 +231,8 @@ def validation_loss(
         for images, reports in load_batches(pairs, batches, collate, workers=workers):
             if augmentation is not None:
                 images = augmentation.center(images)
-            losses.append(model(_prepare(images, model), reports).loss)
+            images = prepare(images, model.device, model.image_encoder.image_input)
+            losses.append(model(images, reports).loss)
     loss = float(torch.stack(losses).mean())
     if not math.isfinite(loss):
         raise NonFiniteLossError(
@@ -245,8 +259,9 @@ def _train_step(
     for part in model.loss.modules():
         if isinstance(part, ScheduledLoss):
             part.at_step(step)
+    images = prepare(images, model.device, model.image_encoder.image_input)
     with isolated(recipe.seed, step, 2):
-        output = model(_prepare(images, model), reports)
+        output = model(images, reports)
     return update(
         optimizer,
         output.loss,
@@ -257,15 +272,10 @@ def _train_step(
     )
 
 
-def _prepare(images: Tensor, model: GLoRIA) -> Tensor:
-    images = images.to(model.device).contiguous(memory_format=torch.channels_last)
-    return normalize(images, model.image_encoder.image_input)
-
-
 def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, int]:
     """``(height, width)`` of the images as the model sees them."""
-    image = pairs[0].image if augmentation is None else augmentation.center(pairs[0].image)
-    height, width = image.shape[-2:]
+    images = stack_images([pairs[0]])
+    height, width = (images if augmentation is None else augmentation.center(images)).shape[-2:]
     return height, width
 
 

@@ -6,7 +6,7 @@ random depends on the seed and the step; on the CPU, a run can be repeated to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
-from gloria.data.images import normalize
 from gloria.data.loading import load_batches
 from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
@@ -35,7 +34,8 @@ from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_runs, name_share, spread
-from gloria.training.steps import SupervisedRecipe, naming_batch, parameter_groups, update
+from gloria.training.steps import prepare
+from gloria.training.supervised import SupervisedRecipe, fit, naming_batch
 from gloria.types import ImageEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -145,39 +145,24 @@ def train_segmenter(
     for name, items in (("train", train), ("validation", validation)):
         if not len(items):
             raise DataError(f"{name} must hold at least one image.")
-    model.to(memory_format=torch.channels_last)  # as in the loop of pairs
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate
+
+    def losses(batches: StepBatches) -> Iterator[Tensor]:
+        loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
+        for step, (images, masks) in enumerate(loaded):
+            with naming_batch(recipe.batch_size, len(train)):
+                loss = _loss(model, images, masks, recipe, step)
+            yield loss
+
+    best = fit(
+        model,
+        len(train),
+        losses,
+        lambda: _validate(model, validation, recipe, workers),
+        recipe,
+        name="validation_dice",
+        on_step=on_step,
     )
-    size = min(recipe.batch_size, len(train))
-    batches = StepBatches(len(train), size, recipe.seed, range(recipe.steps))
-    loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
-    best = SegmentationTraining(0, -1.0, (), [])
-    weights: dict[str, Tensor] = {}
-    model.train()
-    for step, (images, masks) in enumerate(loaded):
-        with naming_batch(recipe.batch_size, len(train)):
-            loss = _loss(model, images, masks, recipe, step)
-        record = update(
-            optimizer,
-            loss,
-            step=step,
-            learning_rate=recipe.learning_rate_at(step),
-            clip_norm=recipe.clip_norm,
-        )
-        best.history.append(record)
-        done = step + 1
-        if done == recipe.steps or done % recipe.validate_every == 0:
-            dice, thresholds = _validate(model, validation, recipe, workers)
-            record["validation_dice"] = dice
-            if dice > best.validation_dice:
-                best = SegmentationTraining(done, dice, thresholds, best.history)
-                weights = {name: value.clone() for name, value in model.state_dict().items()}
-        if on_step is not None:
-            on_step(record)
-    model.load_state_dict(weights)
-    model.eval()
-    return best
+    return SegmentationTraining(*best)
 
 
 def segmentation_efficiency(
@@ -324,9 +309,8 @@ def _loss(
     if recipe.augmentation is not None:
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
         images, masks = recipe.augmentation.with_masks(images, masks, generator)
-    images = images.to(model.device).contiguous(memory_format=torch.channels_last)
     with isolated(recipe.seed, step, 2):
-        logits = model(normalize(images, model.image_input))
+        logits = model(prepare(images, model.device, model.image_input))
     return recipe.loss(logits, masks.to(model.device))
 
 

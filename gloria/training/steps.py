@@ -1,58 +1,30 @@
-"""What the loops share: one step of the optimizer, and the recipe of supervised training."""
+"""What the loops share: what an encoder is given, and one step of the optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_integer, check_positive, check_weight
+from gloria.data.images import normalize
 from gloria.errors import NonFiniteLossError, OptionError
-
-
-@dataclass(frozen=True)
-class SupervisedRecipe:
-    """How to train on labels or masks, by AdamW.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: images in a step; fewer if there are not so many.
-        learning_rate: of the first step; falls to 0 as a cosine.
-        weight_decay: AdamW's; not applied to biases, norms and other vectors.
-        clip_norm: gradients are scaled down to this norm.
-        validate_every: steps between validations.
-        seed: decides order, augmentation and dropout.
-    """
-
-    steps: int = 500
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    validate_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("clip_norm", self.clip_norm)
-        check_weight("weight_decay", self.weight_decay)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+from gloria.types import ImageInput
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, for an optimizer; biases, norms and other vectors do not decay."""
+    """What is trained, for an optimizer; biases, norms and other vectors do not decay.
+
+    Raises:
+        OptionError: every parameter is frozen.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise OptionError(
+            f"model must have a parameter to train; all of this {type(model).__name__} are frozen."
+        )
     return [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
@@ -73,27 +45,10 @@ def check_initialized(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def naming_batch(batch_size: int, images: int) -> Iterator[None]:
-    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
-
-    Args:
-        batch_size: the recipe's.
-        images: how many there are to train on; a batch has no more.
-
-    Raises:
-        OptionError: a channel of the batch has one value only, which has no variance.
-    """
-    try:
-        yield
-    except ValueError as cause:
-        if "Expected more than 1 value per channel" not in str(cause):
-            raise
-        raise OptionError(
-            f"batch_size must be at least 2, of as many images, to train a BatchNorm on a feature "
-            f"map of one pixel; got batch_size {batch_size} and {images} to train on. Give more "
-            f"images, or larger ones."
-        ) from cause
+def prepare(images: Tensor, device: torch.device, image_input: ImageInput) -> Tensor:
+    """Images in [0, 1] as an encoder takes them: normalised, in the memory format of the loops."""
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
+    return normalize(images, image_input)
 
 
 def update(

@@ -353,7 +353,7 @@ def _classification(
     others = "" if defined == count else f" of {count}, the others in all test images or in none"
     return {
         "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
-        f"{_counted(defined, 'class', 'classes')}{others}, {len(labels)} test images; "
+        f"{defined} class{'' if defined == 1 else 'es'}{others}, {len(labels)} test images; "
         f"{_uncertainty(settings)}",
         "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(
@@ -514,10 +514,6 @@ def _read(cell: Any) -> Cell:
     if isinstance(cell, Mapping):
         return Interval(**cell) if "low" in cell else Spread(**cell)
     return None if cell is None else float(cell)
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

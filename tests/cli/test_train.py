@@ -2,10 +2,13 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from gloria import catalog
 from gloria.cli import main, train
 from gloria.errors import CheckpointError
 from gloria.registry import Origin, registering_as
+from gloria.training import loop
 from gloria.types import ImageFeatures, ImageInput
 
 # the vocabulary of twelve reports spells most other words letter by letter
@@ -74,22 +78,86 @@ def test_another_loss_with_an_option(table, tmp_path):
     assert {"global_image_to_text", "local_text_to_image", "validation_loss"} <= set(record)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(table, tmp_path):
-    assert run(table, tmp_path / "whole") == 0
+def weights(out):
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(table, tmp_path_factory):
+    """The weights of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    assert run(table, out) == 0
+    return weights(out)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(table, tmp_path, whole):
     command = [sys.executable, "-m", "gloria", "train", "--data", str(table), "--out"]
-    command += [str(tmp_path / "killed"), "--image-size", "32", "--workers", "0", "--quiet", *QUICK]
+    command += [str(tmp_path), "--image-size", "32", "--workers", "0", "--quiet", *QUICK]
     process = subprocess.Popen(command)
-    first = tmp_path / "killed" / "checkpoints"
+    first = tmp_path / "checkpoints"
     while process.poll() is None and not (first.exists() and any(first.glob("step-*"))):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert run(table, tmp_path / "killed") == 0
-    weights = [
-        (tmp_path / name / "model" / "model.safetensors").read_bytes()
-        for name in ("whole", "killed")
-    ]
-    assert weights[0] == weights[1]
+    assert run(table, tmp_path) == 0
+    assert weights(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("signals", "stands"),
+    [([signal.SIGINT], 2), ([signal.SIGTERM], 2), ([signal.SIGTERM, signal.SIGINT], 0)],
+)
+def test_a_run_that_is_stopped_saves_its_step_unless_asked_twice(
+    table, tmp_path, capfd, monkeypatch, whole, signals, stands
+):
+    rarely = ["--checkpoint-every", "100"]
+    update, usual = loop.update, [signal.getsignal(number) for number in signals]
+
+    def stopped_in_the_middle(*args, step, **kwargs):
+        for number in signals if step == 1 else []:
+            os.kill(os.getpid(), number)
+        return update(*args, step=step, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update", stopped_in_the_middle)
+        assert run(table, tmp_path, *rarely) == 130
+    assert [signal.getsignal(number) for number in signals] == usual
+    error = capfd.readouterr().err
+    assert "stopping after this step, which is saved then; once more to stop at once" in error
+    assert f"{tmp_path} stands at step {stands}; the same command goes on from there" in error
+    assert run(table, tmp_path, *rarely) == 0
+    assert weights(tmp_path) == whole
+
+
+def test_a_scheduler_stops_loading_processes_too(table, tmp_path, capfd, monkeypatch):
+    update = loop.update
+
+    def stopped_with_all_processes(*args, step, **kwargs):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for process in multiprocessing.active_children():
+                # by another process: torch takes it from us for an end in good order
+                subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # torch looks after us
+        return update(*args, step=step, **kwargs)
+
+    monkeypatch.setattr(loop, "update", stopped_with_all_processes)
+    assert run(table, tmp_path, "--workers", "1", "--checkpoint-every", "100") == 130
+    assert "stands at step 2; the same command goes on" in capfd.readouterr().err
+
+
+def test_a_run_that_goes_on_says_from_where(table, tmp_path, capsys):
+    loud = ["train", "--data", str(table), "--out", str(tmp_path), "--image-size", "32"]
+    assert run(table, tmp_path) == 0
+    capsys.readouterr()
+    assert main([*loud, "--workers", "0", *QUICK]) == 0
+    assert f"{tmp_path} stands at step 4 of 4 and goes on" in capsys.readouterr().err
+
+
+def test_a_thread_can_train(table, tmp_path):
+    """Where no signal is heard."""
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(run, table, tmp_path, "--steps", "1").result() == 0
 
 
 def test_without_validation_rows(table, tmp_path, capsys):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gloria.data import Radiographs, Record
 from gloria.data.images import center_crop, fit, load_image, normalize
-from gloria.errors import DataError, GloriaError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError
 from gloria.types import ImageInput
 
 
@@ -156,6 +156,11 @@ def test_one_channel_does_not_spread_over_three():
     for shape in ((2, 1, 4, 4), (1, 4, 4), (4, 4)):
         with pytest.raises(ShapeError, match="with 3 channels, as the image encoder wants; got"):
             normalize(torch.zeros(shape), image_input)
+
+
+def test_images_of_0_to_255_are_not_normalized():
+    with pytest.raises(DtypeError, match=r"in \[0, 1\]; got torch.uint8"):
+        normalize(torch.zeros(1, 1, 2, 2).byte(), ImageInput(1, None, (0.5,), (0.5,)))
 
 
 def test_normalize():

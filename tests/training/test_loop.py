@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
+from gloria.training.checkpoints import last_step
 from gloria.training.loop import validation_loss
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
@@ -129,11 +132,12 @@ def test_a_stopped_run_resumes_to_the_bit(tmp_path):
         pass
 
     def stop(record):
-        if record["step"] == 5:  # one step after the checkpoint of step 4
+        if record["step"] == 5:  # which no checkpoint is due at
             raise StopHereError
 
     with pytest.raises(StopHereError):
         train(stopped, PAIRS, QUICK, validation=PAIRS, folder=tmp_path, on_step=stop)
+    assert last_step(tmp_path / "checkpoints") == 5
     history = train(resumed, PAIRS, QUICK, validation=PAIRS, folder=tmp_path)
     assert history == expected
     assert torch.equal(weights(resumed), weights(whole))
@@ -211,17 +215,43 @@ def test_another_recipe_does_not_resume_silently(tmp_path):
         train(build(), PAIRS, other, folder=tmp_path)
 
 
+def test_what_does_not_change_the_result_may_change(tmp_path):
+    """How often is saved, how items are loaded, and the kind of numbers and sequences."""
+    settings = {"size": (32, 32), "share": np.float32(0.5)}
+    train(build(), PAIRS, QUICK, folder=tmp_path, settings=settings)
+    other = replace(QUICK, checkpoint_every=3, batch_size=np.int64(4), betas=[0.9, 0.98])
+    settings = {"size": [32, 32], "share": 0.5}
+    assert len(train(build(), PAIRS, other, folder=tmp_path, settings=settings, workers=1)) == 6
+
+
+def test_settings_that_no_checkpoint_can_hold_are_told_before_training(tmp_path):
+    with pytest.raises(OptionError, match=r"must be JSON values; got the PurePosixPath images"):
+        train(build(), PAIRS, QUICK, folder=tmp_path, settings={"from": PurePosixPath("images")})
+
+
+def test_other_frozen_parameters_do_not_resume(tmp_path):
+    model = build()
+    model.text_encoder.freeze()
+    train(model, PAIRS, QUICK, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"trained other parameters .* Freeze the same"):
+        train(build(), PAIRS, QUICK, folder=tmp_path)
+
+
 def test_another_model_or_data_does_not_resume_silently(tmp_path):
     train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "12ab"})
     with pytest.raises(CheckpointError, match="data was '12ab', is '34cd'"):
         train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "34cd"})
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    train(build(), PAIRS, QUICK, folder=tmp_path)
-    (tmp_path / "checkpoints" / "step-000006" / "optimizer.pt").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="step-000006 is damaged"):
-        train(build(), PAIRS, QUICK, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("optimizer.pt", "nothing"), ("progress.json", "[]"), ("progress.json", '{"step": 6}')],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path, name, content):
+    train(build(), PAIRS, replace(QUICK, steps=2), folder=tmp_path)
+    (tmp_path / "checkpoints" / "step-000002" / name).write_text(content)
+    with pytest.raises(CheckpointError, match="step-000002 is damaged"):
+        train(build(), PAIRS, replace(QUICK, steps=2), folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -279,6 +309,27 @@ def test_frozen_parameters_stay():
     train(model, PAIRS, TrainingRecipe(steps=2, batch_size=4))
     for name, parameter in model.text_encoder.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+def test_a_model_that_is_frozen_whole_is_told():
+    model = build().requires_grad_(False)
+    with pytest.raises(OptionError, match="a parameter to train; all of this GLoRIA are frozen"):
+        train(model, PAIRS, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ((torch.zeros(1, 32, 32), "x"), "an item must have an image, a tensor; got a tuple"),
+        (ImageReport(torch.zeros(1, 32, 32).byte(), "x"), "got torch.uint8"),
+    ],
+)
+def test_a_pair_that_is_not_as_said_is_told_before_training(pair, message):
+    model = build()
+    before = weights(model)
+    with pytest.raises(DataError, match=message):
+        train(model, [pair] * 4, QUICK)
+    assert torch.equal(weights(model), before)
 
 
 def test_the_schedule():
@@ -345,7 +396,7 @@ def test_a_text_policy_reads_anew_in_every_step_and_resumes(tmp_path):
         train(build(), PAIRS, recipe, folder=tmp_path, on_step=stop)
     seen.clear()
     train(resumed, PAIRS, recipe, folder=tmp_path)
-    assert seen == expected[4:]  # from the checkpoint of step 4
+    assert seen == expected[5:]
     assert torch.equal(weights(whole), weights(resumed))
     with pytest.raises(CheckpointError, match=r"text_policy was '.*first_words', is None"):
         train(build(), PAIRS, QUICK, folder=tmp_path)

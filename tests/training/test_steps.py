@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.errors import NonFiniteLossError, OptionError
-from gloria.training.steps import naming_batch, parameter_groups, update
+from gloria.errors import NonFiniteLossError
+from gloria.training.steps import parameter_groups, update
 
 
 @pytest.fixture
@@ -24,14 +24,6 @@ def inputs():
 
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def test_only_batchnorms_error_is_said_otherwise():
-    norm = nn.BatchNorm1d(3)
-    with pytest.raises(OptionError, match="got batch_size 8 and 1 to train on"), naming_batch(8, 1):
-        norm(torch.zeros(1, 3))
-    with pytest.raises(ValueError, match=r"^expected 2D or 3D input"), naming_batch(8, 9):
-        norm(torch.zeros(3))
 
 
 def test_vectors_and_frozen_parameters_do_not_decay(model):

@@ -1,0 +1,137 @@
+"""Training on labels or masks: its recipe, and the loop that keeps the best weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gloria.checks import check_integer, check_positive, check_weight
+from gloria.errors import OptionError
+from gloria.training.loop import OnStep
+from gloria.training.randomness import StepBatches
+from gloria.training.steps import parameter_groups, update
+
+
+@dataclass(frozen=True)
+class SupervisedRecipe:
+    """How to train on labels or masks, by AdamW.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: images in a step; fewer if there are not so many.
+        learning_rate: of the first step; falls to 0 as a cosine.
+        weight_decay: AdamW's; not applied to biases, norms and other vectors.
+        clip_norm: gradients are scaled down to this norm.
+        validate_every: steps between validations.
+        seed: decides order, augmentation and dropout.
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    validate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_weight("weight_decay", self.weight_decay)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Best(NamedTuple):
+    """After which step a validation was best, what it found, and one record per step."""
+
+    step: int
+    figure: float
+    thresholds: tuple[float, ...]
+    history: list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    images: int,
+    losses: Callable[[StepBatches], Iterable[Tensor]],
+    validate: Callable[[], tuple[float, tuple[float, ...]]],
+    recipe: SupervisedRecipe,
+    *,
+    name: str,
+    on_step: OnStep | None = None,
+) -> Best:
+    """Train a model, and put its best weights back.
+
+    Args:
+        model: trained in place, in the memory format ``channels_last``; in eval mode afterwards.
+        images: how many there are to train on.
+        losses: of each batch of images by their numbers, computed when it is asked for.
+        validate: the figure that is to be as high as can be, and thresholds that belong to it.
+        recipe: how.
+        name: of the figure in the history.
+        on_step: called after every step with what was logged.
+    """
+    model.to(memory_format=torch.channels_last)  # as in the loop of pairs
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate
+    )
+    size = min(recipe.batch_size, images)
+    batches = StepBatches(images, size, recipe.seed, range(recipe.steps))
+    best = Best(0, -1.0, (), [])
+    weights: dict[str, Tensor] = {}
+    model.train()
+    for step, loss in enumerate(losses(batches)):
+        record = update(
+            optimizer,
+            loss,
+            step=step,
+            learning_rate=recipe.learning_rate_at(step),
+            clip_norm=recipe.clip_norm,
+        )
+        best.history.append(record)
+        done = step + 1
+        if done == recipe.steps or done % recipe.validate_every == 0:
+            record[name], thresholds = validate()
+            if record[name] > best.figure:
+                best = Best(done, record[name], thresholds, best.history)
+                weights = {key: value.clone() for key, value in model.state_dict().items()}
+        if on_step is not None:
+            on_step(record)
+    model.load_state_dict(weights)
+    model.eval()
+    return best
+
+
+@contextmanager
+def naming_batch(batch_size: int, images: int) -> Iterator[None]:
+    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
+
+    Args:
+        batch_size: the recipe's.
+        images: how many there are to train on; a batch has no more.
+
+    Raises:
+        OptionError: a channel of the batch has one value only, which has no variance.
+    """
+    try:
+        yield
+    except ValueError as cause:
+        if "Expected more than 1 value per channel" not in str(cause):
+            raise
+        raise OptionError(
+            f"batch_size must be at least 2, of as many images, to train a BatchNorm on a feature "
+            f"map of one pixel; got batch_size {batch_size} and {images} to train on. Give more "
+            f"images, or larger ones."
+        ) from cause
