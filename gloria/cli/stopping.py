@@ -29,7 +29,7 @@ class Stopping:
             raise KeyboardInterrupt
 
     def __enter__(self) -> Self:
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
             signals = ()  # Python hears signals in the main thread alone
         # what is ignored stays so, as Ctrl-C by a job in the background

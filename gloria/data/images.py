@@ -178,6 +178,30 @@ def normalize(images: Tensor, image_input: ImageInput) -> Tensor:
     return (images - mean) / std
 
 
+OVERSHOOT = 0.5
+"""How far out of [0, 1] pixel values may be; resizing by cubic curves adds less at edges."""
+
+
+def check_image(name: str, image: Any) -> None:
+    """Require a floating-point ``(channel, height, width)`` in [0, 1].
+
+    8-bit levels, or values that are normalised already, an encoder would take for another film.
+
+    Raises:
+        DtypeError, ShapeError: it is something else.
+        DataError: it has no pixel, or values that are far out of [0, 1], or NaN.
+    """
+    check_tensor(name, image, ("channel", "height", "width"))
+    if not image.numel():
+        raise DataError(f"{name} must have pixels; got {tuple(image.shape)}.")
+    low, high = (float(value) for value in image.aminmax())
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+        raise DataError(
+            f"{name} must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
+            f"255, and leave normalising out: it is done after this."
+        )
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Require a height and a width of at least one pixel."""
     _check_pair("size", size, "(height, width)")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gloria.data.images import check_image
 from gloria.errors import DataError, GloriaError, reason
 
 Collate = Callable[[list[Any]], Any]
@@ -70,37 +71,20 @@ def load_batches(
         ) from cause
 
 
-OVERSHOOT = 0.5
-"""How far out of [0, 1] pixel values may be; resizing by cubic curves adds less at edges."""
-
-
 def stack_images(items: Sequence[HasImage]) -> Tensor:
     """The images of items, ``(image, channel, height, width)``, in float32.
 
     Raises:
-        DataError: an item has no image, one is not floating-point ``(channel, height, width)``,
-            they are not all of one shape, or their values are far out of [0, 1].
+        DtypeError, ShapeError, DataError: one is no image, as
+            :func:`~gloria.data.images.check_image` says; or they are not all of one shape.
     """
     images: list[Any] = [getattr(item, "image", item) for item in items]
     for image in images:
-        if not isinstance(image, Tensor):
-            raise DataError(f"an item must have an image, a tensor; got a {type(image).__name__}.")
-        if image.dim() != 3 or not image.numel() or not image.is_floating_point():
-            raise DataError(
-                f"an image must be floating-point (channel, height, width), in [0, 1]; got "
-                f"{image.dtype} of shape {tuple(image.shape)}."
-            )
+        check_image("image of an item", image)
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
-    stacked = torch.stack(images).float()
-    low, high = (float(value) for value in stacked.aminmax())
-    if low < -OVERSHOOT or high > 1 + OVERSHOOT:
-        raise DataError(
-            f"images must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
-            f"255, and leave normalising out: it is done after this."
-        )
-    return stacked
+    return torch.stack(images).float()
 
 
 class _Batches(Dataset[Any]):

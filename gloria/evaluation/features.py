@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gloria.checks import check_finite, check_integer, check_tensor
-from gloria.data.images import normalize
+from gloria.checks import check_finite, check_integer
+from gloria.data.images import check_image, normalize
 from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
@@ -56,8 +56,9 @@ def encode_images(
         without gradients.
 
     Raises:
-        DataError: there is no image, or one is of another size than the first, or beyond [0, 1].
-        DtypeError, ShapeError: one is no ``(channel, height, width)`` of floating-point numbers.
+        DataError: there is no image, or one is of another size than the first.
+        DtypeError, ShapeError, DataError: one is no image, as
+            :func:`~gloria.data.images.check_image` says.
         OptionError: ``batch_size`` is below 1.
     """
     check_integer("batch_size", batch_size, 1)
@@ -298,21 +299,15 @@ def select_texts(texts: TextFeatures, index: Iterable[int]) -> TextFeatures:
 
 
 def _checked(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images, each when it is asked for; 8-bit levels would give features of another film."""
+    """The images, each when it is asked for."""
     shape = None
     for number, image in enumerate(images):
         name = f"images[{number}]"
-        check_tensor(name, image, ("channel", "height", "width"))
+        check_image(name, image)
         shape = shape or image.shape
         if image.shape != shape:
             raise DataError(
                 f"images must all be of one size; {name} is {tuple(image.shape)}, the first "
                 f"{tuple(shape)}."
-            )
-        lowest, highest = (float(each) for each in image.aminmax())
-        if not (lowest >= 0 and highest <= 1):
-            raise DataError(
-                f"images must be in [0, 1], not normalised yet; {name} is from {lowest:g} to "
-                f"{highest:g}. Divide 8-bit levels by 255."
             )
         yield image

@@ -9,7 +9,7 @@ import torch
 
 from gloria.data import ImageReport
 from gloria.data.loading import load_batches, stack_images
-from gloria.errors import DataError
+from gloria.errors import DataError, DtypeError, ShapeError
 
 
 class Items:
@@ -45,20 +45,25 @@ def test_images_of_one_batch_have_one_shape():
 
 
 @pytest.mark.parametrize(
-    ("item", "message"),
+    ("image", "error", "message"),
     [
-        ((torch.zeros(1, 2, 2), "x"), "an item must have an image, a tensor; got a tuple"),
-        (ImageReport(np.zeros((1, 2, 2)), "x"), "a tensor; got a ndarray"),
-        (ImageReport(torch.zeros(2, 2), "x"), r"in \[0, 1\]; got torch.float32 of shape \(2, 2\)"),
-        (ImageReport(torch.zeros(1, 0, 2), "x"), r"of shape \(1, 0, 2\)"),
-        (ImageReport(torch.zeros(1, 2, 2).byte(), "x"), "got torch.uint8"),
-        (ImageReport(torch.full((1, 2, 2), 255.0), "x"), r"values in \[0, 1\]; got 255 to 255"),
-        (ImageReport(torch.full((1, 2, 2), -2.1), "x"), r"values in \[0, 1\]; got -2.1 to -2.1"),
+        (np.zeros((1, 2, 2)), DtypeError, r"image of an item must be a tensor .*; got ndarray"),
+        (torch.zeros(2, 2), ShapeError, r"must be \(channel, height, width\); got \(2, 2\)"),
+        (torch.zeros(1, 0, 2), DataError, r"must have pixels; got \(1, 0, 2\)"),
+        (torch.zeros(1, 2, 2).byte(), DtypeError, "floating-point tensor; got dtype torch.uint8"),
+        (torch.full((1, 2, 2), 255.0), DataError, r"values in \[0, 1\]; got 255 to 255"),
+        (torch.full((1, 2, 2), -2.1), DataError, r"values in \[0, 1\]; got -2.1 to -2.1"),
+        (torch.full((1, 2, 2), torch.nan), DataError, r"values in \[0, 1\]; got nan to nan"),
     ],
 )
-def test_an_image_that_is_not_as_said(item, message):
-    with pytest.raises(DataError, match=message):
-        stack_images([item])
+def test_an_image_that_is_not_as_said(image, error, message):
+    with pytest.raises(error, match=message):
+        stack_images([ImageReport(image, "x")])
+
+
+def test_an_item_without_an_image():
+    with pytest.raises(DtypeError, match=r"image of an item must be a tensor .*; got tuple"):
+        stack_images([(torch.zeros(1, 2, 2), "x")])
 
 
 def test_images_are_float32_and_may_overshoot_as_cubic_resizing_does():

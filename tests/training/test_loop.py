@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gloria.data import ImageReport, ReportPolicy
-from gloria.errors import CheckpointError, DataError, NonFiniteLossError, OptionError
+from gloria.errors import CheckpointError, DataError, DtypeError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import last_step
@@ -257,19 +257,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path, name, content):
 def test_a_loss_that_is_not_finite_stops_the_run():
     model = build()
     before = weights(model)
-    pairs = Corners(4)
-    pairs.items[2] = ImageReport(torch.full((1, 32, 32), math.nan), pairs.items[2].report)
+    model.image_encoder.register_forward_pre_hook(lambda module, args: (args[0] * math.nan,))
     with pytest.raises(NonFiniteLossError, match=r"step 1: .*loss.*nothing was updated"):
-        train(model, pairs, TrainingRecipe(steps=2, batch_size=4))
+        train(model, PAIRS, TrainingRecipe(steps=2, batch_size=4))
     assert torch.equal(weights(model), before)
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
-    validation = Corners(4)
-    validation.items[2] = ImageReport(torch.full((1, 32, 32), math.nan), "It is blank.")
+    model = build()
+    model.image_encoder.register_forward_pre_hook(
+        lambda module, args: args if module.training else (args[0] * math.nan,)
+    )
     recipe = TrainingRecipe(steps=4, batch_size=4, validate_every=2, checkpoint_every=1)
     with pytest.raises(NonFiniteLossError, match="the validation loss is nan"):
-        train(build(), PAIRS, recipe, validation=validation, folder=tmp_path)
+        train(model, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "checkpoints" / "step-000001").is_dir()
 
@@ -320,14 +321,14 @@ def test_a_model_that_is_frozen_whole_is_told():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ((torch.zeros(1, 32, 32), "x"), "an item must have an image, a tensor; got a tuple"),
-        (ImageReport(torch.zeros(1, 32, 32).byte(), "x"), "got torch.uint8"),
+        ((torch.zeros(1, 32, 32), "x"), "image of an item must be a tensor .*; got tuple"),
+        (ImageReport(torch.zeros(1, 32, 32).byte(), "x"), "got dtype torch.uint8"),
     ],
 )
 def test_a_pair_that_is_not_as_said_is_told_before_training(pair, message):
     model = build()
     before = weights(model)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DtypeError, match=message):
         train(model, [pair] * 4, QUICK)
     assert torch.equal(weights(model), before)
 
