@@ -392,6 +392,8 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, backend, maximum_ov
     assert value.shape == (images, texts)
     assert for_regions.eq(0).all()
     assert for_words.eq(0).all()
+    both = max_similarities(regions, words, mask, backend=backend)
+    assert [each.shape for each in both] == [(images, texts)] * 2
 
 
 @backends
