@@ -119,6 +119,7 @@ def _backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _definition(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`cosine_logsumexp` gives, with the whole matrix."""
     _, logits = _logits(images, texts, temperature)
     return logits.logsumexp(1), logits.logsumexp(0)
 

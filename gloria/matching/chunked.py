@@ -93,22 +93,21 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
 class Group(NamedTuple):
     """Neighbouring packed texts of one length."""
 
-    start: int
     texts: int
     length: int
 
 
 class Block(NamedTuple):
-    """A run of whole packed texts; the groups count from its own start."""
+    """A run of whole packed texts."""
 
     words: slice
     groups: list[Group]
 
     def by_text(self, *tiles: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Each group's part of some tiles, as ``(text, word, image · region)``."""
-        sizes = [texts * length for _, texts, length in self.groups]
+        sizes = [texts * length for texts, length in self.groups]
         parts = zip(*(tile.split(sizes) for tile in tiles), strict=True)
-        for (_, texts, length), part in zip(self.groups, parts, strict=True):
+        for (texts, length), part in zip(self.groups, parts, strict=True):
             yield tuple(rows.view(texts, length, -1) for rows in part)
 
 
@@ -136,11 +135,7 @@ class Packing:
         shortest_first = sorted(range(texts), key=lengths.__getitem__)
         order = torch.tensor(shortest_first, dtype=torch.long, device=word_mask.device)
         text, word = word_mask[order].nonzero(as_tuple=True)
-        groups, start = list[Group](), 0
-        for length, count in sorted(Counter(lengths).items()):
-            if length:
-                groups.append(Group(start, count, length))
-                start += count * length
+        groups = [Group(count, each) for each, count in sorted(Counter(lengths).items()) if each]
         return cls(order[text] * words + word, groups, texts, words)
 
     def pack(self, words: Tensor) -> Tensor:
@@ -160,7 +155,7 @@ class Packing:
     def blocks(self, most: int) -> Iterator[Block]:
         """The packed words in runs of at most ``most`` words, or of one longer text."""
         start, filled, groups = 0, 0, list[Group]()
-        for _, texts, length in self.groups:
+        for texts, length in self.groups:
             while texts:
                 fitting = min(texts, max(0, most - filled) // length)
                 if not fitting and groups:
@@ -168,7 +163,7 @@ class Packing:
                     start, filled, groups = start + filled, 0, []
                     continue
                 fitting = max(fitting, 1)
-                groups.append(Group(filled, fitting, length))
+                groups.append(Group(fitting, length))
                 filled += fitting * length
                 texts -= fitting
         if groups:
