@@ -74,11 +74,10 @@ def check_positive(name: str, value: float) -> None:
 
 def check_temperature(name: str, value: float | Tensor) -> None:
     """Require a finite number above zero, or a tensor of one element, which may be learned."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        _check_single(name, value)
+    else:
         check_positive(name, value)
-    elif value.numel() != 1:
-        raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
-    # a learned value is bounded by its module; reading it here would synchronise
 
 
 def check_weight(name: str, value: float) -> None:
@@ -96,9 +95,10 @@ def check_share(name: str, value: float) -> None:
 
 
 def check_finite(name: str, value: float | Tensor) -> None:
-    """Require a finite number."""
+    """Require a finite number, or a tensor of one element, which may be learned."""
     if isinstance(value, Tensor):
-        return  # as in check_temperature
+        _check_single(name, value)
+        return
     _check_real(name, value, "a number")
     if not -float("inf") < value < float("inf"):
         raise OptionError(f"{name} must be a finite number; got {value}.")
@@ -162,6 +162,13 @@ def require(module: str, extra: str) -> ModuleType:
             f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
+
+
+def _check_single(name: str, value: Tensor) -> None:
+    """One number, and no more axes than a pair matrix, which would get them."""
+    if value.numel() != 1 or value.dim() > 2:
+        raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
+    # a learned value is bounded by its module; reading it here would synchronise
 
 
 def _check_real(name: str, value: Any, expected: str) -> None:
