@@ -77,11 +77,10 @@ def check_positive(name: str, value: float) -> None:
 
 def check_temperature(name: str, value: float | Tensor) -> None:
     """Require a finite number above zero, or a tensor of one element, which may be learned."""
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        _check_single(name, value)
+    else:
         check_positive(name, value)
-    elif value.numel() != 1:
-        raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
-    # a learned value is bounded by its module; reading it here would synchronise
 
 
 def check_weight(name: str, value: float) -> None:
@@ -99,9 +98,10 @@ def check_share(name: str, value: float) -> None:
 
 
 def check_finite(name: str, value: float | Tensor) -> None:
-    """Require a finite number."""
+    """Require a finite number, or a tensor of one element, which may be learned."""
     if isinstance(value, Tensor):
-        return  # as in check_temperature
+        _check_single(name, value)
+        return
     _check_real(name, value, "a number")
     if not -float("inf") < value < float("inf"):
         raise OptionError(f"{name} must be a finite number; got {value}.")
@@ -245,6 +245,13 @@ def _fault_of_encoder(value: Any, widths: tuple[str, ...], *more: str) -> str:
         if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
             return f"its {name} must be an integer above 0; it is {width!r}"
     return ""
+
+
+def _check_single(name: str, value: Tensor) -> None:
+    """One number, and no more axes than a pair matrix, which would get them."""
+    if value.numel() != 1 or value.dim() > 2:
+        raise ShapeError(f"{name} must be a single number; got a tensor {tuple(value.shape)}.")
+    # a learned value is bounded by its module; reading it here would synchronise
 
 
 def _check_real(name: str, value: Any, expected: str) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from gloria.matching.problem import EPS, full_precision
+from gloria.matching.problem import EPS, by_definition, full_precision, out_of_reach
 
 BLOCK_BYTES = 8 * 2**20
 """Size of a block of logits on a CPU, whose cache it suits; about six are alive at a time."""
@@ -110,16 +110,18 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    if out_of_reach(upstream[0]):
+        inputs = ctx.saved_tensors[:3]
+        return tuple(by_definition(_definition, inputs, ctx.needs_input_grad, upstream))
     with full_precision(upstream[0]):
-        if torch.is_grad_enabled():  # somebody differentiates twice: through the definition
-            inputs = ctx.saved_tensors[:3]
-            _, logits = _logits(*inputs)
-            needed = [each for each in inputs if each.requires_grad]
-            sums = (logits.logsumexp(1), logits.logsumexp(0))
-            found = iter(torch.autograd.grad(sums, needed, upstream, create_graph=True))
-            return tuple(next(found) if each.requires_grad else None for each in inputs)
         gradients: tuple[Tensor, ...] = _gradients(*upstream, *ctx.saved_tensors)
         return gradients
+
+
+def _definition(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`cosine_logsumexp` gives, with the whole matrix."""
+    _, logits = _logits(images, texts, temperature)
+    return logits.logsumexp(1), logits.logsumexp(0)
 
 
 cosine_logsumexp.register_autograd(_backward, setup_context=_save)

@@ -28,6 +28,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -41,7 +42,9 @@ from gloria.matching.problem import (
     MatchingInputs,
     MatchingOptions,
     Problem,
+    by_definition,
     full_precision,
+    out_of_reach,
     refuse_second_derivative,
     why_only_the_definition,
 )
@@ -90,22 +93,21 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
 class Group(NamedTuple):
     """Neighbouring packed texts of one length."""
 
-    start: int
     texts: int
     length: int
 
 
 class Block(NamedTuple):
-    """A run of whole packed texts; the groups count from its own start."""
+    """A run of whole packed texts."""
 
     words: slice
     groups: list[Group]
 
     def by_text(self, *tiles: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Each group's part of some tiles, as ``(text, word, image · region)``."""
-        sizes = [texts * length for _, texts, length in self.groups]
+        sizes = [texts * length for texts, length in self.groups]
         parts = zip(*(tile.split(sizes) for tile in tiles), strict=True)
-        for (_, texts, length), part in zip(self.groups, parts, strict=True):
+        for (texts, length), part in zip(self.groups, parts, strict=True):
             yield tuple(rows.view(texts, length, -1) for rows in part)
 
 
@@ -133,11 +135,7 @@ class Packing:
         shortest_first = sorted(range(texts), key=lengths.__getitem__)
         order = torch.tensor(shortest_first, dtype=torch.long, device=word_mask.device)
         text, word = word_mask[order].nonzero(as_tuple=True)
-        groups, start = list[Group](), 0
-        for length, count in sorted(Counter(lengths).items()):
-            if length:
-                groups.append(Group(start, count, length))
-                start += count * length
+        groups = [Group(count, each) for each, count in sorted(Counter(lengths).items()) if each]
         return cls(order[text] * words + word, groups, texts, words)
 
     def pack(self, words: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ class Packing:
     def blocks(self, most: int) -> Iterator[Block]:
         """The packed words in runs of at most ``most`` words, or of one longer text."""
         start, filled, groups = 0, 0, list[Group]()
-        for _, texts, length in self.groups:
+        for texts, length in self.groups:
             while texts:
                 fitting = min(texts, max(0, most - filled) // length)
                 if not fitting and groups:
@@ -165,7 +163,7 @@ class Packing:
                     start, filled, groups = start + filled, 0, []
                     continue
                 fitting = max(fitting, 1)
-                groups.append(Group(filled, fitting, length))
+                groups.append(Group(fitting, length))
                 filled += fitting * length
                 texts -= fitting
         if groups:
@@ -296,7 +294,8 @@ class Matcher:
         torch.clamp_min(exact, EPS, out=result.denominator[here])
         torch.le(exact, EPS, out=result.bounded[here])
         numerator = torch.mul(weights, scores, out=products).sum(-1)
-        torch.div(numerator, result.denominator[here], out=result.cosine[here])
+        # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
+        torch.div(numerator, result.denominator[here], out=result.cosine[here]).clamp_(-1.0, 1.0)
         return Matched(scores, weights, softmax, pulls)
 
     def differentiate(
@@ -477,24 +476,22 @@ class _PackedCosines(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         regions, words, region_mask = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
+        if out_of_reach(grad):
+            definition = partial(_definition, region_mask, ctx.packing, ctx.options)
+            return *by_definition(definition, (regions, words), needs, grad), *[None] * 4
         with full_precision(grad):
-            if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
-                cosine = _by_definition(regions, words, region_mask, ctx.packing, ctx.options)
-                wanted = [each for each, need in zip((regions, words), needs, strict=True) if need]
-                found = iter(torch.autograd.grad(cosine, wanted, grad, create_graph=True))
-                return *(next(found) if need else None for need in needs), *[None] * 4
             matcher = Matcher(regions, words, region_mask, ctx.packing, ctx.options)
             return *matcher.backward(grad, ctx.result, needs), *[None] * 4
 
 
-def _by_definition(
-    regions: Tensor,
-    words: Tensor,
+def _definition(
     region_mask: Tensor | None,
     packing: Packing,
     options: MatchingOptions,
+    regions: Tensor,
+    words: Tensor,
 ) -> Tensor:
-    """The same cosines by the definition, which can be differentiated any number of times."""
+    """The same cosines of regions and packed words, by the definition."""
     padded = packing.unpack_words(words)
     real = padded.new_zeros(padded.shape[:2], dtype=torch.bool)
     real.view(-1)[packing.positions] = True

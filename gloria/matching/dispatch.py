@@ -6,7 +6,7 @@
 | `chunked` | plain PyTorch, tile by tile in a memory budget | elsewhere                     |
 | `einops`  | the definition; image·text·word·region numbers | on a CPU, below :data:`TINY`, |
 |           |                                                | for meta tensors, and within  |
-|           |                                                | transforms of ``torch.func``  |
+|           |                                                | ``torch.func`` or forward AD  |
 
 A backend is a module with ``word_cosines(inputs, options)``, ``reasons_not_supported(problem)``,
 ``TAKES_HALF_PRECISION``, ``READS_MASKED_WORDS`` and ``RUNS_KERNELS``. A backend that was named and

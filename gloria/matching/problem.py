@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gloria.checks import check_choice, check_integer, check_positive, check_temperature
 from gloria.errors import BackendError
@@ -57,11 +58,37 @@ def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` is at work: it knows no function and operator of ours.
+    """Whether ``torch.func`` or forward-mode AD is at work: they know no function of ours.
 
     A compiler's trace cannot ask, and has its own errors.
     """
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def out_of_reach(upstream: Tensor) -> bool:
+    """Whether a backward is to be differentiated, or of many gradients (``is_grads_batched``).
+
+    Neither a kernel nor what writes in place can be; the definition can (:func:`by_definition`).
+    """
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(upstream)
+
+
+def by_definition(
+    definition: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    needs: Sequence[bool],
+    upstream: Tensor | Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of the inputs in need of one that can be differentiated any number of times."""
+    again = torch.is_grad_enabled()
+    first = upstream if isinstance(upstream, Tensor) else upstream[0]
+    with torch.enable_grad(), full_precision(first):
+        wanted = [each for each, need in zip(inputs, needs, strict=True) if need]
+        gradients = torch.autograd.grad(definition(*inputs), wanted, upstream, create_graph=again)
+    found = iter(gradients)
+    return [next(found) if need else None for need in needs]
 
 
 def why_only_the_definition(device: str) -> list[str]:
@@ -70,7 +97,7 @@ def why_only_the_definition(device: str) -> list[str]:
     if device == "meta":
         reasons.append("It reads the masks, and meta tensors hold no values.")
     if transformed():
-        reasons.append("It has no rules for the transforms of torch.func.")
+        reasons.append("It has no rules for torch.func and forward-mode AD.")
     return reasons
 
 

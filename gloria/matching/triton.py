@@ -28,7 +28,9 @@ from gloria.matching.problem import (
     MatchingInputs,
     MatchingOptions,
     Problem,
+    by_definition,
     full_precision,
+    out_of_reach,
     refuse_second_derivative,
 )
 from gloria.matching.triton_support import FUSED, capturing, why_not_here
@@ -445,8 +447,9 @@ class _WordCosines(torch.autograd.Function):
         *found, regions, words, word_mask, region_mask = ctx.saved_tensors
         inputs = MatchingInputs(regions, words, word_mask, region_mask, ctx.word_counts)
         needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
-            return *by_definition(inputs, ctx.options, upstream, needs), *[None] * 4
+        if out_of_reach(upstream):
+            definition = functools.partial(cosines_by_definition, inputs, ctx.options)
+            return *by_definition(definition, (regions, words), needs, upstream), *[None] * 4
         with full_precision(upstream), torch.cuda.device_of(upstream):
             # used up: whoever holds on to a loss does not hold on to these
             matcher, kept = ctx.made or (Matcher.of(inputs, ctx.options), None)
@@ -455,18 +458,14 @@ class _WordCosines(torch.autograd.Function):
         return *gradients, *[None] * 4
 
 
-def by_definition(
-    inputs: MatchingInputs, options: MatchingOptions, upstream: Tensor, needs: tuple[bool, bool]
-) -> list[Tensor | None]:
-    """Gradients of regions and words that can be differentiated any number of times."""
-    with full_precision(upstream):
-        # the definition reads masked words, where anything may stand
-        words = inputs.words.masked_fill(~inputs.word_mask[..., None], 0.0)
-        wide = inputs._replace(regions=inputs.regions.float(), words=words.float())
-        cosine = einops.word_cosines(wide, options)
-        wanted = [each for each, need in zip(inputs[:2], needs, strict=True) if need]
-        found = iter(torch.autograd.grad(cosine, wanted, upstream, create_graph=True))
-    return [next(found) if need else None for need in needs]
+def cosines_by_definition(
+    inputs: MatchingInputs, options: MatchingOptions, regions: Tensor, words: Tensor
+) -> Tensor:
+    """The same cosines of regions and words, by the definition; the masks are of the inputs."""
+    # it reads masked words, where anything may stand
+    words = words.masked_fill(~inputs.word_mask[..., None], 0.0)
+    wide = inputs._replace(regions=regions.float(), words=words.float())
+    return einops.word_cosines(wide, options)
 
 
 class _SoftMaximum(torch.autograd.Function):
@@ -491,11 +490,12 @@ class _SoftMaximum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         cosine, word_mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: only the definition goes on
+        if out_of_reach(upstream):
             reduce = masked_logmeanexp if ctx.mean else masked_logsumexp
-            with full_precision(upstream):
-                again = reduce(cosine, word_mask[None], -1, ctx.temperature)
-                return *torch.autograd.grad(again, cosine, upstream, create_graph=True), *[None] * 3
+            definition = functools.partial(
+                reduce, mask=word_mask[None], dim=-1, temperature=ctx.temperature
+            )
+            return *by_definition(definition, [cosine], [True], upstream), *[None] * 3
         gradient = torch.empty_like(cosine)
         images, texts, words = cosine.shape
         if gradient.numel():

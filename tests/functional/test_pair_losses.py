@@ -1,6 +1,7 @@
 """Losses on the pair matrix: loops, closed forms, derivatives, precision."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gloria.functional import (
     global_similarity,
     local_attention,
     local_contrastive_loss,
+    sigmoid_cross_entropy,
 )
 from gloria.matching import ATTENTION_VARIANTS, WORD_AGGREGATIONS
 
@@ -225,3 +227,15 @@ def test_torch_func_takes_a_large_global_loss():
 def test_bad_similarities_and_temperatures_are_named(similarity, temperature, error, message):
     with pytest.raises(error, match=message):
         contrastive_cross_entropy(similarity, temperature)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 1)])
+def test_a_number_that_would_change_the_matrix_is_refused(shape):
+    """More axes would be added to it, and a diagonal be taken of others."""
+    similarity, number = torch.zeros(3, 3), torch.full(shape, 0.2)
+    got = re.escape(f"must be a single number; got a tensor {shape}.")
+    for loss in (contrastive_cross_entropy, sigmoid_cross_entropy):
+        with pytest.raises(ShapeError, match="^temperature " + got):
+            loss(similarity, number)
+    with pytest.raises(ShapeError, match="^bias " + got):
+        sigmoid_cross_entropy(similarity, bias=number)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 
 from gloria.errors import BackendError
 from gloria.functional import (
@@ -501,6 +501,36 @@ def test_torch_func_gets_the_definition_at_any_size(similarity, make_pairs):
         on_backend = partial(similarity, words=words, word_mask=word_mask, backend=backend)
         with pytest.raises(BackendError, match=f"'{backend}' cannot run this.*torch.func"):
             torch.func.vmap(on_backend)(regions[None])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")  # torch's own
+@pytest.mark.parametrize("similarity", [local_similarity, max_similarity])
+def test_forward_mode_gets_the_definition(similarity, make_pairs):
+    regions, words, word_mask, _ = make_pairs(6, 6, 49, 20, 64)
+    directions = torch.randn(regions.shape, generator=torch.Generator().manual_seed(0)).double()
+    leaf = regions.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(similarity(leaf, words, word_mask).sum(), leaf)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(regions, directions)
+        slope = forward_ad.unpack_dual(similarity(dual, words, word_mask).sum()).tangent
+        with pytest.raises(BackendError, match=r"cannot run this.*forward-mode"):
+            similarity(dual, words, word_mask, backend="chunked")
+    torch.testing.assert_close(slope, (gradient * directions).sum())
+
+
+@pytest.mark.parametrize("similarity", [local_similarity, max_similarity])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_many_gradients_at_once_are_what_each_is(backend, similarity, make_pairs):
+    """As ``torch.autograd.functional.jacobian(..., vectorize=True)`` asks for them."""
+    regions, words, *masks, _ = make_pairs(3, 4, 9, 6, 8, masked_regions=True)
+    leaves = regions.requires_grad_(), words.requires_grad_()
+    value = similarity(*leaves, *masks, backend=backend)
+    several = torch.randn(5, *value.shape, generator=torch.Generator().manual_seed(0)).double()
+    ask = partial(torch.autograd.grad, value, leaves, retain_graph=True)
+    together = ask(several, is_grads_batched=True)
+    for one, each in zip(zip(*together, strict=True), several, strict=True):
+        for actual, expected in zip(one, ask(each), strict=True):
+            same(actual, expected)
 
 
 @pytest.mark.parametrize("similarity", [local_similarity, max_similarity])

@@ -256,6 +256,19 @@ def test_regions_that_cancel_do_not_spoil_the_norm(make_pairs):
         assert (actual.double() - wanted).norm() < 1e-3 * wanted.norm()
 
 
+@pytest.mark.parametrize("regions", [4, 49])  # the norm from the Gram matrix, and from c
+def test_no_cosine_is_beyond_1_where_regions_cancel(regions, make_pairs):
+    """Centred regions, and words alone in their text, which attend to all of them alike."""
+    for seed in range(20):
+        pairs = make_pairs(8, 9, regions, 1, 2, dtype=torch.float32, seed=seed)
+        inputs = inputs_of(
+            pairs._replace(regions=pairs.regions - pairs.regions.mean(1, keepdim=True))
+        )
+        value, *gradients = with_gradients(chunked, inputs, options("words_then_regions"))
+        assert value.abs().max() <= 1
+        assert all(each.isfinite().all() for each in gradients)
+
+
 def test_backward_inside_autocast_stays_in_full_precision(make_pairs):
     pairs = make_pairs(2, 3, 9, 4, 16, dtype=torch.float32)
 
@@ -282,10 +295,7 @@ def test_blocks_are_runs_of_whole_texts(lengths, most):
     for words, groups in packing.blocks(most):
         assert words.start == start
         start = words.stop
-        filled = 0
-        for group in groups:
-            assert group.start == filled
-            filled += group.texts * group.length
+        filled = sum(group.texts * group.length for group in groups)
         assert filled == words.stop - words.start
         assert filled <= most or sum(group.texts for group in groups) == 1
     assert start == len(packing.positions) == sum(lengths)

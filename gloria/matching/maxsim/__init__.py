@@ -4,8 +4,8 @@
 |-----------|-----------------------------------------------------------------|---------------|
 | `triton`  | fused kernels: no score leaves the processor                    | CUDA, ROCm    |
 | `chunked` | large matrix products; memory within a budget, exact backward   | every device  |
-| `einops`  | the definition; memory query · key · token · token              | everything: a |
-|           | transform of ``torch.func`` and meta tensors too                |               |
+| `einops`  | the definition; memory query · key · token · token; meta        | everything    |
+|           | tensors, ``torch.func`` and forward-mode AD too                 |               |
 
 A backend is a module with ``summed_maxima(inputs, memory_budget)``, ``both_summed_maxima`` of the
 same, ``reasons_not_supported(problem)``, ``TAKES_HALF_PRECISION`` and ``READS_MASKED_TOKENS``.

@@ -214,7 +214,7 @@ def forward_both(
     """:func:`forward`, and that of keys and queries exchanged, from the same products.
 
     A tile holds whole items of either side. Where the longest two do not fit into one, or the
-    maxima not into the budget, there are products for each.
+    maxima not into the budget, there are products for each; and where there is no pair, none.
     """
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
     rows, columns = len(of_queries.positions), len(of_keys.positions)
@@ -223,7 +223,7 @@ def forward_both(
     numbers = memory_budget // (8 * queries.element_size())
     tile = min(TILE // queries.element_size(), numbers)
     vectors = numbers // max(queries.shape[2], 1)
-    if tall * wide > tile or max(tall, wide) > vectors or results > numbers:
+    if not results or tall * wide > tile or max(tall, wide) > vectors or results > numbers:
         given = keep_winners, memory_budget
         return (
             forward(queries, keys, query_mask, key_mask, *given),

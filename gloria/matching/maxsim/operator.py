@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gloria.matching.maxsim.problem import MaxSimInputs
-from gloria.matching.problem import refuse_second_derivative
+from gloria.matching.problem import out_of_reach, refuse_second_derivative
 
 
 class Forward(Protocol):
@@ -154,8 +154,9 @@ def differentiable(
         def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
             if gradient is None:
                 return (None,) * 7
-            graph = torch.is_grad_enabled()  # create_graph=True
-            return *backpropagate(backward_operator if graph else backward, ctx, gradient), None
+            # the operator refuses a second derivative, and takes many gradients one by one
+            function = backward_operator if out_of_reach(gradient) else backward
+            return *backpropagate(function, ctx, gradient), None
 
     def keeps_winners(inputs: MaxSimInputs, both: bool, memory_budget: int) -> bool:
         queries, keys = inputs.queries, inputs.keys

@@ -395,6 +395,20 @@ def test_an_empty_batch_gives_an_empty_matrix(images, texts, backend, maximum_ov
 
 
 @backends
+@pytest.mark.parametrize("images, texts", [(0, 3), (2, 0), (0, 0)])
+def test_an_empty_batch_gives_two_empty_matrices(images, texts, backend):
+    """On several threads, where torch's embedding_bag takes no rows without numbers."""
+    regions, words = torch.zeros(images, 5, 4), torch.zeros(texts, 3, 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        both = max_similarities(regions, words, None, backend=backend)
+    finally:
+        torch.set_num_threads(before)
+    assert [each.shape for each in both] == [(images, texts)] * 2
+
+
+@backends
 def test_vectors_without_numbers_have_products_of_0(backend, make_pairs):
     pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=True)
     pairs = pairs._replace(regions=pairs.regions[..., :0], words=pairs.words[..., :0])
