@@ -107,6 +107,14 @@ def check_finite(name: str, value: float | Tensor) -> None:
         raise OptionError(f"{name} must be a finite number; got {value}.")
 
 
+def check_fusion_weights(weights: Sequence[float]) -> None:
+    """Require the weights of a global and of a local similarity."""
+    if not isinstance(weights, Sequence) or len(weights) != 2:
+        raise OptionError(f"weights must be (global, local), two numbers; got {weights!r}.")
+    for weight in weights:
+        check_finite("weights", weight)
+
+
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gloria import catalog
 from gloria.checks import (
     check_choice,
-    check_finite,
+    check_fusion_weights,
     check_image_encoder,
     check_same_size,
     check_text_encoder,
@@ -252,12 +252,12 @@ class GLoRIA(nn.Module):
 
         Raises:
             OptionError: the model's loss has no local part and ``kind`` needs one, or takes no
-                ``aggregation``; a weight is not finite; ``kind`` is None and the loss trains none.
+                ``aggregation``; ``weights`` are not two finite numbers; ``kind`` is None and the
+                loss trains none.
         """
         kind = kind or self.trained_kind
         check_choice("kind", kind, ("global", "local", "both"))
-        for weight in weights:
-            check_finite("weights", weight)
+        check_fusion_weights(weights)
         if not isinstance(images, ImageFeatures):
             images = self.encode_image(images)
         if not isinstance(texts, TextFeatures):

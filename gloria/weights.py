@@ -159,6 +159,8 @@ def load_model(
     except GloriaError as error:
         _tell_of_plugins(error, config, folder)
         raise
+    except MemoryError:  # no fault of the folder
+        raise
     except Exception as cause:  # what a plugin raises, too
         damaged = CheckpointError(
             f"{folder / 'config.json'} describes a model that can't be made: {describe(cause)}."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gloria.checks import check_finite, check_integer
+from gloria.checks import check_fusion_weights, check_integer
 from gloria.data.images import check_image, normalize
 from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
@@ -228,8 +228,7 @@ def similarity_by_kind(
             model, images, texts, block=block, aggregation=aggregation, progress=progress
         )
         return {model.trained_kind: alone}
-    for weight in weights:
-        check_finite("weights", weight)
+    check_fusion_weights(weights)
     parts = {
         "global": pair_similarity(model, images, texts, "global", block),
         "local": pair_similarity(

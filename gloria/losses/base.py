@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_integer, check_options, check_weight
-from gloria.errors import OptionError
+from gloria.errors import ContractError, OptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
@@ -52,8 +52,8 @@ class PairLoss(nn.Module):
         return cls(**{**cls.presets[preset], **overrides})
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The named parts of the loss, each an unweighted scalar."""
-        raise NotImplementedError
+        """The named parts of the loss, each an unweighted scalar; at least one."""
+        raise NotImplementedError(f"{type(self).__name__} must define terms(...), named scalars")
 
     def weights(self) -> dict[str, float]:
         """The weight of each term that is not 1."""
@@ -61,6 +61,8 @@ class PairLoss(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from its terms: their weighted sum."""
+        if not terms:
+            raise ContractError(f"terms of {type(self).__name__} must hold at least one; got none.")
         weights = self.weights()
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])

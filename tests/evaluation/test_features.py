@@ -285,10 +285,19 @@ def test_a_loss_of_one_kind_gives_that_kind(loss, items):
     assert compared == [3]
 
 
-@pytest.mark.parametrize("weights", [(0.5, float("nan")), (float("inf"), 1.0)])
-def test_weights_that_are_no_numbers_are_an_error(trained, weights):
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((0.5, float("nan")), "weights must be a finite number"),
+        ((float("inf"), 1.0), "weights must be a finite number"),
+        ((1.0,), r"weights must be \(global, local\), two numbers; got \(1.0,\)"),
+        ((1.0, 1.0, 1.0), "two numbers"),
+        (0.5, "two numbers; got 0.5"),
+    ],
+)
+def test_weights_that_are_not_two_numbers_are_an_error(trained, weights, message):
     for function in (pair_similarity, similarity_by_kind):
-        with pytest.raises(OptionError, match="weights must be a finite number"):
+        with pytest.raises(OptionError, match=message):
             function(trained, *draw_features(2, 2), weights=weights)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.errors import OptionError, UnknownOptionError
+from gloria.errors import ContractError, OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
     GlobalContrastiveLoss,
@@ -39,6 +39,13 @@ def test_the_total_weighs_the_terms_and_one_is_the_default():
     assert Three.from_preset("double", factor=0.0).total(loss.terms(regions)).item() == 15
     with pytest.raises(OptionError, match="preset must be one of 'double'; got 'paper'"):
         Three.from_preset("paper")
+
+
+def test_a_loss_without_terms_is_told():
+    with pytest.raises(NotImplementedError, match=r"PairLoss must define terms\(\.\.\.\)"):
+        PairLoss().terms()
+    with pytest.raises(ContractError, match="terms of Three must hold at least one; got none"):
+        Three().total({})
 
 
 def test_an_option_that_a_loss_does_not_have_is_named_with_those_it_has():

@@ -13,6 +13,7 @@ from gloria.catalog import default_catalog
 from gloria.checks import check_integer
 from gloria.errors import OptionError, UnknownNameError
 from gloria.types import ImageEncoder, ImageFeatures, Recipe, SavesRecipe
+from gloria.wrapping import unwrapped
 
 
 class TrunkImageEncoder(nn.Module):
@@ -49,10 +50,11 @@ class TrunkImageEncoder(nn.Module):
         Raises:
             OptionError: the trunk has no recipe.
         """
-        if not isinstance(self.trunk, SavesRecipe):
-            raise OptionError(f"the trunk, a {type(self.trunk).__name__}, has no recipe method.")
-        trunk, options, files = self.trunk.recipe(folder)
-        return Recipe(self.name, {**options, **self._own_options(), "trunk": trunk}, files)
+        trunk: Any = self.trunk
+        if not isinstance(unwrapped(trunk), SavesRecipe):
+            raise OptionError(f"the trunk, a {type(trunk).__name__}, has no recipe method.")
+        name, options, files = trunk.recipe(folder)
+        return Recipe(self.name, {**options, **self._own_options(), "trunk": name}, files)
 
     def _own_options(self) -> dict[str, Any]:
         return {}
