@@ -1,9 +1,9 @@
-"""Arguments that several commands take: saved models, the size of their images, lists of names."""
+"""Arguments that several commands take, and checks of them."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
-from collections.abc import Mapping
+import argparse
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,42 @@ IMAGE_SIZE = "square side; default: that of the model's training"
 """Help of ``--image-size``."""
 
 
+def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> None:
+    """Declare ``--bits`` and ``--window``: what pixel values mean."""
+    parser.add_argument(
+        "--bits", type=int, metavar="N", help=f"of the pixels of 16-bit images{whose}, such as 12"
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("CENTER", "WIDTH"),
+        help=f"pixel values of images{whose} to show, instead of a DICOM file's own",
+    )
+
+
+def refuse_unread(
+    args: argparse.Namespace,
+    read_by: Mapping[str, Collection[str]],
+    usual: Mapping[str, str],
+) -> None:
+    """An option that the format does not read is an error, not ignored.
+
+    Args:
+        args: what was given.
+        read_by: option: the formats that read it.
+        usual: option: its default, if that is not None.
+    """
+    for name, formats in read_by.items():
+        if args.format not in formats and getattr(args, name) != usual.get(name):
+            raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """``"A, B"`` as names."""
     found = tuple(name.strip() for name in text.split(","))
     if "" in found or len(set(found)) < len(found):
-        raise ArgumentTypeError(f"must be names, each once, as A,B; got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be names, each once, as A,B; got {text!r}")
     return found
 
 

@@ -37,7 +37,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.arguments import IMAGE_SIZE, locate_model, parse_names, pick_image_size
+from gloria.cli.arguments import (
+    IMAGE_SIZE,
+    add_pixel_arguments,
+    locate_model,
+    parse_names,
+    pick_image_size,
+    refuse_unread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,16 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
     data.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    data.add_argument(
-        "--bits", type=int, metavar="N", help="of the pixels of a csv's 16-bit images, such as 12"
-    )
-    data.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("CENTER", "WIDTH"),
-        help="pixel values of a csv's images to show, instead of a DICOM file's own",
-    )
+    add_pixel_arguments(data, " of a csv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -248,9 +246,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.format == "csv" and not args.classes:
         raise OptionError("--format csv needs --classes: the columns that hold labels.")
-    for name, formats in READ_BY.items():
-        if getattr(args, name) is not None and args.format not in formats:
-            raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
+    refuse_unread(args, READ_BY, {})
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
@@ -430,7 +426,7 @@ def _read(
     )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    policy = ReportPolicy(args.sections)
+    reported = {**size, "policy": ReportPolicy(args.sections), "skip_incomplete": True}
     data: Radiographs
     if args.format == "rsna":
         data = RSNA(args.data, args.images, **size)
@@ -439,27 +435,22 @@ def _read(
     elif args.format == "chexpert":
         data = CheXpert(args.data, root=args.images, classes=classes, **size, **options)
     elif args.format == "chexpert-plus":
-        files: dict[str, Any] = {
-            "root": args.images,
-            "labels": args.labels,
-            "policy": policy,
-            "skip_incomplete": True,
-        }
-        data = CheXpertPlus(args.data, split, classes=classes, **files, **size, **options)
+        files: dict[str, Any] = {"root": args.images, "labels": args.labels}
+        data = CheXpertPlus(args.data, split, classes=classes, **files, **reported, **options)
     elif args.format == "mimic-cxr":
-        reports: dict[str, Any] = {"policy": policy, "skip_incomplete": True}
-        data = MIMICCXR(args.data, split, classes=classes, **reports, **size)
+        data = MIMICCXR(args.data, split, classes=classes, **reported)
     else:
-        table: dict[str, Any] = {
-            "report_column": args.report_column,
-            "policy": policy,
-            "skip_incomplete": True,
-            "patient_column": args.patient_column,
-            "bits": args.bits,
-            "window": None if args.window is None else tuple(args.window),
-            "check_files": not args.skip_broken,
-        }
-        data = ImageReportTable(args.data, split, classes=classes, **table, **size)
+        data = ImageReportTable(
+            args.data,
+            split,
+            classes=classes,
+            report_column=args.report_column,
+            patient_column=args.patient_column,
+            bits=args.bits,
+            window=args.window,
+            check_files=not args.skip_broken,
+            **reported,
+        )
     return data
 
 

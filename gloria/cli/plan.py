@@ -174,6 +174,8 @@ def _device_type(name: str) -> str:
 
 def render(facts: dict[str, Any]) -> str:
     """The plan as text."""
+    from gloria.evaluation.tables import align
+
     devices = list(next(iter(facts["backends"].values()))["least_seconds"])
     header = ["", "forward", "", "backward", "", "peak memory"]
     below = ["backend", "TFLOP", "GB moved", "TFLOP", "GB moved", "MiB"]
@@ -192,14 +194,12 @@ def render(facts: dict[str, Any]) -> str:
         for least in cost["least_seconds"].values():
             row += [_figure(1e3 * least[half], 3) for half in ("forward", "backward")]
         rows.append(row)
-    widths = [max(len(row[k]) for row in rows[1:]) for k in range(len(below))]
-    table = ["  ".join(_cells(row, widths)).rstrip() for row in rows]
     lines = [
         f"{facts['images']:,} images of {facts['regions']:,} regions, {facts['texts']:,} texts of "
         f"{facts['words']:,} words ({facts['mean_words']:g} real on average), "
         f"dim {facts['dim']:,}, {facts['dtype']}, attention {facts['attention']!r}",
         "",
-        *table,
+        align(rows),
         "",
         f"backend='auto' takes {facts['auto']!r} on {facts['device']}"
         + (", which is not here: taken to have all it needs." if facts["elsewhere"] else ", here."),
@@ -224,10 +224,3 @@ def _about_times(devices: list[str], dtype: str) -> str:
 def _figure(value: float, decimals: int) -> str:
     """With so many decimals or, where these would show less of it, with two digits."""
     return f"{value:,.{decimals}f}" if value >= 10 ** (1 - decimals) else f"{value:.2g}"
-
-
-def _cells(row: list[str], widths: list[int]) -> list[str]:
-    return [
-        f"{cell:{width}}" if k == 0 else f"{cell:>{width}}"
-        for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]

@@ -17,7 +17,7 @@ import argparse
 import json
 from pathlib import Path
 
-from gloria.cli.arguments import IMAGE_SIZE, locate_model, pick_image_size
+from gloria.cli.arguments import IMAGE_SIZE, add_pixel_arguments, locate_model, pick_image_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )
     parser.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    parser.add_argument(
-        "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
-    )
-    parser.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("CENTER", "WIDTH"),
-        help="pixel values to show, instead of a DICOM file's own",
-    )
+    add_pixel_arguments(parser)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="images to show")
     parser.add_argument(
         "--shortlist",
@@ -95,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         size=pick_image_size(args.image_size, {str(args.model): model}),
         channels=model.image_encoder.image_input.channels,
         bits=args.bits,
-        window=None if args.window is None else tuple(args.window),
+        window=args.window,
     )
     with ExitStack() as stack:
         cache = args.cache or Path(stack.enter_context(TemporaryDirectory()))

@@ -30,7 +30,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.arguments import parse_names
+from gloria.cli.arguments import add_pixel_arguments, parse_names, refuse_unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 # format: what it calls the validation split
 VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
 
-
 COLUMNS = {"image_column": "image", "report_column": "report", "split_column": "split"}
 """What the columns of a CSV file are called unless said otherwise."""
+
+READ_BY = {"images": ("chexpert-plus",), **dict.fromkeys(("bits", "window", *COLUMNS), ("csv",))}
+"""Option: the formats that read it, if not all do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,16 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--channels", type=int, default=1, choices=(1, 3), help="of the images; 1: grayscale"
     )
-    data.add_argument(
-        "--bits", type=int, metavar="N", help="of the pixels of 16-bit images, such as 12"
-    )
-    data.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("CENTER", "WIDTH"),
-        help="pixel values to show, instead of a DICOM file's own",
-    )
+    add_pixel_arguments(data)
     data.add_argument(
         "--workers",
         type=int,
@@ -388,7 +381,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     from gloria.cli.progress import Progress, say
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
 
-    _refuse_unused(args)
+    refuse_unread(args, READ_BY, COLUMNS)
     common: dict[str, Any] = {
         "size": (args.image_size, args.image_size),
         "channels": args.channels,
@@ -405,7 +398,7 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
             args.data,
             split,
             bits=args.bits,
-            window=None if args.window is None else tuple(args.window),
+            window=args.window,
             check_files=not args.skip_broken,
             image_column=args.image_column,
             report_column=args.report_column,
@@ -418,20 +411,6 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     if data.skipped:
         say(f"{split}: {len(data.skipped)} left out, first: {data.skipped[0]}", False)
     return data
-
-
-def _refuse_unused(args: argparse.Namespace) -> None:
-    """An option that the format does not read is an error, not ignored."""
-    from gloria.errors import OptionError
-
-    unread = []
-    if args.format != "csv":
-        unread += ["bits", "window", *COLUMNS]
-    if args.format != "chexpert-plus":
-        unread += ["images"]
-    for name in unread:
-        if getattr(args, name) != COLUMNS.get(name):
-            raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
 
 
 def _image_options(args: argparse.Namespace) -> dict[str, Any]:

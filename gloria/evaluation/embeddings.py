@@ -26,7 +26,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from gloria.checks import check_integer
 from gloria.data.loading import load_batches
@@ -218,7 +217,7 @@ def _load(data: Radiographs, indices: Sequence[int], workers: int) -> Iterator[T
         yield found if isinstance(found, str) else found.clone()
 
 
-class _Readable(Dataset[Tensor | str]):
+class _Readable:
     """The images of a data set; in place of one that can't be read, why."""
 
     def __init__(self, data: Radiographs) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from gloria.checks import check_fusion_weights, check_integer
 from gloria.data.images import check_image, normalize
+from gloria.data.loading import load_batches, stack_images
 from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
@@ -72,6 +73,36 @@ def encode_images(
     if not parts:
         raise DataError("images must hold at least one image; there is nothing to encode.")
     return join_images(parts)
+
+
+def encode_items(
+    model: GLoRIA,
+    items: Any,
+    batch_size: int = 64,
+    *,
+    workers: int = 0,
+    progress: Callable[[int], Any] = lambda encoded: None,
+) -> ImageFeatures:
+    """As :func:`encode_images`, of the images of items with a length, read by index.
+
+    Args:
+        model: any; its modes are left as they were.
+        items: each with an ``image``.
+        batch_size: images loaded and encoded at a time; it does not change the result.
+        workers: processes that load items.
+        progress: as in :func:`encode_images`.
+    """
+    check_integer("batch_size", batch_size, 1)
+    check_integer("workers", workers, 0)
+    batches = in_batches(len(items), batch_size)
+    loaded = load_batches(items, batches, stack_images, workers=workers)
+    images = (image for batch in loaded for image in batch)
+    return encode_images(model, images, batch_size, progress=progress)
+
+
+def in_batches(count: int, size: int) -> list[range]:
+    """The numbers of ``count`` items in their order, ``size`` at a time; the last may be fewer."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def encode_texts(

@@ -12,7 +12,7 @@ from gloria.data.protocols import class_labels
 from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, DtypeError
 from gloria.evaluation.features import (
-    encode_images,
+    encode_items,
     encode_prompts,
     encode_texts,
     similarity_by_kind,
@@ -26,7 +26,6 @@ from gloria.evaluation.retrieval import (
 from gloria.functional import global_similarity
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
-from gloria.types import ImageFeatures
 
 
 def evaluate_pairs(
@@ -69,7 +68,7 @@ def evaluate_pairs(
     if without:
         raise DataError(f"{len(without)} images have no report, first: {without[0]}.")
     texts = encode_texts(model, data.reports, batch_size)
-    images = _encode(model, data, batch_size, progress)
+    images = encode_items(model, data, batch_size, progress=progress)
     similarities = similarity_by_kind(
         model, images, texts, aggregation=aggregation, weights=weights, progress=progress
     )
@@ -121,8 +120,8 @@ def evaluate_image_queries(
             f"{shared[0]}."
         )
     relevant = class_relevance(class_labels(queries, classes), class_labels(candidates, classes))
-    asked = _encode(model, queries, batch_size, progress).pooled
-    found = _encode(model, candidates, batch_size, progress).pooled
+    asked = encode_items(model, queries, batch_size, progress=progress).pooled
+    found = encode_items(model, candidates, batch_size, progress=progress).pooled
     return evaluate_queries(global_similarity(asked, found).cpu(), relevant, ks)
 
 
@@ -173,7 +172,7 @@ def evaluate_text_queries(
     numbers = [number for number, texts in enumerate(queries.values()) for _ in texts]
     relevant = class_relevance(torch.tensor(numbers), class_labels(candidates, list(queries)))
     asked = encode_prompts(model, flat, stacklevel=3)
-    images = _encode(model, candidates, batch_size, progress)
+    images = encode_items(model, candidates, batch_size, progress=progress)
     similarities = similarity_by_kind(
         model, images, asked, aggregation=aggregation, weights=weights, progress=progress
     )
@@ -181,10 +180,3 @@ def evaluate_text_queries(
         kind: evaluate_queries(similarity.T.cpu(), relevant, ks)
         for kind, similarity in similarities.items()
     }
-
-
-def _encode(
-    model: GLoRIA, data: Radiographs, batch_size: int, progress: Callable[[int], Any]
-) -> ImageFeatures:
-    pictures = (data[index].image for index in range(len(data)))
-    return encode_images(model, pictures, batch_size, progress=progress)

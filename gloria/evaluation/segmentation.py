@@ -19,7 +19,7 @@ from gloria.data.images import normalize
 from gloria.data.loading import load_batches
 from gloria.data.masked import Masked, stack_masked
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
-from gloria.evaluation.features import evaluating
+from gloria.evaluation.features import evaluating, in_batches
 from gloria.heads.segmentation import SegmentationModel
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
@@ -133,18 +133,20 @@ def measure_overlap(
         OptionError: ``batch_size`` is below 1, or a threshold not in [0, 1].
     """
     check_integer("batch_size", batch_size, 1)
-    _check_thresholds(thresholds)
+    if not len(thresholds):
+        raise OptionError("thresholds must hold at least one; there is none.")
+    for threshold in thresholds:
+        check_share("a threshold", threshold)
     if not len(items):
         raise DataError("items must hold at least one image; there is nothing to segment.")
     parts: list[list[Tensor]] = []
-    starts = range(0, len(items), batch_size)
-    batches = [range(start, min(start + batch_size, len(items))) for start in starts]
+    batches = in_batches(len(items), batch_size)
     with evaluating(model):
         loaded = load_batches(items, batches, stack_masked, workers=workers)
-        for start, (images, masks) in zip(starts, loaded, strict=True):
+        for batch, (images, masks) in zip(batches, loaded, strict=True):
             logits = model(normalize(images.to(model.device), model.image_input))
             if logits.isnan().any():
-                raise DataError(f"the model's output is NaN, in items {start} and following.")
+                raise DataError(f"the model's output is NaN, in items {batch[0]} and following.")
             probability, masks = logits.sigmoid(), masks.to(model.device)
             counts = [count_overlap(probability > threshold, masks) for threshold in thresholds]
             parts.append([torch.stack(each, -1).cpu() for each in zip(*counts, strict=True)])
@@ -174,7 +176,13 @@ def choose_mask_thresholds(
         DataError: ``on="positives"``, and a class has none.
     """
     check_choice("on", on, ("all", "positives"))
-    _check_overlap(overlap, len(thresholds))
+    if overlap.both.dim() != 3 or overlap.both.shape[2] != len(thresholds):
+        raise ShapeError(
+            f"overlap must be (image, class, threshold) with {len(thresholds)} thresholds; got "
+            f"{tuple(overlap.both.shape)}."
+        )
+    if not len(overlap.both):
+        raise DataError("overlap must hold at least one image; there is nothing to choose on.")
     chosen = []
     for number in range(overlap.both.shape[1]):
         positive = overlap.marked[:, number, 0] > 0
@@ -265,20 +273,3 @@ def evaluate_segmentation(
     every = measure_overlap(model, items, of_class, batch_size=batch_size, progress=progress)
     chosen = every.at(range(model.classes))
     return {**summarize_overlap(chosen), "thresholds": [float(each) for each in of_class]}
-
-
-def _check_thresholds(thresholds: Sequence[float]) -> None:
-    if not len(thresholds):
-        raise OptionError("thresholds must hold at least one; there is none.")
-    for threshold in thresholds:
-        check_share("a threshold", threshold)
-
-
-def _check_overlap(overlap: Overlap, thresholds: int) -> None:
-    if overlap.both.dim() != 3 or overlap.both.shape[2] != thresholds:
-        raise ShapeError(
-            f"overlap must be (image, class, threshold) with {thresholds} thresholds; got "
-            f"{tuple(overlap.both.shape)}."
-        )
-    if not len(overlap.both):
-        raise DataError("overlap must hold at least one image; there is nothing to choose on.")

@@ -23,14 +23,14 @@ from gloria.data.loading import HasImage, load_batches, stack_images
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
-from gloria.evaluation.features import evaluating
+from gloria.evaluation.features import evaluating, in_batches
 from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
-from gloria.training.supervised import SupervisedRecipe, fit, naming_batch
+from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
 
 
@@ -250,12 +250,7 @@ def label_efficiency(
             have different classes, or ``test`` no class with positive and negative images.
     """
     check_runs(rows, fractions, seeds)
-    classes = list(train.classes)
-    for name, data in (("validation", validation), ("test", test)):
-        if list(data.classes) != classes:
-            raise DataError(
-                f"{name} must have train's classes {classes}; it has {list(data.classes)}."
-            )
+    classes = check_classes(train, validation=validation, test=test)
     recipe = recipe or _usual_recipe(frozen)
     ids, labels, patients = train.ids, train.labels, train.patients
     number = {name: index for index, name in enumerate(ids)}
@@ -388,7 +383,7 @@ class _Images:
     def encode(self, encoder: nn.Module, batch_size: int) -> _Features:
         """What an encoder in eval mode makes of them."""
         with evaluating(encoder):
-            batches = self.load(_in_order(len(self.labels), batch_size))
+            batches = self.load(in_batches(len(self.labels), batch_size))
             pooled = [encoder(images).pooled for images in batches]
         return _Features(torch.cat(pooled), self.labels)
 
@@ -441,10 +436,7 @@ def _fit(
         draws = isinstance(train, _Images)
         loaded = zip(batches, train.load(batches, recipe.seed), strict=True)
         for step, (batch, inputs) in enumerate(loaded):
-            with (
-                isolated(recipe.seed, step, 2) if draws else nullcontext(),
-                naming_batch(recipe.batch_size, len(train.labels)),
-            ):
+            with isolated(recipe.seed, step, 2) if draws else nullcontext():
                 logits = learner(inputs)
             yield loss(logits, train.labels[batch])
 
@@ -469,13 +461,8 @@ def _fit(
 def _scores(learner: nn.Module, examples: _Examples, batch_size: int) -> Tensor:
     """Logits of all images, ``(image, class)``, in eval mode; on the CPU."""
     with evaluating(learner):
-        batches = examples.load(_in_order(len(examples.labels), batch_size))
+        batches = examples.load(in_batches(len(examples.labels), batch_size))
         return torch.cat([learner(inputs) for inputs in batches]).cpu()
-
-
-def _in_order(count: int, batch_size: int) -> list[list[int]]:
-    rows = list(range(count))
-    return [rows[start : start + batch_size] for start in range(0, count, batch_size)]
 
 
 def _build(encoder: ImageEncoder, classes: int, frozen: bool, seed: int) -> ImageClassifier:

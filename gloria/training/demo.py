@@ -116,12 +116,6 @@ class DemoData:
         )
 
 
-def build_demo_model(data: DemoData, seed: int) -> GLoRIA:
-    """The untrained model; the same for the same seed."""
-    with isolated(seed):
-        return small_model(PhantomPairs(data.train).reports)
-
-
 def run_demo(
     data: DemoData,
     settings: DemoSettings,
@@ -137,14 +131,16 @@ def run_demo(
     Returns:
         The metrics, as in ``metrics.json``.
     """
-    model = build_demo_model(data, seed).to(device).eval()
+    pairs = PhantomPairs(data.train)
+    with isolated(seed):
+        model = small_model(pairs.reports).to(device).eval()
     say("evaluating the untrained model")
     untrained = evaluate(model, data)
     untrained_maps = _maps(model, data.grounding)
     start = time.perf_counter()
     history = train(
         model,
-        PhantomPairs(data.train),
+        pairs,
         settings.recipe(seed),
         validation=PhantomPairs(data.validation),
         on_step=on_step,
@@ -166,7 +162,7 @@ def run_demo(
     save_model(model, out / "model")
     write_text(out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), out / "curves.png")
-    save_figure(plot_metrics(metrics), out / "comparison.png")
+    save_figure(plot_comparison(figures(metrics)), out / "comparison.png")
     save_figure(_plot_examples(model, data.grounding, untrained_maps), out / "attention.png")
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -209,11 +205,6 @@ def figures(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
             "other image": trained["grounding"]["other_image"][name],
         }
     return rows
-
-
-def plot_metrics(metrics: dict[str, Any]) -> Figure:
-    """The main figures beside their controls, as a picture."""
-    return plot_comparison(figures(metrics))
 
 
 def _shown(items: Sequence[PhantomItem]) -> list[Example]:

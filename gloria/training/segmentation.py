@@ -33,9 +33,9 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
-from gloria.training.supervised import SupervisedRecipe, fit, naming_batch
+from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -149,9 +149,7 @@ def train_segmenter(
     def losses(batches: StepBatches) -> Iterator[Tensor]:
         loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
         for step, (images, masks) in enumerate(loaded):
-            with naming_batch(recipe.batch_size, len(train)):
-                loss = _loss(model, images, masks, recipe, step)
-            yield loss
+            yield _loss(model, images, masks, recipe, step)
 
     best = fit(
         model,
@@ -217,12 +215,7 @@ def segmentation_efficiency(
             have different classes, or not one mask for each of them.
     """
     check_runs(rows, fractions, seeds)
-    classes = list(train.classes)
-    for name, items in (("validation", validation), ("test", test)):
-        if list(items.classes) != classes:
-            raise DataError(
-                f"{name} must have train's classes {classes}; it has {list(items.classes)}."
-            )
+    classes = check_classes(train, validation=validation, test=test)
     counts = {
         name: _count_classes(name, items)
         for name, items in (("train", train), ("validation", validation), ("test", test))

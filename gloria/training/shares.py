@@ -7,7 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from gloria.checks import check_integer, check_share
-from gloria.errors import OptionError
+from gloria.errors import DataError, OptionError
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
@@ -26,6 +26,21 @@ def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Seque
     for what, values in (("rows", rows), ("fractions", names), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise OptionError(f"{what} must hold at least one, each once; got {list(values)}.")
+
+
+def check_classes(train: Any, **others: Any) -> list[str]:
+    """The classes of ``train``, which the other sets must have, in the same order.
+
+    Raises:
+        DataError: one has other classes.
+    """
+    classes = list(train.classes)
+    for name, data in others.items():
+        if list(data.classes) != classes:
+            raise DataError(
+                f"{name} must have train's classes {classes}; it has {list(data.classes)}."
+            )
+    return classes
 
 
 def name_share(fraction: float) -> str:

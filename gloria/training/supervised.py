@@ -92,23 +92,24 @@ def fit(
     best = Best(0, -1.0, (), [])
     weights: dict[str, Tensor] = {}
     model.train()
-    for step, loss in enumerate(losses(batches)):
-        record = update(
-            optimizer,
-            loss,
-            step=step,
-            learning_rate=recipe.learning_rate_at(step),
-            clip_norm=recipe.clip_norm,
-        )
-        best.history.append(record)
-        done = step + 1
-        if done == recipe.steps or done % recipe.validate_every == 0:
-            record[name], thresholds = validate()
-            if record[name] > best.figure:
-                best = Best(done, record[name], thresholds, best.history)
-                weights = {key: value.clone() for key, value in model.state_dict().items()}
-        if on_step is not None:
-            on_step(record)
+    with naming_batch(recipe.batch_size, images):
+        for step, loss in enumerate(losses(batches)):
+            record = update(
+                optimizer,
+                loss,
+                step=step,
+                learning_rate=recipe.learning_rate_at(step),
+                clip_norm=recipe.clip_norm,
+            )
+            best.history.append(record)
+            done = step + 1
+            if done == recipe.steps or done % recipe.validate_every == 0:
+                record[name], thresholds = validate()
+                if record[name] > best.figure:
+                    best = Best(done, record[name], thresholds, best.history)
+                    weights = {key: value.clone() for key, value in model.state_dict().items()}
+            if on_step is not None:
+                on_step(record)
     model.load_state_dict(weights)
     model.eval()
     return best

@@ -27,7 +27,7 @@ from gloria.evaluation.classification import (
     multiclass_metrics,
     multilabel_metrics,
 )
-from gloria.evaluation.features import encode_images, encode_texts, similarity_by_kind
+from gloria.evaluation.features import encode_items, encode_texts, similarity_by_kind
 from gloria.evaluation.published import ZERO_SHOT_COLUMNS
 from gloria.evaluation.retrieval import class_relevance, evaluate_retrieval, precision_at_k
 from gloria.evaluation.segmentation import Overlap, summarize_overlap
@@ -68,7 +68,7 @@ class TransferSettings:
         ks: the K of retrieval's precision and recall; those above the gallery are left out.
         resamples: of the bootstrap.
         batch_size: images encoded at a time; it does not change a figure.
-        workers: processes that load images of classification and segmentation.
+        workers: processes that load images.
         classification: recipe of a linear probe; None = the usual.
         segmentation: recipe of a U-Net; None = the usual.
         width: of the U-Net's first decoder block.
@@ -451,8 +451,9 @@ def _name_gallery(data: TransferData, labels: Tensor) -> str:
 def _encode(
     model: GLoRIA, items: Any, settings: TransferSettings, progress: Progress
 ) -> ImageFeatures:
-    images = (items[index].image for index in range(len(items)))
-    return encode_images(model, images, settings.batch_size, progress=progress)
+    return encode_items(
+        model, items, settings.batch_size, workers=settings.workers, progress=progress
+    )
 
 
 def _intervals(
@@ -481,7 +482,11 @@ def _is_defined(figure: Figure) -> bool:
 
 def _mean_of_draws(draws: Sequence[Sequence[float | None]]) -> list[float | None]:
     """Of each class, the mean over draws of labels; None where one of them has none."""
-    return [_mean(values) for values in zip(*draws, strict=True)]
+    means: list[float | None] = []
+    for values in zip(*draws, strict=True):
+        known = [value for value in values if value is not None]
+        means.append(sum(known) / len(known) if len(known) == len(values) else None)
+    return means
 
 
 def _with_spread(
@@ -514,9 +519,3 @@ def _read(cell: Any) -> Cell:
     if isinstance(cell, Mapping):
         return Interval(**cell) if "low" in cell else Spread(**cell)
     return None if cell is None else float(cell)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one of them is."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if len(numbers) == len(values) else None

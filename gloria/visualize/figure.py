@@ -55,7 +55,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = 150) -> Path:
     return path
 
 
-def style_axes(axes: Any, title: str = "", x_label: str = "", y_label: str = "") -> None:
+def style_axes(axes: Any, title: str = "", x_label: str = "") -> None:
     """Quiet axes: a light grid behind the data, no box around it."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -66,4 +66,3 @@ def style_axes(axes: Any, title: str = "", x_label: str = "", y_label: str = "")
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=9)
     axes.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
     axes.set_xlabel(x_label, fontsize=9, color=INK)
-    axes.set_ylabel(y_label, fontsize=9, color=INK)

@@ -54,6 +54,15 @@ def run(model, out, *more):
     return main(["evaluate", "--model", str(model), "--out", str(out), "--quiet", *more])
 
 
+def parse(*given):
+    """The arguments, once the size of the images is known."""
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    args = parser.parse_args(["--model", "m", "--out", "o", "--quiet", *given])
+    args.image_size = (64, 64)
+    return args
+
+
 def results(out):
     return json.loads((out / "results.json").read_text())
 
@@ -446,20 +455,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(model, out, *given, "--tasks", "retrieval") == 0
     assert "retrieval skipped: the images have no reports" in capsys.readouterr().out
-    args = argparse.Namespace(
-        data=table,
-        format="chexpert",
-        images=None,
-        labels=None,
-        classes=None,
-        sections=None,
-        prompts=None,
-        image_size=(64, 64),
-        per_class=3,
-        skip_broken=None,
-        seed=0,
-        quiet=True,
-    )
+    args = parse(*given)
     data = evaluate._read_data(args, 1)
     held_out = set(data.gallery.patients)
     assert len(held_out) == 15
@@ -580,24 +576,11 @@ def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, tabl
 @NO_TEST
 def test_reports_are_read_as_in_training(model, tmp_path, capsys):
     given = write_chexpert_plus(tmp_path, ["train"] * 60)
-    args = argparse.Namespace(
-        data=tmp_path / "plus.csv",
-        format="chexpert-plus",
-        images=None,
-        labels=tmp_path / "labels.json",
-        classes=None,
-        sections=("impression",),
-        prompts=None,
-        image_size=(64, 64),
-        per_class=3,
-        skip_broken=None,
-        seed=0,
-        quiet=True,
-    )
-    data = evaluate._read_data(args, 1)
-    assert all(re.fullmatch(r"Film \d+\.", report) for report in data.gallery.reports)
     given += ("--per-class", "3", "--tasks", "retrieval")
-    assert run(model, tmp_path / "out", *given, "--sections", "impression") == 0
+    sections = ("--sections", "impression")
+    data = evaluate._read_data(parse(*given, *sections), 1)
+    assert all(re.fullmatch(r"Film \d+\.", report) for report in data.gallery.reports)
+    assert run(model, tmp_path / "out", *given, *sections) == 0
     assert run(model, tmp_path / "out", *given) == 2
     assert "sections ['impression']; now: sections None" in capsys.readouterr().err
 

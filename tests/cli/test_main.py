@@ -79,18 +79,13 @@ def test_the_help_of_a_command_imports_no_torch(name):
     assert done.returncode == 0, done.stderr
 
 
-def test_every_command_has_its_file_and_its_help(capsys):
-    for name in cli.COMMANDS:
-        assert cli.main([name, "--help"]) == 0
-        assert f"usage: gloria {name}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
     parser = argparse.ArgumentParser()
     cli._module(name).add_arguments(parser)
     assert cli.main([name, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith(f"usage: gloria {name} ")
     for action in parser._actions[1:]:  # without --help
         assert action.help, action.dest
         if action.default is None or action.default is False or action.default == []:

@@ -102,11 +102,3 @@ def test_errors_are_one_line(tmp_path, capsys, change, message):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
-
-
-def test_a_file_in_the_way_is_named(tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
-    assert run(tmp_path / "taken", "--per-class", "0") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "taken" in error

@@ -42,6 +42,16 @@ def run(table, out, *more):
     return main(["train", "--data", str(table), "--out", str(out), *fixed, *more])
 
 
+def read(table):
+    return list(csv.reader(table.read_text().splitlines()))
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
 def test_trains_and_saves(table, tmp_path, capsys):
     assert run(table, tmp_path / "run") == 0
     model = gloria.load_model(tmp_path / "run" / "model")
@@ -161,10 +171,8 @@ def test_a_thread_can_train(table, tmp_path):
 
 
 def test_without_validation_rows(table, tmp_path, capsys):
-    rows = list(csv.reader(table.read_text().splitlines()))
-    only = table.with_name("train_only.csv")
-    with only.open("w", newline="") as file:
-        csv.writer(file).writerows(row for row in rows if row[2] != "val")
+    rows = read(table)
+    only = write(table.with_name("train_only.csv"), (row for row in rows if row[2] != "val"))
     assert run(only, tmp_path) == 0
     history = json.loads((tmp_path / "history.json").read_text())
     assert all("validation_loss" not in record for record in history)
@@ -246,12 +254,10 @@ def test_a_missing_file_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, workers):
-    rows = list(csv.reader(table.read_text().splitlines()))
-    broken = table.with_name("broken.csv")
+    rows = read(table)
     rows[3][0] = "broken.png"
     (table.parent / "broken.png").write_bytes(b"no image")
-    with broken.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    broken = write(table.with_name("broken.csv"), rows)
     assert run(broken, tmp_path, "--batch-size", "12", "--workers", workers) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"gloria: error: {broken}, row 4, column 'image': image ")
@@ -260,11 +266,9 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
 
 
 def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, capsys):
-    rows = list(csv.reader(table.read_text().splitlines()))
+    rows = read(table)
     rows[3][1] = "-"
-    empty = table.with_name("empty.csv")
-    with empty.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    empty = write(table.with_name("empty.csv"), rows)
     assert run(empty, tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"gloria: error: {empty}, row 4, column 'report': empty report")
@@ -272,13 +276,11 @@ def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, ca
 
 
 def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, capsys):
-    rows = list(csv.reader(table.read_text().splitlines()))
+    rows = read(table)
     rows[3][0] = "cut.png"
     (table.parent / "cut.png").write_bytes(b"no image")
     rows[4][1] = "-"
-    changed = table.with_name("incomplete.csv")
-    with changed.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    changed = write(table.with_name("incomplete.csv"), rows)
     assert run(changed, tmp_path, "--skip-broken", "--skip-incomplete") == 0
     error = capsys.readouterr().err
     assert f"train: 2 left out, first: {changed}, row 5, column 'report': empty report" in error
@@ -288,11 +290,9 @@ def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, 
 
 
 def test_a_missing_image_is_left_out_as_a_broken_one_if_asked(table, tmp_path, capsys):
-    rows = list(csv.reader(table.read_text().splitlines()))
+    rows = read(table)
     rows[1][0] = "none.png"
-    changed = table.with_name("missing.csv")
-    with changed.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    changed = write(table.with_name("missing.csv"), rows)
     assert run(changed, tmp_path, "--skip-incomplete") == 2
     told, hint = capsys.readouterr().err.splitlines()
     assert "row 2, column 'image'" in told
@@ -310,11 +310,9 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "there again" not in error
     assert "validated, too" not in error
-    rows = list(csv.reader(table.read_text().splitlines()))
+    rows = read(table)
     rows += [rows[1], rows[2], [rows[1][0], rows[1][1], "val"], [*rows[3][:2], "Train"]]
-    changed = table.with_name("doubtful.csv")
-    with changed.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    changed = write(table.with_name("doubtful.csv"), rows)
     fixed = ["--image-size", "32", "--workers", "0", *QUICK]
     assert main(["train", "--data", str(changed), "--out", str(tmp_path / "run"), *fixed]) == 0
     error = capsys.readouterr().err
@@ -362,9 +360,7 @@ def test_other_formats(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(parents=True)
         Image.new("L", (40, 32), number).save(tmp_path / name)
         rows.append([name, "valid" if number > 5 else "train", "Clear lungs.", "Normal."])
-    path = tmp_path / "plus.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    path = write(tmp_path / "plus.csv", rows)
     options = ["--format", "chexpert-plus", "--sections", "findings,impression"]
     assert run(path, tmp_path / "run", *options) == 0
     history = json.loads((tmp_path / "run" / "history.json").read_text())
@@ -414,13 +410,6 @@ def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):
     assert "with 3 channels, as the image encoder wants; got (4, 1, 32, 32)" in (
         capsys.readouterr().err
     )
-
-
-def test_out_that_is_a_file(table, tmp_path, capsys):
-    (tmp_path / "taken").write_text("mine")
-    assert run(table, tmp_path / "taken") == 2
-    assert "taken is a file" in capsys.readouterr().err
-    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_missing_matplotlib_is_said_before_training(table, tmp_path, capsys, monkeypatch):

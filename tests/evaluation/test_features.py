@@ -341,25 +341,6 @@ def test_images_are_taken_a_batch_at_a_time(trained):
     assert len(features.pooled) == len(taken) == 6
 
 
-def test_similarities_of_a_data_set_depend_on_neither_batch_nor_block(trained, items):
-    """Through encoding and matching, and the same bits when it is done again."""
-    pictures = [torch.from_numpy(item.image)[None].float() / 255 for item in items]
-    reports = [item.report for item in items]
-
-    def compute(batch_size, block):
-        return pair_similarity(
-            trained,
-            encode_images(trained, pictures, batch_size),
-            encode_texts(trained, reports, batch_size),
-            block=block,
-        )
-
-    whole = compute(64, 64)
-    assert torch.equal(compute(64, 64), whole)
-    for batch_size, block in ((1, 1), (2, 3), (64, 1)):
-        torch.testing.assert_close(compute(batch_size, block), whole, rtol=0, atol=1e-5)
-
-
 def test_a_text_encoder_that_cannot_tell_unknown_words_is_not_asked(trained, monkeypatch):
     with pytest.warns(UnknownWordWarning, match="lacks '☃'") as warned:
         features = encode_prompts(trained, ["effusion ☃"])

@@ -12,7 +12,7 @@ from gloria.data.phantom import (
     split_words,
 )
 from gloria.errors import DataError
-from gloria.evaluation.features import encode_images, encode_texts
+from gloria.evaluation.features import encode_images, encode_texts, select_texts
 from gloria.evaluation.phantoms import (
     evaluate_gallery,
     evaluate_grounding,
@@ -287,12 +287,7 @@ def test_shuffled_features_are_at_chance(gallery):
     def shuffled(texts):
         features = encode(texts)
         index = torch.randperm(len(features.pooled), generator=order)
-        return TextFeatures(
-            features.pooled[index],
-            features.words[index],
-            features.word_mask[index],
-            [features.tokens[i] for i in index],
-        )
+        return select_texts(features, index.tolist())
 
     model.text_encoder.forward = shuffled
     figures = evaluate_gallery(model, gallery, ks=(12,))

@@ -73,23 +73,6 @@ def test_equals_plain_loops_with_and_without_ties(shape, levels):
     assert mean_average_precision(similarity, relevant) == pytest.approx(expected)
 
 
-def test_equals_torchmetrics_on_positive_scores():
-    retrieval = pytest.importorskip("torchmetrics.functional.retrieval")
-    similarity, relevant = draw(12, 50)
-    shifted = similarity - similarity.min() + 1  # torchmetrics counts scores <= 0 as misses
-    for k in (1, 5, 50):
-        precision = mean(
-            retrieval.retrieval_precision(s, r, k).item()
-            for s, r in zip(shifted, relevant, strict=True)
-        )
-        recall = mean(
-            retrieval.retrieval_recall(s, r, k).item()
-            for s, r in zip(shifted, relevant, strict=True)
-        )
-        assert precision_at_k(similarity, relevant, [k])[k] == pytest.approx(precision, abs=1e-6)
-        assert recall_at_k(similarity, relevant, [k])[k] == pytest.approx(recall, abs=1e-6)
-
-
 def test_average_precision_equals_scikit_learn():
     similarity, relevant = draw(10, 30)
     expected = np.mean(
@@ -121,13 +104,6 @@ def test_equal_candidates_come_in_order_of_their_index():
     assert precision_at_k(similarity, relevant, [5, 10]) == {5: 1.0, 10: 0.7}
     assert precision_at_k(similarity, relevant.flip(1), [5, 10]) == {5: 0.0, 10: 0.0}
     assert median_rank(similarity, relevant.flip(1)) == 994
-
-
-def test_negative_similarities_count():
-    relevant = torch.eye(3, dtype=torch.bool)
-    similarity = torch.where(relevant, -0.1, -0.9)
-    assert precision_at_k(similarity, relevant, [1]) == {1: 1.0}
-    assert recall_at_k(similarity, relevant, [1]) == {1: 1.0}
 
 
 def test_chance_is_the_share_of_relevant_candidates():

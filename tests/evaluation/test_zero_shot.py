@@ -41,19 +41,6 @@ def test_scores_equal_a_plain_loop(images, reduction):
             assert score == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "max"])
-def test_an_image_scores_the_same_in_any_batch(reduction):
-    similarity = draw(64, 7)
-    whole = class_scores(similarity, PROMPT_CLASS, reduction)
-    alone = torch.cat([class_scores(row[None], PROMPT_CLASS, reduction) for row in similarity])
-    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-6)
-
-
-def test_the_number_of_prompts_gives_no_class_an_advantage():
-    scores = class_scores(torch.full((2, 7), -0.3), PROMPT_CLASS)
-    torch.testing.assert_close(scores, torch.full((2, 3), -0.3))
-
-
 @pytest.mark.parametrize("numbers", [[0, 2, 2], [1, 1, 2], [-1, 0, 1]])
 def test_classes_are_numbered_without_a_gap(numbers):
     with pytest.raises(OptionError, match=r"prompt_class must number .* from 0 without a gap"):

@@ -559,26 +559,12 @@ def test_a_loss_that_is_not_finite_stops_and_updates_nothing():
     assert changed(before, state(classifier)) == set()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"rows": {}}, OptionError, "rows must hold at least one"),
-        ({"seeds": (1, 1)}, OptionError, "seeds must hold .* each once"),
-        ({"fractions": ()}, OptionError, "fractions must hold at least one"),
-        ({"fractions": (0,)}, OptionError, "fractions must be above 0"),
-        ({"fractions": (1.5,)}, OptionError, "fractions must be a number from 0 to 1"),
-    ],
-)
-def test_label_efficiency_refuses(options, error, message):
-    arguments = {"rows": {"quarters": Quarters()}, "recipe": QUICK, **options}
-    with pytest.raises(error, match=message):
-        label_efficiency(train=TRAIN, validation=VALIDATION, test=TEST, **arguments)
-
-
-def test_sets_of_other_classes_or_without_any_to_test():
+def test_a_table_is_refused_before_it_is_trained():
     renamed = Labelled(80, 2)
     renamed.classes = ("faint", "dense")
     rows = {"quarters": Quarters()}
+    with pytest.raises(OptionError, match=r"seeds must hold .* each once"):
+        label_efficiency(rows, TRAIN, VALIDATION, TEST, seeds=(1, 1))
     with pytest.raises(DataError, match=r"test must have train's classes \['dense', 'faint'\]"):
         label_efficiency(rows, TRAIN, VALIDATION, renamed)
     negative = with_labels(np.zeros((40, 2), np.int8))

@@ -267,16 +267,8 @@ def test_bad_input():
     on_positives = SegmentationRecipe(steps=1, choose_on="positives")
     with pytest.raises(DataError, match="class 0 has no image with a mask"):
         train_segmenter(build(), TRAIN, empty, on_positives)
-    for options in ({"steps": 0}, {"batch_size": 0}, {"learning_rate": 0}, {"choose_on": "some"}):
-        (name,) = options
-        with pytest.raises(OptionError, match=f"{name} must be"):
-            SegmentationRecipe(**options)
-    for options in ({"seeds": ()}, {"fractions": (1, 1)}):
-        (name,) = options
-        with pytest.raises(OptionError, match=f"{name} must hold at least one, each once"):
-            segmentation_efficiency({"a": encoder()}, TRAIN, VALIDATION, TEST, **options)
-    with pytest.raises(OptionError, match="rows must hold at least one"):
-        segmentation_efficiency({}, TRAIN, VALIDATION, TEST)
+    with pytest.raises(OptionError, match="choose_on must be one of"):
+        SegmentationRecipe(choose_on="some")
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained():
@@ -288,15 +280,6 @@ def test_what_is_wrong_is_said_before_anything_is_trained():
 
     recipe = SegmentationRecipe(steps=1, loss=loss)
     rows = {"a": encoder()}
-    for fractions, message in (
-        ((1.0, 1.5), "fractions must be a number from 0 to 1; got 1.5"),
-        ((1.0, 0), "fractions must be above 0"),
-        ((0.1, 0.1 + 1e-9), "fractions must hold at least one, each once"),
-    ):
-        with pytest.raises(OptionError, match=message):
-            segmentation_efficiency(
-                rows, TRAIN, VALIDATION, TEST, fractions=fractions, recipe=recipe
-            )
     with pytest.raises(OptionError, match="seeds must be at least 0; got -1"):
         segmentation_efficiency(rows, TRAIN, VALIDATION, TEST, seeds=(0, -1), recipe=recipe)
     with pytest.raises(DataError, match="test must hold at least one image"):

@@ -23,6 +23,7 @@ def test_runs_of_one_name_and_runs_out_of_range():
         ({}, (1,), (0,), "rows must hold at least one"),
         ({"a": 0}, (), (0,), "fractions must hold at least one"),
         ({"a": 0}, (1, 1.0), (0,), "fractions must hold at least one, each once"),
+        ({"a": 0}, (0.1, 0.1 + 1e-9), (0,), "fractions must hold at least one, each once"),
         ({"a": 0}, (0.5, 2), (0,), "fractions must be a number from 0 to 1; got 2"),
         ({"a": 0}, (0,), (0,), "fractions must be above 0"),
         ({"a": 0}, (1,), (1, 1), "seeds must hold at least one, each once"),

@@ -190,12 +190,24 @@ def test_the_seed_decides(model, data):
         assert first == again
 
 
-def test_batches_do_not_change_a_figure(model, data, reports):
-    small = TransferSettings(resamples=2, batch_size=3)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_do_not_change_a_figure_whoever_loads_them(model, data, reports, workers):
+    here = []
+
+    class Watched(PhantomPairs):
+        def __getitem__(self, index):
+            here.append(index)
+            return super().__getitem__(index)
+
+    data = replace(data, gallery=Watched(list(PhantomDataset("test_5x4"))))
+    small = TransferSettings(resamples=2, batch_size=3, workers=workers)
     found = evaluate_task("retrieval", model, data, small)["details"]
     for kind, expected in reports["retrieval"]["details"].items():
         for direction, figures in expected.items():
             assert found[kind][direction] == pytest.approx(figures, abs=1e-5)
+    found = evaluate_task("zero-shot", model, data, small)["details"]
+    assert found["accuracy"] == reports["zero-shot"]["details"]["accuracy"]
+    assert here == ([] if workers else 2 * list(range(20)))
 
 
 def test_the_chance_of_retrieval_is_that_of_the_gallery(reports, model, data):
