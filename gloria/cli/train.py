@@ -233,6 +233,7 @@ def run(args: argparse.Namespace) -> int:
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)
     check_integer("workers", args.workers, 0)
+    refuse_unread(args, READ_BY, COLUMNS)
     _check_names(args)
     check_out(args.out, "model", "best")
     pairs = _read(args, args.train_split)
@@ -381,7 +382,6 @@ def _read(args: argparse.Namespace, split: str) -> Radiographs:
     from gloria.cli.progress import Progress, say
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
 
-    refuse_unread(args, READ_BY, COLUMNS)
     common: dict[str, Any] = {
         "size": (args.image_size, args.image_size),
         "channels": args.channels,

@@ -213,19 +213,11 @@ def score_maps(
 
     Raises what the functions of :mod:`gloria.evaluation.grounding` raise.
     """
-    findings = [each.mention.finding for each in examples]
+    shown = [(items[each.item], each.mention.finding) for each in examples]
     masks = torch.stack(
-        [
-            torch.from_numpy(items[each.item].masks[FINDINGS.index(finding)])
-            for each, finding in zip(examples, findings, strict=True)
-        ]
+        [torch.from_numpy(item.masks[FINDINGS.index(finding)]) for item, finding in shown]
     )
-    one_sided = torch.tensor(
-        [
-            items[each.item].sides[finding] in ("left", "right")
-            for each, finding in zip(examples, findings, strict=True)
-        ]
-    )
+    one_sided = torch.tensor([item.sides[finding] in ("left", "right") for item, finding in shown])
     side = torch.full((len(examples),), torch.nan, dtype=torch.float64)
     side[one_sided] = correct_side(maps[one_sided], masks[one_sided]).double()
     figures = {
@@ -234,8 +226,8 @@ def score_maps(
         "correct_side": side,
     }
     per_finding = {
-        name: _means(figures, torch.tensor([finding == name for finding in findings]))
-        for name in sorted(set(findings))
+        name: _means(figures, torch.tensor([finding == name for _, finding in shown]))
+        for name in sorted({finding for _, finding in shown})
     }
     return {**_means(figures, torch.ones_like(one_sided)), "per_finding": per_finding}
 

@@ -66,7 +66,8 @@ def evaluate_queries(
         >>> evaluate_queries(torch.tensor([[0.9, 0.5]]), torch.tensor([[False, True]]), ks=[2])
         {'precision@2': 0.5, 'recall@2': 1.0, 'median_rank': 2.0, 'mean_average_precision': 0.5}
     """
-    precision, recall = (f(similarity, relevant, ks) for f in (precision_at_k, recall_at_k))
+    precision = precision_at_k(similarity, relevant, ks)
+    recall = recall_at_k(similarity, relevant, ks)
     return {
         **{f"precision@{k}": precision[k] for k in ks},
         **{f"recall@{k}": recall[k] for k in ks},

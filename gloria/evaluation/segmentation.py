@@ -8,7 +8,7 @@ all scores high. So both are given, each under its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -26,12 +26,8 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """What :func:`choose_mask_thresholds` is usually given to choose from: 0.05, 0.1, ... 0.95."""
 
 
-class MaskedItems(Protocol):
+class MaskedItems(Sized, Protocol):
     """Anything with a length and items that have an ``image`` and a ``mask``."""
-
-    def __len__(self) -> int:
-        """How many items there are."""
-        ...
 
     def __getitem__(self, index: int, /) -> Masked:
         """One item."""

@@ -92,35 +92,34 @@ class Augmentation:
         return images if self.crop is None else center_crop(images, (self.crop, self.crop))
 
     def _shift(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        count, _, height, width = images.shape
+        height, width = images.shape[2:]
         reach_y, reach_x = round(self.shift * height), round(self.shift * width)
         padded = pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
-        top = torch.randint(2 * reach_y + 1, (count,), generator=generator).tolist()
-        left = torch.randint(2 * reach_x + 1, (count,), generator=generator).tolist()
-        return torch.stack(
-            [
-                image[:, y : y + height, x : x + width]
-                for image, y, x in zip(padded, top, left, strict=True)
-            ]
-        )
+        return _cut_out(padded, height, width, generator)
 
     def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.crop is None:
             return images
-        count, _, height, width = images.shape
+        height, width = images.shape[2:]
         if min(height, width) < self.crop:
             raise ShapeError(
                 f"images must have at least {self.crop} pixels on each side, the crop's; got "
                 f"{height} x {width}."
             )
-        top = torch.randint(height - self.crop + 1, (count,), generator=generator).tolist()
-        left = torch.randint(width - self.crop + 1, (count,), generator=generator).tolist()
-        return torch.stack(
-            [
-                image[:, y : y + self.crop, x : x + self.crop]
-                for image, y, x in zip(images, top, left, strict=True)
-            ]
-        )
+        return _cut_out(images, self.crop, self.crop, generator)
+
+
+def _cut_out(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """A part of each image, at a random place of its own."""
+    count, _, whole_height, whole_width = images.shape
+    top = torch.randint(whole_height - height + 1, (count,), generator=generator).tolist()
+    left = torch.randint(whole_width - width + 1, (count,), generator=generator).tolist()
+    return torch.stack(
+        [
+            image[:, y : y + height, x : x + width]
+            for image, y, x in zip(images, top, left, strict=True)
+        ]
+    )
 
 
 PUBLISHED = Augmentation(shift=0, gain=0, offset=0, crop=224)

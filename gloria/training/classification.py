@@ -7,7 +7,7 @@ random depends on the seed and the step; on the CPU, a run can be repeated to th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_weight
@@ -28,34 +27,14 @@ from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_classes, check_runs, name_share, spread
+from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
 
 
-class LabelledImages(Sized, Protocol):
+class LabelledImages(LabelledItems, Protocol):
     """Images with labels: :class:`~gloria.data.Radiographs`, phantoms as pairs, or your own."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """What the labels say."""
-        ...
-
-    @property
-    def labels(self) -> ArrayLike:
-        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The images' names, each once."""
-        ...
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Whose the images are."""
-        ...
 
     def __getitem__(self, index: int, /) -> HasImage:
         """One item."""

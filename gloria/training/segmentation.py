@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
@@ -33,7 +32,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_classes, check_runs, name_share, spread
+from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
@@ -41,28 +40,8 @@ from gloria.types import ImageEncoder
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class MaskedImages(MaskedItems, Protocol):
+class MaskedImages(LabelledItems, MaskedItems, Protocol):
     """Images with masks: :class:`~gloria.data.SIIM`, :class:`~gloria.data.PhantomMasks`, yours."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """What the masks are of, in their order."""
-        ...
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The images' names, each once."""
-        ...
-
-    @property
-    def labels(self) -> ArrayLike:
-        """What each image shows, ``(image, class)``, 1 = positive."""
-        ...
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Whose the images are."""
-        ...
 
     def select(self, ids: Iterable[str], /) -> Self:
         """The images of an id list."""

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Protocol
+
+from numpy.typing import ArrayLike
 
 from gloria.checks import check_integer, check_share
 from gloria.errors import DataError, OptionError
+
+
+class LabelledItems(Sized, Protocol):
+    """Items with labels, names and patients, by which shares of them are drawn."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the labels say."""
+        ...
+
+    @property
+    def labels(self) -> ArrayLike:
+        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The images' names, each once."""
+        ...
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Whose the images are."""
+        ...
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
@@ -28,7 +54,7 @@ def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Seque
             raise OptionError(f"{what} must hold at least one, each once; got {list(values)}.")
 
 
-def check_classes(train: Any, **others: Any) -> list[str]:
+def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
     """The classes of ``train``, which the other sets must have, in the same order.
 
     Raises:

@@ -119,10 +119,6 @@ def fit(
 def naming_batch(batch_size: int, images: int) -> Iterator[None]:
     """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
 
-    Args:
-        batch_size: the recipe's.
-        images: how many there are to train on; a batch has no more.
-
     Raises:
         OptionError: a channel of the batch has one value only, which has no variance.
     """

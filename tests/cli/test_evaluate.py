@@ -501,22 +501,14 @@ def test_a_class_without_images_stops_only_the_tasks_that_need_it(
 @NO_TEST
 def test_chexpert_plus_tells_once_what_it_left_out(model, tmp_path, capsys):
     """Though its files are read twice: for the tables' classes, and for all findings."""
-    lines, labels = ["path_to_image,split,report"], []
-    for number in range(50):
-        path = f"train/patient{number:05}/study1/view1_frontal.jpg"
-        lines.append(f"{path},train,{'A film.' if number else ''}")
-        marks = dict.fromkeys(CLASSES) | {COMPETITION_CLASSES[number % 5]: 1.0}
-        labels.append(json.dumps({"path_to_image": path, **marks}))
-        (tmp_path / path).parent.mkdir(parents=True)
-        Image.fromarray(np.full((64, 64), number, np.uint8)).save(tmp_path / path)
-    (tmp_path / "plus.csv").write_text("\n".join(lines))
-    (tmp_path / "labels.json").write_text("\n".join(labels))
-    given = ("--format", "chexpert-plus", "--data", str(tmp_path / "plus.csv"), "--per-class", "3")
-    given += ("--labels", str(tmp_path / "labels.json"), "--tasks", "retrieval")
+    given = write_chexpert_plus(tmp_path, ["train"] * 50)
+    given += ("--per-class", "3", "--tasks", "retrieval")
+    table = tmp_path / "plus.csv"
+    table.write_text(table.read_text().replace("A long history of film 0.", ""))
     assert run(model, tmp_path / "out", *given) == 0
     assert capsys.readouterr().err.count("1 images left out") == 1
     (reason,) = results(tmp_path / "out")["left_out"]["data"]
-    assert reason.startswith(f"{tmp_path / 'plus.csv'}, row 2: ")
+    assert reason.startswith(f"{table}, row 2: ")
 
 
 def write_chexpert_plus(folder, splits):
