@@ -13,7 +13,7 @@ from gloria.checks import require
 
 def say(message: str, quiet: bool) -> None:
     """One line on stderr."""
-    if not quiet:
+    if not quiet and sys.stderr is not None:  # as it is after 2>&-
         print(message, file=sys.stderr, flush=True)
 
 
@@ -29,10 +29,9 @@ class Progress:
         self._bar = self._open(total, what)
 
     def _open(self, total: int, what: str) -> Any:
-        if self._quiet:
-            return _NoBar()
-        if not sys.stderr.isatty():  # a file or a pipe, where a bar would be one endless line
-            return _Lines(total, what)
+        # to a file or a pipe, a bar would be one endless line
+        if self._quiet or sys.stderr is None or not sys.stderr.isatty():
+            return _Lines(total, what, self._quiet)
         return require("tqdm", "train").tqdm(total=total, desc=what, mininterval=0.5)
 
     def advance(self, count: int = 1) -> None:
@@ -63,28 +62,14 @@ class Progress:
         self._bar.close()
 
 
-class _NoBar:
-    """What is shown if nothing is to be shown; it needs no tqdm."""
-
-    n = 0
-
-    def update(self, count: int) -> None:
-        pass
-
-    def set_postfix(self, shown: dict[str, str], refresh: bool) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 class _Lines:
     """What a log is told: a whole line every half minute, and one of what was done in the end."""
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self, total: int, what: str, quiet: bool) -> None:
         self.n = 0
         self._total = total
         self._what = what
+        self._quiet = quiet
         self._shown = ""
         self._told = time.monotonic()
 
@@ -102,7 +87,7 @@ class _Lines:
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        say(f"{self._what}: {self.n} of {self._total}{self._shown}", False)
+        say(f"{self._what}: {self.n} of {self._total}{self._shown}", self._quiet)
 
 
 class StepProgress(Progress):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Self
@@ -52,7 +53,8 @@ class Stopping:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        os.write(2, _TOLD)  # not by print, in the middle of which this may be
+        if sys.stderr is not None:  # or 2 may be another file
+            os.write(2, _TOLD)  # not by print, in the middle of which this may be
         if hasattr(signal, "SIGCHLD"):
             # torch would raise in this step that a scheduler stopped the loading processes, too
             self._usual[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)

@@ -353,8 +353,8 @@ def _height_to_width(image: Picture) -> float:
     return float(height / width)
 
 
-def _shorten(word: str, most: int = 16) -> str:
-    return word if len(word) <= most else word[: most - 1] + "…"
+def _shorten(word: str) -> str:
+    return word if len(word) <= 16 else word[:15] + "…"
 
 
 def _picture(image: Picture) -> Array:

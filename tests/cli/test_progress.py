@@ -1,11 +1,13 @@
 """Progress on stderr: bars on a terminal, whole lines elsewhere."""
 
+import signal
 import sys
 
 import pytest
 
 from gloria.cli import progress as module
 from gloria.cli.progress import Progress, StepProgress
+from gloria.cli.stopping import Stopping
 
 
 def test_work_that_follows_takes_the_bars_place(capsys, monkeypatch):
@@ -56,6 +58,19 @@ def test_where_nothing_was_done_nothing_is_told(capsys):
     with Progress(2, "encode", False), StepProgress(9, "train", False):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_closed_stderr_is_no_error(capfd, monkeypatch):
+    """Nor is what it would be told written to whatever is file 2 or stdout now."""
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it after 2>&-
+    with Progress(1, "encode", False) as progress:
+        progress.advance()
+    with Stopping() as stopping:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            stopping.check()
+    monkeypatch.undo()
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("isatty", [True, False])
