@@ -25,6 +25,8 @@ from gloria.heads.segmentation import SegmentationModel
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """What :func:`choose_mask_thresholds` is usually given to choose from: 0.05, 0.1, ... 0.95."""
 
+FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
+
 
 class MaskedItems(Sized, Protocol):
     """Anything with a length and items that have an ``image`` and a ``mask``."""
@@ -227,7 +229,7 @@ def summarize_overlap(overlap: Overlap) -> dict[str, Any]:
             figures[f"{name}_all"] = float(values.mean())
         per_class.append(figures)
     summary: dict[str, Any] = {"images": len(overlap.both)}
-    for name in ("dice_positives", "dice_all", "iou_positives", "iou_all"):
+    for name in FIGURES:
         known = [figures[name] for figures in per_class if name in figures]
         if known:
             summary[name] = sum(known) / len(known)
@@ -265,7 +267,7 @@ def evaluate_segmentation(
         raise OptionError(
             f"thresholds must be one, or one for each of {model.classes} classes; got {given}."
         )
-    of_class = (given * model.classes)[: model.classes]
+    of_class = given if len(given) == model.classes else given * model.classes
     every = measure_overlap(model, items, of_class, batch_size=batch_size, progress=progress)
     chosen = every.at(range(model.classes))
     return {**summarize_overlap(chosen), "thresholds": [float(each) for each in of_class]}

@@ -19,6 +19,7 @@ from gloria.data.masked import stack_masked
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.segmentation import (
+    FIGURES,
     THRESHOLDS,
     MaskedItems,
     Overlap,
@@ -260,12 +261,9 @@ def segmentation_efficiency(
     }
 
 
-_FIGURES = ("dice_positives", "dice_all", "iou_positives", "iou_all")
-
-
 def _spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Of each figure, the spread over several runs' figures."""
-    return {name: spread([figures.get(name) for figures in tested]) for name in _FIGURES}
+    return {name: spread([figures.get(name) for figures in tested]) for name in FIGURES}
 
 
 def _count_classes(name: str, items: MaskedItems) -> int:
