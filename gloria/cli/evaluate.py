@@ -426,32 +426,29 @@ def _read(
     )
 
     size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    reported = {**size, "policy": ReportPolicy(args.sections), "skip_incomplete": True}
-    data: Radiographs
+    with_reports = {**size, "policy": ReportPolicy(args.sections), "skip_incomplete": True}
     if args.format == "rsna":
-        data = RSNA(args.data, args.images, **size)
-    elif args.format == "siim":
-        data = SIIM(args.data, args.images, **size)
-    elif args.format == "chexpert":
-        data = CheXpert(args.data, root=args.images, classes=classes, **size, **options)
-    elif args.format == "chexpert-plus":
+        return RSNA(args.data, args.images, **size)
+    if args.format == "siim":
+        return SIIM(args.data, args.images, **size)
+    if args.format == "chexpert":
+        return CheXpert(args.data, root=args.images, classes=classes, **size, **options)
+    if args.format == "chexpert-plus":
         files: dict[str, Any] = {"root": args.images, "labels": args.labels}
-        data = CheXpertPlus(args.data, split, classes=classes, **files, **reported, **options)
-    elif args.format == "mimic-cxr":
-        data = MIMICCXR(args.data, split, classes=classes, **reported)
-    else:
-        data = ImageReportTable(
-            args.data,
-            split,
-            classes=classes,
-            report_column=args.report_column,
-            patient_column=args.patient_column,
-            bits=args.bits,
-            window=args.window,
-            check_files=not args.skip_broken,
-            **reported,
-        )
-    return data
+        return CheXpertPlus(args.data, split, classes=classes, **files, **with_reports, **options)
+    if args.format == "mimic-cxr":
+        return MIMICCXR(args.data, split, classes=classes, **with_reports)
+    return ImageReportTable(
+        args.data,
+        split,
+        classes=classes,
+        report_column=args.report_column,
+        patient_column=args.patient_column,
+        bits=args.bits,
+        window=args.window,
+        check_files=not args.skip_broken,
+        **with_reports,
+    )
 
 
 def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
