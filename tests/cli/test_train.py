@@ -113,10 +113,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(table, tmp_path, whole):
     assert weights(tmp_path) == whole
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """As a process of a terminal does; one in the background may not, nor the tests in it."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
 @pytest.mark.parametrize(
     ("signals", "stands"),
     [([signal.SIGINT], 2), ([signal.SIGTERM], 2), ([signal.SIGTERM, signal.SIGINT], 0)],
 )
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_run_that_is_stopped_saves_its_step_unless_asked_twice(
     table, tmp_path, capfd, monkeypatch, whole, signals, stands
 ):

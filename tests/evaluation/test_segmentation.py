@@ -188,10 +188,9 @@ def test_bad_input():
         measure_overlap(Sees(), scenes(), [])
     with pytest.raises(OptionError, match="one for each of 2 classes; got"):
         evaluate_segmentation(Sees(2), scenes(classes=2), [0.1, 0.2, 0.3])
-    blind = Sees()
-    blind.register_forward_hook(lambda module, args, logits: logits * torch.nan)
+    beyond = [MaskedImage(image + 0.6, mask) for image, mask in scenes()]  # no logit of those
     with pytest.raises(DataError, match="output is NaN, in items 0"):
-        measure_overlap(blind, scenes())
+        measure_overlap(Sees(), beyond)
     overlap = measure_overlap(Sees(), scenes(), (0.2, 0.8))
     with pytest.raises(ShapeError, match=r"with 3 thresholds; got \(7, 1, 2\)"):
         choose_mask_thresholds(overlap, (0.1, 0.2, 0.3))
