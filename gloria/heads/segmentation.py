@@ -149,12 +149,18 @@ class StagePyramid(Pyramid):
 
     def __init__(self, dims: Sequence[int], stride: float) -> None:
         super().__init__()
-        self.empty = _missing_levels(stride)
-        self.dims = (*(0 for _ in range(self.empty)), *dims)
+        # how often the first map is enlarged by 2 before it is half as large as the image
+        self.empty = max(round(math.log2(stride)) - 1, 0)
+        self.dims = (*[0] * self.empty, *dims)
 
     def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
         """The maps of ``images``, the finest first."""
-        return [*_empty_maps(images, self.empty), *encoder.feature_maps(images)]
+        height, width = images.shape[-2:]
+        empty = [
+            images.new_empty(len(images), 0, height >> power, width >> power)
+            for power in range(1, self.empty + 1)
+        ]
+        return [*empty, *encoder.feature_maps(images)]
 
 
 class BlockPyramid(Pyramid):
@@ -200,16 +206,3 @@ class BlockPyramid(Pyramid):
 
 def _widths(first: int, count: int) -> tuple[int, ...]:
     return tuple(max(first // 2**block, 16) for block in range(count))
-
-
-def _missing_levels(stride: float) -> int:
-    """How often a map of this stride is enlarged by 2 before it is half as large as the image."""
-    return max(round(math.log2(stride)) - 1, 0)
-
-
-def _empty_maps(images: Tensor, count: int) -> list[Tensor]:
-    height, width = images.shape[-2:]
-    return [
-        images.new_empty(len(images), 0, height >> power, width >> power)
-        for power in range(1, count + 1)
-    ]

@@ -23,12 +23,6 @@ def walk(text, height, width):
     return np.array(mask)
 
 
-def test_an_example_by_hand():
-    mask = decode_runs(["5 3 2 1"], 4, 4)
-    expected = [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0]]
-    np.testing.assert_array_equal(mask, np.array(expected, bool))
-
-
 @given(
     arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)),
     st.integers(0, 3),
