@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gloria.checks import check_integer
-from gloria.data.chexpert import (
-    CLASSES,
-    COMPETITION_CLASSES,
-    EIGHT_CLASSES,
-    PATHOLOGIES,
-    CheXpert,
-)
+from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES, EIGHT_CLASSES, PATHOLOGIES, CheXpert
 from gloria.data.radiographs import Radiographs
 from gloria.data.rows import read_rows
 from gloria.errors import DataError, UnknownNameError

@@ -30,8 +30,6 @@ PHANTOM_NOTE = (
     "Phantom radiographs: they show that training works. No evidence about real radiographs, nor "
     "for or against any paper."
 )
-SEGMENTED = "pneumothorax"
-"""What is segmented on the phantoms, as in SIIM."""
 
 SPLIT_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 """How the patients of a data set without splits of its own are split."""
@@ -148,12 +146,13 @@ class TransferData:
         gallery: Sequence[PhantomItem],
     ) -> Self:
         """Phantoms that are there already; the gallery is of a 5xN split."""
+        segmented = ["pneumothorax"]  # as in SIIM
         return cls(
             name="phantoms",
             gallery=PhantomPairs(gallery),
             classes=RETRIEVAL_CLASSES,
             labelled=Splits(*map(PhantomPairs, (train, val, test))),
-            masked=Splits(*(PhantomMasks(items, [SEGMENTED]) for items in (train, val, test))),
+            masked=Splits(*(PhantomMasks(items, segmented) for items in (train, val, test))),
             prompts=phantom_prompts(),
             note=PHANTOM_NOTE,
         )

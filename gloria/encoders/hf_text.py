@@ -30,11 +30,7 @@ from gloria.wrapping import unwrapped
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-POOLINGS: dict[str, Aggregator] = {
-    "mean": masked_mean,
-    "max": masked_max,
-    "cls": masked_first,
-}
+POOLINGS: dict[str, Aggregator] = {"mean": masked_mean, "max": masked_max, "cls": masked_first}
 
 
 class HFTextEncoder(Freezable):

@@ -92,10 +92,7 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     whole = data.without_broken(progress=seen.append)
     assert whole.ids == ["i0", "i3"]
     assert sum(seen) == 4
-    assert [line.partition(":")[0] for line in whole.skipped] == [
-        "my.csv, row 3",
-        "my.csv, row 4",
-    ]
+    assert [line.partition(":")[0] for line in whole.skipped] == ["my.csv, row 3", "my.csv, row 4"]
     assert data.skipped == ()
     with pytest.raises(DataError, match=r"no radiograph is left of 2; first: my\.csv, row 3"):
         data.select(["i1", "i2"]).without_broken()
