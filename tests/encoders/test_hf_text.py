@@ -326,7 +326,7 @@ class TestMatrix:
         assert without == []
         assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
-    def test_recipe_makes_it_again_bit_for_bit(self, case, encoder, features, tmp_path):
+    def test_recipe_makes_it_again_bit_for_bit(self, encoder, features, tmp_path):
         recipe = encoder.recipe(tmp_path)
         assert recipe.name == "hf:."
         again = HFTextEncoder(tmp_path, **recipe.options).double().eval()
@@ -338,7 +338,7 @@ class TestMatrix:
         assert torch.equal(repeated.word_mask, features.word_mask)
         assert repeated.tokens == features.tokens
 
-    def test_pretrained_folder(self, case, encoder, features, tmp_path):
+    def test_pretrained_folder(self, encoder, features, tmp_path):
         encoder.model.save_pretrained(tmp_path)
         encoder.tokenizer.save_pretrained(tmp_path)
         loaded = HFTextEncoder(str(tmp_path), last_n_layers=2).eval()
