@@ -114,7 +114,7 @@ def draw_exclusive(
     alone = exclusive(data.labels)
     drawn: list[str] = []
     for name in classes:
-        rows = np.flatnonzero(alone[:, column(data, name)])
+        rows = np.flatnonzero(alone[:, column_of(data, name)])
         found = sorted({data.records[index].id for index in rows})
         if len(found) < per_class:
             raise DataError(
@@ -215,7 +215,7 @@ def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
         UnknownNameError: ``data`` has no such class.
         DataError: an image is positive for none of the classes, or for several.
     """
-    columns = [column(data, name) for name in classes]
+    columns = [column_of(data, name) for name in classes]
     positive = data.labels[:, columns] == 1
     wrong = np.flatnonzero(positive.sum(1) != 1)
     if len(wrong):
@@ -267,7 +267,7 @@ def read_queries(
     return found
 
 
-def column(data: Radiographs, name: str) -> int:
+def column_of(data: Radiographs, name: str) -> int:
     """Where a class is among the labels of ``data``.
 
     Raises:

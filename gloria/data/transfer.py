@@ -16,7 +16,7 @@ from gloria.data.masked import PhantomMasks
 from gloria.data.pairs import Pair, PhantomPairs
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
 from gloria.data.prompts import PromptSet
-from gloria.data.protocols import column, draw_exclusive, exclusive
+from gloria.data.protocols import column_of, draw_exclusive, exclusive
 from gloria.data.radiographs import Radiographs
 from gloria.data.splits import draw_splits
 
@@ -198,7 +198,7 @@ class TransferData:
         classes = tuple(test.classes if classes is None else classes)
         if gallery is None and len(classes) > 1 and not no_gallery:
             alone = exclusive(test.labels)
-            found = {each: int(alone[:, column(test, each)].sum()) for each in classes}
+            found = {each: int(alone[:, column_of(test, each)].sum()) for each in classes}
             lacking = [each for each, count in found.items() if not count]
             if lacking:
                 no_gallery = f"no test image shows {' or '.join(lacking)} and nothing else"
