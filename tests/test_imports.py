@@ -49,6 +49,7 @@ USES = {
     "a loss": "from gloria.losses import LocalContrastiveLoss",
     "a loss across ranks": "from gloria.distributed import AcrossRanks",
     "the data": "import gloria.data",
+    "the encoders": "import gloria.encoders",
 }
 
 

@@ -44,10 +44,7 @@ def published_image_features(weights, images):
     whole = net.layer4(local).mean((2, 3))
     embedder = part_of(weights, "img_encoder.global_embedder")
     convolution = part_of(weights, "img_encoder.local_embedder")["weight"]
-    return (
-        whole @ embedder["weight"].T + embedder["bias"],
-        conv2d(local, convolution),
-    )
+    return whole @ embedder["weight"].T + embedder["bias"], conv2d(local, convolution)
 
 
 def published_text_features(weights, folder, texts):

@@ -10,13 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gloria.aggregators.reductions import (
-    check_reduction,
-    count,
-    keep,
-    masked_mean,
-    widen,
-)
+from gloria.aggregators.reductions import check_reduction, count, keep, masked_mean, widen
 from gloria.checks import check_integer, check_positive
 from gloria.errors import OptionError, ShapeError
 

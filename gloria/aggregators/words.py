@@ -11,6 +11,8 @@ from gloria.errors import DtypeError, ShapeError
 
 WORD_REDUCTIONS = ("sum", "mean", "max", "first")
 
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+
 
 def merge_word_pieces(
     values: Tensor, word_ids: Tensor, reduction: str = "sum", *, word_count: int | None = None
@@ -84,12 +86,7 @@ def _is_first(slots: Tensor, size: int) -> Tensor:
 def _check(values: Tensor, word_ids: Tensor, reduction: str) -> None:
     check_tensor("values", values, ("text", "token", "dim"))
     check_choice("reduction", reduction, WORD_REDUCTIONS)
-    if not isinstance(word_ids, Tensor) or word_ids.dtype not in (
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-    ):
+    if not isinstance(word_ids, Tensor) or word_ids.dtype not in _SIGNED:
         given = word_ids.dtype if isinstance(word_ids, Tensor) else type(word_ids).__name__
         raise DtypeError(f"word_ids must be a tensor of signed integers; got {given}.")
     if word_ids.shape != values.shape[:2]:

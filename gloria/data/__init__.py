@@ -8,13 +8,7 @@ from gloria.data.leaks import check_splits, find_leaks
 from gloria.data.masked import MaskedImage, PhantomMasks
 from gloria.data.mimic_cxr import MIMICCXR
 from gloria.data.pairs import ImageReport, PhantomPairs
-from gloria.data.prompts import (
-    Combinations,
-    PromptSet,
-    read_prompts,
-    select_prompts,
-    write_prompts,
-)
+from gloria.data.prompts import Combinations, PromptSet, read_prompts, select_prompts, write_prompts
 from gloria.data.protocols import (
     chexpert_5x200,
     chexpert_8x200,
@@ -79,8 +73,8 @@ __all__ = [
     "published_text",
     "random_sentences",
     "read_ids",
-    "read_queries",
     "read_prompts",
+    "read_queries",
     "read_splits",
     "select_prompts",
     "split_sentences",

@@ -292,7 +292,7 @@ def _read_label_file(
             entry: dict[str, Any] = json.loads(line)
             values = {name: entry[name] for name in classes}
             cells = {name: "" if value is None else str(value) for name, value in values.items()}
-            image = entry["path_to_image"]
+            image = image_id(entry["path_to_image"])
         except (ValueError, KeyError, TypeError) as cause:
             raise DataError(
                 f"{where}: must be a JSON object with path_to_image and {', '.join(classes)}; "

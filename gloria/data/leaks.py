@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,14 +164,23 @@ def read_split_files(
         raise OptionError(
             f"patient-pattern must be a regular expression; got {patient_pattern!r}: {cause}."
         ) from cause
-    finder = _Finder(None if images is None else Path(images))
+    files: dict[str, Path] = {}
+    if images is not None:
+        if not Path(images).is_dir():
+            raise DataError(f"{images} is no folder.")
+        files = {file.stem: file for file in Path(images).rglob("*") if file.is_file()}
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
         own = path.name.partition(".")[0]
         if path.name.endswith((".csv", ".csv.gz")):
             header = read_header(path)
-            image = image_column or _first(IMAGE_COLUMNS, header, path)
-            patient = patient_column or _first(PATIENT_COLUMNS, header, None)
+            image = image_column or next((c for c in IMAGE_COLUMNS if c in header), None)
+            if image is None:
+                raise DataError(
+                    f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
+                    f"{', '.join(header)}. image-column says which it is."
+                )
+            patient = patient_column or next((c for c in PATIENT_COLUMNS if c in header), None)
             split = split_column if split_column in header else None
             columns = [name for name in (image, patient, split) if name]
             rows = [
@@ -194,7 +203,7 @@ def read_split_files(
             found = pattern.search(image_name) if who is None else None
             record = Record(
                 id=image_id(image_name),
-                path=finder.find(image_id(image_name), path.parent),
+                path=_find(image_id(image_name), Path(images or path.parent), files),
                 where=where,
                 patient=found[found.lastindex or 0] if found else who,
             )
@@ -275,33 +284,11 @@ def _hash_pixels(path: Path) -> str:
     return hashlib.sha256(repr(tuple(image.shape)).encode() + image.numpy().tobytes()).hexdigest()
 
 
-class _Finder:
-    """Where the file of an image is."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.files: dict[str, Path] = {}
-        if folder is not None:
-            if not folder.is_dir():
-                raise DataError(f"{folder} is no folder.")
-            self.files = {file.stem: file for file in folder.rglob("*") if file.is_file()}
-
-    def find(self, name: str, beside: Path) -> Path:
-        """By its path in the folder, else by its name at any depth."""
-        direct = (self.folder or beside) / name
-        kinds = [direct]
-        if direct.suffix == ".jpg":
-            kinds += [direct.with_suffix(kind) for kind in IMAGE_KINDS]
-        there = next((file for file in kinds if file.is_file()), None)
-        return there or self.files.get(name, direct)
-
-
-def _first(names: Iterable[str], header: Sequence[str], needed_by: Path | None) -> str:
-    """The first of some columns that is there; an empty string where none needs to be."""
-    found = next((name for name in names if name in header), "")
-    if not found and needed_by is not None:
-        raise DataError(
-            f"{needed_by} has no column {' or '.join(names)}; it has {', '.join(header)}. "
-            f"image-column says which it is."
-        )
-    return found
+def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Path:
+    """The file of an image, by its path in the folder, else among files by their names."""
+    direct = folder / name
+    kinds = [direct]
+    if direct.suffix == ".jpg":
+        kinds += [direct.with_suffix(kind) for kind in IMAGE_KINDS]
+    there = next((file for file in kinds if file.is_file()), None)
+    return there or files.get(name, direct)

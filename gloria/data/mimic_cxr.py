@@ -59,6 +59,7 @@ class MIMICCXR(Radiographs):
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         metadata = rows_by(_find(root, "metadata"), "dicom_id", ["ViewPosition"])
+        view_of = {image: cells["ViewPosition"] for image, (_, cells) in metadata.items()}
         sections = policy.sections or ("findings", "impression")
         texts = _Reports(root, None if reports is None else Path(reports), sections)
         labels: dict[str, tuple[int, ...]] = {}
@@ -76,9 +77,9 @@ class MIMICCXR(Radiographs):
             where = f"{table}, row {row}"
             if split not in (None, cells["split"]):
                 continue
-            if image not in metadata:
+            if image not in view_of:
                 raise DataError(f"{where}: the metadata have no image {image}.")
-            if metadata[image][1]["ViewPosition"] not in views:
+            if view_of[image] not in views:
                 continue
             folder = f"p{subject[:2]}/p{subject}/s{study}"
             with skipping(skipped if skip_incomplete else None):

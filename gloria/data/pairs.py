@@ -61,7 +61,7 @@ class PhantomPairs(Dataset[ImageReport]):
     @property
     def reports(self) -> list[str]:
         """All reports, without the images."""
-        return [self.items[index].report for index in range(len(self.items))]
+        return [item.report for item in self.items]
 
     @property
     def ids(self) -> list[str]:
@@ -76,4 +76,4 @@ class PhantomPairs(Dataset[ImageReport]):
     @property
     def labels(self) -> NDArray[np.int8]:
         """All labels, ``(image, class)``: 1 positive, 0 negative; the truth, as the film shows."""
-        return np.array([self.items[i].labels for i in range(len(self.items))], np.int8)
+        return np.array([item.labels for item in self.items], np.int8)

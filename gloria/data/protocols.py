@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gloria.checks import check_integer
-from gloria.data.chexpert import (
-    CLASSES,
-    COMPETITION_CLASSES,
-    EIGHT_CLASSES,
-    PATHOLOGIES,
-    CheXpert,
-)
+from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES, EIGHT_CLASSES, PATHOLOGIES, CheXpert
 from gloria.data.radiographs import Radiographs
 from gloria.data.rows import read_rows
 from gloria.errors import DataError, UnknownNameError
@@ -117,10 +111,10 @@ def draw_exclusive(
     """
     check_integer("per_class", per_class, 1)
     check_integer("seed", seed, 0)
-    labels = data.labels
+    alone = exclusive(data.labels)
     drawn: list[str] = []
     for name in classes:
-        rows = np.flatnonzero(exclusive(labels, _column(data, name)))
+        rows = np.flatnonzero(alone[:, column_of(data, name)])
         found = sorted({data.records[index].id for index in rows})
         if len(found) < per_class:
             raise DataError(
@@ -133,9 +127,9 @@ def draw_exclusive(
     return drawn
 
 
-def exclusive(labels: NDArray[np.int8], column: int) -> NDArray[np.bool_]:
-    """Which images are positive for the class of a column and negative for all else."""
-    alone: NDArray[np.bool_] = (labels[:, column] == 1) & ((labels != 0).sum(1) == 1)
+def exclusive(labels: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Where an image is positive for a class and negative for all else, ``(image, class)``."""
+    alone: NDArray[np.bool_] = (labels == 1) & ((labels != 0).sum(1, keepdims=True) == 1)
     return alone
 
 
@@ -221,7 +215,7 @@ def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
         UnknownNameError: ``data`` has no such class.
         DataError: an image is positive for none of the classes, or for several.
     """
-    columns = [_column(data, name) for name in classes]
+    columns = [column_of(data, name) for name in classes]
     positive = data.labels[:, columns] == 1
     wrong = np.flatnonzero(positive.sum(1) != 1)
     if len(wrong):
@@ -273,7 +267,12 @@ def read_queries(
     return found
 
 
-def _column(data: Radiographs, name: str) -> int:
+def column_of(data: Radiographs, name: str) -> int:
+    """Where a class is among the labels of ``data``.
+
+    Raises:
+        UnknownNameError: ``data`` has no such class.
+    """
     if name not in data.classes:
         raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
     return data.classes.index(name)

@@ -88,9 +88,8 @@ class Radiographs(Dataset[Radiograph]):
         size: ``(height, width)`` that images and masks are fitted into, aspect kept, padded with
             black.
         channels: 1 (grayscale) or 3.
-        bits: of the pixels of 16-bit images, as in :func:`~gloria.data.load_image`.
-        window: centre and width of the pixel values to show, as in
-            :func:`~gloria.data.load_image`.
+        bits: as in :func:`~gloria.data.load_image`.
+        window: as in :func:`~gloria.data.load_image`.
         skipped: why records were left out, one line each.
 
     Raises:
@@ -206,8 +205,8 @@ class Radiographs(Dataset[Radiograph]):
     def without_patients(self, patients: Collection[str]) -> Self:
         """The images of all other patients: what may train when these are tested."""
         held_out = set(patients)
-        keep = [patient not in held_out for patient in self.patients]
-        return self._with([r for r, kept in zip(self.records, keep, strict=True) if kept])
+        both = zip(self.records, self.patients, strict=True)
+        return self._with([record for record, patient in both if patient not in held_out])
 
     def without_broken(self, *, progress: Callable[[int], Any] = lambda read: None) -> Self:
         """Read every file now, and leave out those that can't be: they are in ``skipped``.

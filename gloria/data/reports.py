@@ -78,14 +78,9 @@ _UNFINISHED = re.compile(
 # behind these it ends nothing where a small letter follows: "5 p.m. by phone", "R. lung is clear"
 _SHORTENED = re.compile(r"(?:^|[\s(\d])(?:(?:[a-z]\.)+|(?:rt|lt|pts?|lat|etc)\.)$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
-_WORD = re.compile(r"[^\W_]")
+_WORD = re.compile(r"[^\W_]")  # or a part of one: not white space, not punctuation
 # what tables of programs write for a report that is not there
 _NOTHING = frozenset({"nan", "none", "null", "<na>"})
-
-
-def has_words(text: str) -> bool:
-    """Whether a text has anything but white space and punctuation."""
-    return _WORD.search(text) is not None
 
 
 def parse_sections(report: str) -> dict[str, str]:
@@ -242,7 +237,7 @@ def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolic
         DataError: it has none; it names ``where``.
     """
     text = policy.select(report)
-    if not has_words(text) or text.lower() in _NOTHING:
+    if not _WORD.search(text) or text.lower() in _NOTHING:
         lacks = "" if policy.sections is None else f" in section {' or '.join(policy.sections)}"
         raise DataError(f"{where}: empty report, {text!r} has no word{lacks}.")
     return text

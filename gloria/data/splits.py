@@ -58,8 +58,9 @@ def draw_share(
     check_share("share", share)
     if share == 0:
         raise OptionError("share must be above 0.")
+    check_integer("seed", seed, 0)
     people, owner, has = _patients(ids, labels, patients)
-    rng = _generator(seed)
+    rng = np.random.default_rng(seed)
     row = _similar_together(has, rng)
     count = max(round(share * len(people)), 1)
     # exactly count different places: the step is at least 1
@@ -103,17 +104,13 @@ def draw_splits(
     every = np.asarray(labels)
     splits: dict[str, list[str]] = {}
     for number, (name, share) in enumerate(shares.items()):
-        rest = sum(list(shares.values())[number:])
         if not left:
             raise DataError(
                 f"no patient is left for {name!r}: there are {len(set(owners))} in all."
             )
-        rows = [ids[index] for index in left]
-        if number == len(shares) - 1:
-            splits[name] = rows
-            break
+        rest = sum(list(shares.values())[number:])  # for the last split, its own share: all of it
         splits[name] = draw_share(
-            rows,
+            [ids[index] for index in left],
             every[left],
             min(share / rest, 1),
             seed=seed + number,
@@ -191,11 +188,6 @@ def _check_ids(ids: Sequence[str], where: str) -> None:
     name, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise DataError(f"{where}: id {name!r} comes {count} times; it must be there once.")
-
-
-def _generator(seed: int) -> np.random.Generator:
-    check_integer("seed", seed, 0)
-    return np.random.default_rng(seed)
 
 
 def _patients(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
 from gloria.data.rows import read_label, read_rows
@@ -23,10 +22,8 @@ class ImageReportTable(Radiographs):
         split: the rows to take; None = all.
         size: ``(height, width)`` that images are fitted into, aspect kept, padded with black.
         channels: 1 (grayscale) or 3.
-        bits: how many bits the pixels of 16-bit images have, as in
-            :func:`~gloria.data.load_image`.
-        window: centre and width of the pixel values to show, as in
-            :func:`~gloria.data.load_image`.
+        bits: as in :func:`~gloria.data.load_image`.
+        window: as in :func:`~gloria.data.load_image`.
         policy: what of the reports is read.
         skip_incomplete: leave out rows whose report has no word under the policy; they are listed
             in ``skipped``. Otherwise they are an error.
@@ -66,7 +63,6 @@ class ImageReportTable(Radiographs):
         classes: Sequence[str] = (),
         check_files: bool = True,
     ) -> None:
-        check_size(size)
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]

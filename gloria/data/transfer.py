@@ -16,7 +16,7 @@ from gloria.data.masked import PhantomMasks
 from gloria.data.pairs import Pair, PhantomPairs
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
 from gloria.data.prompts import PromptSet
-from gloria.data.protocols import draw_exclusive, exclusive
+from gloria.data.protocols import column_of, draw_exclusive, exclusive
 from gloria.data.radiographs import Radiographs
 from gloria.data.splits import draw_splits
 
@@ -30,8 +30,6 @@ PHANTOM_NOTE = (
     "Phantom radiographs: they show that training works. No evidence about real radiographs, nor "
     "for or against any paper."
 )
-SEGMENTED = "pneumothorax"
-"""What is segmented on the phantoms, as in SIIM."""
 
 SPLIT_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 """How the patients of a data set without splits of its own are split."""
@@ -148,12 +146,13 @@ class TransferData:
         gallery: Sequence[PhantomItem],
     ) -> Self:
         """Phantoms that are there already; the gallery is of a 5xN split."""
+        segmented = ["pneumothorax"]  # as in SIIM
         return cls(
             name="phantoms",
             gallery=PhantomPairs(gallery),
             classes=RETRIEVAL_CLASSES,
             labelled=Splits(*map(PhantomPairs, (train, val, test))),
-            masked=Splits(*(PhantomMasks(items, [SEGMENTED]) for items in (train, val, test))),
+            masked=Splits(*(PhantomMasks(items, segmented) for items in (train, val, test))),
             prompts=phantom_prompts(),
             note=PHANTOM_NOTE,
         )
@@ -189,6 +188,7 @@ class TransferData:
         Raises:
             DataError: a patient or an image is in two splits, or of the gallery and in a split
                 that trains or chooses; the message names the first.
+            UnknownNameError: the data have no such class.
         """
         check_splits({name: split.records for name, split in splits._asdict().items()})
         if gallery is not None:
@@ -197,10 +197,8 @@ class TransferData:
         test: Radiographs = splits.test
         classes = tuple(test.classes if classes is None else classes)
         if gallery is None and len(classes) > 1 and not no_gallery:
-            labels = test.labels
-            found = {
-                each: int(exclusive(labels, test.classes.index(each)).sum()) for each in classes
-            }
+            alone = exclusive(test.labels)
+            found = {each: int(alone[:, column_of(test, each)].sum()) for each in classes}
             lacking = [each for each, count in found.items() if not count]
             if lacking:
                 no_gallery = f"no test image shows {' or '.join(lacking)} and nothing else"
@@ -256,7 +254,8 @@ def _missing(
             missing = dict.fromkeys(("retrieval", "zero-shot"), no_gallery)
     elif not all(gallery.reports):
         missing["retrieval"] = NO_REPORTS
-    without = [name for name in classes if name not in _prompts_of(classes, prompts)]
+    found = _prompts_of(classes, prompts)
+    without = [name for name in classes if name not in found]
     if without:
         there = ", ".join(prompts) or "none"
         missing["zero-shot"] = f"there are no prompts for {', '.join(without)}; for these: {there}"

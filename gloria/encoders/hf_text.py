@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gloria.aggregators.reductions import last_n, masked_first, masked_max, masked_mean
+from gloria.aggregators.reductions import masked_first, masked_max, masked_mean, masked_sum
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
 from gloria.checks import check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
@@ -30,11 +30,7 @@ from gloria.wrapping import unwrapped
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-POOLINGS: dict[str, Aggregator] = {
-    "mean": masked_mean,
-    "max": masked_max,
-    "cls": masked_first,
-}
+POOLINGS: dict[str, Aggregator] = {"mean": masked_mean, "max": masked_max, "cls": masked_first}
 
 
 class HFTextEncoder(Freezable):
@@ -212,8 +208,8 @@ class HFTextEncoder(Freezable):
         output = self.model(**texts.inputs, output_hidden_states=True, return_dict=True)
         # the last state as the model gives it: some apply their final norm after collecting states
         hidden = [*output.hidden_states[:-1], output.last_hidden_state]
-        layers = torch.stack(hidden[-self.last_n_layers :])
-        states = last_n(layers, None, 0, self.last_n_layers, self.layer_reduction)
+        reduce = masked_sum if self.layer_reduction == "sum" else masked_mean
+        states = reduce(torch.stack(hidden[-self.last_n_layers :]), None, 0)
 
         word_count = max(len(words) for words in texts.tokens)
         words, word_mask = merge_word_pieces(

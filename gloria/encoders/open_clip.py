@@ -214,11 +214,8 @@ class OpenClipTextEncoder(Freezable):
     as the model cleans it.
 
     Args:
-        model_name: name in open_clip, such as ``"ViT-B-16"``; ``"hf-hub:..."``; or a folder with
-            an ``open_clip_config.json``, with or without ``"local-dir:"``.
-        pretrained: None = random weights; a tag such as ``"laion2b_s34b_b88k"``, or the file of a
-            whole model (both towers), for a name; True = the weights that come with a folder or a
-            hub repository.
+        model_name: as in :class:`OpenClipImageEncoder`.
+        pretrained: as in :class:`OpenClipImageEncoder`.
         word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
         context_length: number of tokens, special tokens included; None = the model's own.
             Positions are resized with the weights. A longer text is cut at the end; the first

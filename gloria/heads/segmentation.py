@@ -58,7 +58,8 @@ def segmentation_model(
     encoder: Any = copy.deepcopy(image_encoder)
     stages: Sequence[Stage] = encoder.stages if isinstance(unwrapped(encoder), HasStages) else ()
     if len({stage.stride for stage in stages}) > 1:
-        pyramid: Pyramid = StagePyramid([stage.dim for stage in stages], stages[0].stride)
+        dims = [stage.dim for stage in stages]
+        pyramid: StagePyramid | BlockPyramid = StagePyramid(dims, stages[0].stride)
     else:
         pyramid = BlockPyramid(len(stages), encoder.region_dim, width)
     return SegmentationModel(encoder, pyramid, classes, width)
@@ -71,14 +72,18 @@ class SegmentationModel(nn.Module):
 
     Args:
         image_encoder: becomes a part of the model as it is.
-        pyramid: gives its maps.
+        pyramid: gives its maps, from fine to coarse, and their widths as ``dims``.
         classes: masks of an image. Here it is a number; the names are those of the data
             (``data.classes``), in their order.
         width: of the decoder's first block.
     """
 
     def __init__(
-        self, image_encoder: nn.Module, pyramid: Pyramid, classes: int, width: int
+        self,
+        image_encoder: nn.Module,
+        pyramid: StagePyramid | BlockPyramid,
+        classes: int,
+        width: int,
     ) -> None:
         super().__init__()
         unet = require("segmentation_models_pytorch.decoders.unet.decoder", "tasks")
@@ -86,9 +91,9 @@ class SegmentationModel(nn.Module):
         self.image_encoder: Any = image_encoder
         self.pyramid = pyramid
         self.classes = int(classes)
-        widths = _widths(width, len(self.pyramid.dims))
+        widths = _widths(width, len(pyramid.dims))
         # the decoder asks for the image's channels first, and does not use them
-        self.decoder = unet.UnetDecoder((0, *self.pyramid.dims), widths, n_blocks=len(widths))
+        self.decoder = unet.UnetDecoder((0, *pyramid.dims), widths, n_blocks=len(widths))
         self.head = nn.Conv2d(widths[-1], self.classes, 3, padding=1)
         start.initialize_decoder(self.decoder)
         start.initialize_head(self.head)
@@ -122,21 +127,7 @@ class SegmentationModel(nn.Module):
         return logits
 
 
-class Pyramid(nn.Module):
-    """Maps of an image encoder, from fine to coarse.
-
-    Attributes:
-        dims: widths of the maps.
-    """
-
-    dims: tuple[int, ...]
-
-    def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
-        """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
-        raise NotImplementedError
-
-
-class StagePyramid(Pyramid):
+class StagePyramid(nn.Module):
     """The maps of every stage, each coarser than or as fine as the one before.
 
     An encoder that begins with a coarse map, as one of patches of 4 pixels does, is given empty
@@ -149,15 +140,21 @@ class StagePyramid(Pyramid):
 
     def __init__(self, dims: Sequence[int], stride: float) -> None:
         super().__init__()
-        self.empty = _missing_levels(stride)
-        self.dims = (*(0 for _ in range(self.empty)), *dims)
+        # how often the first map is enlarged by 2 before it is half as large as the image
+        self.empty = max(round(math.log2(stride)) - 1, 0)
+        self.dims = (*[0] * self.empty, *dims)
 
     def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
-        """The maps of ``images``, the finest first."""
-        return [*_empty_maps(images, self.empty), *encoder.feature_maps(images)]
+        """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
+        height, width = images.shape[-2:]
+        empty = [
+            images.new_empty(len(images), 0, height >> power, width >> power)
+            for power in range(1, self.empty + 1)
+        ]
+        return [*empty, *encoder.feature_maps(images)]
 
 
-class BlockPyramid(Pyramid):
+class BlockPyramid(nn.Module):
     """Four blocks' maps of one size, enlarged 8, 4, 2 times and not at all.
 
     Args:
@@ -176,7 +173,7 @@ class BlockPyramid(Pyramid):
         self.dims = (*narrow, dim)
 
     def forward(self, encoder: Any, images: Tensor) -> list[Tensor]:
-        """The maps of ``images``, the finest first."""
+        """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
         *early, last = self._maps(encoder, images)
         enlarged = [
             # narrowed first: the order does not matter to the result, and this one is cheaper
@@ -200,16 +197,3 @@ class BlockPyramid(Pyramid):
 
 def _widths(first: int, count: int) -> tuple[int, ...]:
     return tuple(max(first // 2**block, 16) for block in range(count))
-
-
-def _missing_levels(stride: float) -> int:
-    """How often a map of this stride is enlarged by 2 before it is half as large as the image."""
-    return max(round(math.log2(stride)) - 1, 0)
-
-
-def _empty_maps(images: Tensor, count: int) -> list[Tensor]:
-    height, width = images.shape[-2:]
-    return [
-        images.new_empty(len(images), 0, height >> power, width >> power)
-        for power in range(1, count + 1)
-    ]

@@ -164,6 +164,8 @@ def test_counts_and_exponents_are_checked():
         AttentionPooling(0)
     with pytest.raises(OptionError, match="p must be a finite number above 0; got -1"):
         GeM(-1.0)
+    with pytest.raises(OptionError, match=r"p must be at least 1; got 0\.5"):
+        GeM(0.5)
 
 
 def test_repr_shows_the_hyper_parameters():

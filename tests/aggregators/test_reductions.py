@@ -25,7 +25,7 @@ from gloria.aggregators import (
     masked_mean,
     masked_sum,
 )
-from gloria.errors import DtypeError, GloriaError, OptionError
+from gloria.errors import DtypeError, OptionError
 
 
 def mean(kept):
@@ -174,10 +174,8 @@ def test_n_must_be_a_positive_integer(make):
 
 
 def test_last_n_knows_sum_and_mean_only():
-    with pytest.raises(OptionError, match="reduction must be one of 'sum', 'mean'; got 'max'") as e:
+    with pytest.raises(OptionError, match="reduction must be one of 'sum', 'mean'; got 'max'"):
         last_n(torch.zeros(2), None, 0, 1, "max")
-    assert isinstance(e.value, GloriaError)
-    assert isinstance(e.value, ValueError)
 
 
 def test_repr_shows_the_hyper_parameters():

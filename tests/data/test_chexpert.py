@@ -168,6 +168,9 @@ def test_labels_of_chexpert_plus(plus, chexpert, tmp_path):
     path.write_bytes(b'{"path_to_image": "\xe9"}')
     with pytest.raises(DataError, match=r"impression_fixed\.json, line 1: must be a JSON object"):
         CheXpertPlus(plus, labels=path, **options)
+    path.write_text(json.dumps({**lines[0], "path_to_image": IMAGES[:1]}))
+    with pytest.raises(DataError, match=r"json, line 1: must be a JSON object .*TypeError: "):
+        CheXpertPlus(plus, labels=path, **options)
     path.write_text('{"path_to_image": "a"}\n')
     with pytest.raises(DataError, match=r"json, line 1: must be a JSON object .*KeyError: 'Edema'"):
         CheXpertPlus(plus, labels=path, **options)

@@ -17,17 +17,21 @@ def shown(path, **options):
     return load_image(path, **options)[0].double().numpy()
 
 
+def shows(path, expected, **options):
+    np.testing.assert_allclose(shown(path, **options), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("bits, highest", [(8, 255), (12, 4095), (16, 65535)])
 def test_scaled_by_the_bits_that_are_stored(write_dicom, tmp_path, bits, highest):
     pixels = RAMP * (highest // 29)
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=bits)
-    np.testing.assert_allclose(shown(path), pixels / highest, atol=1e-6)
+    shows(path, pixels / highest)
     assert load_image(path, channels=3).shape == (3, 6, 5)
 
 
 def test_monochrome1_is_inverted(write_dicom, tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, PhotometricInterpretation="MONOCHROME1")
-    np.testing.assert_allclose(shown(path), 1 - RAMP / 255, atol=1e-6)
+    shows(path, 1 - RAMP / 255)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +61,7 @@ def test_a_film_is_upright_as_its_patient_orientation_says(
     options = {"PatientOrientation": orientation, "PhotometricInterpretation": kind}
     path = write_dicom(tmp_path / "a.dcm", RAMP, **options)
     expected = turned(RAMP) / 255
-    np.testing.assert_allclose(
-        shown(path), expected if kind == "MONOCHROME2" else 1 - expected, atol=1e-6
-    )
+    shows(path, expected if kind == "MONOCHROME2" else 1 - expected)
     assert load_image(path, channels=3).shape == (3, *expected.shape)
 
 
@@ -97,9 +99,7 @@ def test_the_files_own_window(write_dicom, tmp_path, kind):
         tmp_path / "a.dcm", pixels, bits=12, PhotometricInterpretation=kind, **window
     )
     expected = linear(pixels, 1000, 800)
-    np.testing.assert_allclose(
-        shown(path), expected if kind == "MONOCHROME2" else 1 - expected, atol=1e-6
-    )
+    shows(path, expected if kind == "MONOCHROME2" else 1 - expected)
 
 
 def test_a_window_is_in_units_after_rescaling(write_dicom, tmp_path):
@@ -113,17 +113,15 @@ def test_a_window_is_in_units_after_rescaling(write_dicom, tmp_path):
         WindowCenter=500,
         WindowWidth=600,
     )
-    np.testing.assert_allclose(shown(path), linear(pixels * 2 - 1000, 500, 600), atol=1e-6)
-    np.testing.assert_allclose(
-        shown(path, window=(0, 100)), linear(pixels * 2 - 1000, 0, 100), atol=1e-6
-    )
+    shows(path, linear(pixels * 2 - 1000, 500, 600))
+    shows(path, linear(pixels * 2 - 1000, 0, 100), window=(0, 100))
 
 
 @pytest.mark.parametrize("slope", [2, -2])
 def test_rescaling_without_a_window(write_dicom, tmp_path, slope):
     path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=slope, RescaleIntercept=7)
     expected = RAMP / 255 if slope > 0 else 1 - RAMP / 255
-    np.testing.assert_allclose(shown(path), expected, atol=1e-6)
+    shows(path, expected)
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 9, "WindowWidth": 4}])
@@ -136,7 +134,7 @@ def test_a_slope_of_zero_is_named(write_dicom, tmp_path, window):
 def test_signed_pixels(write_dicom, tmp_path):
     pixels = RAMP - 15
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12)
-    np.testing.assert_allclose(shown(path), (pixels + 2048) / 4095, atol=1e-6)
+    shows(path, (pixels + 2048) / 4095)
 
 
 @pytest.mark.parametrize("rescaled", [False, True])
@@ -146,7 +144,7 @@ def test_a_lookup_table(write_dicom, tmp_path, rescaled):
     table.add_new("LUTData", "US", [4095 - 100 * value for value in range(30)])
     more = {"RescaleSlope": 1, "RescaleIntercept": 0} if rescaled else {}
     path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table], **more)
-    np.testing.assert_allclose(shown(path), (4095 - 100 * RAMP) / 4095, atol=1e-6)
+    shows(path, (4095 - 100 * RAMP) / 4095)
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
@@ -173,7 +171,7 @@ def test_jpeg_as_rsna_and_siim_have_it(write_dicom, write_image, tmp_path):
 
 def test_files_without_a_name_are_known_by_their_first_bytes(write_dicom, tmp_path):
     path = write_dicom(tmp_path / "no_suffix", RAMP)
-    np.testing.assert_allclose(shown(path), RAMP / 255, atol=1e-6)
+    shows(path, RAMP / 255)
 
 
 def test_a_file_without_pixels_is_named(write_dicom, tmp_path):
@@ -203,7 +201,7 @@ def test_colours_and_films_are_no_radiographs(write_dicom, tmp_path):
 def test_a_window_of_other_files(write_image, tmp_path):
     path = write_image(tmp_path / "a.png", (RAMP * 100).astype(np.uint16))
     expected = np.clip((RAMP * 100 - 500) / 1000, 0, 1)
-    np.testing.assert_allclose(shown(path, window=(1000, 1000)), expected, atol=1e-6)
+    shows(path, expected, window=(1000, 1000))
     path = write_image(tmp_path / "b.png", RAMP.astype(np.uint8))
     expected = torch.from_numpy(np.clip((RAMP - 10) / 10, 0, 1)).float()
     for channels in (1, 3):
@@ -221,8 +219,8 @@ def test_a_window_of_other_files(write_image, tmp_path):
 def test_a_given_window_is_linear_whatever_the_files_own_is(write_dicom, tmp_path):
     window = {"WindowCenter": 9, "WindowWidth": 4, "VOILUTFunction": "SIGMOID"}
     path = write_dicom(tmp_path / "a.dcm", RAMP, **window)
-    np.testing.assert_allclose(shown(path), 1 / (1 + np.exp(9 - RAMP)), atol=1e-6)
-    np.testing.assert_allclose(shown(path, window=(15, 10)), linear(RAMP, 15, 10), atol=1e-6)
+    shows(path, 1 / (1 + np.exp(9 - RAMP)))
+    shows(path, linear(RAMP, 15, 10), window=(15, 10))
 
 
 def test_a_table_of_the_modality(write_dicom, tmp_path):
@@ -231,7 +229,7 @@ def test_a_table_of_the_modality(write_dicom, tmp_path):
     table.ModalityLUTType = "US"
     table.add_new("LUTData", "US", [65535 - 2000 * value for value in range(30)])
     path = write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[table])
-    np.testing.assert_allclose(shown(path), (65535 - 2000 * RAMP) / 65535, atol=1e-6)
+    shows(path, (65535 - 2000 * RAMP) / 65535)
 
 
 def test_a_film_that_would_be_nearly_of_one_gray(write_dicom, tmp_path):
@@ -242,13 +240,11 @@ def test_a_film_that_would_be_nearly_of_one_gray(write_dicom, tmp_path):
         match=r"a\.dcm declares 16 bits a pixel, uses values from 0 to 2900 of them and has no w",
     ):
         load_image(path)
-    np.testing.assert_allclose(
-        shown(path, window=(1450, 2900)), linear(pixels, 1450, 2900), atol=1e-6
-    )
+    shows(path, linear(pixels, 1450, 2900), window=(1450, 2900))
     path = write_dicom(tmp_path / "b.dcm", pixels, bits=16, WindowCenter=1450, WindowWidth=2900)
-    np.testing.assert_allclose(shown(path), linear(pixels, 1450, 2900), atol=1e-6)
+    shows(path, linear(pixels, 1450, 2900))
     path = write_dicom(tmp_path / "b.dcm", pixels - 1450, bits=16, WindowCenter=0, WindowWidth=2900)
-    np.testing.assert_allclose(shown(path), linear(pixels - 1450, 0, 2900), atol=1e-6)
+    shows(path, linear(pixels - 1450, 0, 2900))
     write_dicom(tmp_path / "c.dcm", RAMP * 1000, bits=16)  # uses enough of them
     load_image(tmp_path / "c.dcm")
 

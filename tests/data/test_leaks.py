@@ -53,7 +53,7 @@ def test_exact_copies(write_image, tmp_path):
     )
     copy = shutil.copy(a, tmp_path / "copy.png")
     train = [record("a", path=a)]
-    test = [record("b", path=b), record("c", path=c), record("copy", path=tmp_path / "copy.png")]
+    test = [record("b", path=b), record("c", path=c), record("copy", path=copy)]
     (found,) = find_leaks({"train": train, "test": test}).duplicates.values()
     assert found == {"train": ["a"], "test": ["copy"]}
     seen = []
@@ -63,7 +63,6 @@ def test_exact_copies(write_image, tmp_path):
     assert sum(seen) == 4
     # in one split a copy does no harm, and an image is no copy of itself
     assert not find_leaks({"train": [*train, test[2]], "test": test[:2]}).duplicates
-    assert copy.is_file()
 
 
 def test_files_that_are_not_there_or_broken_are_told(write_image, tmp_path):

@@ -119,7 +119,7 @@ def test_rows_that_contradict_each_other_are_named(root, write_rows):
     assert MIMICCXR(root, "test", size=(8, 8)).reports == ["Normal."]
 
 
-def test_what_is_wrong_is_named(root, tmp_path):
+def test_what_is_wrong_is_named(root):
     with pytest.raises(DataError, match="row 5: study 50000003 has no labels"):
         MIMICCXR(root, "test", size=(8, 8), classes=["Edema"])
     with pytest.raises(UnknownNameError, match="no class 'Oedema'"):

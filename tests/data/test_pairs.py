@@ -43,11 +43,6 @@ def test_a_pair_is_a_copy(dataset):
     assert np.array_equal(dataset[0].image, before)
 
 
-def test_beyond_the_last_is_an_index_error(dataset):
-    with pytest.raises(IndexError):
-        PhantomPairs(dataset)[7]
-
-
 def test_a_loader_makes_batches_of_them(dataset):
     batches = list(DataLoader(PhantomPairs(dataset), batch_size=3))
     assert [len(batch.report) for batch in batches] == [3, 3, 1]

@@ -92,10 +92,7 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     whole = data.without_broken(progress=seen.append)
     assert whole.ids == ["i0", "i3"]
     assert sum(seen) == 4
-    assert [line.partition(":")[0] for line in whole.skipped] == [
-        "my.csv, row 3",
-        "my.csv, row 4",
-    ]
+    assert [line.partition(":")[0] for line in whole.skipped] == ["my.csv, row 3", "my.csv, row 4"]
     assert data.skipped == ()
     with pytest.raises(DataError, match=r"no radiograph is left of 2; first: my\.csv, row 3"):
         data.select(["i1", "i2"]).without_broken()
@@ -110,25 +107,19 @@ def test_films_that_need_bits_are_not_broken(records):
     assert data.without_broken().ids == data.ids
 
 
-def test_an_image_without_a_row_is_called_by_its_path(records, tmp_path):
-    bare = [record._replace(where="") for record in records]
-    assert records[1].place == "my.csv, row 3"
-    assert bare[1].place == str(tmp_path / "1.png")
-    with pytest.raises(DataError, match=rf"^{tmp_path / '0.png'}: 2 labels for 1 classes"):
-        Radiographs(bare, classes=("a",), size=(8, 8))
-    gone = bare[0]._replace(path=tmp_path / "gone.png")
-    with pytest.raises(DataError, match=rf"^{gone.path} does not exist\. Is it the right"):
-        Radiographs([gone], classes=("a", "b"), size=(8, 8))
-
-
 def test_what_is_wrong_with_all_of_them(records, tmp_path):
     with pytest.raises(DataError, match="there is no radiograph to read; 1 were skipped, first: x"):
         Radiographs([], size=(8, 8), skipped=["x"])
-    with pytest.raises(DataError, match=r"row 2: 2 labels for 1 classes"):
-        Radiographs(records, classes=("a",), size=(8, 8))
-    gone = records[0]._replace(path=tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"row 2: .*gone\.png does not exist\. Is it the right"):
-        Radiographs([gone], classes=("a", "b"), size=(8, 8))
+    gone = tmp_path / "gone.png"
+    for where, called, missing in (
+        ("my.csv, row 2", "my.csv, row 2", f"my.csv, row 2: {gone}"),
+        ("", tmp_path / "0.png", gone),  # without a row, an image is called by its path
+    ):
+        record = records[0]._replace(where=where)
+        with pytest.raises(DataError, match=f"^{called}: 2 labels for 1 classes"):
+            Radiographs([record], classes=("a",), size=(8, 8))
+        with pytest.raises(DataError, match=rf"^{missing} does not exist\. Is it the right"):
+            Radiographs([record._replace(path=gone)], classes=("a", "b"), size=(8, 8))
 
 
 def centre(height, width):

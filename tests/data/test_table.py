@@ -51,10 +51,6 @@ def test_other_column_names(write):
     assert len(table) == 3
 
 
-def test_splits(write):
-    assert read_splits(write(ROWS)) == ["train", "val"]
-
-
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):
     path = write(ROWS)
     path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
@@ -97,15 +93,6 @@ def test_a_split_that_is_not_there(write):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv does not exist"):
         ImageReportTable(tmp_path / "none.csv", size=(8, 8))
-
-
-def test_an_unreadable_image_is_named_with_its_row(write, tmp_path):
-    path = write(ROWS)
-    (tmp_path / "b.png").write_bytes(b"\x89PNG broken")
-    table = ImageReportTable(path, size=(8, 8))
-    assert table[0].report == "Small effusion."
-    with pytest.raises(DataError, match=r"row 3, column 'image': image .*b\.png can't be"):
-        table[1]
 
 
 def test_rows_are_those_of_a_spreadsheet(write):

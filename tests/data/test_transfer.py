@@ -7,7 +7,7 @@ from gloria.data import Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
 from gloria.data.transfer import PHANTOM_NOTE, Splits, TransferData, draw_patients
-from gloria.errors import DataError
+from gloria.errors import DataError, UnknownNameError
 
 CLASSES = ("Edema", "Cardiomegaly")
 
@@ -70,6 +70,8 @@ def test_the_gallery_is_drawn_of_test_images_that_show_one_class_only(radiograph
     assert set(data.gallery.ids) <= set(splits.test.ids)
     assert data.missing == {"segmentation": "the images have no masks"}
     assert list(data.prompts) == list(CLASSES)
+    with pytest.raises(UnknownNameError, match="no class 'Gout'; there are"):
+        TransferData.of_radiographs("films", splits, CHEST_PROMPTS, classes=("Edema", "Gout"))
 
 
 def test_prompts_are_found_whatever_the_capitals(radiographs):

@@ -27,7 +27,6 @@ from gloria.errors import (
     CheckpointError,
     DtypeError,
     EmptyTextError,
-    GloriaError,
     OptionError,
     ShapeError,
     TokenizerError,
@@ -88,10 +87,13 @@ def wordpiece_tokenizer(cls="[CLS]", sep="[SEP]", pad="[PAD]", unk="[UNK]", mask
 ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def roberta_style(backend):
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+TEMPLATE = processors.TemplateProcessing(
+    single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+)
+
+
+def roberta_style(backend, processor=TEMPLATE):
+    backend.post_processor = processor
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         cls_token="<s>",
@@ -115,13 +117,10 @@ def byte_bpe_tokenizer(trim_offsets=True):
     )
     backend.train_from_iterator(TEXTS, trainer)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = roberta_style(backend)
-    backend.post_processor = processors.RobertaProcessing(
+    processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=trim_offsets, add_prefix_space=False
     )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, **tokenizer.special_tokens_map
-    )
+    return roberta_style(backend, processor)
 
 
 def unigram_tokenizer(split=True):
@@ -299,15 +298,13 @@ class TestMatrix:
             torch.testing.assert_close(features.pooled[index], pooled, rtol=0, atol=1e-10)
             assert features.words[index, len(expected) :].eq(0).all()
 
-    def test_last_layer_is_the_models_output(self, case, encoder):
+    def test_last_layer_is_the_models_output(self, encoder):
         last = copy.copy(encoder)
         last.last_n_layers = 1
         tokenized = encoder.tokenize(TEXTS)
         output = encoder.model(**tokenized.inputs).last_hidden_state
-        index, position = 1, tokenized.word_ids[1].tolist().index(0)
-        first = [t for t, number in enumerate(tokenized.word_ids[index].tolist()) if number == 0]
-        assert position == first[0]
-        torch.testing.assert_close(last(TEXTS).words[index, 0], output[index, first].sum(0))
+        first = [t for t, number in enumerate(tokenized.word_ids[1].tolist()) if number == 0]
+        torch.testing.assert_close(last(TEXTS).words[1, 0], output[1, first].sum(0))
 
     def test_padding_is_inert(self, encoder, features):
         for index, text in enumerate(TEXTS):
@@ -329,7 +326,7 @@ class TestMatrix:
         assert without == []
         assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
-    def test_recipe_makes_it_again_bit_for_bit(self, case, encoder, features, tmp_path):
+    def test_recipe_makes_it_again_bit_for_bit(self, encoder, features, tmp_path):
         recipe = encoder.recipe(tmp_path)
         assert recipe.name == "hf:."
         again = HFTextEncoder(tmp_path, **recipe.options).double().eval()
@@ -341,7 +338,7 @@ class TestMatrix:
         assert torch.equal(repeated.word_mask, features.word_mask)
         assert repeated.tokens == features.tokens
 
-    def test_pretrained_folder(self, case, encoder, features, tmp_path):
+    def test_pretrained_folder(self, encoder, features, tmp_path):
         encoder.model.save_pretrained(tmp_path)
         encoder.tokenizer.save_pretrained(tmp_path)
         loaded = HFTextEncoder(str(tmp_path), last_n_layers=2).eval()
@@ -523,15 +520,6 @@ def test_poolings_are_over_all_tokens_of_the_text(pooling):
         torch.testing.assert_close(features.pooled[index], expected)
 
 
-def test_frozen_stays_in_eval_mode_without_gradient():
-    encoder = CASES["bert"].make(frozen=True).train()
-    assert not any(p.requires_grad for p in encoder.parameters())
-    assert not any(module.training for module in encoder.modules())
-    first, second = encoder(TEXTS), encoder(TEXTS)
-    assert torch.equal(first.words, second.words)
-    assert not first.words.requires_grad
-
-
 def test_frozen_later_is_frozen_in_the_recipe(tmp_path):
     recipe = CASES["bert"].make().freeze().recipe(tmp_path)
     assert recipe.options["frozen"] is True
@@ -547,11 +535,6 @@ def test_dropout_is_off_in_the_frozen_layers_and_on_above_them():
         second = encoder.model(**inputs, output_hidden_states=True).hidden_states
     same = [torch.equal(a, b) for a, b in zip(first, second, strict=True)]
     assert same == [True, True, True, False]
-
-
-def test_the_pooler_is_dropped_and_nothing_else(bert):
-    assert bert.model.pooler is None
-    assert not [name for name in bert.state_dict() if "pooler" in name]
 
 
 def test_a_second_encoder_of_the_recipe_keeps_its_options(tmp_path):
@@ -676,7 +659,6 @@ def test_a_text_of_just_the_right_length_is_not_cut():
 def test_empty_text(bert, text):
     with pytest.raises(EmptyTextError, match=r"texts\[1\] has no word") as caught:
         bert(["mild", text])
-    assert isinstance(caught.value, GloriaError)
     assert repr(text) in str(caught.value)
 
 
@@ -719,11 +701,9 @@ def test_bad_options(options, error, message):
 
 @pytest.mark.parametrize("name", ["roberta", "mpnet"])
 def test_positions_counted_from_behind_the_padding_index_leave_fewer(name):
-    case = CASES[name]
-    skipped = case.tokenizer().pad_token_id + 1 if name == "roberta" else 2
-    with pytest.raises(OptionError, match=f"max_length must be from 3 to {130 - skipped}"):
-        case.make(max_length=131)
-    longest = case.make(max_length=130 - skipped)
+    with pytest.raises(OptionError, match="max_length must be from 3 to 128"):
+        CASES[name].make(max_length=129)
+    longest = CASES[name].make(max_length=128)
     with pytest.warns(TruncatedTextWarning):
         features = longest(["mild " * 200])
     assert features.words.isfinite().all()

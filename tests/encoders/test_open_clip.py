@@ -387,14 +387,6 @@ def test_measuring_leaves_statistics_alone(saved):
     assert all(value.device.type == "cpu" for value in encoder.state_dict().values())
 
 
-def test_frozen_is_not_undone_by_training_mode(saved):
-    encoder = OpenClipImageEncoder(saved("clip-resnet")[0], frozen=True).train()
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    assert not encoder(pictures(encoder)).regions.requires_grad
-    for key, value in encoder.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
 def test_protocols(saved):
     folder, _ = saved("clip-vit")
     image_encoder, text_encoder = OpenClipImageEncoder(folder), OpenClipTextEncoder(folder)
@@ -582,13 +574,6 @@ def test_a_text_recipe_stands_alone(name, saved, tmp_path):
     texts = TEXTS[:3]
     with torch.no_grad():
         same(again.eval()(texts), encoder(texts))
-
-
-def test_frozen_text(saved, tmp_path):
-    encoder = OpenClipTextEncoder(saved("bert-cls")[0], frozen=True).train()
-    assert not any(part.training for part in encoder.modules())
-    assert not encoder(["left"]).words.requires_grad
-    assert encoder.recipe(tmp_path).options["frozen"] is True
 
 
 @pytest.mark.parametrize(

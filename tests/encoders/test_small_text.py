@@ -102,7 +102,7 @@ def test_no_words(texts):
         build_word_tokenizer(texts)
 
 
-def test_no_room(tokenizer):
+def test_no_room():
     with pytest.raises(OptionError, match=r"vocab_size must be at least \d+, for the special"):
         build_word_tokenizer(REPORTS, vocab_size=20)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gloria.errors import DtypeError, GloriaError, OptionError, ShapeError
+from gloria.errors import DtypeError, OptionError, ShapeError
 from gloria.heads import Projection
 
 
@@ -55,18 +55,6 @@ def test_every_parameter_and_the_input_get_a_gradient(kind):
     assert all(p.grad.ne(0).any() for p in (features, *head.parameters()))
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_state_survives_a_round_trip(kind):
-    source, target, features = (
-        Projection(5, 3, kind=kind),
-        Projection(5, 3, kind=kind),
-        random(4, 5),
-    )
-    assert not torch.equal(source(features), target(features))
-    target.load_state_dict(source.state_dict())
-    assert torch.equal(source(features), target(features))
-
-
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -75,13 +63,12 @@ def test_state_survives_a_round_trip(kind):
         ({"in_dim": 5.0}, DtypeError, "in_dim must be an integer; got 5.0"),
         ({"kind": "conv"}, OptionError, "kind must be one of 'linear', 'mlp'; got 'conv'"),
         ({"kind": "mlp", "hidden_dim": 0}, OptionError, "hidden_dim must be at least 1; got 0"),
-        ({"kind": "mlp", "hidden_dim": -1}, OptionError, "hidden_dim must be at least 1; got -1"),
+        ({"hidden_dim": 4}, OptionError, "hidden_dim goes with kind='mlp'; got 4"),
     ],
 )
 def test_bad_options_are_named(options, error, message):
-    with pytest.raises(error, match=message) as raised:
+    with pytest.raises(error, match=message):
         Projection(**{"in_dim": 5, "out_dim": 3, **options})
-    assert isinstance(raised.value, GloriaError)
 
 
 def test_a_wrong_width_is_named():
