@@ -261,13 +261,13 @@ class Registry(Generic[T]):
         """
         return self._make(name, self.get(name), options)
 
-    def _make(self, name: str, factory: Callable[..., T], options: dict[str, Any]) -> T:
-        """What the factory behind a name makes, checked."""
+    def _make(self, name: str, factory: Callable[..., T], options: dict[str, Any], *more: str) -> T:
+        """What the factory behind a name makes, checked; ``more`` are options besides its own."""
         from gloria.checks import check_options  # imports torch
 
         entry, _ = self._find(name)
         made = f"{self.kind} {entry}"
-        check_options(made, factory, options)
+        check_options(made, factory, options, *more)
         try:
             thing = factory(**options)
         except GloriaError:
@@ -418,12 +418,13 @@ class PresetRegistry(Registry[T]):
         Raises what :meth:`Registry.create` does, too.
         """
         factory: Any = self.get(name)
+        more = ["preset"] if hasattr(factory, "from_preset") else []
         if preset is not None:
-            if not hasattr(factory, "from_preset"):
+            if not more:
                 entry, _ = self._find(name)
                 raise OptionError(f"{self.kind} {entry} has no presets; got preset={preset!r}.")
             factory = partial(factory.from_preset, preset)
-        return self._make(name, factory, options)
+        return self._make(name, factory, options, *more)
 
 
 Names = list[str]  # inside Registry, `list` is the method

@@ -234,13 +234,21 @@ def test_create_loss_with_an_unknown_preset():
 
 
 def test_a_misspelt_option_gives_the_nearest_with_a_preset_or_without():
-    said = r"%s has no option 'temprature'\. Did you mean 'temperature'\? It has attention, .*"
+    said = (
+        r"%s has no option 'temprature'\. Did you mean 'temperature'\? "
+        r"It has (preset, )?attention, .*"
+    )
     made = r"loss 'local_contrastive' \(built-in, gloria\.losses:LocalContrastiveLoss\)"
     with pytest.raises(UnknownOptionError, match=said % made) as caught:
         catalog.create_loss("local_contrastive", temprature=0.1)
     assert isinstance(caught.value, TypeError)
     with pytest.raises(UnknownOptionError, match=said % "LocalContrastiveLoss"):
         catalog.create_loss("local_contrastive", preset="stable", temprature=0.1)
+
+
+def test_a_misspelt_preset_gives_the_nearest():
+    with pytest.raises(UnknownOptionError, match=r"no option 'presett'\. Did you mean 'preset'\?"):
+        catalog.create_loss("global_local_contrastive", presett="stable")
 
 
 def test_an_option_that_is_missing_is_named():

@@ -59,9 +59,15 @@ _SECTIONS = {
     "wet read": "wet read",
 }
 _NAMES = "|".join(re.escape(name) for name in sorted(_SECTIONS, key=len, reverse=True))
+_MAIN = "|".join(
+    re.escape(name.capitalize())
+    for name in sorted(_SECTIONS, key=len, reverse=True)
+    if _SECTIONS[name] in ("findings", "impression")
+)
 _HEADING = re.compile(
     rf"^[ \t]*(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
     rf"|(?<![\w/])(?P<inside>(?-i:{_NAMES.upper()}))[ \t]*:"  # in capitals anywhere
+    rf"|(?:(?<=[.!?]\s)|(?<=[.!?]\s\s))(?P<behind>(?-i:{_MAIN}))[ \t]*:"  # "... clear. Impression:"
     r"|^[ \t]*(?P<alone>(?-i:FINAL REPORT))[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -87,9 +93,10 @@ def parse_sections(report: str) -> dict[str, str]:
     r"""The sections of a report, by name, in their order.
 
     A section begins at a heading that reports of MIMIC-CXR and CheXpert Plus have, with a colon: in
-    any case at the start of a line, or in capitals anywhere. Headings of one meaning share a name
-    ("CONCLUSION" is ``impression``, "EXAM" ``examination``); sections of one name are joined. An
-    unknown heading begins nothing: its line stays in the section it stands in. What comes before
+    any case at the start of a line, or in capitals anywhere; those of findings and impression also
+    capitalised behind a sentence ("Clear lungs. Impression: ..."). Headings of one meaning share a
+    name ("CONCLUSION" is ``impression``, "EXAM" ``examination``); sections of one name are joined.
+    An unknown heading begins nothing: its line stays in the section it stands in. What comes before
     the first heading is the section ``""``. Nothing is dropped; a heading without text is an empty
     section.
 

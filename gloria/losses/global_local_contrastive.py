@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from gloria.checks import check_choice, check_options
+from gloria.errors import OptionError
 from gloria.losses.base import GlobalLocalLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
@@ -78,14 +79,20 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
             overrides: keyword arguments of this class.
 
         Raises:
-            OptionError: no such preset.
+            OptionError: no such preset; the options of a part are no mapping.
             UnknownOptionError: neither this method nor the class has such an option.
         """
         check_choice("preset", preset, cls.presets)
         check_options(cls.__name__, cls, overrides, "global_options", "local_options")
+        given = {"global_options": global_options or {}, "local_options": local_options or {}}
+        for name, options in given.items():
+            if not isinstance(options, Mapping):
+                raise OptionError(
+                    f'{name} must be a mapping, such as {{"learnable": true}}; got {options!r}.'
+                )
         parts = {
-            "global_loss": GlobalContrastiveLoss.from_preset(preset, **(global_options or {})),
-            "local_loss": LocalContrastiveLoss.from_preset(preset, **(local_options or {})),
+            "global_loss": GlobalContrastiveLoss.from_preset(preset, **given["global_options"]),
+            "local_loss": LocalContrastiveLoss.from_preset(preset, **given["local_options"]),
         }
         return cls(**{**parts, **overrides})
 

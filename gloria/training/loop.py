@@ -281,4 +281,7 @@ def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, in
 
 def _check_enough(name: str, pairs: Pairs, least: int) -> None:
     if len(pairs) < least:
-        raise DataError(f"{name} must hold at least one batch of {least} pairs; got {len(pairs)}.")
+        raise DataError(
+            f"{name} must hold at least one batch of {least} pairs; got {len(pairs)}. Choose a "
+            f"smaller batch size."
+        )

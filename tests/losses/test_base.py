@@ -59,6 +59,8 @@ def test_an_option_that_a_loss_does_not_have_is_named_with_those_it_has():
     options = {"global_options": {"temperatur": 0.1}}
     with pytest.raises(UnknownOptionError, match="GlobalContrastiveLoss has no option 'temper"):
         GlobalLocalContrastiveLoss.from_preset("stable", **options)
+    with pytest.raises(OptionError, match=r"local_options must be a mapping, such as .*; got"):
+        GlobalLocalContrastiveLoss.from_preset("stable", local_options="{backend: chunked}")
 
 
 def test_a_loss_that_takes_any_options_is_asked_itself():
