@@ -21,6 +21,7 @@ from gloria.checks import (
     check_choice,
     check_fusion_weights,
     check_image_encoder,
+    check_integer,
     check_same_size,
     check_text_encoder,
     check_texts,
@@ -426,6 +427,8 @@ def create_model(
         It resizes its 224-pixel images to 299 and normalises them with 0.5 and 0.5; here that is
         up to whoever prepares the images.
     """
+    if embedding_dim is not None:  # before an encoder is loaded
+        check_integer("embedding_dim", embedding_dim, 1)
     vision: ImageEncoder = _resolve(
         image_encoder, catalog.create_image_encoder, "image_options", image_options
     )

@@ -448,6 +448,8 @@ def test_create_model_projects_everything_to_one_width(images, projection):
     assert output.images.regions.shape == (3, 15, 7)
     assert output.texts.pooled.shape == (3, 7)
     assert output.texts.words.shape == (3, 3, 7)
+    with pytest.raises(DtypeError, match="embedding_dim must be an integer; got 'text'"):
+        create_model(Patches(), Bag(10), embedding_dim="text", projection=projection)
 
 
 def test_create_model_without_a_width_projects_the_image_only(images):
