@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Sized
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -109,7 +109,7 @@ def check_finite(name: str, value: float | Tensor) -> None:
 
 def check_fusion_weights(weights: Sequence[float]) -> None:
     """Require the weights of a global and of a local similarity."""
-    if not isinstance(weights, Sequence) or len(weights) != 2:
+    if not isinstance(weights, Sized) or len(weights) != 2:
         raise OptionError(f"weights must be (global, local), two numbers; got {weights!r}.")
     for weight in weights:
         check_finite("weights", weight)
@@ -165,7 +165,7 @@ def check_options(
         UnknownOptionError: it does not take one; the message has the nearest name, and all.
     """
     try:
-        parameters = inspect.signature(maker).parameters.values()
+        parameters = inspect.signature(maker, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # as some callables of C
         return
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -204,6 +204,7 @@ def fault_of_image_encoder(value: Any) -> str:
     wanted = value.image_input
     if (
         not isinstance(wanted, ImageInput)
+        or not all(isinstance(each, Sized) for each in (wanted.mean, wanted.std))
         or not len(wanted.mean) == len(wanted.std) == wanted.channels
         or not all(each > 0 for each in wanted.std)
     ):

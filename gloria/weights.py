@@ -92,9 +92,10 @@ def why_not_loadable(model: GLoRIA) -> str:
             return described
         try:
             again = _make(json.loads(json.dumps(described)), Path(folder))
-        except Exception as cause:  # what a plugin raises, too
+            differences = _differences(weights, _weights_of(again))
+        except Exception as cause:  # what a plugin raises, too, or a layer without its shape
             return f"making it from its description fails: {_said(cause)}."
-    if differences := _differences(weights, _weights_of(again)):
+    if differences:
         return f"made from its description, it is another one: {differences}."
     return ""
 

@@ -1,5 +1,6 @@
 """Argument checks: each message says what was expected and what was given."""
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ from gloria import errors
 from gloria.checks import (
     check_choice,
     check_finite,
+    check_fusion_weights,
     check_mask,
+    check_options,
     check_positive,
     check_same_device,
     check_same_size,
@@ -186,3 +189,21 @@ def test_every_error_is_a_gloria_error_and_a_builtin():
     for each in classes:
         assert issubclass(each, GloriaError)
         assert each is GloriaError or issubclass(each, builtins)
+
+
+def test_two_numbers_of_any_kind_are_weights():
+    for weights in ((0.5, 0.5), [1, 2], np.array([0.5, 2.5]), torch.tensor([0.5, 2.5])):
+        check_fusion_weights(weights)
+
+
+def test_options_are_of_what_is_called_and_not_of_what_it_wraps():
+    def inner(width):
+        return width
+
+    @functools.wraps(inner)
+    def outer(width, seed=0):
+        return inner(width)
+
+    check_options("it", outer, ["width", "seed"])
+    with pytest.raises(errors.UnknownOptionError, match="it has no option 'depth'"):
+        check_options("it", outer, ["depth"])

@@ -114,11 +114,15 @@ def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
     class Bare(Patches):
         image_input = (1, None, (0.5,), (0.5,))
 
+    class Plain(Patches):
+        image_input = ImageInput(1, None, 0.5, 0.5)
+
     for encoder, fault in (
         (None, "it is no nn.Module, it is NoneType"),
         (Patches, "it is no nn.Module, it is type"),
         (Bag(), "Bag lacks region_dim, image_input"),
         (Gray(), r"its image_input must be an ImageInput with a mean and a std above 0 for each"),
+        (Plain(), r"its image_input must be .*; it is ImageInput\(channels=1, .*mean=0.5"),
         (Flat(), r"its image_input must be .*; it is ImageInput\(.* std=\(0\.0,\)\)"),
         (Bare(), r"its image_input must be .*; it is \(1, None, "),
     ):

@@ -7,7 +7,8 @@ imports nothing heavy.
 
 Exit codes: 0 done; 1 done, and what the command looks for is there (``check-splits`` alone); 2 an
 error, wrong usage or not (one line on stderr; the traceback with ``--debug``, and of a bug of ours
-always); 130 interrupted by Ctrl-C; 141 the reader of our output went away.
+always); 130 stopped by Ctrl-C, and ``train`` by SIGTERM, too; 141 the reader of our output went
+away.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,8 +34,9 @@ class Stopping:
         signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread():
             signals = ()  # Python hears signals in the main thread alone
-        # what is ignored stays so, as Ctrl-C by a job in the background
-        heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+        # what is ignored stays so, as Ctrl-C by a job in the background; None: a handler of C
+        deaf = (None, signal.SIG_IGN)
+        heard = [number for number in signals if signal.getsignal(number) not in deaf]
         self._usual = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
@@ -54,7 +56,8 @@ class Stopping:
             raise KeyboardInterrupt
         self._asked = True
         if sys.stderr is not None:  # or 2 may be another file
-            os.write(2, _TOLD)  # not by print, in the middle of which this may be
+            with contextlib.suppress(OSError):  # a full disk, or nobody reads
+                os.write(2, _TOLD)  # not by print, in the middle of which this may be
         if hasattr(signal, "SIGCHLD"):
             # torch would raise in this step that a scheduler stopped the loading processes, too
             self._usual[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)

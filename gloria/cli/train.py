@@ -272,8 +272,7 @@ def run(args: argparse.Namespace) -> int:
     _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
     stands = last_step(args.out / "checkpoints")
     if stands:
-        whither = "and goes on" if stands < recipe.steps else "and is written again"
-        say(f"{args.out} stands at step {stands} of {recipe.steps} {whither}", args.quiet)
+        say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
     try:
         with StepProgress(recipe.steps, "train", args.quiet) as progress, Stopping() as stopping:
 

@@ -54,16 +54,19 @@ class ImageFolder(Radiographs):
 def _images(folder: Path) -> list[Path]:
     found = []
     seen: set[str] = set()
-    for place, inner, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # by a link to a folder around it, or to one that is here anyway
-            inner.clear()
-            continue
-        seen.add(real)
-        visible = (name for name in inner if not name.startswith("."))
-        inner[:] = sorted(visible, key=lambda name: (os.path.islink(f"{place}/{name}"), name))
-        paths = [Path(place, name) for name in files if not name.startswith(".")]
-        found += [path for path in paths if path.is_file() and _is_image(path)]
+    places = [str(folder)]
+    for start in places:  # which grow by the links that are found
+        for place, inner, files in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:  # by a link to a folder around it, or to one that is here anyway
+                inner.clear()
+                continue
+            seen.add(real)
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            inside = [f"{place}/{name}" for name in inner]
+            places += [path for path in inside if os.path.islink(path)]
+            paths = [Path(place, name) for name in files if not name.startswith(".")]
+            found += [path for path in paths if path.is_file() and _is_image(path)]
     return found
 
 

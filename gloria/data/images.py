@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -195,6 +196,8 @@ def check_image(name: str, image: Any) -> None:
     if not image.numel():
         raise DataError(f"{name} must have pixels; got {tuple(image.shape)}.")
     low, high = (float(value) for value in image.aminmax())
+    if low != low:
+        raise DataError(f"{name} holds NaN.")
     if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         raise DataError(
             f"{name} must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
@@ -210,7 +213,7 @@ def check_size(size: tuple[int, int]) -> None:
 
 
 def _check_pair(name: str, value: Any, expected: str) -> None:
-    if not isinstance(value, tuple | list) or len(value) != 2:
+    if not isinstance(value, Sized) or len(value) != 2:
         raise OptionError(f"{name} must be {expected}; got {value!r}.")
 
 

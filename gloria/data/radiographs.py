@@ -131,8 +131,10 @@ class Radiographs(Dataset[Radiograph]):
                 raise DataError(
                     f"{record.place}: {len(record.labels)} labels for {len(self.classes)} classes."
                 )
-            if not {-1, 0, 1}.issuperset(record.labels):
+            if not all(label in (-1, 0, 1) for label in record.labels):
                 raise DataError(f"{record.place}: labels are 1, 0 or -1; got {record.labels}.")
+        # masks and boxes are of the stored pixels; one rule for all, or it would tell who has some
+        self._upright = not any(record.mask or record.boxes for record in self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -246,7 +248,7 @@ class Radiographs(Dataset[Radiograph]):
                 self.channels,
                 bits=self.bits,
                 window=self.window,
-                upright=record.mask is None and not record.boxes,  # they are of the stored pixels
+                upright=self._upright,
             )
             if record.mask is None:
                 return image, None

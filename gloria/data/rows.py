@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,7 +130,10 @@ def _read_table(path: Path) -> Iterator[list[str]]:
     head = io.BytesIO(data).readline().decode("utf-8")
     # strict: or a quote that is never closed takes all rows below it into its cell
     reader = csv.reader(
-        lines, delimiter=max(",;\t", key=head.count), skipinitialspace=True, strict=True
+        map(_without_spaces_behind_quotes, lines),
+        delimiter=max(",;\t", key=head.count),
+        skipinitialspace=True,
+        strict=True,
     )
     begins = 1
     try:
@@ -145,5 +149,11 @@ def _read_table(path: Path) -> Iterator[list[str]]:
     except csv.Error as cause:
         raise DataError(
             f"{path}, line {begins}: what begins there is not CSV ({cause}). Is a quote never "
-            f"closed, or one inside a quoted text not written twice?"
+            f"closed, or one inside a quoted text not written twice? Does a cell only begin with a "
+            f"quoted word?"
         ) from cause
+
+
+def _without_spaces_behind_quotes(line: str) -> str:
+    """Some programs write them between a quoted cell and the comma; the strict reader minds."""
+    return re.sub(r'" +(?=[,;\t\r\n]|$)', '"', line) if '" ' in line else line

@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import pad
 
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
@@ -163,16 +163,18 @@ def left_share(maps: Tensor) -> Tensor:
 def _grow(mask: Tensor, tolerance: float) -> Tensor:
     """The pixels within ``tolerance`` of a mask: row by row of the disc around each of its own."""
     height, width = mask.shape[-2:]
-    pixels = mask.reshape(-1, 1, height, width)
-    grown = pixels.clone()
+    grown = mask.clone()
+    counts = pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))  # of pixels to the left
+    column = torch.arange(width, device=mask.device)
     for down in range(height):
         if down > tolerance:
             break
         across = sum(math.hypot(down, step) <= tolerance for step in range(1, width))
-        wide = max_pool2d(pixels.float(), (1, 2 * across + 1), stride=1, padding=(0, across)) > 0
+        left, right = (column - across).clamp(min=0), (column + across + 1).clamp(max=width)
+        wide = counts[..., right] > counts[..., left]
         grown[..., down:, :] |= wide[..., : height - down, :]
         grown[..., : height - down, :] |= wide[..., down:, :]
-    return grown.reshape(mask.shape)
+    return grown
 
 
 def _check(maps: Tensor, mask: Tensor) -> None:

@@ -9,7 +9,7 @@ Unlike torchmetrics, similarities may have any sign: a relevant candidate counts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -208,7 +208,7 @@ def check_integers(name: str, labels: Tensor) -> None:
 
 def check_ks(ks: Sequence[int], candidates: int) -> None:
     """Require every K to be an integer from 1 to the number of candidates."""
-    if not isinstance(ks, Sequence):
+    if not isinstance(ks, Collection):
         raise DtypeError(f"ks must be a list of integers; got {ks!r}.")
     for k in ks:
         if isinstance(k, bool) or not isinstance(k, int):

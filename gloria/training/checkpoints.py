@@ -7,10 +7,10 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gloria.errors import CheckpointError, OptionError
@@ -36,11 +36,9 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         OptionError: one has no value in JSON.
     """
 
-    def plain(value: Any) -> int | float:
-        if isinstance(value, Integral):  # numpy's, say
-            return int(value)
-        if isinstance(value, Real):
-            return float(value)
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
         raise OptionError(f"settings must be JSON values; got the {type(value).__name__} {value}.")
 
     found: dict[str, Any] = json.loads(json.dumps(dict(settings), default=plain))
@@ -98,6 +96,7 @@ def resume(
     try:
         record = json.loads((newest / "progress.json").read_text())
         before = dict(record["settings"])
+        before.pop("checkpoint_every", None)  # which older runs wrote; it changes nothing
         progress = Progress(int(record["step"]), list(record["history"]), float(record["best"]))
         # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
         state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)

@@ -1,7 +1,9 @@
 """Progress on stderr: bars on a terminal, whole lines elsewhere."""
 
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,11 +68,31 @@ def test_a_closed_stderr_is_no_error(capfd, monkeypatch):
     with Progress(1, "encode", False) as progress:
         progress.advance()
     with Stopping() as stopping:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # SIGINT may be ignored here
         with pytest.raises(KeyboardInterrupt):
             stopping.check()
     monkeypatch.undo()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_message_that_nobody_can_read_does_not_break_the_stop():
+    command = [sys.executable, "-c", STOPPED_WITH_A_FULL_DISK_FOR_STDERR]
+    process = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    assert process.stdout == "stopped\n"
+
+
+STOPPED_WITH_A_FULL_DISK_FOR_STDERR = """
+import os, signal
+from gloria.cli.stopping import Stopping
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+with Stopping() as stopping:
+    signal.raise_signal(signal.SIGTERM)
+    try:
+        stopping.check()
+    except KeyboardInterrupt:
+        print("stopped")
+"""
 
 
 @pytest.mark.parametrize("isatty", [True, False])

@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_says_from_where(table, tmp_path, capsys):
     assert run(table, tmp_path) == 0
     capsys.readouterr()
     assert main([*loud, "--workers", "0", *QUICK]) == 0
-    assert f"{tmp_path} stands at step 4 of 4 and is written again" in capsys.readouterr().err
+    assert f"{tmp_path} stands at step 4 of 4\n" in capsys.readouterr().err
 
 
 def test_a_thread_can_train(table, tmp_path):

@@ -78,6 +78,9 @@ def test_masks_and_boxes_are_of_the_stored_pixels(write_dicom, tmp_path):
     np.testing.assert_allclose(item.image[0], RAMP / 255, atol=1e-6)
     assert item.image[item.mask].tolist() == [pytest.approx(7 / 255)]
     assert Radiographs([marked], size=RAMP.shape).boxes(0).tolist() == [[2, 1, 3, 2]]
+    # one rule for all: or it would tell which of them has a finding
+    other = Radiographs([Record("b", path, ""), marked], size=RAMP.shape)[0]
+    torch.testing.assert_close(other.image, item.image)
     plain = Radiographs([Record("a", path, "")], size=RAMP.T.shape)
     np.testing.assert_allclose(plain[0].image[0], np.rot90(RAMP, -1) / 255, atol=1e-6)
 

@@ -33,7 +33,9 @@ def test_links_to_folders_are_followed_into_each_once(films, tmp_path, write_ima
     (films / "c").symlink_to(tmp_path / "elsewhere")
     (films / "a" / "around").symlink_to(films)
     (films / "A").symlink_to(films / "a")
-    ids = ["a/1.2.840.99", "a/1.jpeg", "a/2.JPG", "b.png", "c/d.png"]
+    (films / "a" / "inside").symlink_to(films / "z")
+    write_image(films / "z" / "e.png")  # by its own name, whatever leads there
+    ids = ["a/1.2.840.99", "a/1.jpeg", "a/2.JPG", "b.png", "c/d.png", "z/e.png"]
     assert ImageFolder(films, size=(6, 6)).ids == ids
 
 

@@ -137,10 +137,19 @@ def test_a_quote_inside_a_quoted_text_that_is_not_written_twice(write):
         ImageReportTable(path, size=(8, 8))
 
 
-def test_spaces_before_a_quoted_text(write):
+@pytest.mark.parametrize(
+    "row",
+    [
+        '  "Edema, with ""large"" effusion.", train\n',
+        '"Edema, with ""large"" effusion."  ,"train" \n',
+        '"Edema, with ""large"" effusion." ,"train" ',
+    ],
+)
+def test_spaces_around_a_quoted_text(write, row):
     path = write(ROWS[:1])
-    path.write_text(path.read_text() + 'b.png,  "Edema, with effusion.", train\n')
-    assert ImageReportTable(path, "train", size=(8, 8)).reports[1] == "Edema, with effusion."
+    path.write_text(path.read_text() + "b.png," + row)
+    reports = ImageReportTable(path, "train", size=(8, 8)).reports
+    assert reports[1] == 'Edema, with "large" effusion.'
 
 
 def test_a_fingerprint_changes_with_paths_reports_and_order_only(write):
