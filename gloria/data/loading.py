@@ -78,18 +78,13 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
         DtypeError, ShapeError, DataError: one is no image, as
             :func:`~gloria.data.images.check_image` says; or they are not all of one shape.
     """
-    images = images_of(items)
+    images: list[Any] = [getattr(item, "image", None) for item in items]
     for image in images:
         check_image("image of an item", image)
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(f"images of one batch must have one shape; got {sorted(shapes)}.")
     return torch.stack(images).float()
-
-
-def images_of(items: Sequence[Any]) -> list[Any]:
-    """Their images; None of an item that has none, for a check to tell."""
-    return [getattr(item, "image", None) for item in items]
 
 
 class _Batches(Dataset[Any]):

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from gloria.checks import check_fusion_weights, check_integer
 from gloria.data.images import check_image, normalize
-from gloria.data.loading import images_of, load_batches
+from gloria.data.loading import load_batches, stack_images
 from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
@@ -95,7 +95,8 @@ def encode_items(
     check_integer("batch_size", batch_size, 1)
     check_integer("workers", workers, 0)
     batches = in_batches(len(items), batch_size)
-    loaded = load_batches(items, batches, images_of, workers=workers)
+    # as one tensor: what another process loaded keeps a file open for each
+    loaded = load_batches(items, batches, stack_images, workers=workers)
     images = (image for batch in loaded for image in batch)
     return encode_images(model, images, batch_size, progress=progress)
 

@@ -114,8 +114,9 @@ def train(
     """Train a model on pairs, on the device it is on.
 
     Args:
-        model: trained in place, its convolutions in the memory format ``channels_last``. It is
-            told the size of the images it sees, cropped if they are: ``trained_image_size``.
+        model: in float32; trained in place, its convolutions in the memory format
+            ``channels_last``. It is told the size of the images it sees, cropped if they are:
+            ``trained_image_size``.
         pairs: images ``(channel, height, width)`` in [0, 1], all of one size, with reports. They
             are normalised here, as ``model.image_encoder.image_input`` says. An index must always
             give the same item: random numbers that items draw are not those of step k.

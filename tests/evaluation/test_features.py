@@ -1,9 +1,13 @@
 """Features of whole data sets: neither batch, nor block, nor the model's mode shows in them."""
 
+import os
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from gloria.data import ImageReport
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset
 from gloria.errors import (
@@ -16,6 +20,7 @@ from gloria.errors import (
 )
 from gloria.evaluation.features import (
     encode_images,
+    encode_items,
     encode_prompts,
     encode_texts,
     evaluating,
@@ -357,3 +362,17 @@ def test_a_text_encoder_that_cannot_tell_unknown_words_is_not_asked(trained, mon
     monkeypatch.setattr(trained, "text_encoder", Silent())
     again = encode_prompts(trained, ["effusion ☃"])  # a warning is an error
     assert again.tokens == features.tokens
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_a_batch_from_another_process_keeps_one_file_open(trained):
+    resource = pytest.importorskip("resource")
+    items = [ImageReport(torch.rand(1, 32, 32), "") for _ in range(150)]
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, usual[1]))
+    try:
+        features = encode_items(trained, items, batch_size=150, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    assert features.pooled.shape[0] == 150
