@@ -39,6 +39,7 @@ COMMANDS = {
     "demo": "Train on the built-in phantom radiographs and see what was learned.",
     "train": "Train on your own images and reports.",
     "search": "Find the images of a folder that fit a text best.",
+    "attention": "Draw where each word of a text looks in an image.",
     "evaluate": "Retrieval, zero-shot, classification, segmentation: a model's tables.",
     "import-published": "Make a saved model of a checkpoint of the published code.",
     "check-splits": "Look for patients and images that are in more than one split.",

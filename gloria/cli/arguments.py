@@ -16,6 +16,18 @@ IMAGE_SIZE = "square side; default: that of the model's training"
 """Help of ``--image-size``."""
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--model``, of a command that needs one."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="NAME",
+        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
+        "Hugging Face hub",
+    )
+
+
 def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> None:
     """Declare ``--bits`` and ``--window``: what pixel values mean."""
     parser.add_argument(

@@ -18,20 +18,19 @@ import argparse
 import json
 from pathlib import Path
 
-from gloria.cli.arguments import IMAGE_SIZE, add_pixel_arguments, locate_model, pick_image_size
+from gloria.cli.arguments import (
+    IMAGE_SIZE,
+    add_model_argument,
+    add_pixel_arguments,
+    locate_model,
+    pick_image_size,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("text", help="what to look for")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="NAME",
-        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
-        "Hugging Face hub",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )

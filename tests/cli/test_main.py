@@ -68,7 +68,17 @@ def test_help_shows_every_command_and_what_it_does(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["demo", "train", "search", "import-published", "check-splits", "phantoms", "plan"]
+    "name",
+    [
+        "demo",
+        "train",
+        "search",
+        "attention",
+        "import-published",
+        "check-splits",
+        "phantoms",
+        "plan",
+    ],
 )
 def test_the_help_of_a_command_imports_no_torch(name):
     code = (
