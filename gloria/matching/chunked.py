@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from torch.linalg import vector_norm
 from gloria.matching import einops
 from gloria.matching.problem import (
     EPS,
-    AttentionVariant,
     MatchingInputs,
     MatchingOptions,
     Problem,
@@ -502,18 +501,7 @@ def _definition(
 # Inside a compiled graph the whole matching is one opaque operator, which keeps nothing.
 
 
-def _options(attention: str, temperature: float, memory_budget: int) -> MatchingOptions:
-    return MatchingOptions(
-        cast("AttentionVariant", attention), temperature, 1.0, "mean", memory_budget
-    )
-
-
-@torch.library.custom_op(
-    "gloria::chunked_word_cosines",
-    mutates_args=(),
-    schema="(Tensor regions, Tensor words, Tensor word_mask, Tensor? region_mask, "
-    "str attention, float attention_temperature, int memory_budget) -> Tensor",
-)
+@torch.library.custom_op("gloria::chunked_word_cosines", mutates_args=())
 def _word_cosines(
     regions: Tensor,
     words: Tensor,
@@ -523,18 +511,13 @@ def _word_cosines(
     attention_temperature: float,
     memory_budget: int,
 ) -> Tensor:
-    options = _options(attention, attention_temperature, memory_budget)
+    options = MatchingOptions.of_attention(attention, attention_temperature, memory_budget)
     packing = Packing.of(word_mask)
     matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
     return packing.unpack(matcher.forward(keep=False).cosine).contiguous()
 
 
-@torch.library.custom_op(
-    "gloria::chunked_word_cosines_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor regions, Tensor words, Tensor word_mask, Tensor? region_mask, "
-    "str attention, float attention_temperature, int memory_budget) -> (Tensor, Tensor)",
-)
+@torch.library.custom_op("gloria::chunked_word_cosines_backward", mutates_args=())
 def _word_cosines_backward(
     grad: Tensor,
     regions: Tensor,
@@ -545,7 +528,7 @@ def _word_cosines_backward(
     attention_temperature: float,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
-    options = _options(attention, attention_temperature, memory_budget)
+    options = MatchingOptions.of_attention(attention, attention_temperature, memory_budget)
     packing = Packing.of(word_mask)
     matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
     packed = grad.flatten(1).index_select(1, packing.positions).mT

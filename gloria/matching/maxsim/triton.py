@@ -54,7 +54,7 @@ from gloria.matching.maxsim.operator import (
     room_for_winners,
 )
 from gloria.matching.maxsim.problem import MaxSimProblem
-from gloria.matching.triton_support import FUSED, multiply_precision, why_not_here
+from gloria.matching.triton_support import FUSED, ceil_div, multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_TOKENS = False
@@ -156,19 +156,16 @@ def power_of_two(size: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
 
 
-def ceil_div(size: int, step: int) -> int:
-    return -(-size // step)
-
-
 def find_maxima(
     queries: Tensor,
     keys: Tensor,
     query_mask: Tensor | None,
     key_mask: Tensor | None,
-    scores: Tensor,
-    winners: Tensor,
-) -> None:
-    """Fill scores ``(query, key)``, and winners unless there is no room for any."""
+    keep_winners: bool,
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(query, key)``, and the winners if they are to be kept."""
+    scores = room_for_scores(queries, keys)
+    winners = room_for_winners(queries, keys, keep_winners)
     count, query_tokens, dim = queries.shape
     masked = query_mask is not None
     launch = Forward.of(query_tokens, keys.shape[1], dim, queries.dtype, masked)
@@ -178,9 +175,10 @@ def find_maxima(
         keys if key_mask is None else key_mask,
         scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
         QUERIES_MASKED=masked, KEYS_MASKED=key_mask is not None,
-        WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
+        WITH_WINNERS=keep_winners, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
         **launch._asdict(), **FUSED,
     )  # fmt: skip
+    return scores, winners
 
 
 def forward(
@@ -191,15 +189,12 @@ def forward(
     keep_winners: bool,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores ``(query, key)``, and the winners if they are to be kept."""
-    scores = room_for_scores(queries, keys)
-    winners = room_for_winners(queries, keys, keep_winners)
+    """:func:`find_maxima`, where there is anything to find them in."""
     if not queries.numel() or not keys.numel():
-        return scores.zero_(), winners.fill_(-1)
-    tensors = contiguous(queries, keys, query_mask, key_mask)
+        winners = room_for_winners(queries, keys, keep_winners)
+        return room_for_scores(queries, keys).zero_(), winners.fill_(-1)
     with torch.cuda.device_of(queries):
-        find_maxima(*tensors, scores, winners)
-    return scores, winners
+        return find_maxima(*contiguous(queries, keys, query_mask, key_mask), keep_winners)
 
 
 def contiguous(
@@ -231,24 +226,19 @@ def backward(
     queries, keys, query_mask, key_mask = contiguous(queries, keys, query_mask, key_mask)
     with torch.cuda.device_of(queries):
         listed = None if query_mask is None or not needs[1] else real_rows(query_mask)
-        if kept.numel():
-            fill_gradients(
-                gradient, queries, keys, query_mask, key_mask, kept, listed, for_queries, for_keys
-            )
-            return for_queries, for_keys
-        # a winner and, as they come with them, as many scores at most
-        rows = queries.shape[0] * queries.shape[1]
-        step = max(min(memory_budget // (8 * rows), len(keys)), 1)
-        # what is added to must not be rounded
-        kind = queries.dtype if step == len(keys) else torch.float32
-        total = for_queries
-        if kind != queries.dtype:
-            total = for_queries.new_empty(for_queries.shape, dtype=kind)
+        step, total = len(keys), for_queries
+        if not kept.numel():
+            # a winner and, as they come with them, as many scores at most
+            rows = queries.shape[0] * queries.shape[1]
+            step = max(min(memory_budget // (8 * rows), len(keys)), 1)
+        if step < len(keys):  # what is added to must not be rounded
+            total = torch.empty_like(for_queries, dtype=torch.float32)
         for first in range(0, len(keys), step):
             run = slice(first, first + step)
             part, mask = keys[run], None if key_mask is None else key_mask[run]
-            winners = room_for_winners(queries, part, True)
-            find_maxima(queries, part, query_mask, mask, room_for_scores(queries, part), winners)
+            winners = kept
+            if not kept.numel():
+                _, winners = find_maxima(queries, part, query_mask, mask, True)
             fill_gradients(
                 gradient[:, run], queries, part, query_mask, mask, winners, listed,
                 total, for_keys[run], add=first > 0,
@@ -281,11 +271,8 @@ def fill_gradients(
 
     A gradient without room is not asked for.
     """
-    (count, query_tokens, dim), key_tokens, strides = (
-        queries.shape,
-        keys.shape[1],
-        upstream.stride(),
-    )
+    (count, query_tokens, dim), key_tokens = queries.shape, keys.shape[1]
+    strides = upstream.stride()
     if for_queries.numel():
         of_queries = QueryGradient.of(dim)
         kernels().query_gradient[(count * query_tokens, ceil_div(dim, of_queries.INNER))](
