@@ -135,16 +135,12 @@ def multiplied_vectors(
     dtype = torch.promote_types(regions.dtype, words.dtype)
     if not keep_half_precision:
         dtype = torch.promote_types(dtype, torch.float32)
-    if product != "dot":
-        masked_words_are_read = masked_regions_are_read = True
-    regions, words = zero_masked(
-        regions,
-        words,
-        word_mask if masked_words_are_read else None,
-        region_mask if masked_regions_are_read else None,
-    )
-    if product != "dot":
-        regions, words = widen_together(regions, words)
+    if product == "dot":
+        word_mask = word_mask if masked_words_are_read else None
+        region_mask = region_mask if masked_regions_are_read else None
+        regions, words = zero_masked(regions, words, word_mask, region_mask)
+    else:
+        regions, words = real_vectors(regions, words, word_mask, region_mask)
     if product == "cosine":
         regions, words = to_unit(regions), to_unit(words)
     elif product == "scaled_dot":
@@ -154,7 +150,7 @@ def multiplied_vectors(
 
 
 def real_vectors(
-    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+    regions: Tensor, words: Tensor, word_mask: Tensor | None, region_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Regions and words, widened, with zeros under the masks."""
     return zero_masked(*widen_together(regions, words), word_mask, region_mask)
