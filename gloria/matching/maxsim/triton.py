@@ -17,26 +17,7 @@ The winners are kept if they take no more than half of the memory budget (4 byte
 and key); otherwise they are found again, for as many keys at a time as the budget allows. Nothing
 here waits for the device: masks are read by the kernels, launches depend on shapes only.
 
-Counted for the GPU workloads of ``benchmarks/test_max_similarity.py`` in bfloat16: operations in
-10^9, with what pads the tiles, and the time of all of them at the 771 · 10^12 a second that an
-H200's products reach:
-
-| workload                | needed | forward | key gradient | gathered | matrix units |
-|-------------------------|-------:|--------:|-------------:|---------:|-------------:|
-| colbert-train           |    3.0 |     3.2 |          6.4 |    17 MB |        13 µs |
-| colbert-train-ragged    |    1.5 |     2.0 |          4.0 |    17 MB |         8 µs |
-| words-find-regions-256  |    4.5 |    10.7 |         12.1 |    23 MB |        30 µs |
-
-The key gradient's last block of 64 tokens has 4 at 196 regions, 23 % of its operations; but blocks
-of 32 would not reach sm_90's matrix units, which multiply 64 rows at a time. Considered instead of
-the two products: winners sorted by key, then gathered (two launches more, and a token that won all
-the words would gather them one after the other, in one program); and one product for each query, of
-who chose whom without the weight, which then multiplies a second accumulator (no two overlap, and
-its rows are padded). By count, either would save 3 to 10 µs of a step that takes a millisecond on
-an H200.
-
-Reading and writing inputs, winners and gradients once takes 5 µs of its memory at most. Whatever
-takes longer is host time, or programs that wait; so tiles leave room for two on a processor.
+The counts, and what was considered instead, are at the end of ``gloria/matching/triton.md``.
 """
 
 from __future__ import annotations
