@@ -17,6 +17,8 @@ from gloria.matching.triton_support import capturing
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
+_PROJECT = "Project both to one width first (gloria.heads)."
+
 
 def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
     """Require vectors of images and texts, of one width and on one device."""
@@ -28,7 +30,7 @@ def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
         image_embeddings.shape[1],
         "text_embeddings",
         text_embeddings.shape[1],
-        "Project both to one width first (gloria.heads).",
+        _PROJECT,
     )
     check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
 
@@ -48,14 +50,7 @@ def check_local(
     flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
     check_tensor("regions", regions, ("image", "region", "dim"), flatten)
     check_tensor("words", words, ("text", "word", "dim"))
-    check_same_size(
-        "dim",
-        "regions",
-        regions.shape[2],
-        "words",
-        words.shape[2],
-        "Project both to one width first (gloria.heads).",
-    )
+    check_same_size("dim", "regions", regions.shape[2], "words", words.shape[2], _PROJECT)
     check_same_device("words", words, "regions", regions)
     if word_mask is not None or needs_word_mask:
         check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))

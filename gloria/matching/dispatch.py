@@ -36,7 +36,7 @@ class CanRefuse(Protocol):
         ...
 
 
-class Backend(Protocol):
+class Backend(CanRefuse, Protocol):
     """What a backend module offers."""
 
     TAKES_HALF_PRECISION: bool
@@ -53,10 +53,6 @@ class Backend(Protocol):
 
         In float32 or float64; at masked words anything finite, with zero gradient.
         """
-        ...
-
-    def reasons_not_supported(self, problem: Problem) -> list[str]:
-        """Sentences that say why not; empty = can run."""
         ...
 
 

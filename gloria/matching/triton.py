@@ -331,12 +331,11 @@ class Matcher:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of regions and words, where needed."""
         upstream = upstream.contiguous()
-        regions_gradient = torch.empty_like(self.regions) if needs[0] else None
-        words_gradient = torch.empty_like(self.words) if needs[1] else None
-        if not (self.images and self.columns):
-            for gradient in (regions_gradient, words_gradient):
-                if gradient is not None:
-                    gradient.zero_()
+        none = not (self.images and self.columns)
+        new = torch.zeros_like if none else torch.empty_like
+        regions_gradient = new(self.regions) if needs[0] else None
+        words_gradient = new(self.words) if needs[1] else None
+        if none:
             return regions_gradient, words_gradient
         packed_words = self.packed.words.to(self.kind)
         packed_gradient: Tensor | None = None
