@@ -76,12 +76,7 @@ def check_pairs(
 ) -> None:
     """As :func:`check_local`, and there are pairs: text k belongs to image k."""
     check_local(regions, words, word_mask, region_mask)
-    images, texts = regions.shape[0], words.shape[0]
-    if images != texts or images == 0:
-        raise ShapeError(
-            f"regions and words must hold at least one pair, text k belonging to image k; got "
-            f"{images} images and {texts} texts."
-        )
+    check_matched(regions.shape[0], words.shape[0], "regions and words must hold")
 
 
 def check_square(similarity: Tensor) -> None:
@@ -90,12 +85,12 @@ def check_square(similarity: Tensor) -> None:
     check_matched(*similarity.shape)
 
 
-def check_matched(images: int, texts: int) -> None:
+def check_matched(images: int, texts: int, what: str = "similarity must be square with") -> None:
     """Require as many texts as images, and one at least."""
     if images != texts or images == 0:
         raise ShapeError(
-            f"similarity must be square with at least one pair, text k belonging to image k; got "
-            f"{images} images and {texts} texts."
+            f"{what} at least one pair, text k belonging to image k; got {images} images and "
+            f"{texts} texts."
         )
 
 
