@@ -241,7 +241,6 @@ class Matcher:
         self.two_softmaxes = options.attention == "words_then_regions"
         self.steepness = 1 / options.attention_temperature
         self.word_norms = vector_norm(words, dim=1)[:, None]
-        self.longest = vector_norm(regions, dim=2).amax(1)
 
         images, across, dim = regions.shape
         bytes_each = regions.element_size()
@@ -249,7 +248,7 @@ class Matcher:
         tile = options.memory_budget // (2 * WORKING_TILES * bytes_each)
         if regions.device.type == "cpu":
             tile = min(tile, CACHE_TILE // bytes_each)
-        width = max(across, 1 if self.use_gram else dim)
+        width = max(1, across, 0 if self.use_gram else dim)
         self.blocks = list(packing.blocks(tile // width))
         tall = max((block.words.stop - block.words.start for block in self.blocks), default=0)
         together = max(1, min(images, tile // max(tall * width, 1)))
@@ -291,7 +290,7 @@ class Matcher:
             norm = vector_norm(pulls, dim=2).mT
         else:
             square = torch.mul(weights, pulls, out=products).sum(-1)
-            self.repair(square, weights, images)
+            self.repair(square, weights, images, gram)
             norm = square.sqrt()
         exact = norm * self.word_norms[block.words]
         torch.clamp_min(exact, EPS, out=result.denominator[here])
@@ -415,9 +414,9 @@ class Matcher:
         torch.bmm(by_image, gram, out=out.transpose(0, 1))
         return out
 
-    def repair(self, square: Tensor, weights: Tensor, images: slice) -> None:
+    def repair(self, square: Tensor, weights: Tensor, images: slice, gram: Tensor) -> None:
         """Make ``‖c‖²`` from c itself wherever ``aᵀ G a`` has cancelled."""
-        lost = square < ILL_CONDITIONED * self.longest[images].square()
+        lost = square < ILL_CONDITIONED * gram.diagonal(dim1=1, dim2=2).amax(1)
         if lost.any():
             for index, regions in enumerate(self.regions[images]):
                 rows = lost[:, index]
