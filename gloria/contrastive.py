@@ -15,9 +15,7 @@ With ``z = cos / τ``, ``cos = <v, t> / max(‖v‖·‖t‖, 1e-8)`` and upstre
 where the last sum leaves out pairs at the clamp; ``dt_n`` likewise.
 
 It is an operator (``torch.ops.gloria``), so that a compiler takes it as one node instead of
-unrolling its loop. Any block of the matrix may be asked for, as a process of many needs its own
-images against everybody's texts: row normalisers are then final, and those of columns are combined
-by one more log-sum-exp over the blocks.
+unrolling its loop.
 """
 
 from __future__ import annotations
@@ -93,16 +91,8 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(
-    upstream_texts: Tensor,
-    upstream_images: Tensor,
-    images: Tensor,
-    texts: Tensor,
-    temperature: Tensor,
-    over_texts: Tensor,
-    over_images: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(images), torch.empty_like(texts), torch.empty_like(temperature)
+def _(_: Tensor, __: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(each) for each in inputs[:3])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:

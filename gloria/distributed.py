@@ -33,7 +33,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from gloria.errors import DtypeError, EmptyImageError, EmptyTextError, OptionError, ShapeError
+from gloria.errors import (
+    DeviceError,
+    DtypeError,
+    EmptyImageError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+)
 from gloria.losses import (
     ColBERTLoss,
     FILIPLoss,
@@ -76,8 +83,8 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
     Raises:
         OptionError: this rank is not in the group.
-        ShapeError, DtypeError, OptionError: other axes, dtypes, or the need of a gradient differ
-            between ranks, or a rank gave no tensor; on all of them.
+        ShapeError, DtypeError, DeviceError, OptionError: other axes, dtypes, kinds of device, or
+            the need of a gradient differ between ranks, or a rank gave no tensor; on all of them.
 
     Example:
         >>> import torch
@@ -148,9 +155,9 @@ class AcrossRanks(PairLoss):
     Raises, on all ranks, so that none waits for another:
         ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks;
             or the words and the ``word_mask`` of a rank differ in shape.
-        OptionError: an input is None, or needs a gradient, on some ranks only; or captions differ
-            in length without a ``word_mask``.
-        DtypeError: dtypes differ between ranks.
+        OptionError: an input is None, or needs a gradient, on some ranks only; a number or string
+            differs between ranks; or captions differ in length without a ``word_mask``.
+        DtypeError, DeviceError: dtypes or kinds of device differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
         OptionError: when it is made, this rank is not in the group.
         TypeError, OptionError: the arguments of a rank are not those of the loss, or one is
@@ -267,6 +274,7 @@ class _Facts(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: str
     needs_gradient: bool
     empty_rows: list[int]
     """Rows of a mask without a real position: known to all, so that all raise."""
@@ -278,6 +286,7 @@ class _Facts(NamedTuple):
         return cls(
             tuple(value.shape),
             value.dtype,
+            value.device.type,
             torch.is_grad_enabled() and value.requires_grad,
             empty,
         )
@@ -301,7 +310,7 @@ class _Share:
     ) -> None:
         self.group = group
         self.given: Mapping[str, Any] = {}
-        mine: dict[str, _Facts] = {}
+        mine: dict[str, Any] = {}
         fault = None
         try:
             self.given = given()
@@ -316,8 +325,12 @@ class _Share:
         for rank, (_, message) in enumerate(everyone):
             if message is not None:
                 raise OptionError(f"rank {rank} cannot take part: {message}")
-        self.facts: list[dict[str, _Facts]] = [facts for facts, _ in everyone]
-        _check_agreement(self.facts)
+        _check_agreement([told for told, _ in everyone])
+        self.facts: list[dict[str, _Facts]] = [
+            {name: each for name, each in told.items() if isinstance(each, _Facts)}
+            for told, _ in everyone
+        ]
+        _check_words(self.facts)
         if of_pairs:
             _check_pairs(self.facts)
             self.pairs = [next(iter(facts.values())).shape[0] for facts in self.facts]
@@ -352,29 +365,34 @@ class _Share:
         return _gather(tensor, [shape[0] for shape in shapes], self.group)
 
 
-def _facts_of(given: Mapping[str, Any]) -> dict[str, _Facts]:
+def _facts_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of tensors; numbers, strings and None as they are."""
     for name, value in given.items():
         if not isinstance(value, Tensor | Number | str | None):
             raise OptionError(
                 f"only tensors are gathered between ranks; {name} is a {type(value).__name__}. "
                 f"Give each tensor by a name of its own."
             )
-    return {name: _Facts.of(x) for name, x in given.items() if isinstance(x, Tensor)}
+    return {name: _Facts.of(x) if isinstance(x, Tensor) else x for name, x in given.items()}
 
 
-def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
+def _check_agreement(everyone: Sequence[Mapping[str, Any]]) -> None:
     """Every rank sees the same facts, so every rank raises the same error."""
-    for name in dict.fromkeys(name for facts in everyone for name in facts):
-        lacking = [rank for rank, facts in enumerate(everyone) if name not in facts]
+    for name in dict.fromkeys(name for told in everyone for name in told):
+        every: list[Any] = [told.get(name) for told in everyone]
+        lacking = [rank for rank, each in enumerate(every) if not isinstance(each, _Facts)]
+        if len(lacking) == len(every):
+            _check_same(name, "value", every, OptionError)
+            continue
         if lacking:
             raise OptionError(
                 f"{name} must be a tensor on every rank, or on none; it is none on rank "
                 f"{_listed(lacking)} of {len(everyone)}."
             )
-        every = [facts[name] for facts in everyone]
         first = 2 if name in RAGGED else 1
         if any(len(facts.shape) < first for facts in every):
             raise ShapeError(f"{name} must have {first} axes or more; the first is gathered along.")
+        _check_same(name, "kind of device", [facts.device for facts in every], DeviceError)
         _check_same(name, "dtype", [facts.dtype for facts in every], DtypeError)
         _check_same(name, "number of axes", [len(facts.shape) for facts in every], ShapeError)
         _check_same(
@@ -383,22 +401,24 @@ def _check_agreement(everyone: Sequence[Mapping[str, _Facts]]) -> None:
         _check_same(
             name, "need of a gradient", [facts.needs_gradient for facts in every], OptionError
         )
-    if "words" in everyone[0]:
-        _check_words([(facts["words"], facts.get("word_mask")) for facts in everyone])
 
 
-def _check_words(everyone: Sequence[tuple[_Facts, _Facts | None]]) -> None:
-    """What is padded must be told from what is not; ``words`` and ``word_mask`` of each rank."""
-    for rank, (words, word_mask) in enumerate(everyone):
+def _check_words(everyone: Sequence[Mapping[str, _Facts]]) -> None:
+    """What is padded must be told from what is not."""
+    if "words" not in everyone[0]:
+        return
+    wanted = everyone[0]["words"].shape[1]
+    for rank, facts in enumerate(everyone):
+        words, word_mask = facts["words"], facts.get("word_mask")
         if word_mask is not None and word_mask.shape != words.shape[:2]:
             raise ShapeError(
                 f"word_mask must be {words.shape[:2]} = (text, word); got {word_mask.shape} on "
                 f"rank {rank}."
             )
-        if word_mask is None and words.shape[1] != everyone[0][0].shape[1]:
+        if word_mask is None and words.shape[1] != wanted:
             raise OptionError(
                 f"word_mask must be given where words are padded, as they are where texts are "
-                f"longer on one rank; got none, with {everyone[0][0].shape[1]} words on rank 0 and "
+                f"longer on one rank; got none, with {wanted} words on rank 0 and "
                 f"{words.shape[1]} on rank {rank}."
             )
 

@@ -23,7 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gloria.catalog import Catalog
 from gloria.distributed import AcrossRanks, gather, gather_batch
-from gloria.errors import DtypeError, EmptyImageError, EmptyTextError, OptionError, ShapeError
+from gloria.errors import (
+    DeviceError,
+    DtypeError,
+    EmptyImageError,
+    EmptyTextError,
+    OptionError,
+    ShapeError,
+)
 from gloria.losses import (
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
@@ -154,6 +161,7 @@ FAULTS = {
     "regions": (ShapeError, r"regions must agree .*got \(4, 5\) on rank 0 and \(3, 5\) on rank 1"),
     "axes": (ShapeError, "words must agree between ranks in number of axes; got 3 .* and 2"),
     "dtype": (DtypeError, "regions must agree .* torch.float64 on rank 0 and torch.float32"),
+    "device": (DeviceError, "words must agree .* in kind of device; got cpu on rank 0 and meta on"),
     "gradient": (OptionError, "words must agree between ranks in need of a gradient"),
     "no word": (EmptyTextError, "word_mask of rank 1 has none in row 0"),
     "no region": (EmptyImageError, "region_mask of rank 1 has none in row 0"),
@@ -196,6 +204,7 @@ def spoil(fault, inputs, rank):
         "regions": lambda: {name: inputs[name][:, :3] for name in ("regions", "region_mask")},
         "axes": lambda: {"words": inputs["words"][..., 0]},
         "dtype": lambda: {"regions": inputs["regions"].float()},
+        "device": lambda: {"words": inputs["words"].to("meta")},
         "gradient": lambda: {"words": inputs["words"].clone().requires_grad_()},
         "no word": lambda: {"word_mask": empty["word_mask"]},
         "no region": lambda: {"region_mask": empty["region_mask"]},
@@ -216,6 +225,8 @@ def rank_faults(world, rank):
             found[kind, fault] = raised(loss, **spoil(fault, inputs, rank))
     words = torch.ones(1, rank + 1, 3)
     found["unmasked"] = raised(gather_batch, {"words": words})
+    labelled = make_parts("labelled", world, True)[rank]
+    found["number"] = raised(AcrossRanks(make_loss("labelled")), **labelled, factor=rank)
     found["alone"] = raised(gather, [1.0] if rank == 1 else torch.ones(1))
     return found
 
@@ -533,6 +544,14 @@ def assert_rank_1_is_named(every, error, message):
         assert kind_of_error is expected, text
         with pytest.raises(expected, match=prefix + message):
             raise expected(text)
+
+
+@every_world
+def test_a_number_that_differs_is_an_error_on_all(world, everyone):
+    """Each rank would have had a loss of its own."""
+    for found in everyone(world, "faults"):
+        message = "factor must agree between ranks in value; got 0 on rank 0 and 1 on rank 1."
+        assert found["number"] == (OptionError, message)
 
 
 @every_world

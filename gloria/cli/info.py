@@ -134,12 +134,11 @@ def backends() -> dict[str, list[str]]:
 def auto() -> str | None:
     """The matching backend that ``"auto"`` takes here for the paper's problem, if any works."""
     try:
-        from gloria.matching.dispatch import BACKENDS, PAPER_PROBLEM, choose_backend
+        from gloria.matching.dispatch import PAPER_PROBLEM, choose_backend
         from gloria.training.devices import pick_device
     except Exception:  # which :func:`backends` tells
         return None
-    taken = choose_backend(PAPER_PROBLEM._replace(device=pick_device("auto").type))
-    return next(name for name, each in BACKENDS.items() if each is taken)
+    return choose_backend(PAPER_PROBLEM._replace(device=pick_device("auto").type))
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -127,7 +127,6 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
             dtype = torch.promote_types(dtype, torch.float32)
         return {label: rates[dtype] for label, rates in DEVICES.items() if dtype in rates}
 
-    auto = choose_backend(problem)
     backends = {}
     for name in COUNTED:
         cost = count(problem, name, round(texts * mean_words))
@@ -155,7 +154,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         "memory_budget": budget,
         "device": device,
         "elsewhere": problem.elsewhere,
-        "auto": next(name for name, each in BACKENDS.items() if each is auto),
+        "auto": choose_backend(problem),
         "cannot_run": {name: why for name, why in explain_backends(problem).items() if why},
         "backends": backends,
     }

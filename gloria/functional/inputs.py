@@ -17,6 +17,8 @@ from gloria.matching.triton_support import capturing
 Product = Literal["dot", "scaled_dot", "cosine"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
+_PROJECT = "Project both to one width first (gloria.heads)."
+
 
 def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
     """Require vectors of images and texts, of one width and on one device."""
@@ -28,7 +30,7 @@ def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
         image_embeddings.shape[1],
         "text_embeddings",
         text_embeddings.shape[1],
-        "Project both to one width first (gloria.heads).",
+        _PROJECT,
     )
     check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
 
@@ -48,14 +50,7 @@ def check_local(
     flatten = "Flatten a feature map first: rearrange(x, 'b d h w -> b (h w) d')."
     check_tensor("regions", regions, ("image", "region", "dim"), flatten)
     check_tensor("words", words, ("text", "word", "dim"))
-    check_same_size(
-        "dim",
-        "regions",
-        regions.shape[2],
-        "words",
-        words.shape[2],
-        "Project both to one width first (gloria.heads).",
-    )
+    check_same_size("dim", "regions", regions.shape[2], "words", words.shape[2], _PROJECT)
     check_same_device("words", words, "regions", regions)
     if word_mask is not None or needs_word_mask:
         check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
@@ -81,12 +76,7 @@ def check_pairs(
 ) -> None:
     """As :func:`check_local`, and there are pairs: text k belongs to image k."""
     check_local(regions, words, word_mask, region_mask)
-    images, texts = regions.shape[0], words.shape[0]
-    if images != texts or images == 0:
-        raise ShapeError(
-            f"regions and words must hold at least one pair, text k belonging to image k; got "
-            f"{images} images and {texts} texts."
-        )
+    check_matched(regions.shape[0], words.shape[0], "regions and words must hold")
 
 
 def check_square(similarity: Tensor) -> None:
@@ -95,12 +85,12 @@ def check_square(similarity: Tensor) -> None:
     check_matched(*similarity.shape)
 
 
-def check_matched(images: int, texts: int) -> None:
+def check_matched(images: int, texts: int, what: str = "similarity must be square with") -> None:
     """Require as many texts as images, and one at least."""
     if images != texts or images == 0:
         raise ShapeError(
-            f"similarity must be square with at least one pair, text k belonging to image k; got "
-            f"{images} images and {texts} texts."
+            f"{what} at least one pair, text k belonging to image k; got {images} images and "
+            f"{texts} texts."
         )
 
 
@@ -135,16 +125,12 @@ def multiplied_vectors(
     dtype = torch.promote_types(regions.dtype, words.dtype)
     if not keep_half_precision:
         dtype = torch.promote_types(dtype, torch.float32)
-    if product != "dot":
-        masked_words_are_read = masked_regions_are_read = True
-    regions, words = zero_masked(
-        regions,
-        words,
-        word_mask if masked_words_are_read else None,
-        region_mask if masked_regions_are_read else None,
-    )
-    if product != "dot":
-        regions, words = widen_together(regions, words)
+    if product == "dot":
+        word_mask = word_mask if masked_words_are_read else None
+        region_mask = region_mask if masked_regions_are_read else None
+        regions, words = zero_masked(regions, words, word_mask, region_mask)
+    else:
+        regions, words = real_vectors(regions, words, word_mask, region_mask)
     if product == "cosine":
         regions, words = to_unit(regions), to_unit(words)
     elif product == "scaled_dot":
@@ -154,7 +140,7 @@ def multiplied_vectors(
 
 
 def real_vectors(
-    regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None
+    regions: Tensor, words: Tensor, word_mask: Tensor | None, region_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Regions and words, widened, with zeros under the masks."""
     return zero_masked(*widen_together(regions, words), word_mask, region_mask)

@@ -18,6 +18,7 @@ from gloria.functional.inputs import (
     widen_together,
 )
 from gloria.matching import (
+    BACKENDS,
     AggregatorFunction,
     AttentionVariant,
     MatchingInputs,
@@ -177,7 +178,7 @@ def local_similarity(
     options = MatchingOptions(
         attention, attention_temperature, match_temperature, aggregation, budget
     )
-    engine = choose_backend(Problem.of(regions, words, options), backend)
+    engine = BACKENDS[choose_backend(Problem.of(regions, words, options), backend)]
     with full_precision(regions):
         vectors = multiplied_vectors(
             regions, words, word_mask, region_mask, product,
@@ -229,7 +230,7 @@ def local_attention(
         >>> maps.unflatten(-1, (7, 7)).shape
         torch.Size([2, 5, 7, 7])
     """
-    options = MatchingOptions(attention, attention_temperature, 1.0, "mean")
+    options = MatchingOptions.of_attention(attention, attention_temperature)
     check_choice("product", product, PRODUCTS)
     check_local(regions, words, word_mask, region_mask)
     check_same_size("number of pairs", "regions", regions.shape[0], "words", words.shape[0])
@@ -379,7 +380,8 @@ def prepare_maxima(
     check_local(regions, words, word_mask, region_mask, needs_word_mask=False)
     memory_budget = memory_budget_on(regions.device.type, memory_budget)
     check_integer("memory_budget", memory_budget, 1)
-    engine = choose(MAXSIM_BACKENDS, MaxSimProblem.of(words, regions), backend)
+    problem = MaxSimProblem.of(words, regions)
+    engine = MAXSIM_BACKENDS[choose(MAXSIM_BACKENDS, problem, backend)]
     with full_precision(regions):
         regions, words = multiplied_vectors(
             regions, words, word_mask, region_mask, product,

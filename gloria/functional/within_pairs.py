@@ -181,7 +181,7 @@ def mgca_cross_entropy(
         filled = real_vectors(regions, words, word_mask, region_mask)
         regions, words = (to_unit(vectors) for vectors in filled)
 
-        options = MatchingOptions("regions", attention_temperature, 1.0, "mean")
+        options = MatchingOptions.of_attention("regions", attention_temperature)
         cosines = einsum(words, regions, "pair word dim, pair region dim -> pair word region")
 
         def side(

@@ -71,7 +71,7 @@ class PairLoss(nn.Module):
 class SimilarityLoss(PairLoss):
     """Symmetric InfoNCE on a pair matrix: ``w_it · CE(S / τ, rows) + w_ti · CE(S / τ, columns)``.
 
-    Subclasses define ``similarity(...) -> (image, text)``, and ``terms`` by :meth:`terms_of`.
+    Subclasses define ``terms``, by :meth:`terms_of` of a ``similarity(...) -> (image, text)``.
 
     Args:
         temperature: τ, divides the similarity.
@@ -204,10 +204,37 @@ class GlobalLocalLoss(PairLoss):
         return f"global_weight={self.global_weight}, local_weight={self.local_weight}"
 
 
-class LateInteractionLoss(SimilarityLoss):
-    """Symmetric InfoNCE on a hard maximum over regions or words.
+class RegionWordLoss(SimilarityLoss):
+    """Symmetric InfoNCE on a similarity of regions and words; subclasses define that."""
 
-    Subclasses define ``terms`` and ``similarity`` of ``(regions, words, word_mask, region_mask)``.
+    def forward(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            regions: ``(image, region, dim)``.
+            words: ``(text, word, dim)``, text k belonging to image k.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
+        return self.total(self.terms(regions, words, word_mask, region_mask))
+
+    def terms(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
+        return self.terms_of(self.similarity(regions, words, word_mask, region_mask))
+
+    def similarity(
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
+    ) -> Tensor:
+        """Of every image with every text, ``(image, text)``; their numbers may differ."""
+        raise NotImplementedError
+
+
+class LateInteractionLoss(RegionWordLoss):
+    """Symmetric InfoNCE on a hard maximum over regions or words.
 
     Args:
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
@@ -222,19 +249,6 @@ class LateInteractionLoss(SimilarityLoss):
             check_integer("memory_budget", memory_budget, 1)
         self.backend = backend
         self.memory_budget = memory_budget
-
-    def forward(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            regions: ``(image, region, dim)``.
-            words: ``(text, word, dim)``, text k belonging to image k.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
-        return self.total(self.terms(regions, words, word_mask, region_mask))
 
     def extra_repr(self) -> str:
         """Show the hyper-parameters."""

@@ -71,12 +71,6 @@ class ColBERTLoss(LateInteractionLoss):
             memory_budget=memory_budget,
         )
 
-    def terms(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
-        return self.terms_of(self.similarity(regions, words, word_mask, region_mask))
-
     def similarity(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> Tensor:

@@ -7,13 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from gloria.checks import check_choice
-from gloria.functional import (
-    PRODUCTS,
-    Product,
-    local_attention,
-    local_similarity,
-)
-from gloria.losses.base import SimilarityLoss
+from gloria.functional import PRODUCTS, Product, local_attention, local_similarity
+from gloria.losses.base import RegionWordLoss
 from gloria.matching import (
     BACKENDS,
     AggregatorFunction,
@@ -24,7 +19,7 @@ from gloria.matching import (
 from gloria.matching.problem import memory_budget_on
 
 
-class LocalContrastiveLoss(SimilarityLoss):
+class LocalContrastiveLoss(RegionWordLoss):
     """Symmetric InfoNCE on the local similarity ``Z``.
 
     ``Z`` is defined in :func:`gloria.functional.local_similarity`;
@@ -116,34 +111,6 @@ class LocalContrastiveLoss(SimilarityLoss):
         self.backend = backend
         self.memory_budget = memory_budget
 
-    def forward(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            regions: ``(image, region, dim)``.
-            words: ``(text, word, dim)``, text k belonging to image k.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
-        return self.total(self.terms(regions, words, word_mask, region_mask))
-
-    def terms(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
-        similarity = self.similarity(regions, words, word_mask, region_mask)
-        return self.terms_of(similarity)
-
     def similarity(
         self,
         regions: Tensor,
@@ -173,11 +140,7 @@ class LocalContrastiveLoss(SimilarityLoss):
         )
 
     def attention_maps(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        word_mask: Tensor,
-        region_mask: Tensor | None = None,
+        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> Tensor:
         """Where each word of text k looks in image k, ``(pair, word, region)``."""
         return local_attention(

@@ -16,7 +16,7 @@ cannot run raises with all its reasons.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,10 +36,7 @@ class CanRefuse(Protocol):
         ...
 
 
-AnyBackend = TypeVar("AnyBackend", bound=CanRefuse)
-
-
-class Backend(Protocol):
+class Backend(CanRefuse, Protocol):
     """What a backend module offers."""
 
     TAKES_HALF_PRECISION: bool
@@ -58,10 +55,6 @@ class Backend(Protocol):
         """
         ...
 
-    def reasons_not_supported(self, problem: Problem) -> list[str]:
-        """Sentences that say why not; empty = can run."""
-        ...
-
 
 TINY = 2**19
 """Bytes that the definition takes, as :mod:`gloria.matching.cost` counts them, below which it is
@@ -71,20 +64,21 @@ the fastest on a CPU: such a problem is all overhead."""
 BACKENDS: dict[str, Backend] = {"triton": triton, "chunked": chunked, "einops": einops}
 
 
-def choose_backend(problem: Problem, backend: str = "auto") -> Backend:
-    """The backend module for a problem, out of :data:`BACKENDS`; raises as :func:`choose`."""
+def choose_backend(problem: Problem, backend: str = "auto") -> str:
+    """Which of :data:`BACKENDS` runs a problem; raises as :func:`choose`."""
     if backend == "auto" and _is_tiny(problem):
-        return einops
+        return "einops"
     return choose(BACKENDS, problem, backend)
 
 
 def explain_backends(problem: Problem | None = None) -> dict[str, list[str]]:
     """Every backend's reasons not to run ``problem`` (by default the paper's); empty = can run."""
-    return explain(BACKENDS, problem or PAPER_PROBLEM)
+    problem = problem or PAPER_PROBLEM
+    return {name: each.reasons_not_supported(problem) for name, each in BACKENDS.items()}
 
 
-def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> AnyBackend:
-    """The backend of that name, or for ``"auto"`` the first that can run the problem.
+def choose(backends: Mapping[str, CanRefuse], problem: Any, backend: str) -> str:
+    """The name given, or for ``"auto"`` that of the first backend that can run the problem.
 
     Raises:
         OptionError: there is no backend of that name.
@@ -93,7 +87,7 @@ def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> An
     check_choice("backend", backend, ("auto", *backends))
     if backend == "auto":
         return next(
-            each
+            name
             for name, each in backends.items()
             # on a CPU Triton runs in its interpreter, which is for tests: only when named
             if (name, problem.device) != ("triton", "cpu")
@@ -102,12 +96,7 @@ def choose(backends: Mapping[str, AnyBackend], problem: Any, backend: str) -> An
     reasons = backends[backend].reasons_not_supported(problem)
     if reasons:
         raise BackendError(f"backend {backend!r} cannot run this: {' '.join(reasons)}")
-    return backends[backend]
-
-
-def explain(backends: Mapping[str, AnyBackend], problem: Any) -> dict[str, list[str]]:
-    """Each backend's reasons not to run the problem; empty = can run."""
-    return {name: each.reasons_not_supported(problem) for name, each in backends.items()}
+    return backend
 
 
 def _is_tiny(problem: Problem) -> bool:

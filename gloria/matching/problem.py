@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -129,6 +129,13 @@ class MatchingOptions:
         check_integer("memory_budget", self.memory_budget, 1)
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
+
+    @classmethod
+    def of_attention(
+        cls, attention: str, temperature: float, memory_budget: int = MEMORY_BUDGET
+    ) -> MatchingOptions:
+        """Of the attention alone, where nothing is aggregated."""
+        return cls(cast("AttentionVariant", attention), temperature, 1.0, "mean", memory_budget)
 
 
 class MatchingInputs(NamedTuple):

@@ -33,7 +33,7 @@ from gloria.matching.problem import (
     out_of_reach,
     refuse_second_derivative,
 )
-from gloria.matching.triton_support import FUSED, capturing, why_not_here
+from gloria.matching.triton_support import FUSED, capturing, ceil_div, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_WORDS = False
@@ -227,9 +227,7 @@ class Attended(NamedTuple):
 class Matcher:
     """One problem on its way: inputs in the form the kernels take."""
 
-    def __init__(
-        self, inputs: MatchingInputs, attention: str, temperature: float, memory_budget: int
-    ) -> None:
+    def __init__(self, inputs: MatchingInputs, options: MatchingOptions) -> None:
         regions, words, word_mask, region_mask, counts = inputs
         self.images, self.region_count, self.width = regions.shape
         self.texts, self.positions, _ = words.shape
@@ -246,9 +244,10 @@ class Matcher:
         self.region_mask = None if region_mask is None else region_mask.contiguous()
         self.columns = len(self.packed.words)
         self.new = torch.zeros if counts is None else torch.empty
-        self.over_words = attention == "words_then_regions"
+        self.over_words = options.attention == "words_then_regions"
         # a number of numpy is no kernel argument, nor what comes of it
-        self.inverse_temperature, self.budget = 1 / float(temperature), int(memory_budget)
+        self.inverse_temperature = 1 / float(options.attention_temperature)
+        self.budget = int(options.memory_budget)
         # what is kept between kernels: float16 has not the range for squares and gradients
         half = regions.dtype != torch.float32
         self.kind = torch.bfloat16 if half else torch.float32
@@ -256,24 +255,17 @@ class Matcher:
         sizes = self.columns, self.region_count, self.width, self.kind.itemsize
         self.bytes_forward, self.bytes_backward = bytes_of_image(*sizes)
 
-    @classmethod
-    def of(cls, inputs: MatchingInputs, options: MatchingOptions) -> Matcher:
-        """Of these inputs; the rest of the options is for what comes after."""
-        return cls(inputs, options.attention, options.attention_temperature, options.memory_budget)
-
-    @property
-    def fits(self) -> bool:
-        """Whether everything may stay from the forward to the backward."""
-        return self.images * self.bytes_backward <= self.budget
-
     def forward(self, *, keep: bool, everywhere: bool = False) -> tuple[Found, Attended | None]:
-        """What is found, ``everywhere`` with zeros behind, as for masked words; what is kept."""
+        """What is found, ``everywhere`` with zeros behind, as for masked words; what is kept.
+
+        All stays for the backward, or nothing, which is then made again.
+        """
         shape = self.images, self.texts, self.positions
         cosine = self.words.new_zeros(shape, dtype=torch.float32)
         apart = self.texts * self.positions if everywhere else self.columns
         new = cosine.new_zeros if everywhere else cosine.new_empty
         found = Found(cosine, *(new(self.images, apart) for _ in range(4)))
-        keep = keep and self.fits
+        keep = keep and self.images * self.bytes_backward <= self.budget
         attended = None
         if not (self.images and self.columns):
             return found, None
@@ -339,12 +331,11 @@ class Matcher:
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of regions and words, where needed."""
         upstream = upstream.contiguous()
-        regions_gradient = torch.empty_like(self.regions) if needs[0] else None
-        words_gradient = torch.empty_like(self.words) if needs[1] else None
-        if not (self.images and self.columns):
-            for gradient in (regions_gradient, words_gradient):
-                if gradient is not None:
-                    gradient.zero_()
+        none = not (self.images and self.columns)
+        new = torch.zeros_like if none else torch.empty_like
+        regions_gradient = new(self.regions) if needs[0] else None
+        words_gradient = new(self.words) if needs[1] else None
+        if none:
             return regions_gradient, words_gradient
         packed_words = self.packed.words.to(self.kind)
         packed_gradient: Tensor | None = None
@@ -434,7 +425,7 @@ class _WordCosines(torch.autograd.Function):
     ) -> Tensor:
         inputs = MatchingInputs(regions, words, word_mask, region_mask, word_counts)
         with full_precision(regions), torch.cuda.device_of(regions):
-            matcher = Matcher.of(inputs, options)
+            matcher = Matcher(inputs, options)
             needed = any(ctx.needs_input_grad)
             found, kept = matcher.forward(keep=needed)
         if needed:
@@ -452,7 +443,7 @@ class _WordCosines(torch.autograd.Function):
             return *by_definition(definition, (regions, words), needs, upstream), *[None] * 4
         with full_precision(upstream), torch.cuda.device_of(upstream):
             # used up: whoever holds on to a loss does not hold on to these
-            matcher, kept = ctx.made or (Matcher.of(inputs, ctx.options), None)
+            matcher, kept = ctx.made or (Matcher(inputs, ctx.options), None)
             ctx.made = None
             gradients = matcher.backward(upstream, Found(*found), kept, needs)
         return *gradients, *[None] * 4
@@ -524,7 +515,8 @@ def attention_cosine(
     """:class:`Found`."""
     with full_precision(regions), torch.cuda.device_of(regions):
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
-        matcher = Matcher(inputs, attention, temperature, memory_budget)
+        options = MatchingOptions.of_attention(attention, temperature, memory_budget)
+        matcher = Matcher(inputs, options)
         found, _ = matcher.forward(keep=False, everywhere=True)
     return found.cosine, found.product, found.square, found.highest, found.total
 
@@ -548,7 +540,8 @@ def attention_cosine_backward(
     """Gradients of regions and words."""
     with full_precision(regions), torch.cuda.device_of(regions):
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
-        matcher = Matcher(inputs, attention, temperature, memory_budget)
+        options = MatchingOptions.of_attention(attention, temperature, memory_budget)
+        matcher = Matcher(inputs, options)
         found = Found(cosine, product, square, highest, total)
         regions_gradient, words_gradient = matcher.backward(upstream, found, None, (True, True))
     assert regions_gradient is not None
@@ -607,7 +600,3 @@ def images_together(images: int, bytes_each: int, budget: int) -> int:
 
 def round_up(size: int, step: int) -> int:
     return ceil_div(size, step) * step
-
-
-def ceil_div(size: int, step: int) -> int:
-    return -(-size // step)

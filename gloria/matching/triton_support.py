@@ -19,7 +19,6 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run on CPU tensors, in Triton's interpreter: for tests."""
 
-
 FUSED = {"enable_fp_fusion": True}
 """Of every launch: multiply and add in one instruction, as was measured. Triton 3.9 warns where it
 is not said, and 3.10 no longer does it then."""
@@ -48,6 +47,11 @@ def multiply_precision(dtype: torch.dtype) -> str:
     """How kernels multiply: float32 in TF32 only where the user allows torch's products that."""
     tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tf32 else "ieee"
+
+
+def ceil_div(size: int, step: int) -> int:
+    """How many steps it takes, the last perhaps in part."""
+    return -(-size // step)
 
 
 def capturing(tensor: Tensor) -> bool:

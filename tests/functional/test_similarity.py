@@ -380,22 +380,27 @@ def test_a_convolutional_map_needs_no_copy(attention, random, with_gradients):
         same(one, other)
 
 
-@pytest.mark.parametrize("images, texts", [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize(
+    "images, texts, count, dim",
+    [(0, 3, 5, 4), (2, 0, 5, 4), (0, 0, 5, 4), (0, 3, 0, 4), (0, 3, 0, 0)],
+)
 @aggregations
 @attention_variants
-def test_no_images_or_no_texts_give_an_empty_matrix(attention, aggregation, images, texts):
-    regions = torch.zeros(images, 5, 4, requires_grad=True)
-    words = torch.zeros(texts, 3, 4, requires_grad=True)
+def test_no_images_or_no_texts_give_an_empty_matrix(
+    attention, aggregation, images, texts, count, dim, backend
+):
+    regions = torch.zeros(images, count, dim, requires_grad=True)
+    words = torch.zeros(texts, 3, dim, requires_grad=True)
     mask = torch.ones(texts, 3, dtype=torch.bool)
-    for region_mask in (None, torch.ones(images, 5, dtype=torch.bool)):
-        z = local_similarity(
-            regions, words, mask, region_mask, attention=attention, aggregation=aggregation
-        )
+    options = {"attention": attention, "aggregation": aggregation, "backend": backend}
+    for region_mask in (None, torch.ones(images, count, dtype=torch.bool)):
+        z = local_similarity(regions, words, mask, region_mask, **options)
         assert z.shape == (images, texts)
         z.sum().backward()
         assert regions.grad.eq(0).all()
         assert words.grad.eq(0).all()
-    assert global_similarity(regions[:, 0], words[:, 0]).shape == (images, texts)
+    assert global_similarity(regions.sum(1), words[:, 0]).shape == (images, texts)
 
 
 def test_no_pairs_have_no_attention():

@@ -135,13 +135,6 @@ def test_gradcheck_with_learned_temperatures(preset, make_pairs):
     assert gradcheck(value, (*leaves, *loss.parameters()))
 
 
-@presets
-def test_compiles_in_one_graph(preset, batch):
-    loss = GlobalLocalContrastiveLoss.from_preset(preset)
-    compiled = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*batch), loss(*batch))
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
 def test_copies_compute_the_same(copied, batch):
     loss = GlobalLocalContrastiveLoss(

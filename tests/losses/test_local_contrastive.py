@@ -1,13 +1,9 @@
 """The local loss: its presets against the published code, nested loops and closed forms."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from gloria.aggregators import GeM, LogSumExp
@@ -177,27 +173,6 @@ def test_random_features_cost_about_two_logs_of_the_batch(preset):
 # What a loss in a training loop must survive.
 
 
-@given(
-    preset=st.sampled_from(PRESETS),
-    sizes=st.tuples(*(st.integers(1, n) for n in (4, 7, 6, 5))),
-    seed=st.integers(0, 1000),
-    data=st.data(),
-)
-def test_order_of_pairs_and_content_of_padding_do_not_matter(make_pairs, preset, sizes, seed, data):
-    pairs, regions, words, dim = sizes
-    batch = make_pairs(pairs, pairs, regions, words, dim, masked_regions=True, seed=seed)
-    loss = LocalContrastiveLoss.from_preset(preset)
-    value = loss(*batch)
-    order = torch.tensor(data.draw(st.permutations(range(pairs))))
-    torch.testing.assert_close(loss(*(x[order] for x in batch)), value, rtol=1e-12, atol=1e-11)
-    content = data.draw(st.sampled_from([math.nan, math.inf, 1e30]))
-    spoiled = batch._replace(
-        regions=batch.regions.masked_fill(~batch.region_mask[..., None], content),
-        words=batch.words.masked_fill(~batch.word_mask[..., None], content),
-    )
-    assert torch.equal(loss(*spoiled), value)
-
-
 @presets
 @pytest.mark.parametrize("masked_regions", [False, True])
 def test_gradcheck_with_a_learned_temperature(preset, masked_regions, make_pairs):
@@ -228,29 +203,6 @@ def test_an_aggregator_object_equals_its_name(make_pairs):
     assert torch.equal(LocalContrastiveLoss(aggregation=LogSumExp(0.3))(*pairs), named(*pairs))
 
 
-@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16])
-@presets
-def test_autocast_changes_no_bit(preset, autocast_dtype, make_pairs):
-    pairs = make_pairs(3, 3, 7, 5, 16, dtype=torch.float32)
-    loss = LocalContrastiveLoss.from_preset(preset, learnable=True)
-    expected = loss(*pairs)
-    with torch.autocast("cpu", autocast_dtype):
-        value = loss(*pairs)
-    assert value.dtype == torch.float32
-    assert torch.equal(value, expected)
-
-
-@presets
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_features_give_a_float32_loss(preset, dtype, make_pairs, assert_values):
-    pairs = make_pairs(3, 3, 7, 5, 16, dtype=dtype, scale=0.5)
-    wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
-    loss = LocalContrastiveLoss.from_preset(preset)
-    value = loss(*pairs)
-    assert value.dtype == torch.float32
-    assert_values(value, loss(*wide))
-
-
 @presets
 def test_compiles_in_one_graph(preset, make_pairs):
     pairs = make_pairs(3, 3, 7, 5, 8, masked_regions=True, dtype=torch.float32)
@@ -265,34 +217,7 @@ def test_compiles_in_one_graph(preset, make_pairs):
         torch.testing.assert_close(traced, eager)
 
 
-def test_exports_for_any_batch(make_pairs):
-    loss = LocalContrastiveLoss.from_preset("official")
-    sample = make_pairs(3, 3, 7, 5, 8, dtype=torch.float32)[:3]
-    pair, word = torch.export.Dim("pair", min=2, max=512), torch.export.Dim("word", min=2, max=97)
-    shapes = {
-        "regions": {0: pair},
-        "words": {0: pair, 1: word},
-        "word_mask": {0: pair, 1: word},
-    }
-    exported = torch.export.export(loss, sample, dynamic_shapes=shapes).module()
-    for pairs, words in ((3, 5), (6, 4)):
-        batch = make_pairs(pairs, pairs, 7, words, 8, dtype=torch.float32, seed=1)[:3]
-        torch.testing.assert_close(exported(*batch), loss(*batch))
-
-
 # A module like any other.
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-@pytest.mark.parametrize("learnable", [False, True])
-def test_copies_compute_the_same(copied, learnable, make_pairs):
-    pairs = make_pairs(3, 3, 5, 4, 6)
-    loss = LocalContrastiveLoss(temperature=0.3, learnable=learnable, attention_temperature=0.5)
-    twin = copied(loss)
-    assert torch.equal(twin(*pairs), loss(*pairs))
-    assert repr(twin) == repr(loss)
-    for one, other in zip(twin.parameters(), loss.parameters(), strict=True):
-        assert one is not other
 
 
 def test_only_a_learned_temperature_is_state():

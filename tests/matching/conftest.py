@@ -1,5 +1,9 @@
 """Fixtures of the tests of matching."""
 
+import os
+import re
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -85,6 +89,26 @@ def launches_of(monkeypatch):
         return launches
 
     return launches_of
+
+
+@pytest.fixture
+def assert_passes_interpreted():
+    """That tests pass, all of them, in a process where Triton's interpreter was chosen."""
+
+    def assert_passes(file):
+        pytest.importorskip("triton")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", str(file)],
+            env=os.environ | {"TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert re.search(r"\d\d passed", done.stdout)
+        assert not re.search("skipped|deselected|xfailed", done.stdout)
+
+    return assert_passes
 
 
 @pytest.fixture

@@ -5,10 +5,7 @@ What compilers make of it is in ``test_triton_compile.py``.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,19 +16,9 @@ from gloria.matching import MatchingOptions, Problem, triton, triton_support
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_everything_in_the_interpreter():
+def test_everything_in_the_interpreter(assert_passes_interpreted):
     """See ``interpreted.py``."""
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("interpreted.py"))],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d\d passed", done.stdout)
-    assert not re.search("skipped|deselected|xfailed", done.stdout)
+    assert_passes_interpreted(Path(__file__).with_name("interpreted.py"))
 
 
 OPTIONS = MatchingOptions("words_then_regions", 0.25, 0.2, "max")

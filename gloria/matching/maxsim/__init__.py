@@ -17,6 +17,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from gloria.matching.dispatch import CanRefuse
 from gloria.matching.maxsim import chunked, einops, triton
 from gloria.matching.maxsim.problem import (
     MAXIMA_OVER,
@@ -28,7 +29,7 @@ from gloria.matching.maxsim.problem import (
 )
 
 
-class MaxSimBackend(Protocol):
+class MaxSimBackend(CanRefuse, Protocol):
     """What a backend module offers."""
 
     TAKES_HALF_PRECISION: bool
@@ -46,10 +47,6 @@ class MaxSimBackend(Protocol):
 
     def both_summed_maxima(self, inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]:
         """The same, and that of keys and queries exchanged, ``(key, query)``."""
-        ...
-
-    def reasons_not_supported(self, problem: MaxSimProblem) -> list[str]:
-        """Sentences that say why not; empty = can run."""
         ...
 
 

@@ -261,55 +261,38 @@ def backward(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for queries and keys."""
-    for_queries, for_keys = map(room_for_gradient, (queries, keys), needs)
-    with full_precision(gradient):
-        fill_gradients(
-            gradient, queries, keys, query_mask, key_mask, kept, memory_budget,
-            for_queries.zero_(), for_keys.zero_(),
-        )  # fmt: skip
-    return for_queries, for_keys
-
-
-def fill_gradients(
-    gradient: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    kept: Tensor,
-    memory_budget: int,
-    for_queries: Tensor,
-    for_keys: Tensor,
-) -> None:
-    """Add to zeros; a gradient without room is not asked for."""
+    rooms = map(room_for_gradient, (queries, keys), needs)
+    for_queries, for_keys = (room.zero_() for room in rooms)
     of_queries, of_keys = Packed.of(queries, query_mask), Packed.of(keys, key_mask)
     rows = of_queries.positions
     flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
     of_rows = rows.div(max(queries.shape[1], 1), rounding_mode="floor")
     vector = queries[:1, :1].nbytes
     step = max(memory_budget // (4 * max(vector, 1)), 1)
-    for run, _, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
-        if kept.numel():
-            winners = kept[: len(rows), run].contiguous()
-        else:
-            _, winners = maxima(flat_queries, flat_keys, of_queries, block, memory_budget, True)
-        weights = gradient[of_rows[:, None], block.items]
-        for start in range(0, len(rows) if for_queries.numel() else 0, step):
-            part = slice(start, start + step)
-            for_queries.flatten(0, 1)[rows[part]] += embedding_bag(
-                winners[part], flat_keys, mode="sum", per_sample_weights=weights[part]
+    with full_precision(gradient):
+        for run, _, block in blocks_of_keys(of_queries, of_keys, vector, memory_budget):
+            if kept.numel():
+                winners = kept[: len(rows), run].contiguous()
+            else:
+                _, winners = maxima(flat_queries, flat_keys, of_queries, block, memory_budget, True)
+            weights = gradient[of_rows[:, None], block.items]
+            for start in range(0, len(rows) if for_queries.numel() else 0, step):
+                part = slice(start, start + step)
+                for_queries.flatten(0, 1)[rows[part]] += embedding_bag(
+                    winners[part], flat_keys, mode="sum", per_sample_weights=weights[part]
+                )
+            if not for_keys.numel():
+                continue
+            winner, order = winners.flatten().sort(stable=True)
+            chosen, times = winner.unique_consecutive(return_counts=True)
+            for_keys.flatten(0, 1)[chosen] = embedding_bag(
+                rows[order // len(block.lengths)],
+                flat_queries,
+                times.cumsum(0) - times,
+                mode="sum",
+                per_sample_weights=weights.flatten()[order],
             )
-        if not for_keys.numel():
-            continue
-        winner, order = winners.flatten().sort(stable=True)
-        chosen, times = winner.unique_consecutive(return_counts=True)
-        for_keys.flatten(0, 1)[chosen] = embedding_bag(
-            rows[order // len(block.lengths)],
-            flat_queries,
-            times.cumsum(0) - times,
-            mode="sum",
-            per_sample_weights=weights.flatten()[order],
-        )
+    return for_queries, for_keys
 
 
 summed_maxima, both_summed_maxima = differentiable(

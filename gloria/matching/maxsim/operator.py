@@ -6,7 +6,8 @@ What the backends do depends on lengths, which a compiler cannot see: it takes a
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,70 +15,19 @@ from torch import Tensor
 from gloria.matching.maxsim.problem import MaxSimInputs
 from gloria.matching.problem import out_of_reach, refuse_second_derivative
 
+Forward = Callable[..., tuple[Tensor, Tensor]]
+"""Of ``queries, keys, query_mask, key_mask, keep_winners, memory_budget`` the scores ``(query,
+key)``; and :func:`room_for_winners`, filled, or empty if they are not to be kept."""
 
-class Forward(Protocol):
-    """Computes the sums of the maxima."""
+ForwardBoth = Callable[..., tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
+"""Of the same what :data:`Forward` gives, and that of keys and queries exchanged."""
 
-    def __call__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        keep_winners: bool,
-        memory_budget: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Scores ``(query, key)`` and, if they are to be kept, :func:`room_for_winners`, filled."""
-        ...
+Backward = Callable[..., tuple[Tensor, Tensor]]
+"""Of ``gradient, queries, keys, query_mask, key_mask, kept, needs, memory_budget`` the gradients of
+queries and keys, each :func:`room_for_gradient`, filled; from the winners kept or found again."""
 
-
-class ForwardBoth(Protocol):
-    """Computes what :class:`Forward` does, and the same of keys and queries exchanged."""
-
-    def __call__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        keep_winners: bool,
-        memory_budget: int,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Both results, the second ``(key, query)``."""
-        ...
-
-
-class Backward(Protocol):
-    """Computes both gradients."""
-
-    def __call__(
-        self,
-        gradient: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        query_mask: Tensor | None,
-        key_mask: Tensor | None,
-        kept: Tensor,
-        needs: list[bool],
-        memory_budget: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients for queries and keys, contiguous, from the winners kept or found again.
-
-        Each is :func:`room_for_gradient`, filled.
-        """
-        ...
-
-
-class SummedMaxima(Protocol):
-    """``summed_maxima`` of a backend."""
-
-    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> Tensor: ...
-
-
-class BothSummedMaxima(Protocol):
-    """``both_summed_maxima`` of a backend."""
-
-    def __call__(self, inputs: MaxSimInputs, memory_budget: int) -> tuple[Tensor, Tensor]: ...
+SummedMaxima = Callable[[MaxSimInputs, int], Tensor]
+BothSummedMaxima = Callable[[MaxSimInputs, int], tuple[Tensor, Tensor]]
 
 
 def room_for_scores(queries: Tensor, keys: Tensor) -> Tensor:

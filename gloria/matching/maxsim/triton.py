@@ -17,26 +17,7 @@ The winners are kept if they take no more than half of the memory budget (4 byte
 and key); otherwise they are found again, for as many keys at a time as the budget allows. Nothing
 here waits for the device: masks are read by the kernels, launches depend on shapes only.
 
-Counted for the GPU workloads of ``benchmarks/test_max_similarity.py`` in bfloat16: operations in
-10^9, with what pads the tiles, and the time of all of them at the 771 · 10^12 a second that an
-H200's products reach:
-
-| workload                | needed | forward | key gradient | gathered | matrix units |
-|-------------------------|-------:|--------:|-------------:|---------:|-------------:|
-| colbert-train           |    3.0 |     3.2 |          6.4 |    17 MB |        13 µs |
-| colbert-train-ragged    |    1.5 |     2.0 |          4.0 |    17 MB |         8 µs |
-| words-find-regions-256  |    4.5 |    10.7 |         12.1 |    23 MB |        30 µs |
-
-The key gradient's last block of 64 tokens has 4 at 196 regions, 23 % of its operations; but blocks
-of 32 would not reach sm_90's matrix units, which multiply 64 rows at a time. Considered instead of
-the two products: winners sorted by key, then gathered (two launches more, and a token that won all
-the words would gather them one after the other, in one program); and one product for each query, of
-who chose whom without the weight, which then multiplies a second accumulator (no two overlap, and
-its rows are padded). By count, either would save 3 to 10 µs of a step that takes a millisecond on
-an H200.
-
-Reading and writing inputs, winners and gradients once takes 5 µs of its memory at most. Whatever
-takes longer is host time, or programs that wait; so tiles leave room for two on a processor.
+The counts, and what was considered instead, are at the end of ``gloria/matching/triton.md``.
 """
 
 from __future__ import annotations
@@ -54,7 +35,7 @@ from gloria.matching.maxsim.operator import (
     room_for_winners,
 )
 from gloria.matching.maxsim.problem import MaxSimProblem
-from gloria.matching.triton_support import FUSED, multiply_precision, why_not_here
+from gloria.matching.triton_support import FUSED, ceil_div, multiply_precision, why_not_here
 
 TAKES_HALF_PRECISION = True
 READS_MASKED_TOKENS = False
@@ -156,19 +137,16 @@ def power_of_two(size: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
 
 
-def ceil_div(size: int, step: int) -> int:
-    return -(-size // step)
-
-
 def find_maxima(
     queries: Tensor,
     keys: Tensor,
     query_mask: Tensor | None,
     key_mask: Tensor | None,
-    scores: Tensor,
-    winners: Tensor,
-) -> None:
-    """Fill scores ``(query, key)``, and winners unless there is no room for any."""
+    keep_winners: bool,
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(query, key)``, and the winners if they are to be kept."""
+    scores = room_for_scores(queries, keys)
+    winners = room_for_winners(queries, keys, keep_winners)
     count, query_tokens, dim = queries.shape
     masked = query_mask is not None
     launch = Forward.of(query_tokens, keys.shape[1], dim, queries.dtype, masked)
@@ -178,9 +156,10 @@ def find_maxima(
         keys if key_mask is None else key_mask,
         scores, winners, count, len(keys), query_tokens, keys.shape[1], dim,
         QUERIES_MASKED=masked, KEYS_MASKED=key_mask is not None,
-        WITH_WINNERS=winners.numel() > 0, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
+        WITH_WINNERS=keep_winners, GROUP=GROUP, PRECISION=multiply_precision(queries.dtype),
         **launch._asdict(), **FUSED,
     )  # fmt: skip
+    return scores, winners
 
 
 def forward(
@@ -191,15 +170,12 @@ def forward(
     keep_winners: bool,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
-    """Scores ``(query, key)``, and the winners if they are to be kept."""
-    scores = room_for_scores(queries, keys)
-    winners = room_for_winners(queries, keys, keep_winners)
+    """:func:`find_maxima`, where there is anything to find them in."""
     if not queries.numel() or not keys.numel():
-        return scores.zero_(), winners.fill_(-1)
-    tensors = contiguous(queries, keys, query_mask, key_mask)
+        winners = room_for_winners(queries, keys, keep_winners)
+        return room_for_scores(queries, keys).zero_(), winners.fill_(-1)
     with torch.cuda.device_of(queries):
-        find_maxima(*tensors, scores, winners)
-    return scores, winners
+        return find_maxima(*contiguous(queries, keys, query_mask, key_mask), keep_winners)
 
 
 def contiguous(
@@ -231,24 +207,19 @@ def backward(
     queries, keys, query_mask, key_mask = contiguous(queries, keys, query_mask, key_mask)
     with torch.cuda.device_of(queries):
         listed = None if query_mask is None or not needs[1] else real_rows(query_mask)
-        if kept.numel():
-            fill_gradients(
-                gradient, queries, keys, query_mask, key_mask, kept, listed, for_queries, for_keys
-            )
-            return for_queries, for_keys
-        # a winner and, as they come with them, as many scores at most
-        rows = queries.shape[0] * queries.shape[1]
-        step = max(min(memory_budget // (8 * rows), len(keys)), 1)
-        # what is added to must not be rounded
-        kind = queries.dtype if step == len(keys) else torch.float32
-        total = for_queries
-        if kind != queries.dtype:
-            total = for_queries.new_empty(for_queries.shape, dtype=kind)
+        step, total = len(keys), for_queries
+        if not kept.numel():
+            # a winner and, as they come with them, as many scores at most
+            rows = queries.shape[0] * queries.shape[1]
+            step = max(min(memory_budget // (8 * rows), len(keys)), 1)
+        if step < len(keys):  # what is added to must not be rounded
+            total = torch.empty_like(for_queries, dtype=torch.float32)
         for first in range(0, len(keys), step):
             run = slice(first, first + step)
             part, mask = keys[run], None if key_mask is None else key_mask[run]
-            winners = room_for_winners(queries, part, True)
-            find_maxima(queries, part, query_mask, mask, room_for_scores(queries, part), winners)
+            winners = kept
+            if not kept.numel():
+                _, winners = find_maxima(queries, part, query_mask, mask, True)
             fill_gradients(
                 gradient[:, run], queries, part, query_mask, mask, winners, listed,
                 total, for_keys[run], add=first > 0,
@@ -281,11 +252,8 @@ def fill_gradients(
 
     A gradient without room is not asked for.
     """
-    (count, query_tokens, dim), key_tokens, strides = (
-        queries.shape,
-        keys.shape[1],
-        upstream.stride(),
-    )
+    (count, query_tokens, dim), key_tokens = queries.shape, keys.shape[1]
+    strides = upstream.stride()
     if for_queries.numel():
         of_queries = QueryGradient.of(dim)
         kernels().query_gradient[(count * query_tokens, ceil_div(dim, of_queries.INNER))](

@@ -4,9 +4,6 @@ With its neighbour in ``gloria.matching`` the only module that imports triton, i
 a kernel is first needed. Winners lie as ``(query, key, query token)``: the token of the key that
 won, -1 where none did.
 """
-# Triton's language has no types, and its constants are written in capitals:
-# mypy: ignore-errors
-# ruff: noqa: N803
 
 from __future__ import annotations
 

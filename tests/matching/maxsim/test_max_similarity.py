@@ -17,13 +17,12 @@ from gloria.errors import (
     ShapeError,
 )
 from gloria.functional import PRODUCTS, MaxSimilarities, max_similarities, max_similarity
-from gloria.matching.dispatch import choose, explain
+from gloria.matching.dispatch import choose
 from gloria.matching.maxsim import (
     MAXIMA_OVER,
     MAXIMUM_REDUCTIONS,
     MAXSIM_BACKENDS,
     MaxSimProblem,
-    einops,
 )
 
 HALF = (torch.float16, torch.bfloat16)
@@ -465,9 +464,8 @@ def test_the_definition_is_always_there(make_pairs):
     regions, words, mask, _ = make_pairs(3, 2, 5, 4, 6)
     problem = MaxSimProblem.of(words.half(), regions.half())
     assert problem == (2, 4, 3, 5, 6, torch.float16, "cpu")
-    assert choose(MAXSIM_BACKENDS, problem, "einops") is einops
-    assert explain(MAXSIM_BACKENDS, problem)["einops"] == []
-    assert choose(MAXSIM_BACKENDS, problem, "auto") is MAXSIM_BACKENDS[ON_CPU[0]]
+    assert choose(MAXSIM_BACKENDS, problem, "einops") == "einops"
+    assert choose(MAXSIM_BACKENDS, problem, "auto") == ON_CPU[0]
     for name in set(MAXSIM_BACKENDS) - set(ON_CPU):
         with pytest.raises(BackendError, match=f"backend {name!r} cannot run this: "):
             max_similarity(regions, words, mask, backend=name)

@@ -1,9 +1,7 @@
 """The Triton kernels where there is no GPU: in the interpreter, and compiled for real ones."""
 
-import os
 import re
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,18 +17,9 @@ KIBIBYTES = {80: 163, 90: 227, 100: 227, "gfx942": 64}  # of shared memory that 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_everything_in_the_interpreter():
+def test_everything_in_the_interpreter(assert_passes_interpreted):
     """See ``interpreted.py``."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(Path(__file__).with_name("interpreted.py"))],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d\d passed", done.stdout)
-    assert not re.search("skipped|deselected|xfailed", done.stdout)
+    assert_passes_interpreted(Path(__file__).with_name("interpreted.py"))
 
 
 def compile_for(architecture, kernel, types, constants, **options):
