@@ -116,6 +116,8 @@ def test_published_siim_split_by_mask_row(write_rows, write_dicom, tmp_path):
     header = ["ImageId", " EncodedPixels"]
     for name in ("1.2.0", "1.2.1", "1.2.2"):
         write_dicom(tmp_path / "dicom" / "s" / f"{name}.dcm", np.full((8, 8), int(name[-1])))
+    # found after the file, of the same stem, and no image
+    (tmp_path / "dicom" / "s" / "deeper" / "1.2.0.thumbnails").mkdir(parents=True)
     paths = [
         write_rows(tmp_path / "train.csv", header, *rows[:2]),
         write_rows(tmp_path / "val.csv", header, *rows[2:]),

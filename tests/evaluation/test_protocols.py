@@ -102,13 +102,15 @@ def test_images_that_ask_for_images(model, data):
 
 def test_texts_that_ask_for_images(model, data):
     queries = {"Mass": ["small mass", "large mass"], "Edema": ["edema"], "Fracture": ["fracture"]}
-    found = evaluate_text_queries(model, queries, data, ks=(1, 4))
+    options = {"aggregation": "max", "weights": (0.5, 2.5)}
+    found = evaluate_text_queries(model, queries, data, ks=range(1, 13), **options)
     texts = [text for some in queries.values() for text in some]
     for kind, figures in found.items():
-        scores = score(model, encode(model, data), texts, kind=kind)
+        scores = score(model, encode(model, data), texts, kind=kind, **options)
         columns = list(map(list, zip(*scores, strict=True)))
-        expected = precision(columns, [2, 2, 0, 1], [number % 3 for number in range(12)], 4)
-        assert figures["precision@4"] == pytest.approx(expected)
+        for k in range(1, 13):
+            expected = precision(columns, [2, 2, 0, 1], [number % 3 for number in range(12)], k)
+            assert figures[f"precision@{k}"] == pytest.approx(expected)
     assert list(found) == ["global", "local", "both"]
     with pytest.warns(UnknownWordWarning, match="lacks '☃'") as warned:
         evaluate_text_queries(model, {**queries, "Edema": ["edema ☃"]}, data, ks=(1,))
