@@ -9,6 +9,7 @@ import pytest
 
 import gloria
 from gloria.cli import main
+from gloria.data import ImageReportTable
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 
 PAGE = (Path(gloria.__file__).parents[1] / "docs" / "data.md").read_text()
@@ -72,6 +73,11 @@ def disk(write_rows, write_image, write_dicom, tmp_path, monkeypatch):
     write_rows(
         tmp_path / "my.csv", ["image", "report", "edema", "split"], [*row, "train"], [*row, "val"]
     )
+    films = [f"images/{number}.png" for number in range(20)]
+    for film in films:
+        write_image(tmp_path / film)
+    people = [[film, "Edema.", f"patient {number // 2}"] for number, film in enumerate(films)]
+    write_rows(tmp_path / "all.csv", ["image", "report", "patient"], *people)
 
 
 def test_the_code_and_the_commands_run(disk, capsys):
@@ -80,6 +86,9 @@ def test_the_code_and_the_commands_run(disk, capsys):
         exec(compile(code, "data.md", "exec"), names)
     assert len(names["test"]) == 5
     assert len(names["few"]) == 2
+    drawn = [ImageReportTable("split.csv", part, size=(8, 8)) for part in ("train", "val", "test")]
+    assert sorted(image for part in drawn for image in part.ids) == sorted(names["mine"].ids)
+    assert len(drawn[0]) > len(drawn[2]) >= len(drawn[1]) > 0
     capsys.readouterr()
     (commands,) = blocks("bash")
     leaks = {}
