@@ -17,15 +17,17 @@ from gloria.functional import (
     local_attention,
     local_contrastive_loss,
     local_similarity,
+    max_similarities,
     max_similarity,
 )
-from gloria.losses import LocalContrastiveLoss
+from gloria.losses import ColBERTLoss, FILIPLoss, LocalContrastiveLoss
 from gloria.matching import (
     ATTENTION_VARIANTS,
     WORD_AGGREGATIONS,
     choose_backend,
     explain_backends,
 )
+from gloria.matching.maxsim import MAXSIM_BACKENDS
 from gloria.matching.problem import memory_budget_on
 
 HALF = (torch.float16, torch.bfloat16)
@@ -308,6 +310,25 @@ def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, m
         local_contrastive_loss(*pairs, memory_budget=budget)
         LocalContrastiveLoss(memory_budget=budget)(*pairs)
     assert asked == 3 * [128 * 2**20] + 3 * [5]
+
+
+def test_the_memory_budget_reaches_the_hard_maxima(make_pairs, monkeypatch):
+    asked = []
+    for name in ("summed_maxima", "both_summed_maxima"):
+
+        def note(inputs, memory_budget, run=getattr(MAXSIM_BACKENDS["chunked"], name)):
+            asked.append(memory_budget)
+            return run(inputs, memory_budget)
+
+        monkeypatch.setattr(MAXSIM_BACKENDS["chunked"], name, note)
+    pairs = make_pairs(2, 2, 5, 4, 3)
+    for budget in (None, 5):
+        options = {"backend": "chunked", "memory_budget": budget}
+        max_similarity(*pairs, **options)
+        max_similarities(*pairs, **options)
+        ColBERTLoss(**options)(*pairs)
+        FILIPLoss(**options)(*pairs)
+    assert asked == 4 * [128 * 2**20] + 4 * [5]
 
 
 @given(sizes=sizes, options=matching_options, seed=seeds, more=st.integers(1, 9))
