@@ -314,13 +314,14 @@ def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, m
 
 def test_the_memory_budget_reaches_the_hard_maxima(make_pairs, monkeypatch):
     asked = []
+
+    def noted(run, inputs, memory_budget):
+        asked.append(memory_budget)
+        return run(inputs, memory_budget)
+
+    backend = MAXSIM_BACKENDS["chunked"]
     for name in ("summed_maxima", "both_summed_maxima"):
-
-        def note(inputs, memory_budget, run=getattr(MAXSIM_BACKENDS["chunked"], name)):
-            asked.append(memory_budget)
-            return run(inputs, memory_budget)
-
-        monkeypatch.setattr(MAXSIM_BACKENDS["chunked"], name, note)
+        monkeypatch.setattr(backend, name, partial(noted, getattr(backend, name)))
     pairs = make_pairs(2, 2, 5, 4, 3)
     for budget in (None, 5):
         options = {"backend": "chunked", "memory_budget": budget}
