@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 IMAGE_SIZE = "square side; default: that of the model's training"
 """Help of ``--image-size``."""
 
+MODEL = (
+    "a saved model: a folder, such as the folder model of a run, or owner/name on the Hugging Face "
+    "hub"
+)
+"""Help of ``--model``."""
+
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
     """Declare ``--model``, of a command that needs one."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="NAME",
-        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
-        "Hugging Face hub",
-    )
+    parser.add_argument("--model", type=Path, required=True, metavar="NAME", help=MODEL)
 
 
 def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> None:

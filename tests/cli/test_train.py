@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--clip-norm", "0"], "clip_norm must be"),
         (["--embedding-dim", "0"], "embedding-dim must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
-        (["--image-size", "0"], "height in size must be at least 1; got 0"),
+        (["--image-size", "0"], "image-size must be at least 1; got 0"),
     ],
 )
 def test_errors_are_one_line(table, tmp_path, capsys, change, message):
@@ -311,6 +312,71 @@ def test_a_missing_image_is_left_out_as_a_broken_one_if_asked(table, tmp_path, c
     assert len(listed) == 1
     assert "row 2, column 'image': image" in listed[0]
     assert listed[0].endswith("none.png does not exist.")
+
+
+@pytest.fixture(scope="module")
+def saved(table, tmp_path_factory):
+    """A model of another loss than the default, on images of another size, that can be frozen."""
+    out = tmp_path_factory.mktemp("saved")
+    options = ["--loss", "sparc", "--image-size", "48", "--image-option", "frozen=true"]
+    assert run(table, out, *options) == 0
+    return out / "model"
+
+
+def test_training_goes_on_from_a_saved_model(table, tmp_path, saved):
+    """From its weights, with its loss, image size and vocabulary; what it had frozen stays so."""
+    fixed = ["--workers", "0", "--quiet", "--batch-size", "4", "--learning-rate", "1e-9"]
+    other = table.with_name("other.csv")
+    other.write_text(table.read_text().replace("pleural effusion", "pleural fluid"))
+    command = ["train", "--data", str(other), "--out", str(tmp_path), "--model", str(saved)]
+    assert main([*command, *fixed, "--steps", "2"]) == 0
+    before, after = gloria.load_model(saved), gloria.load_model(tmp_path / "model")
+    assert repr(after.loss) == repr(before.loss)
+    assert after.trained_image_size == before.trained_image_size == (48, 48)
+    weights = dict(after.named_parameters())
+    for name, weight in before.named_parameters():
+        assert torch.allclose(weights[name], weight, atol=1e-6), name
+        assert weights[name].requires_grad == weight.requires_grad == ("image_encoder" not in name)
+    assert any(not torch.equal(weights[name], weight) for name, weight in before.named_parameters())
+
+
+def test_a_run_from_a_model_goes_on_from_the_same_model_only(table, tmp_path, saved, capsys):
+    start = tmp_path / "start"
+    shutil.copytree(saved, start)
+    out = tmp_path / "run"
+    assert run(table, out, "--model", str(start), "--steps", "2") == 0
+    expected = weights(out)
+    shutil.rmtree(out / "model")
+    shutil.rmtree(out / "checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        update = loop.update
+
+        def killed(*args, step, **kwargs):
+            if step == 1:
+                raise KeyboardInterrupt
+            return update(*args, step=step, **kwargs)
+
+        patch.setattr(loop, "update", killed)
+        assert run(table, out, "--model", str(start), "--steps", "2") == 130
+    assert run(table, out, "--model", str(saved), "--steps", "2") == 0  # the same model elsewhere
+    assert weights(out) == expected
+    capsys.readouterr()
+    shutil.copytree(out / "model", start, dirs_exist_ok=True)
+    assert run(table, out, "--model", str(start), "--steps", "2") == 2
+    assert "other settings: model was '" in capsys.readouterr().err
+    assert run(table, out, "--steps", "2") == 2
+    assert "', is None" in capsys.readouterr().err
+
+
+def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, capsys):
+    options = ["--loss", "global_local_contrastive", "--image-option", "a=1", "--channels", "1"]
+    assert run(tmp_path / "none.csv", tmp_path, "--model", str(saved), *options) == 2
+    told = "--model has its own --channels, --loss, --image-option: leave them out."
+    assert told in capsys.readouterr().err
+    assert run(table, saved.parent, "--model", str(saved)) == 2
+    assert "out must be another folder" in capsys.readouterr().err
+    assert run(table, tmp_path, "--model", str(tmp_path / "none")) == 2
+    assert "none" in capsys.readouterr().err
 
 
 def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
