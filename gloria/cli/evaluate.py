@@ -34,6 +34,7 @@ import hashlib
 import json
 import warnings
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +231,9 @@ def _check(args: argparse.Namespace) -> None:
     args.tasks = args.tasks or TASKS
     for task in args.tasks:
         if task not in TASKS:
-            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.")
+            near = get_close_matches(task, TASKS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.{meant}")
     args.format = args.format or ("csv" if args.data else "phantom")
     if args.per_class is not None:
         check_integer("per-class", args.per_class, 1)

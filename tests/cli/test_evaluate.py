@@ -623,6 +623,7 @@ def write_dicom(path, pixels):
     ("options", "message"),
     [
         (["--tasks", "detection"], "tasks must be of retrieval, zero-shot"),
+        (["--tasks", "zeroshot"], "got 'zeroshot'. Did you mean 'zero-shot'?"),
         (["--format", "csv"], "--format csv needs --data"),
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
         (["--data", "x.csv"], "--format csv needs --classes"),

@@ -196,7 +196,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
         (["--sections", "findings, foo"], "got ('findings', 'foo')"),
         (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
-        (["--device", "nonsense"], "device 'nonsense' can't be used here"),
+        (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--loss", "nonsense"], "nonsense"),
         (["--pretrained"], "pretrained needs image-encoder"),
@@ -246,7 +246,7 @@ def test_a_lazy_layer_is_told_before_the_data_is_read(tmp_path, capsys):
         (["--preset", "papper"], "preset must be one of "),
         (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
         (["--text-encoder", "bert"], "no text encoder is named 'bert'"),
-        (["--device", "nonsense"], "device 'nonsense' can't be used here"),
+        (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
     ],
 )
 def test_wrong_names_are_told_before_the_data_is_read(tmp_path, capsys, change, message):
@@ -255,6 +255,21 @@ def test_wrong_names_are_told_before_the_data_is_read(tmp_path, capsys, change, 
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_column_names_the_option_that_says_what_it_is_called(table, tmp_path, capsys):
+    renamed = write(
+        table.with_name("renamed.csv"),
+        [["film", "text", "fold"], *(row[:3] for row in read(table)[1:])],
+    )
+    options = []
+    for column, name in (("image", "film"), ("report", "text"), ("split", "fold")):
+        assert run(renamed, tmp_path, *options) == 2
+        told, hint = capsys.readouterr().err.splitlines()
+        assert f"{renamed} has no column '{column}'; it has film, text, fold." in told
+        assert hint == f"  --{column}-column names another."
+        options += [f"--{column}-column", name]
+    assert run(renamed, tmp_path, *options) == 0
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
