@@ -12,9 +12,10 @@ from gloria.checks import require
 
 
 def say(message: str, quiet: bool) -> None:
-    """One line on stderr."""
+    """One line on stderr, above a bar that is there."""
     if not quiet and sys.stderr is not None:  # as it is after 2>&-
-        print(message, file=sys.stderr, flush=True)
+        bars = sys.modules.get("tqdm")
+        (bars.tqdm.write if bars else print)(message, file=sys.stderr)
 
 
 SECONDS = 30
@@ -67,7 +68,7 @@ class _Lines:
 
     def __init__(self, total: int, what: str, quiet: bool) -> None:
         self.n = 0
-        self._total = total
+        self.total = total
         self._what = what
         self._quiet = quiet
         self._shown = ""
@@ -84,10 +85,11 @@ class _Lines:
     def close(self) -> None:
         if self.n:
             self._tell()
+            self.n = 0
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        say(f"{self._what}: {self.n} of {self._total}{self._shown}", self._quiet)
+        say(f"{self._what}: {self.n} of {self.total}{self._shown}", self._quiet)
 
 
 class StepProgress(Progress):
@@ -101,3 +103,5 @@ class StepProgress(Progress):
         self._bar.set_postfix(shown, refresh=False)
         # a resumed run starts where it stood
         self._bar.update(int(record["step"]) - self._bar.n)
+        if self._bar.n == self._bar.total:  # what is said of what follows stands below
+            self._bar.close()
