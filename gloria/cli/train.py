@@ -380,7 +380,8 @@ def _load(args: argparse.Namespace) -> tuple[GLoRIA, dict[str, Any]]:
     folder = locate_model(args.model, args.quiet)
     if folder.resolve() in [(args.out / name).resolve() for name in ("model", "best")]:
         raise OptionError(f"out must be another folder: {folder}, of --model, would be replaced.")
-    return load_model(folder), {"model": hash_model(folder)}
+    described = {"model": hash_model(folder)}
+    return load_model(folder), described
 
 
 def _tell_beforehand(

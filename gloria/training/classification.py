@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_weight
 from gloria.data.loading import HasImage, load_batches, stack_images
+from gloria.data.pairs import LabelledItems
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
@@ -27,7 +28,7 @@ from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder

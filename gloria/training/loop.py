@@ -24,7 +24,7 @@ from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.checkpoints import Progress, as_json, resume, save_checkpoint
+from gloria.training.checkpoints import Standing, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import check_initialized, parameter_groups, prepare, update
 from gloria.types import ScheduledLoss
@@ -172,31 +172,31 @@ def train(
     if taken := own.keys() & (settings or {}).keys():
         raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
     fixed = as_json({**own, **(settings or {})})
-    progress = Progress(0, [])
+    standing = Standing(0, [])
     if folder is not None:
         for place in (folder, folder / "checkpoints"):
             remove_drafts(place)
-        progress = resume(folder / "checkpoints", model, optimizer, fixed)
+        standing = resume(folder / "checkpoints", model, optimizer, fixed)
 
     batches = StepBatches(
-        len(pairs), recipe.batch_size, recipe.seed, range(progress.step, recipe.steps)
+        len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
     )
     model.train()
     loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
     for images, reports in loaded:
-        record = _train_step(model, optimizer, images, reports, recipe, progress.step)
-        progress.step += 1
-        progress.history.append(record)
-        done = progress.step == recipe.steps
-        if validation is not None and (done or progress.step % recipe.validate_every == 0):
+        record = _train_step(model, optimizer, images, reports, recipe, standing.step)
+        standing.step += 1
+        standing.history.append(record)
+        done = standing.step == recipe.steps
+        if validation is not None and (done or standing.step % recipe.validate_every == 0):
             record["validation_loss"] = validation_loss(
                 model, validation, recipe.batch_size, recipe.augmentation, workers=workers
             )
-            if record["validation_loss"] < progress.best:
-                progress.best = record["validation_loss"]
+            if record["validation_loss"] < standing.best:
+                standing.best = record["validation_loss"]
                 if folder is not None:
                     save_model(model, folder / "best")
-        due = done or progress.step % recipe.checkpoint_every == 0
+        due = done or standing.step % recipe.checkpoint_every == 0
         try:
             if on_step is not None:
                 on_step(record)
@@ -205,9 +205,9 @@ def train(
             raise
         finally:
             if folder is not None and due:
-                save_checkpoint(folder / "checkpoints", model, optimizer, progress, fixed)
+                save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
     model.eval()
-    return progress.history
+    return standing.history
 
 
 def _described(recipe: TrainingRecipe) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gloria.checks import check_choice, check_integer
 from gloria.data.loading import load_batches
 from gloria.data.masked import stack_masked
+from gloria.data.pairs import LabelledItems
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.segmentation import (
@@ -33,7 +34,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, name_share, spread
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder

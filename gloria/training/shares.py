@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any, Protocol
-
-from numpy.typing import ArrayLike
+from typing import Any
 
 from gloria.checks import check_integer, check_share
+from gloria.data.pairs import LabelledItems
 from gloria.errors import DataError, OptionError
-
-
-class LabelledItems(Sized, Protocol):
-    """Items with labels, names and patients, by which shares of them are drawn."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """What the labels say."""
-        ...
-
-    @property
-    def labels(self) -> ArrayLike:
-        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The images' names, each once."""
-        ...
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Whose the images are."""
-        ...
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
