@@ -305,12 +305,14 @@ def _begin(
         before, known = results["settings"], results["models"]
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
-    changed = [name for name in chosen if before.get(name) != chosen[name]]
+    changed = [
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in chosen.items()
+        if before.get(name) != value
+    ]
     if changed:
-        was = ", ".join(f"{name} {before.get(name)!r}" for name in changed)
-        now = ", ".join(f"{name} {chosen[name]!r}" for name in changed)
         raise CheckpointError(
-            f"{file} is of other settings: {was}; now: {now}. Give another --out."
+            f"{file} is of other settings: {'; '.join(changed)}. Give another --out."
         )
     for name, model in known.items():
         if name in hashes and model["sha256"] != hashes[name]:
@@ -458,17 +460,12 @@ def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
     """The images that can be read, if only these were asked for; what is left out is told."""
     from gloria.cli.progress import Progress, say
 
+    if args.skip_broken:
+        with Progress(len(data), "read", args.quiet) as progress:
+            data = data.without_broken(progress=progress.advance)
     if data.skipped:
         say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
-    if not args.skip_broken:
-        return data
-    with Progress(len(data), "read", args.quiet) as progress:
-        whole = data.without_broken(progress=progress.advance)
-    broken = whole.skipped[len(data.skipped) :]
-    if broken:
-        count = f"{len(broken)} of {len(data)} images"
-        say(f"{count} can't be read and are left out, first: {broken[0]}", False)
-    return whole
+    return data
 
 
 def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
