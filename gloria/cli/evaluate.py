@@ -40,7 +40,9 @@ from typing import TYPE_CHECKING, Any
 
 from gloria.cli.arguments import (
     IMAGE_SIZE,
+    MODEL,
     add_pixel_arguments,
+    add_workers_argument,
     locate_model,
     parse_names,
     pick_image_size,
@@ -78,13 +80,7 @@ PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="saved models: folders, such as the folder model of a run, or owner/name on the "
-        "Hugging Face hub",
+        "--model", type=Path, nargs="+", required=True, metavar="NAME", help=f"each {MODEL}"
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
@@ -109,13 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of data, splits, draws, intervals"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that load images, beside this one",
-    )
+    add_workers_argument(parser)
     parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.arguments import (
     MODEL,
     add_pixel_arguments,
+    add_workers_argument,
     locate_model,
     parse_names,
     pick_image_size,
@@ -44,8 +45,6 @@ from gloria.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gloria.data import Radiographs
     from gloria.model import GLoRIA
 
@@ -129,13 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the images; default: 1, grayscale",
     )
     add_pixel_arguments(data)
-    data.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        metavar="N",
-        help="processes that load images, beside this one",
-    )
+    add_workers_argument(data, default=2)
 
     # what is not given is not there, and told from a default that is
     model = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
@@ -305,7 +298,9 @@ def run(args: argparse.Namespace) -> int:
             model = small_model(pairs.reports, **described)
     _tell_beforehand(args, model, validation)
     _tell_of_data(args, pairs, validation, set(splits) - {args.train_split, val_split})
-    _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
+    parts = {args.train_split: pairs, val_split: validation}
+    left_out = {name: data.skipped for name, data in parts.items() if data is not None}
+    write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
     stands = last_step(args.out / "checkpoints")
     if stands:
         say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
@@ -430,14 +425,6 @@ def _tell_of_data(
             f"validated, too: gloria check-splits names them",
             False,
         )
-
-
-def _write_left_out(folder: Path, splits: Mapping[str, Radiographs | None]) -> None:
-    """Name what was left out of each split, and why."""
-    from gloria.weights import write_text
-
-    left_out = {name: data.skipped for name, data in splits.items() if data is not None}
-    write_text(folder / "left_out.json", json.dumps(left_out, indent=1) + "\n")
 
 
 def _read(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiographs:
