@@ -104,7 +104,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
         none = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
-        told = "default:" in text or none or action.default == []
+        told = "default:" in text or none
         return text if told else f"{text}; default: %(default)s"
 
 

@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=argparse.SUPPRESS,
         choices=(1, 3),
-        help="of the images; default: 1, grayscale",
+        help="of the images; 1: grayscale; default: 1",
     )
     add_pixel_arguments(data)
     add_workers_argument(data, default=2)
