@@ -104,7 +104,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
         none = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
-        told = "default:" in text or none or action.default == []
+        told = "default:" in text or none
         return text if told else f"{text}; default: %(default)s"
 
 
@@ -168,12 +168,17 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
-    """The options of this command, not given, that would leave out what the error is about."""
-    return [
-        f"--{option.replace('_', '-')} leaves such images out."
+    """The options of this command that would leave out, or find, what the error is about."""
+    hints = {
+        option: "leaves such images out"
         for kind, option in LEFT_OUT_BY.items()
         if isinstance(error, kind) and not getattr(args, option, True)
-    ]
+    } | {
+        option: "names another"
+        for option, value in vars(args).items()
+        if option.endswith("_column") and f"has no column {value!r}" in str(error)
+    }
+    return [f"--{option.replace('_', '-')} {hint}." for option, hint in hints.items()]
 
 
 def _message(error: Exception) -> str:

@@ -15,16 +15,28 @@ if TYPE_CHECKING:
 IMAGE_SIZE = "square side; default: that of the model's training"
 """Help of ``--image-size``."""
 
+MODEL = (
+    "a saved model: a folder, such as the folder model of a run, or owner/name on the Hugging Face "
+    "hub"
+)
+"""Help of ``--model``."""
 
-def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--model``, of a command that needs one."""
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--model``, of a command that needs one, and what its images are."""
+    parser.add_argument("--model", type=Path, required=True, metavar="NAME", help=MODEL)
+    parser.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
+    add_pixel_arguments(parser)
+
+
+def add_workers_argument(parser: argparse._ActionsContainer, default: int = 0) -> None:
+    """Declare ``--workers``."""
     parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="NAME",
-        help="a saved model: a folder, such as the folder model of a run, or owner/name on the "
-        "Hugging Face hub",
+        "--workers",
+        type=int,
+        default=default,
+        metavar="N",
+        help="processes that load images, beside this one; large films take most of the time",
     )
 
 

@@ -13,25 +13,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gloria.cli.arguments import (
-    IMAGE_SIZE,
-    add_model_argument,
-    add_pixel_arguments,
-    locate_model,
-    pick_image_size,
-)
+from gloria.cli.arguments import add_model_arguments, locate_model, pick_image_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a picture or a DICOM file")
     parser.add_argument("text", metavar="TEXT", help="whose words look")
-    add_model_argument(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="picture to write: .png, .pdf, .svg"
     )
-    parser.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    add_pixel_arguments(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
 
 

@@ -34,12 +34,15 @@ import hashlib
 import json
 import warnings
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gloria.cli.arguments import (
     IMAGE_SIZE,
+    MODEL,
     add_pixel_arguments,
+    add_workers_argument,
     locate_model,
     parse_names,
     pick_image_size,
@@ -77,13 +80,7 @@ PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="NAME",
-        help="saved models: folders, such as the folder model of a run, or owner/name on the "
-        "Hugging Face hub",
+        "--model", type=Path, nargs="+", required=True, metavar="NAME", help=f"each {MODEL}"
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
@@ -108,13 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of data, splits, draws, intervals"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that load images, beside this one",
-    )
+    add_workers_argument(parser)
     parser.add_argument("--json", action="store_true", help="print results.json, not the tables")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -230,7 +221,9 @@ def _check(args: argparse.Namespace) -> None:
     args.tasks = args.tasks or TASKS
     for task in args.tasks:
         if task not in TASKS:
-            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.")
+            near = get_close_matches(task, TASKS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.{meant}")
     args.format = args.format or ("csv" if args.data else "phantom")
     if args.per_class is not None:
         check_integer("per-class", args.per_class, 1)
@@ -302,12 +295,14 @@ def _begin(
         before, known = results["settings"], results["models"]
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
-    changed = [name for name in chosen if before.get(name) != chosen[name]]
+    changed = [
+        f"{name} was {before.get(name)!r}, is {value!r}"
+        for name, value in chosen.items()
+        if before.get(name) != value
+    ]
     if changed:
-        was = ", ".join(f"{name} {before.get(name)!r}" for name in changed)
-        now = ", ".join(f"{name} {chosen[name]!r}" for name in changed)
         raise CheckpointError(
-            f"{file} is of other settings: {was}; now: {now}. Give another --out."
+            f"{file} is of other settings: {'; '.join(changed)}. Give another --out."
         )
     for name, model in known.items():
         if name in hashes and model["sha256"] != hashes[name]:
@@ -455,17 +450,12 @@ def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
     """The images that can be read, if only these were asked for; what is left out is told."""
     from gloria.cli.progress import Progress, say
 
+    if args.skip_broken:
+        with Progress(len(data), "read", args.quiet) as progress:
+            data = data.without_broken(progress=progress.advance)
     if data.skipped:
         say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
-    if not args.skip_broken:
-        return data
-    with Progress(len(data), "read", args.quiet) as progress:
-        whole = data.without_broken(progress=progress.advance)
-    broken = whole.skipped[len(data.skipped) :]
-    if broken:
-        count = f"{len(broken)} of {len(data)} images"
-        say(f"{count} can't be read and are left out, first: {broken[0]}", False)
-    return whole
+    return data
 
 
 def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 OWN = "your device"
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--images", type=int, required=True, metavar="B", help="images of a batch")
-    sizes.add_argument("--regions", type=int, required=True, metavar="M", help="regions per image")
+    sizes.add_argument(
+        "--regions", type=_count, required=True, metavar="M", help="of an image, such as 361, 19x19"
+    )
     sizes.add_argument("--texts", type=int, metavar="N", help="texts; default: as many as images")
     sizes.add_argument("--words", type=int, required=True, metavar="W", help="positions per text")
     sizes.add_argument(
@@ -82,7 +85,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     from gloria.matching.cost import COUNTED, DEVICES, Device, count
     from gloria.matching.dispatch import BACKENDS
     from gloria.matching.problem import memory_budget_on
-    from gloria.training.devices import pick_device
+    from gloria.training.devices import parse_device, pick_device
 
     texts = args.images if args.texts is None else args.texts
     for name in ("images", "regions", "words", "dim"):
@@ -94,7 +97,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"mean-words must be at most words = {args.words}; got {mean_words}.")
     # a device to plan for need not be here
     best = pick_device().type
-    device = best if args.device == "auto" else _device_type(args.device)
+    device = best if args.device == "auto" else parse_device(args.device).type
     budget = memory_budget_on(device, None)
     if args.memory_budget is not None:
         check_integer("memory-budget", args.memory_budget, 1)
@@ -160,15 +163,12 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _device_type(name: str) -> str:
-    import torch
-
-    from gloria.errors import OptionError
-
+def _count(text: str) -> int:
+    """A number, or the rows and columns of a grid."""
     try:
-        return torch.device(name).type
-    except RuntimeError as cause:
-        raise OptionError(f"device must be one that torch knows, or auto; got {name!r}.") from cause
+        return math.prod(map(int, text.split("x")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or as 19x19; got {text!r}") from None
 
 
 def render(facts: dict[str, Any]) -> str:

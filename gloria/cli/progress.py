@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from gloria.checks import require
 
 
 def say(message: str, quiet: bool) -> None:
-    """One line on stderr."""
+    """One line on stderr, above a bar that is there."""
     if not quiet and sys.stderr is not None:  # as it is after 2>&-
-        print(message, file=sys.stderr, flush=True)
+        bars = sys.modules.get("tqdm")
+        (bars.tqdm.write if bars else print)(message, file=sys.stderr)
 
 
 SECONDS = 30
@@ -53,12 +53,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
 
@@ -67,7 +62,7 @@ class _Lines:
 
     def __init__(self, total: int, what: str, quiet: bool) -> None:
         self.n = 0
-        self._total = total
+        self.total = total
         self._what = what
         self._quiet = quiet
         self._shown = ""
@@ -84,10 +79,11 @@ class _Lines:
     def close(self) -> None:
         if self.n:
             self._tell()
+            self.n = 0
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        say(f"{self._what}: {self.n} of {self._total}{self._shown}", self._quiet)
+        say(f"{self._what}: {self.n} of {self.total}{self._shown}", self._quiet)
 
 
 class StepProgress(Progress):
@@ -101,3 +97,5 @@ class StepProgress(Progress):
         self._bar.set_postfix(shown, refresh=False)
         # a resumed run starts where it stood
         self._bar.update(int(record["step"]) - self._bar.n)
+        if self._bar.n == self._bar.total:  # what is said of what follows stands below
+            self._bar.close()

@@ -19,9 +19,8 @@ import json
 from pathlib import Path
 
 from gloria.cli.arguments import (
-    IMAGE_SIZE,
-    add_model_argument,
-    add_pixel_arguments,
+    add_model_arguments,
+    add_workers_argument,
     locate_model,
     pick_image_size,
 )
@@ -30,12 +29,10 @@ from gloria.cli.arguments import (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("text", help="what to look for")
-    add_model_argument(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="searched with its subfolders"
     )
-    parser.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    add_pixel_arguments(parser)
     parser.add_argument("--top", type=int, default=10, metavar="N", help="images to show")
     parser.add_argument(
         "--shortlist",
@@ -47,13 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", type=Path, metavar="DIR", help="keep features here; default: a temporary folder"
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="processes that load images, beside this one; large films take most of the time",
-    )
+    add_workers_argument(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps; auto: the fastest")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from gloria.errors import DataError
@@ -40,12 +40,7 @@ class Stopping:
         self._usual = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, usual in self._usual.items():
             signal.signal(number, usual)
         if self._asked and isinstance(error, DataError):  # a loading process was stopped, too

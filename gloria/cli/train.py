@@ -11,6 +11,10 @@ MIMIC-CXR-JPG are read as they are released.
       --text-encoder hf:emilyalsentzer/Bio_ClinicalBERT --image-size 224 --channels 3
   gloria train --data my.csv --out runs/mine --text-encoder hf:FOLDER --text-option frozen=true \
       --loss-option local_weight=0.5
+  gloria train --data more.csv --out runs/tuned --model runs/mine/model --learning-rate 2e-4
+
+With --model, training starts from the weights of a saved model and goes through a schedule of its
+own; the model, its loss and the size of its images are the saved one's.
 
 Writes into the folder --out:
 
@@ -30,11 +34,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.arguments import add_pixel_arguments, parse_names, refuse_unread
+from gloria.cli.arguments import (
+    MODEL,
+    add_pixel_arguments,
+    add_workers_argument,
+    locate_model,
+    parse_names,
+    pick_image_size,
+    refuse_unread,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gloria.data import Radiographs
     from gloria.model import GLoRIA
 
@@ -46,6 +56,21 @@ COLUMNS = {"image_column": "image", "report_column": "report", "split_column": "
 
 READ_BY = {"images": ("chexpert-plus",), **dict.fromkeys(("bits", "window", *COLUMNS), ("csv",))}
 """Option: the formats that read it, if not all do."""
+
+NEW_MODEL: dict[str, Any] = {
+    "channels": 1,
+    "image_encoder": None,
+    "text_encoder": None,
+    "pretrained": False,
+    "embedding_dim": 128,
+    "projection": "linear",
+    "loss": "global_local_contrastive",
+    "preset": None,
+    "image_option": (),
+    "text_option": (),
+    "loss_option": (),
+}
+"""What a saved model has already: the options that describe a new one, and their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,23 +116,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--image-size",
         type=int,
-        default=64,
         metavar="PX",
-        help="side of the square that images are fitted into, padded with black",
+        help="side of the square that images are fitted into, padded with black; default: 64, or "
+        "that of the training of --model",
     )
     data.add_argument(
-        "--channels", type=int, default=1, choices=(1, 3), help="of the images; 1: grayscale"
+        "--channels",
+        type=int,
+        default=argparse.SUPPRESS,
+        choices=(1, 3),
+        help="of the images; 1: grayscale; default: 1",
     )
     add_pixel_arguments(data)
-    data.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        metavar="N",
-        help="processes that load images, beside this one",
-    )
+    add_workers_argument(data, default=2)
 
-    model = parser.add_argument_group("model")
+    # what is not given is not there, and told from a default that is
+    model = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
+    model.add_argument(
+        "--model",
+        type=Path,
+        default=None,
+        metavar="NAME",
+        help=f"start from {MODEL}; default: from a new model, as the options below tell",
+    )
     model.add_argument(
         "--image-encoder",
         metavar="NAME",
@@ -124,21 +155,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--embedding-dim",
         type=_width,
-        default=128,
         metavar="N",
-        help="width of the shared space; text: the text encoder's own, which is not projected",
+        help="width of the shared space; text: the text encoder's own, which is not projected; "
+        "default: 128",
     )
     model.add_argument(
         "--projection",
-        default="linear",
         choices=("linear", "mlp"),
-        help="into the shared space; mlp is ConVIRT's",
+        help="into the shared space; mlp is ConVIRT's; default: linear",
     )
     model.add_argument(
         "--loss",
-        default="global_local_contrastive",
         metavar="NAME",
-        help="such as sparc; `gloria info` lists them",
+        help="such as sparc; `gloria info` lists them; default: global_local_contrastive",
     )
     model.add_argument(
         "--preset",
@@ -150,7 +179,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{part}-option",
             type=_option,
             action="append",
-            default=[],
             metavar="NAME=VALUE",
             help=f"an argument of the {part + ' encoder' if part != 'loss' else part}; VALUE is "
             "JSON, or else text; can be given again",
@@ -212,6 +240,10 @@ def run(args: argparse.Namespace) -> int:
     from gloria.weights import save_model, write_text
 
     require("matplotlib", "viz")  # before hours of training, not after
+    given = [f"--{name.replace('_', '-')}" for name in NEW_MODEL if name in args]
+    if args.model is not None and given:
+        raise OptionError(f"--model has its own {', '.join(given)}: leave them out.")
+    vars(args).update(NEW_MODEL | vars(args))
     if args.pretrained and args.image_encoder is None:
         raise OptionError(
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
@@ -234,30 +266,26 @@ def run(args: argparse.Namespace) -> int:
         check_integer("embedding-dim", args.embedding_dim, 1)
     check_integer("workers", args.workers, 0)
     refuse_unread(args, READ_BY, COLUMNS)
-    _check_names(args)
     check_out(args.out, "model", "best")
-    pairs = _read(args, args.train_split)
+    if args.model is None:
+        _check_names(args)
+        model, described = None, _describe(args)
+        args.image_size = 64 if args.image_size is None else args.image_size
+    else:
+        model, described = _load(args)
+        args.channels = model.image_encoder.image_input.channels
+    size = pick_image_size(args.image_size, {} if model is None else {str(args.model): model})
+    pairs = _read(args, size, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
     splits = read_splits(args.data, args.split_column) if args.format == "csv" else [val_split]
     if args.val_split is not None or val_split in splits:
-        validation = _read(args, val_split)
+        validation = _read(args, size, val_split)
     else:
         say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
     args.out.mkdir(parents=True, exist_ok=True)
-    description: dict[str, Any] = {
-        "image_encoder": args.image_encoder,
-        "text_encoder": args.text_encoder,
-        "image_options": _image_options(args),
-        "text_options": dict(args.text_option),
-        "embedding_dim": args.embedding_dim,
-        "projection": args.projection,
-        "loss": args.loss,
-        "preset": args.preset,
-        "loss_options": dict(args.loss_option),
-    }
     settings = {
-        **description,
+        **described,
         "image_size": args.image_size,
         "channels": args.channels,
         "bits": args.bits,
@@ -265,11 +293,14 @@ def run(args: argparse.Namespace) -> int:
         "training_data": pairs.fingerprint(),
         "validation_data": None if validation is None else validation.fingerprint(),
     }
-    with isolated(args.seed):
-        model = small_model(pairs.reports, **description)
+    if model is None:
+        with isolated(args.seed):
+            model = small_model(pairs.reports, **described)
     _tell_beforehand(args, model, validation)
     _tell_of_data(args, pairs, validation, set(splits) - {args.train_split, val_split})
-    _write_left_out(args.out, {args.train_split: pairs, val_split: validation})
+    parts = {args.train_split: pairs, val_split: validation}
+    left_out = {name: data.skipped for name, data in parts.items() if data is not None}
+    write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
     stands = last_step(args.out / "checkpoints")
     if stands:
         say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
@@ -321,6 +352,33 @@ def _check_names(args: argparse.Namespace) -> None:
     check_initialized(loss)
 
 
+def _describe(args: argparse.Namespace) -> dict[str, Any]:
+    """What a new model is made from."""
+    return {
+        "image_encoder": args.image_encoder,
+        "text_encoder": args.text_encoder,
+        "image_options": _image_options(args),
+        "text_options": dict(args.text_option),
+        "embedding_dim": args.embedding_dim,
+        "projection": args.projection,
+        "loss": args.loss,
+        "preset": args.preset,
+        "loss_options": dict(args.loss_option),
+    }
+
+
+def _load(args: argparse.Namespace) -> tuple[GLoRIA, dict[str, Any]]:
+    """The saved model that training starts from, and what tells it from others."""
+    from gloria.errors import OptionError
+    from gloria.weights import hash_model, load_model
+
+    folder = locate_model(args.model, args.quiet)
+    if folder.resolve() in [(args.out / name).resolve() for name in ("model", "best")]:
+        raise OptionError(f"out must be another folder: {folder}, of --model, would be replaced.")
+    described = {"model": hash_model(folder)}
+    return load_model(folder), described
+
+
 def _tell_beforehand(
     args: argparse.Namespace, model: GLoRIA, validation: Radiographs | None
 ) -> None:
@@ -369,21 +427,13 @@ def _tell_of_data(
         )
 
 
-def _write_left_out(folder: Path, splits: Mapping[str, Radiographs | None]) -> None:
-    """Name what was left out of each split, and why."""
-    from gloria.weights import write_text
-
-    left_out = {name: data.skipped for name, data in splits.items() if data is not None}
-    write_text(folder / "left_out.json", json.dumps(left_out, indent=1) + "\n")
-
-
-def _read(args: argparse.Namespace, split: str) -> Radiographs:
+def _read(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiographs:
     """The pairs of a split, in the format they are in."""
     from gloria.cli.progress import Progress, say
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
 
     common: dict[str, Any] = {
-        "size": (args.image_size, args.image_size),
+        "size": size,
         "channels": args.channels,
         "policy": ReportPolicy(args.sections),
         "skip_incomplete": args.skip_incomplete,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gloria.data.radiographs import LOOKED_AT, Radiographs, Record, skipping
-from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
+from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import check_file, read_label, read_rows, rows_by
 from gloria.errors import DataError, OptionError, UnknownNameError
 
@@ -180,6 +180,7 @@ class CheXpertPlus(_CheXpertImages):
         frontal_only: bool = True,
         skip_incomplete: bool = False,
     ) -> None:
+        check_policy(policy)
         path = Path(path)
         if labels is None and classes:
             raise OptionError("classes need labels: the file that holds them.")

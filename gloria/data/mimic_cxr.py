@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gloria.data.chexpert import UNCERTAIN, read_labels, uncertain_mapping
 from gloria.data.radiographs import Radiographs, Record, skipping
-from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
+from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import read_rows, rows_by
 from gloria.errors import DataError, reason
 
@@ -56,6 +56,7 @@ class MIMICCXR(Radiographs):
         views: Collection[str] = ("AP", "PA"),
         skip_incomplete: bool = False,
     ) -> None:
+        check_policy(policy)
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         metadata = rows_by(_find(root, "metadata"), "dicom_id", ["ViewPosition"])

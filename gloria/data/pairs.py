@@ -1,13 +1,13 @@
-"""What a training loop reads: an image and its report."""
+"""What a training reads: images with reports, or with labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +21,30 @@ class Pair(HasImage, Protocol):
     @property
     def report(self) -> str:
         """The text."""
+        ...
+
+
+class LabelledItems(Sized, Protocol):
+    """Items with labels, names and patients, by which shares of them are drawn."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What the labels say."""
+        ...
+
+    @property
+    def labels(self) -> ArrayLike:
+        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
+        ...
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The images' names, each once."""
+        ...
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Whose the images are."""
         ...
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 
 # Headings of MIMIC-CXR and CheXpert Plus, with what each is called here. Only known headings end a
 # section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
@@ -233,6 +233,14 @@ FULL_REPORT = ReportPolicy()
 IMPRESSION = ReportPolicy(("impression",))
 FINDINGS_AND_IMPRESSION = ReportPolicy(("findings", "impression"))
 RANDOM_SENTENCE = ReportPolicy(one_sentence=True)
+
+
+def check_policy(policy: ReportPolicy) -> None:
+    """Require a policy, and not the name of a section."""
+    if not isinstance(policy, ReportPolicy):
+        raise DtypeError(
+            f"policy must be a ReportPolicy, such as ReportPolicy(('impression',)); got {policy!r}."
+        )
 
 
 def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:

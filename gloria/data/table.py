@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
-from gloria.data.reports import FULL_REPORT, ReportPolicy, read_report
+from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import read_label, read_rows
 from gloria.errors import BrokenItemError, DataError
 
@@ -63,6 +63,7 @@ class ImageReportTable(Radiographs):
         classes: Sequence[str] = (),
         check_files: bool = True,
     ) -> None:
+        check_policy(policy)
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gloria.data.leaks import check_splits
 from gloria.data.masked import PhantomMasks
-from gloria.data.pairs import Pair, PhantomPairs
+from gloria.data.pairs import LabelledItems, Pair, PhantomPairs
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset, PhantomItem, phantom_prompts
 from gloria.data.prompts import PromptSet
 from gloria.data.protocols import column_of, draw_exclusive, exclusive
@@ -35,31 +35,17 @@ SPLIT_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 """How the patients of a data set without splits of its own are split."""
 
 
-class LabelledPairs(Protocol):
+class LabelledPairs(LabelledItems, Protocol):
     """Images with labels and reports."""
 
     @property
-    def classes(self) -> Sequence[str]:
-        """What the labels say."""
-        ...
-
-    @property
     def labels(self) -> NDArray[np.int8]:
-        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Their names."""
+        """As an array."""
         ...
 
     @property
     def reports(self) -> list[str]:
         """All reports; one that is not there is empty."""
-        ...
-
-    def __len__(self) -> int:
-        """How many there are."""
         ...
 
     def __getitem__(self, index: int, /) -> Pair:

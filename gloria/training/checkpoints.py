@@ -21,7 +21,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass
-class Progress:
+class Standing:
     """Where a run stands: steps done, what was logged, the best validation so far."""
 
     step: int
@@ -49,7 +49,7 @@ def save_checkpoint(
     folder: Path,
     model: GLoRIA,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    standing: Standing,
     settings: dict[str, Any],
 ) -> None:
     """Write ``folder/step-N`` and then remove the ones before it.
@@ -65,14 +65,14 @@ def save_checkpoint(
         except RuntimeError as cause:  # torch has no other class for a full disk
             raise OSError(str(cause)) from cause
         record = {
-            "step": progress.step,
-            "best": progress.best,
-            "history": progress.history,
+            "step": standing.step,
+            "best": standing.best,
+            "history": standing.history,
             "settings": settings,
         }
         (target / "progress.json").write_text(json.dumps(record))
 
-    write_folder(folder / f"step-{progress.step:06d}", write)
+    write_folder(folder / f"step-{standing.step:06d}", write)
     for older in _checkpoints(folder)[:-1]:
         shutil.rmtree(older)
 
@@ -82,7 +82,7 @@ def resume(
     model: GLoRIA,
     optimizer: torch.optim.Optimizer,
     settings: dict[str, Any],
-) -> Progress:
+) -> Standing:
     """Put the newest checkpoint into model and optimizer; step 0 if there is none.
 
     Raises:
@@ -91,13 +91,13 @@ def resume(
     """
     found = _checkpoints(folder)
     if not found:
-        return Progress(0, [])
+        return Standing(0, [])
     newest = found[-1]
     try:
         record = json.loads((newest / "progress.json").read_text())
         before = dict(record["settings"])
         before.pop("checkpoint_every", None)  # which older runs wrote; it changes nothing
-        progress = Progress(int(record["step"]), list(record["history"]), float(record["best"]))
+        standing = Standing(int(record["step"]), list(record["history"]), float(record["best"]))
         # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
         state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
     except Exception as cause:
@@ -124,7 +124,7 @@ def resume(
             f"{newest} belongs to a run that trained other parameters ({cause}). Freeze the same "
             f"ones, or choose another folder for a new run."
         ) from cause
-    return progress
+    return standing
 
 
 def last_step(folder: Path) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_weight
 from gloria.data.loading import HasImage, load_batches, stack_images
-from gloria.data.splits import draw_share, hash_ids
+from gloria.data.pairs import LabelledItems
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating, in_batches
@@ -27,7 +27,7 @@ from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
@@ -231,15 +231,10 @@ def label_efficiency(
     check_runs(rows, fractions, seeds)
     classes = check_classes(train, validation=validation, test=test)
     recipe = recipe or _usual_recipe(frozen)
-    ids, labels, patients = train.ids, train.labels, train.patients
-    number = {name: index for index, name in enumerate(ids)}
-    shares = {
-        (fraction, seed): draw_share(ids, labels, fraction, seed=seed, patients=patients)
-        for fraction in fractions
-        for seed in seeds
-    }
-    table: dict[str, Any] = {row: {} for row in rows}
-    for row, encoder in rows.items():
+    number = {name: index for index, name in enumerate(train.ids)}
+    shares = draw_shares(train, fractions, seeds)
+
+    def compare(row: str, encoder: ImageEncoder) -> dict[str, Any]:
         # it encodes for every run of the row: they begin with the same encoder
         first = _build(encoder, len(classes), frozen, seed=0)
         loss = _weighted_loss(first, class_weight, pos_weight)
@@ -249,49 +244,33 @@ def label_efficiency(
         )
         _check_defined("validation", watched.labels)
         _check_defined("test", tested.labels)
-        for fraction in fractions:
-            runs: list[dict[str, Any]] = []
-            for seed in seeds:
-                share = shares[fraction, seed]
-                part = everything.take([number[name] for name in share])
-                learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
-                trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
-                scores = _scores(learner, tested, recipe.batch_size)
-                on_scores(row, fraction, seed, scores)
-                figure = multilabel_auroc(scores, tested.labels)
-                runs.append(
-                    {
-                        "seed": seed,
-                        "images": len(share),
-                        "share": hash_ids(share),
-                        "best_step": trained.best_step,
-                        "validation_auroc": trained.validation_auroc,
-                        "test": {
-                            "auroc": figure["mean"],
-                            "per_class": {
-                                name: {"auroc": value}
-                                for name, value in zip(classes, figure["per_class"], strict=True)
-                            },
-                        },
-                    }
-                )
-                progress(1)
-            table[row][name_share(fraction)] = {
-                "auroc": spread([run["test"]["auroc"] for run in runs]),
-                "per_class": {
-                    name: {
-                        "auroc": spread([run["test"]["per_class"][name]["auroc"] for run in runs])
-                    }
-                    for name in classes
+
+        def run(fraction: float, seed: int, share: Sequence[str]) -> dict[str, Any]:
+            part = everything.take([number[name] for name in share])
+            learner = _learner(_build(encoder, len(classes), frozen, seed), part, recipe)
+            trained = _fit(learner, part, watched, replace(recipe, seed=seed), loss)
+            scores = _scores(learner, tested, recipe.batch_size)
+            on_scores(row, fraction, seed, scores)
+            progress(1)
+            figure = multilabel_auroc(scores, tested.labels)
+            of_class = [{"auroc": value} for value in figure["per_class"]]
+            return {
+                "best_step": trained.best_step,
+                "validation_auroc": trained.validation_auroc,
+                "test": {
+                    "auroc": figure["mean"],
+                    "per_class": dict(zip(classes, of_class, strict=True)),
                 },
-                "runs": runs,
             }
+
+        return tabulate(shares, classes, ["auroc"], run)
+
     return {
         "classes": classes,
         "frozen": frozen,
         "recipe": {name: value for name, value in asdict(recipe).items() if name != "seed"},
         "images": {"train": len(train), "validation": len(validation), "test": len(test)},
-        "rows": table,
+        "rows": {row: compare(row, encoder) for row, encoder in rows.items()},
     }
 
 

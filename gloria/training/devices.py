@@ -16,10 +16,25 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
+    device = parse_device(name)
     try:
-        device = torch.device(name)
         torch.empty(0, device=device)
-    except Exception as cause:
-        # an unknown name, a build without that device, no such card: each raises its own
-        raise OptionError(f"device {name!r} can't be used here: {cause}") from cause
+    except Exception as cause:  # a build without that device, no such card: each raises its own
+        why = str(cause).partition("\n")[0]
+        raise OptionError(f"device {name!r} can't be used here: {why}") from cause
     return device
+
+
+def parse_device(name: str) -> torch.device:
+    """The device of that name, here or not.
+
+    Raises:
+        OptionError: torch knows none.
+    """
+    try:
+        return torch.device(name)
+    except RuntimeError as cause:  # with a list of twenty, most of which nobody has
+        raise OptionError(
+            f"device must be auto, cpu, cuda (of ROCm, too), cuda:1, mps or another that torch "
+            f"knows; got {name!r}."
+        ) from cause

@@ -19,16 +19,17 @@ from torch import Tensor
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
-from gloria.errors import DataError, NonFiniteLossError, OptionError
+from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError
 from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.checkpoints import Progress, as_json, resume, save_checkpoint
+from gloria.training.checkpoints import Standing, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import check_initialized, parameter_groups, prepare, update
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
+from gloria.wrapping import unwrapped
 
 OnStep = Callable[[dict[str, float]], None]
 TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
@@ -88,6 +89,11 @@ class TrainingRecipe:
         check_positive("learning_rate", self.learning_rate)
         check_positive("clip_norm", self.clip_norm)
         check_weight("weight_decay", self.weight_decay)
+        if self.text_policy is not None and not callable(self.text_policy):
+            raise DtypeError(
+                f"text_policy must be a function of reports and a generator, such as "
+                f"gloria.data.random_sentences; got {self.text_policy!r}."
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise OptionError(f"betas must be two numbers in [0, 1); got {self.betas}.")
 
@@ -137,12 +143,20 @@ def train(
         ``gradient_norm``, and ``validation_loss`` where it was computed.
 
     Raises:
+        DtypeError: ``model`` is none, but what wraps one; of what :func:`torch.compile` wraps the
+            weights are trained.
         DataError: fewer pairs than one batch.
-        OptionError: a parameter of the model has no shape yet, as that of a lazy layer.
+        OptionError: a parameter of the model has no shape yet, as that of a lazy layer; or one of
+            ``settings`` is called as a field of the recipe, which tells runs apart, too.
         NonFiniteLossError: the loss, the gradient or the validation loss is NaN or infinite; the
             last checkpoint stays.
         CheckpointError: the run in ``folder`` had other settings, or is damaged.
     """
+    if not isinstance(unwrapped(model), GLoRIA):
+        raise DtypeError(
+            f"model must be a GLoRIA; got {type(model).__name__}. This is a loop for one process: "
+            f"of DDP's or AveragedModel's wrapper train .module."
+        )
     check_integer("workers", workers, 0)
     _check_enough("pairs", pairs, recipe.batch_size)
     if validation is not None:
@@ -154,32 +168,35 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
-    fixed = as_json({**_described(recipe), "pairs": len(pairs), **(settings or {})})
-    progress = Progress(0, [])
+    own = {**_described(recipe), "pairs": len(pairs)}
+    if taken := own.keys() & (settings or {}).keys():
+        raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
+    fixed = as_json({**own, **(settings or {})})
+    standing = Standing(0, [])
     if folder is not None:
         for place in (folder, folder / "checkpoints"):
             remove_drafts(place)
-        progress = resume(folder / "checkpoints", model, optimizer, fixed)
+        standing = resume(folder / "checkpoints", model, optimizer, fixed)
 
     batches = StepBatches(
-        len(pairs), recipe.batch_size, recipe.seed, range(progress.step, recipe.steps)
+        len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
     )
     model.train()
     loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
     for images, reports in loaded:
-        record = _train_step(model, optimizer, images, reports, recipe, progress.step)
-        progress.step += 1
-        progress.history.append(record)
-        done = progress.step == recipe.steps
-        if validation is not None and (done or progress.step % recipe.validate_every == 0):
+        record = _train_step(model, optimizer, images, reports, recipe, standing.step)
+        standing.step += 1
+        standing.history.append(record)
+        done = standing.step == recipe.steps
+        if validation is not None and (done or standing.step % recipe.validate_every == 0):
             record["validation_loss"] = validation_loss(
                 model, validation, recipe.batch_size, recipe.augmentation, workers=workers
             )
-            if record["validation_loss"] < progress.best:
-                progress.best = record["validation_loss"]
+            if record["validation_loss"] < standing.best:
+                standing.best = record["validation_loss"]
                 if folder is not None:
                     save_model(model, folder / "best")
-        due = done or progress.step % recipe.checkpoint_every == 0
+        due = done or standing.step % recipe.checkpoint_every == 0
         try:
             if on_step is not None:
                 on_step(record)
@@ -188,9 +205,9 @@ def train(
             raise
         finally:
             if folder is not None and due:
-                save_checkpoint(folder / "checkpoints", model, optimizer, progress, fixed)
+                save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
     model.eval()
-    return progress.history
+    return standing.history
 
 
 def _described(recipe: TrainingRecipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from gloria.checks import check_choice, check_integer
 from gloria.data.loading import load_batches
 from gloria.data.masked import stack_masked
-from gloria.data.splits import draw_share, hash_ids
+from gloria.data.pairs import LabelledItems
 from gloria.errors import DataError, ShapeError
 from gloria.evaluation.segmentation import (
     FIGURES,
@@ -33,7 +34,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import LabelledItems, check_classes, check_runs, name_share, spread
+from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
@@ -205,65 +206,43 @@ def segmentation_efficiency(
             f"masks must be of train's classes {classes} in each set; they have {counts}."
         )
     recipe = recipe or SegmentationRecipe()
-    table: dict[str, Any] = {row: {} for row in rows}
-    for row, encoder in rows.items():
-        for fraction in fractions:
-            runs: list[dict[str, Any]] = []
-            for seed in seeds:
-                share = draw_share(
-                    train.ids, train.labels, fraction, seed=seed, patients=train.patients
-                )
-                model = _build(encoder, len(classes), width, seed)
-                part = train.select(share)
-                trained = train_segmenter(
-                    model, part, validation, replace(recipe, seed=seed), workers=workers
-                )
-                every = measure_overlap(
-                    model,
-                    test,
-                    trained.thresholds,
-                    batch_size=recipe.batch_size,
-                    workers=workers,
-                )
-                overlap = every.at(range(len(classes)))
-                on_overlap(row, fraction, seed, overlap)
-                summary = summarize_overlap(overlap)
-                runs.append(
-                    {
-                        "seed": seed,
-                        "images": len(share),
-                        "share": hash_ids(share),
-                        "best_step": trained.best_step,
-                        "validation_dice": trained.validation_dice,
-                        "test": {
-                            **summary,
-                            "per_class": dict(zip(classes, summary["per_class"], strict=True)),
-                            "thresholds": list(trained.thresholds),
-                        },
-                    }
-                )
-                progress(1)
-            table[row][name_share(fraction)] = {
-                **_spreads([run["test"] for run in runs]),
-                "per_class": {
-                    name: _spreads([run["test"]["per_class"][name] for run in runs])
-                    for name in classes
-                },
-                "runs": runs,
-            }
+    shares = draw_shares(train, fractions, seeds)
+
+    def run(
+        row: str, encoder: ImageEncoder, fraction: float, seed: int, share: Sequence[str]
+    ) -> dict[str, Any]:
+        model = _build(encoder, len(classes), width, seed)
+        trained = train_segmenter(
+            model, train.select(share), validation, replace(recipe, seed=seed), workers=workers
+        )
+        every = measure_overlap(
+            model, test, trained.thresholds, batch_size=recipe.batch_size, workers=workers
+        )
+        overlap = every.at(range(len(classes)))
+        on_overlap(row, fraction, seed, overlap)
+        progress(1)
+        summary = summarize_overlap(overlap)
+        return {
+            "best_step": trained.best_step,
+            "validation_dice": trained.validation_dice,
+            "test": {
+                **summary,
+                "per_class": dict(zip(classes, summary["per_class"], strict=True)),
+                "thresholds": list(trained.thresholds),
+            },
+        }
+
     described = {**asdict(recipe), "loss": describe_target(recipe.loss)}
     return {
         "classes": classes,
         "width": width,
         "recipe": {name: value for name, value in described.items() if name != "seed"},
         "images": {"train": len(train), "validation": len(validation), "test": len(test)},
-        "rows": table,
+        "rows": {
+            row: tabulate(shares, classes, FIGURES, partial(run, row, encoder))
+            for row, encoder in rows.items()
+        },
     }
-
-
-def _spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Of each figure, the spread over several runs' figures."""
-    return {name: spread([figures.get(name) for figures in tested]) for name in FIGURES}
 
 
 def _count_classes(name: str, items: MaskedItems) -> int:

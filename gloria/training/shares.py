@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
-from typing import Any, Protocol
-
-from numpy.typing import ArrayLike
+from typing import Any
 
 from gloria.checks import check_integer, check_share
+from gloria.data.pairs import LabelledItems
+from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, OptionError
-
-
-class LabelledItems(Sized, Protocol):
-    """Items with labels, names and patients, by which shares of them are drawn."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """What the labels say."""
-        ...
-
-    @property
-    def labels(self) -> ArrayLike:
-        """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The images' names, each once."""
-        ...
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Whose the images are."""
-        ...
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
@@ -67,6 +43,60 @@ def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
                 f"{name} must have train's classes {classes}; it has {list(data.classes)}."
             )
     return classes
+
+
+def draw_shares(
+    train: LabelledItems, fractions: Sequence[float], seeds: Sequence[int]
+) -> dict[float, dict[int, list[str]]]:
+    """By fraction and seed, the ids of as large a share of the patients."""
+    ids, labels, patients = train.ids, train.labels, train.patients
+    return {
+        fraction: {
+            seed: draw_share(ids, labels, fraction, seed=seed, patients=patients) for seed in seeds
+        }
+        for fraction in fractions
+    }
+
+
+def tabulate(
+    shares: Mapping[float, Mapping[int, Sequence[str]]],
+    classes: Sequence[str],
+    figures: Sequence[str],
+    run: Callable[[float, int, Sequence[str]], dict[str, Any]],
+) -> dict[str, Any]:
+    """One row: by share, its runs, and the spreads of their figures.
+
+    Args:
+        shares: what :func:`draw_shares` gave.
+        classes: their names.
+        figures: their names.
+        run: trains on a share, ``run(fraction, seed, ids)``, and gives what is noted of it: under
+            ``test`` the figures, and those of each class ``per_class`` by name.
+    """
+
+    def spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {name: spread([found.get(name) for found in tested]) for name in figures}
+
+    row: dict[str, Any] = {}
+    for fraction, draws in shares.items():
+        runs = [
+            {
+                "seed": seed,
+                "images": len(ids),
+                "share": hash_ids(ids),
+                **run(fraction, seed, ids),
+            }
+            for seed, ids in draws.items()
+        ]
+        tested = [each["test"] for each in runs]
+        row[name_share(fraction)] = {
+            **spreads(tested),
+            "per_class": {
+                name: spreads([t["per_class"][name] for t in tested]) for name in classes
+            },
+            "runs": runs,
+        }
+    return row
 
 
 def name_share(fraction: float) -> str:

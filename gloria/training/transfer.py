@@ -48,7 +48,7 @@ DICE = {"positives": "dice_positives", "all images": "dice_all"}
 
 Report = dict[str, Any]
 Figure = float | Sequence[float | None]
-Progress = Callable[[int], Any]
+OnProgress = Callable[[int], Any]
 
 PHANTOM_UNET: Mapping[str, Any] = {
     "segmentation": SegmentationRecipe(steps=150, batch_size=16, learning_rate=1e-3),
@@ -110,8 +110,8 @@ def evaluate_task(
     data: TransferData,
     settings: TransferSettings | None = None,
     *,
-    progress: Progress = lambda done: None,
-    resampled: Progress = lambda drawn: None,
+    progress: OnProgress = lambda done: None,
+    resampled: OnProgress = lambda drawn: None,
 ) -> Report:
     """The figures of one task.
 
@@ -205,8 +205,8 @@ def _retrieval(
     model: GLoRIA,
     data: TransferData,
     settings: TransferSettings,
-    progress: Progress,
-    resampled: Progress,
+    progress: OnProgress,
+    resampled: OnProgress,
 ) -> Report:
     gallery, labels = _gallery(data)
     relevant = class_relevance(labels, labels)
@@ -242,8 +242,8 @@ def _zero_shot(
     model: GLoRIA,
     data: TransferData,
     settings: TransferSettings,
-    progress: Progress,
-    resampled: Progress,
+    progress: OnProgress,
+    resampled: OnProgress,
 ) -> Report:
     """The class whose prompts match best; of a single class, whether it is there."""
     if data.gallery is None:
@@ -268,8 +268,8 @@ def _zero_shot_pairs(
     model: GLoRIA,
     data: TransferData,
     settings: TransferSettings,
-    progress: Progress,
-    resampled: Progress,
+    progress: OnProgress,
+    resampled: OnProgress,
 ) -> Report:
     prompts: Any = {name: data.prompts[name] for name in data.classes}
     columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
@@ -299,7 +299,7 @@ def _decisions(
     metrics: Callable[[Tensor], Mapping[str, Any]],
     units: int,
     settings: TransferSettings,
-    resampled: Progress,
+    resampled: OnProgress,
 ) -> Report:
     """The zero-shot table's columns and row, with all figures."""
     names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
@@ -322,8 +322,8 @@ def _classification(
     model: GLoRIA,
     data: TransferData,
     settings: TransferSettings,
-    progress: Progress,
-    resampled: Progress,
+    progress: OnProgress,
+    resampled: OnProgress,
 ) -> Report:
     aurocs: dict[float, list[Callable[[Tensor], list[float | None]]]]
     aurocs = {fraction: [] for fraction in settings.fractions}
@@ -369,8 +369,8 @@ def _segmentation(
     model: GLoRIA,
     data: TransferData,
     settings: TransferSettings,
-    progress: Progress,
-    resampled: Progress,
+    progress: OnProgress,
+    resampled: OnProgress,
 ) -> Report:
     counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
     details = segmentation_efficiency(
@@ -449,7 +449,7 @@ def _name_gallery(data: TransferData, labels: Tensor) -> str:
 
 
 def _encode(
-    model: GLoRIA, items: Any, settings: TransferSettings, progress: Progress
+    model: GLoRIA, items: Any, settings: TransferSettings, progress: OnProgress
 ) -> ImageFeatures:
     return encode_items(
         model, items, settings.batch_size, workers=settings.workers, progress=progress
@@ -460,7 +460,7 @@ def _intervals(
     figures: Callable[[Tensor], Mapping[str, Figure]],
     units: int,
     settings: TransferSettings,
-    resampled: Progress,
+    resampled: OnProgress,
 ) -> dict[str, Interval | None]:
     """Bootstrap intervals; None for a figure that all units together do not define."""
     whole = figures(torch.arange(units))

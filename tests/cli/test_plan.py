@@ -161,6 +161,10 @@ def test_every_attention_variant_can_be_planned(capsys):
     assert all(variant in error for variant in ATTENTION_VARIANTS)
 
 
+def test_regions_may_be_a_grid(capsys):
+    assert facts(capsys, "--regions", "7x7") == facts(capsys)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -171,11 +175,13 @@ def test_every_attention_variant_can_be_planned(capsys):
         (["--memory-budget", "0"], "memory-budget must be at least 1; got 0"),
         (["--tflops", "3"], "tflops and bandwidth must be given together, or neither"),
         (["--tflops", "3", "--bandwidth", "-1"], "bandwidth must be a finite number above 0"),
-        (["--device", "abacus"], "device must be one that torch knows, or auto; got 'abacus'"),
+        (["--regions", "7x"], "argument --regions: must be a number, or as 19x19; got '7x'"),
+        (["--device", "abacus"], "device must be auto, cpu, cuda (of ROCm, too), cuda:1, mps or"),
     ],
 )
 def test_bad_numbers_are_one_line(capsys, change, message):
     assert main(["plan", *SIZES, *change]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("gloria: error: ")
+    assert "error: " in error
     assert message in error
+    assert error.count("\n") == 1

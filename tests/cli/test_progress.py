@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gloria.cli import progress as module
-from gloria.cli.progress import Progress, StepProgress
+from gloria.cli.progress import Progress, StepProgress, say
 from gloria.cli.stopping import Stopping
 
 
@@ -54,6 +54,20 @@ def test_a_log_has_a_line_every_half_minute(capsys, monkeypatch):
         "train: 6 of 9, loss 0.167",
         "train: 7 of 9, loss 0.143",
     ]
+
+
+@pytest.mark.parametrize("isatty", [True, False])
+def test_what_is_said_around_the_steps_has_lines_of_its_own(capsys, monkeypatch, isatty):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: isatty)
+    with StepProgress(2, "train", False) as progress:
+        say("before", False)
+        for step in (1, 2):
+            progress({"step": step, "loss": 0.5})
+        say("after", False)
+    *lines, end = capsys.readouterr().err.split("\n")
+    assert end == ""
+    shown = [line.split("\r")[-1] for line in lines]
+    assert [line.partition(":")[0] for line in shown] == ["before", "train", "after"]
 
 
 def test_where_nothing_was_done_nothing_is_told(capsys):

@@ -62,6 +62,29 @@ def films(disk, tmp_path):
     return shutil.copytree(disk / "films", tmp_path / "films")
 
 
+def test_features_are_not_taken_for_those_of_a_model_that_is_written_anew_meanwhile(
+    search, disk, tmp_path, monkeypatch
+):
+    """As by a training: what is kept belongs to the model that was loaded."""
+    model = shutil.copytree(disk / "model", tmp_path / "model")
+    load = gloria.weights.load_model
+
+    def load_before_it_is_written_anew(folder, **options):
+        loaded = load(folder, **options)
+        shutil.copytree(disk / "other", folder, dirs_exist_ok=True)
+        return loaded
+
+    keep = ("--cache", tmp_path / "cache", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(gloria.weights, "load_model", load_before_it_is_written_anew)
+        code, first, _ = search(*keep, model=model)
+    assert code == 0
+    assert json.loads(first)["found"] == json.loads(search("--json")[1])["found"]
+    code, _, told = search(*keep, model=model)
+    assert code == 2
+    assert "has features of another model" in told
+
+
 def test_prints_the_best_with_rank_score_and_path(search, disk):
     code, shown, told = search("--top", "3", "--quiet")
     assert (code, told) == (0, "")

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
         (["--sections", "findings, foo"], "got ('findings', 'foo')"),
         (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
-        (["--device", "nonsense"], "device 'nonsense' can't be used here"),
+        (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--loss", "nonsense"], "nonsense"),
         (["--pretrained"], "pretrained needs image-encoder"),
@@ -205,7 +206,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--clip-norm", "0"], "clip_norm must be"),
         (["--embedding-dim", "0"], "embedding-dim must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
-        (["--image-size", "0"], "height in size must be at least 1; got 0"),
+        (["--image-size", "0"], "image-size must be at least 1; got 0"),
     ],
 )
 def test_errors_are_one_line(table, tmp_path, capsys, change, message):
@@ -245,7 +246,7 @@ def test_a_lazy_layer_is_told_before_the_data_is_read(tmp_path, capsys):
         (["--preset", "papper"], "preset must be one of "),
         (["--image-encoder", "resnet18"], "Did you mean 'timm:resnet18'?"),
         (["--text-encoder", "bert"], "no text encoder is named 'bert'"),
-        (["--device", "nonsense"], "device 'nonsense' can't be used here"),
+        (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
     ],
 )
 def test_wrong_names_are_told_before_the_data_is_read(tmp_path, capsys, change, message):
@@ -254,6 +255,21 @@ def test_wrong_names_are_told_before_the_data_is_read(tmp_path, capsys, change, 
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_column_names_the_option_that_says_what_it_is_called(table, tmp_path, capsys):
+    renamed = write(
+        table.with_name("renamed.csv"),
+        [["film", "text", "fold"], *(row[:3] for row in read(table)[1:])],
+    )
+    options = []
+    for column, name in (("image", "film"), ("report", "text"), ("split", "fold")):
+        assert run(renamed, tmp_path, *options) == 2
+        told, hint = capsys.readouterr().err.splitlines()
+        assert f"{renamed} has no column '{column}'; it has film, text, fold." in told
+        assert hint == f"  --{column}-column names another."
+        options += [f"--{column}-column", name]
+    assert run(renamed, tmp_path, *options) == 0
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
@@ -311,6 +327,71 @@ def test_a_missing_image_is_left_out_as_a_broken_one_if_asked(table, tmp_path, c
     assert len(listed) == 1
     assert "row 2, column 'image': image" in listed[0]
     assert listed[0].endswith("none.png does not exist.")
+
+
+@pytest.fixture(scope="module")
+def saved(table, tmp_path_factory):
+    """A model of another loss than the default, on images of another size, that can be frozen."""
+    out = tmp_path_factory.mktemp("saved")
+    options = ["--loss", "sparc", "--image-size", "48", "--image-option", "frozen=true"]
+    assert run(table, out, *options) == 0
+    return out / "model"
+
+
+def test_training_goes_on_from_a_saved_model(table, tmp_path, saved):
+    """From its weights, with its loss, image size and vocabulary; what it had frozen stays so."""
+    fixed = ["--workers", "0", "--quiet", "--batch-size", "4", "--learning-rate", "1e-9"]
+    other = table.with_name("other.csv")
+    other.write_text(table.read_text().replace("pleural effusion", "pleural fluid"))
+    command = ["train", "--data", str(other), "--out", str(tmp_path), "--model", str(saved)]
+    assert main([*command, *fixed, "--steps", "2"]) == 0
+    before, after = gloria.load_model(saved), gloria.load_model(tmp_path / "model")
+    assert repr(after.loss) == repr(before.loss)
+    assert after.trained_image_size == before.trained_image_size == (48, 48)
+    weights = dict(after.named_parameters())
+    for name, weight in before.named_parameters():
+        assert torch.allclose(weights[name], weight, atol=1e-6), name
+        assert weights[name].requires_grad == weight.requires_grad == ("image_encoder" not in name)
+    assert any(not torch.equal(weights[name], weight) for name, weight in before.named_parameters())
+
+
+def test_a_run_from_a_model_goes_on_from_the_same_model_only(table, tmp_path, saved, capsys):
+    start = tmp_path / "start"
+    shutil.copytree(saved, start)
+    out = tmp_path / "run"
+    assert run(table, out, "--model", str(start), "--steps", "2") == 0
+    expected = weights(out)
+    shutil.rmtree(out / "model")
+    shutil.rmtree(out / "checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        update = loop.update
+
+        def killed(*args, step, **kwargs):
+            if step == 1:
+                raise KeyboardInterrupt
+            return update(*args, step=step, **kwargs)
+
+        patch.setattr(loop, "update", killed)
+        assert run(table, out, "--model", str(start), "--steps", "2") == 130
+    assert run(table, out, "--model", str(saved), "--steps", "2") == 0  # the same model elsewhere
+    assert weights(out) == expected
+    capsys.readouterr()
+    shutil.copytree(out / "model", start, dirs_exist_ok=True)
+    assert run(table, out, "--model", str(start), "--steps", "2") == 2
+    assert "other settings: model was '" in capsys.readouterr().err
+    assert run(table, out, "--steps", "2") == 2
+    assert "', is None" in capsys.readouterr().err
+
+
+def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, capsys):
+    options = ["--loss", "global_local_contrastive", "--image-option", "a=1", "--channels", "1"]
+    assert run(tmp_path / "none.csv", tmp_path, "--model", str(saved), *options) == 2
+    told = "--model has its own --channels, --loss, --image-option: leave them out."
+    assert told in capsys.readouterr().err
+    assert run(table, saved.parent, "--model", str(saved)) == 2
+    assert "out must be another folder" in capsys.readouterr().err
+    assert run(table, tmp_path, "--model", str(tmp_path / "none")) == 2
+    assert "none" in capsys.readouterr().err
 
 
 def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):

@@ -34,36 +34,3 @@ def write_image():
         return path
 
     return write_image
-
-
-@pytest.fixture
-def write_dicom():
-    """Write a radiograph as DICOM; keywords are its elements."""
-    import pydicom
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
-
-    def write_dicom(path, pixels, *, bits=8, **elements):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset = pydicom.Dataset()
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.SOPClassUID = SecondaryCaptureImageStorage
-        dataset.SOPInstanceUID = generate_uid()
-        dataset.Modality = "CR"
-        if pixels is not None:
-            deep = bits > 8
-            dataset.Rows, dataset.Columns = pixels.shape
-            dataset.SamplesPerPixel = 1
-            dataset.PhotometricInterpretation = "MONOCHROME2"
-            dataset.BitsAllocated = 16 if deep else 8
-            dataset.BitsStored, dataset.HighBit = bits, bits - 1
-            dataset.PixelRepresentation = int(pixels.min() < 0)
-            dataset["PixelData"] = pydicom.DataElement("PixelData", "OW" if deep else "OB", b"")
-            kind = ("<i2" if pixels.min() < 0 else "<u2") if deep else "u1"
-            dataset.PixelData = pixels.astype(kind).tobytes()
-        for name, value in elements.items():
-            setattr(dataset, name, value)
-        dataset.save_as(path, enforce_file_format=True)
-        return path
-
-    return write_dicom

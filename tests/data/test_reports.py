@@ -13,14 +13,16 @@ from gloria.data import (
     FINDINGS_AND_IMPRESSION,
     FULL_REPORT,
     IMPRESSION,
+    MIMICCXR,
     RANDOM_SENTENCE,
+    CheXpertPlus,
     ImageReportTable,
     ReportPolicy,
     parse_sections,
     random_sentences,
     split_sentences,
 )
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 
 PIECES = ["No", "edema.", "Clear!", "IMPRESSION:", "1.", "1.5", "cm", "2)", "-", "Dr.", "J.", "R."]
 PIECES += ["5", "p.m.", "vs.", "?", "lung", "\n", "\n\n"]
@@ -222,6 +224,12 @@ def test_policies_of_a_batch():
     first, second = RANDOM_SENTENCE(texts, generator)
     assert first in ("One.", "Two.")
     assert second == "Three."
+
+
+@pytest.mark.parametrize("reader", [ImageReportTable, CheXpertPlus, MIMICCXR])
+def test_the_name_of_a_section_is_no_policy(reader):
+    with pytest.raises(DtypeError, match=r"policy must be a ReportPolicy.*got 'impression'"):
+        reader("none.csv", size=(4, 4), policy="impression")
 
 
 def test_a_policy_is_seen_by_a_table(tmp_path):

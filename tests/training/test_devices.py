@@ -26,7 +26,13 @@ def test_a_name_is_taken_as_it_is():
     assert pick_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "CPU0"])
-def test_a_device_that_is_not_here_is_an_error(name):
-    with pytest.raises(OptionError, match=f"device '{name}' can't be used here: .+"):
+@pytest.mark.parametrize("name", ["gpu", "", "gpu:0", "CPU0"])
+def test_a_name_that_torch_does_not_know_is_answered_with_those_that_it_does(name):
+    with pytest.raises(OptionError, match=f"must be auto, cpu, cuda .*; got '{name}'"):
         pick_device(name)
+
+
+def test_a_device_that_is_not_here_is_an_error_of_one_line():
+    for name in ("cuda:99", "mps:99"):
+        with pytest.raises(OptionError, match=rf"^device '{name}' can't be used here: .+$"):
+            pick_device(name)

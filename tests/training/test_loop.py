@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from gloria.data import ImageReport, ReportPolicy
 from gloria.errors import CheckpointError, DataError, DtypeError, NonFiniteLossError, OptionError
@@ -230,6 +231,13 @@ def test_what_does_not_change_the_result_may_change(tmp_path):
     assert len(train(build(), PAIRS, other, folder=tmp_path, settings=settings, workers=1)) == 6
 
 
+def test_settings_do_not_hide_the_recipe(tmp_path):
+    with pytest.raises(
+        OptionError, match=r"settings must not .* recipe's; got \['pairs', 'seed'\]"
+    ):
+        train(build(), PAIRS, QUICK, folder=tmp_path, settings={"seed": 1, "pairs": 2, "data": 3})
+
+
 def test_settings_that_no_checkpoint_can_hold_are_told_before_training(tmp_path):
     with pytest.raises(OptionError, match=r"must be JSON values; got the PurePosixPath images"):
         train(build(), PAIRS, QUICK, folder=tmp_path, settings={"from": PurePosixPath("images")})
@@ -318,6 +326,11 @@ def test_frozen_parameters_stay():
         assert torch.equal(parameter, before[name])
 
 
+def test_what_wraps_a_model_is_told():
+    with pytest.raises(DtypeError, match=r"model must be a GLoRIA; got AveragedModel.*\.module"):
+        train(AveragedModel(build()), PAIRS, QUICK)
+
+
 def test_a_model_that_is_frozen_whole_is_told():
     model = build().requires_grad_(False)
     with pytest.raises(OptionError, match="a parameter to train; all of this GLoRIA are frozen"):
@@ -360,6 +373,7 @@ def test_the_schedule():
         {"seed": -1},
         {"betas": (0.9, 1.0)},
         {"weight_decay": -0.1},
+        {"text_policy": "impression"},
     ],
 )
 def test_a_recipe_that_makes_no_sense(wrong):
