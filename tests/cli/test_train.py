@@ -19,9 +19,10 @@ from torch import nn
 import gloria
 from gloria import catalog
 from gloria.cli import main, train
+from gloria.data import random_sentences
 from gloria.errors import CheckpointError
 from gloria.registry import Origin, registering_as
-from gloria.training import loop
+from gloria.training import TrainingRecipe, loop
 from gloria.types import ImageFeatures, ImageInput
 
 # the vocabulary of twelve reports spells most other words letter by letter
@@ -64,6 +65,44 @@ def test_trains_and_saves(table, tmp_path, capsys):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
     assert "model in" in capsys.readouterr().err
+
+
+def test_every_option_of_training_reaches_it(table, tmp_path, monkeypatch):
+    def instead(model, pairs, recipe, **more):
+        raise Given(recipe, more["workers"])
+
+    monkeypatch.setattr("gloria.training.train", instead)
+    told = {
+        "--steps": 7,
+        "--batch-size": 3,
+        "--learning-rate": 0.25,
+        "--weight-decay": 0.5,
+        "--clip-norm": 2.5,
+        "--validate-every": 5,
+        "--checkpoint-every": 6,
+        "--seed": 8,
+        "--workers": 1,
+    }
+    options = [str(each) for pair in told.items() for each in pair]
+    with pytest.raises(Given) as given:
+        run(table, tmp_path / "run", *options, "--one-sentence")
+    recipe, workers = given.value.args
+    assert workers == 1
+    assert recipe == TrainingRecipe(
+        steps=7,
+        batch_size=3,
+        learning_rate=0.25,
+        weight_decay=0.5,
+        clip_norm=2.5,
+        validate_every=5,
+        checkpoint_every=6,
+        seed=8,
+        text_policy=random_sentences,
+    )
+
+
+class Given(BaseException):
+    """What training was given; no command takes it for an error of its own."""
 
 
 def test_other_encoders_and_losses_by_name(table, tmp_path):
