@@ -160,23 +160,19 @@ def segmentation_efficiency(
 ) -> dict[str, Any]:
     """Test Dice and IoU of U-Nets on image encoders, trained on shares of the masks.
 
-    A seed decides which patients are in the share, the first weights of the decoder, and the order
-    of images; it is the same for every row, so rows are compared on the same shares.
+    Rows, splits, shares and seeds are those of :func:`~gloria.training.label_efficiency`.
 
     Args:
-        rows: what is compared, by name: the encoder of a trained GLoRIA, one with random weights,
-            one that timm has pretrained. None of them is changed.
+        rows: encoders by name. None of them is changed.
         train: the whole of the masks.
         validation: chooses each model's weights and thresholds, whole for every share.
-        test: of patients who are in neither of the others
-            (:func:`~gloria.data.check_splits`); used once for each model.
+        test: of patients who are in neither of the others; used once for each model.
         fractions: shares of the training patients.
         seeds: one model is trained for each.
         recipe: of each model, but for its seed; None = :class:`SegmentationRecipe`'s defaults.
         width: as in :func:`~gloria.heads.segmentation_model`.
         workers: processes that load images.
-        progress: called with the number of models trained since the last call, as ``tqdm.update``
-            is.
+        progress: called with the number of models trained since the last call.
         on_overlap: called with the row, fraction and seed of each model and the counts of the test
             images, ``(image, class)``: for intervals over images, say.
 
