@@ -24,6 +24,14 @@ def test_the_other_commands_take_what_it_writes(published, tmp_path, capsys):
     assert main(["search", "pleural effusion", *where, "--json", "--quiet"]) == 0
     assert len(json.loads(capsys.readouterr().out)["found"]) == 2
 
+    rows = ["image,report,split", *(f"films/{n}.png,Pleural effusion.,train" for n in (0, 1))]
+    (tmp_path / "films.csv").write_text("\n".join(rows))
+    start = ["--data", str(tmp_path / "films.csv"), "--model", str(out), "--image-size", "64"]
+    tuned = ["train", *start, "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2"]
+    assert main([*tuned, "--workers", "0", "--device", "cpu", "--quiet"]) == 0
+    again = gloria.load_model(tmp_path / "run" / "model")
+    assert repr(again.loss) == repr(gloria.load_model(out).loss)
+
 
 def test_an_existing_folder_is_left_alone(published, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
