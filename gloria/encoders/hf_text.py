@@ -252,6 +252,30 @@ class HFTextEncoder(Freezable):
         options = {name: getattr(self, name) for name in names}
         return Recipe("hf:.", {"pretrained": False, "frozen": self.frozen_as(), **options})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
+
+        They are functions that can't be pickled; the next forward puts them there again.
+        """
+        for module in self.model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                    del module._forward_hooks[key]
+            vars(module).pop("_output_capturing_hooks_installed", None)
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become what was pickled, maybe in another process.
+
+        transformers gives hidden states of classes only that were initialised in this one.
+        """
+        super().__setstate__(state)
+        base: Any = require("transformers", "encoders").PreTrainedModel
+        for module in self.model.modules():
+            if isinstance(module, base):
+                base.__init__(base.__new__(type(module)), module.config)
+
     def _tell_of_truncation(self, texts: Sequence[str], encodings: Sequence[Any]) -> None:
         if self._told_of_truncation:
             return
