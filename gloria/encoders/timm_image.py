@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -109,12 +110,10 @@ class TimmImageEncoder(Freezable):
                 f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
                 f"{timm.__version__}. Choose another model."
             )
-        embed: Any = getattr(sketch, "patch_embed", None)
-        whole = isinstance(embed, timm.layers.PatchEmbed) and not embed.dynamic_img_pad
-        if self.image_size and whole:  # most models refuse it, too; some, as BEiT, do not
-            check_patches(self.image_size, embed.patch_size)
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
+        if "img_size" in arguments:  # many models refuse it, too; some, as BEiT and Mixers, do not
+            check_patches(size, _patches_of(sketch))
         try:
             layout = _measure(sketch, in_chans, size)
             layout.check_stage(model_name, region_stage)  # before weights are read or downloaded
@@ -348,7 +347,21 @@ def _sketch(
             if ":" not in name:
                 raise
             raise CheckpointError(_out_of_reach(f"the model {name}", cause)) from cause
-    raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
+    raise OptionError(
+        f"timm cannot make {name} with these options: {refusal}. (The number of channels is "
+        f"in_chans here, the size of images image_size.)"
+    ) from refusal
+
+
+def _patches_of(model: Any) -> tuple[int, int]:
+    """Pixels from patch to patch where the first layer cuts them unpadded; (1, 1) = it does not."""
+    layer: Any = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    padded = getattr(getattr(model, "patch_embed", None), "dynamic_img_pad", False)
+    if layer is None or padded or any(layer.padding):
+        return 1, 1
+    # PiT's patches of 16 pixels go on by 8; a kernel of 7 that moves by 2 cuts no patches
+    whole = not any(map(operator.mod, layer.kernel_size, layer.stride))
+    return layer.stride if whole else (1, 1)
 
 
 def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:
