@@ -558,7 +558,7 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     "name, patch, options",
     [
         ("beitv2_base_patch16_224", 16, {"depth": 1, "embed_dim": 96, "num_heads": 3}),
-        ("mixer_s32_224", 32, {"num_blocks": 1}),
+        ("mixer_s32_224", 32, {}),
         ("pit_ti_224", 8, {}),
     ],
 )
