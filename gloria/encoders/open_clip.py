@@ -15,10 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_texts, require
+from gloria.checks import check_choice, check_images, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import check_images, check_patches, height_width
+from gloria.encoders.timm_image import check_patches, height_width
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -136,8 +136,7 @@ class OpenClipImageEncoder(Freezable):
             ShapeError: wrong rank, number of channels or size, or no image.
             DtypeError: the images are not floating-point.
         """
-        advice = "Repeat a single channel: images.expand(-1, 3, -1, -1)."
-        check_images(images, 3, self.image_input.size, advice)
+        check_images(images, 3, self.image_input.size)
         output = self.model.forward_intermediates(
             images,
             indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted

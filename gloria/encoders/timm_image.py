@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from gloria.checks import check_integer, check_tensor, require
+from gloria.checks import check_images, check_integer, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
@@ -241,27 +241,7 @@ class TimmImageEncoder(Freezable):
 
     def _check(self, images: Tensor) -> None:
         size = self.image_input.size if self._takes_one_size else None
-        check_images(images, self.image_input.channels, size, "Convert them, or set in_chans.")
-
-
-def check_images(images: Tensor, channels: int, size: tuple[int, int] | None, advice: str) -> None:
-    """Require a batch of images with these channels and, unless it is None, of this size.
-
-    ``advice`` says what can be done about another number of channels.
-    """
-    check_tensor("images", images, ("image", "channel", "height", "width"))
-    if images.shape[1] != channels:
-        raise ShapeError(
-            f"images must have {channels} channels; got {tuple(images.shape)}. {advice}"
-        )
-    if not len(images):
-        raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-    given = tuple(images.shape[2:])
-    if size is not None and given != size:
-        raise ShapeError(
-            f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
-            f"image_size={given}."
-        )
+        check_images(images, self.image_input.channels, size)
 
 
 def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:
