@@ -419,6 +419,11 @@ def test_a_recipe_that_raises_costs_no_weights(model, tmp_path, monkeypatch, err
         load_model(save_model(model, tmp_path / "model"))
 
 
+def test_an_option_of_timm_that_is_no_json_is_named(model):
+    model.image_encoder.options["act_layer"] = nn.SiLU
+    assert re.search("options in its recipe .* JSON values; 'act_layer'", why_not_loadable(model))
+
+
 def test_whether_it_will_load_can_be_asked_beforehand(model):
     state = torch.random.get_rng_state()
     assert why_not_loadable(model) == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import operator
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,19 +182,7 @@ class TimmImageEncoder(Freezable):
         return list(self._run(images, indices)[1])
 
     def recipe(self, folder: Path) -> Recipe:
-        """How to make this architecture again; nothing is written to ``folder``.
-
-        Raises:
-            OptionError: an option is no JSON value, such as a layer class.
-        """
-        for name, value in self.options.items():
-            try:
-                json.dumps(value)
-            except TypeError as cause:
-                raise OptionError(
-                    f"option {name!r} cannot be written to a recipe; got {value!r}. "
-                    f"Give timm a name, number, string or list instead."
-                ) from cause
+        """How to make this architecture again; nothing is written to ``folder``."""
         options = {
             "pretrained": False,
             "in_chans": self.image_input.channels,

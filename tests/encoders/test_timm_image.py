@@ -591,12 +591,6 @@ def test_other_errors_are_not_blamed_on_the_size():
     assert not isinstance(caught.value, GloriaError)
 
 
-def test_an_option_that_is_no_json(tmp_path):
-    encoder = TimmImageEncoder("resnet18", act_layer=nn.SiLU)
-    with pytest.raises(OptionError, match="option 'act_layer' cannot be written to a recipe"):
-        encoder.recipe(tmp_path)
-
-
 # Where the regions are
 
 
