@@ -128,7 +128,7 @@ class TimmImageEncoder(Freezable):
         self.stages = tuple(Stage(dim, size[0] / height) for dim, height, _ in layout.stages)
         self.region_geometry = _region_geometry(sketch, in_chans, region_stage)
         self._norm = layout.norm
-        self._takes_one_size = wanted["fixed_input_size"]
+        self._only_size = size if wanted["fixed_input_size"] else None
         config = sketch.pretrained_cfg
         has_own_size = self.image_size is not None or config.get("fixed_input_size", False)
         self.image_input = ImageInput(
@@ -154,7 +154,7 @@ class TimmImageEncoder(Freezable):
                 take.
             DtypeError: the images are not floating-point.
         """
-        self._check(images)
+        check_images(images, self.image_input.channels, self._only_size)
         last, (feature_map,) = self._run(images, [self.region_stage])
         pooled = self.model.forward_head(last, pre_logits=True)
         height, width = feature_map.shape[2:]
@@ -177,7 +177,7 @@ class TimmImageEncoder(Freezable):
 
         Raises what :meth:`forward` raises.
         """
-        self._check(images)
+        check_images(images, self.image_input.channels, self._only_size)
         indices = list(range(len(self.stages))) if stages is None else list(stages)
         return list(self._run(images, indices)[1])
 
@@ -225,10 +225,6 @@ class TimmImageEncoder(Freezable):
         except _CannotRunError:
             return False
         return True
-
-    def _check(self, images: Tensor) -> None:
-        size = self.image_input.size if self._takes_one_size else None
-        check_images(images, self.image_input.channels, size)
 
 
 def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:
