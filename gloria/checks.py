@@ -36,6 +36,25 @@ def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -
         raise DtypeError(f"{name} must be a floating-point tensor; got dtype {value.dtype}.")
 
 
+def check_images(images: Any, channels: int, size: tuple[int, int] | None = None) -> None:
+    """Require a batch of images with these channels and, unless it is None, of this size."""
+    check_tensor("images", images, ("image", "channel", "height", "width"))
+    if images.shape[1] != channels:
+        raise ShapeError(
+            f"images must have {channels} channels; got {tuple(images.shape)}. Convert them "
+            f"(images.expand(-1, 3, -1, -1) repeats a single channel), or make the encoder for "
+            f"them, as timm's by in_chans."
+        )
+    if not len(images):
+        raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
+    given = tuple(images.shape[2:])
+    if size is not None and given != size:
+        raise ShapeError(
+            f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
+            f"image_size={given}."
+        )
+
+
 def check_mask(name: str, value: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
     """Require a boolean tensor of exactly ``shape``."""
     _check_axes(name, value, axes, "")

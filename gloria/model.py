@@ -21,6 +21,7 @@ from gloria.checks import (
     check_choice,
     check_fusion_weights,
     check_image_encoder,
+    check_images,
     check_integer,
     check_same_size,
     check_text_encoder,
@@ -160,9 +161,14 @@ class GLoRIA(nn.Module):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.
 
-        Raises what the image encoder raises for images it cannot take, and ContractError where the
-        encoder returns something else than its :class:`~gloria.types.ImageFeatures` should be.
+        Raises:
+            ShapeError, DtypeError: ``images`` are no batch of images of the encoder's channels.
+            ContractError: the encoder returns something else than its
+                :class:`~gloria.types.ImageFeatures` should be.
+
+        Raises what the image encoder raises for images it cannot take, too.
         """
+        check_images(images, self.image_encoder.image_input.channels)
         features = self.image_encoder(images)
         _check_image_features(self.image_encoder, features, len(images))
         return features._replace(
@@ -499,14 +505,10 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
         )
     height, width = grid
     regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
-    _check_vectors(
-        encoder,
-        features,
-        pooled={"image": count, "pooled_dim": encoder.pooled_dim},
-        regions={**regions, "region_dim": encoder.region_dim},
-    )
+    _check_part(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
+    _check_part(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
     if features.region_mask is not None:
-        _check_mask(encoder, features, "region_mask", regions)
+        _check_part(encoder, features, "region_mask", regions)
 
 
 def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
@@ -534,13 +536,9 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
     words = features.words
     has_axes = isinstance(words, Tensor) and words.dim() == 3
     axes = {"text": count, "word": words.shape[1] if has_axes else "any"}
-    _check_vectors(
-        encoder,
-        features,
-        pooled={"text": count, "pooled_dim": encoder.pooled_dim},
-        words={**axes, "word_dim": encoder.word_dim},
-    )
-    _check_mask(encoder, features, "word_mask", axes)
+    _check_part(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
+    _check_part(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
+    _check_part(encoder, features, "word_mask", axes)
     tokens = features.tokens
     if not isinstance(tokens, Sequence) or len(tokens) != count:
         got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
@@ -569,41 +567,23 @@ def _check_kind(encoder: object, features: object, expected: type) -> None:
         )
 
 
-def _check_vectors(encoder: object, features: Any, **axes: Mapping[str, int | str]) -> None:
-    for name, sizes in axes.items():
-        vectors = _check_shape(encoder, features, name, sizes)
-        if not vectors.is_floating_point():
-            raise ContractError(
-                f"{type(encoder).__name__} must return {name} as floating-point numbers; "
-                f"got {vectors.dtype}."
-            )
-
-
-def _check_mask(encoder: object, features: Any, name: str, axes: Mapping[str, int | str]) -> None:
-    mask = _check_shape(encoder, features, name, axes)
-    if mask.dtype != torch.bool:
-        raise ContractError(
-            f"{type(encoder).__name__} must return a boolean {name}, True = real; got {mask.dtype}."
-        )
-
-
-def _check_shape(
-    encoder: object, features: Any, name: str, axes: Mapping[str, int | str]
-) -> Tensor:
+def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, int | str]) -> None:
+    """A part of what an encoder returns: its shape and device, and that it is numbers or a mask."""
     value = getattr(features, name)
     shape = tuple(axes.values())
+    is_mask = name.endswith("mask")
+    fault = ""
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ContractError(
-            f"{type(encoder).__name__} must return {name} of shape "
-            f"({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}."
-        )
-    if value.device != features.pooled.device:
-        raise ContractError(
-            f"{type(encoder).__name__} must return {name} on the device of pooled, "
-            f"{features.pooled.device}; got {value.device}."
-        )
-    return value
+        fault = f"{name} of shape ({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}"
+    elif value.device != features.pooled.device:
+        fault = f"{name} on the device of pooled, {features.pooled.device}; got {value.device}"
+    elif is_mask and value.dtype != torch.bool:
+        fault = f"a boolean {name}, True = real; got {value.dtype}"
+    elif not is_mask and not value.is_floating_point():
+        fault = f"{name} as floating-point numbers; got {value.dtype}"
+    if fault:
+        raise ContractError(f"{type(encoder).__name__} must return {fault}.")
 
 
 def _is_json(options: Mapping[str, Any] | None) -> bool:

@@ -24,6 +24,8 @@ from gloria.registry import Origin, Registry, Target, describe, registering_as
 GROUP = "gloria.plugins"
 DISABLE = "GLORIA_DISABLE_PLUGINS"
 
+_DEFERRED = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
 
 class PluginRecord(NamedTuple):
     """What became of one plugin.
@@ -163,7 +165,7 @@ def _read_hooks(plugin: object, name: str) -> _Manager:
     for hook in hooks:
         if "register" not in hook.argnames:
             raise ContractError(f"{hook.function.__qualname__} must take one argument, 'register'.")
-        if _is_deferred(hook.function):
+        if any(is_deferred(hook.function) for is_deferred in _DEFERRED):
             raise ContractError(f"{hook.function.__qualname__} must not be async or have a yield.")
     return manager
 
@@ -178,14 +180,6 @@ def _call(manager: _Manager, key: str, registry: Registry[Any]) -> None:
             f"a hook registers by calling register(name, target) and returns nothing; "
             f"got {describe(results[0])}."
         )
-
-
-def _is_deferred(function: Any) -> bool:
-    return (
-        inspect.isgeneratorfunction(function)
-        or inspect.iscoroutinefunction(function)
-        or inspect.isasyncgenfunction(function)
-    )
 
 
 def _unregister(registries: Mapping[str, Registry[Any]], origin: Origin) -> None:

@@ -88,7 +88,7 @@ def test_the_size_of_training_comes_along(model, tmp_path):
     del config["trained_image_size"]  # as folders of before are
     (folder / "config.json").write_text(json.dumps(config))
     assert load_model(folder).trained_image_size is None
-    for wrong in (224, [224], [224, 0], ["224", "224"], [224.0, 224.0]):
+    for wrong in (224, [224], [224, 0], [0, 224], ["224", "224"], [224.0, 224.0]):
         (folder / "config.json").write_text(json.dumps({**config, "trained_image_size": wrong}))
         with pytest.raises(CheckpointError, match=r"must be \[height, width\] in pixels, or null"):
             load_model(folder)
@@ -419,6 +419,11 @@ def test_a_recipe_that_raises_costs_no_weights(model, tmp_path, monkeypatch, err
         load_model(save_model(model, tmp_path / "model"))
 
 
+def test_an_option_of_timm_that_is_no_json_is_named(model):
+    model.image_encoder.options["act_layer"] = nn.SiLU
+    assert re.search("options in its recipe .* JSON values; 'act_layer'", why_not_loadable(model))
+
+
 def test_whether_it_will_load_can_be_asked_beforehand(model):
     state = torch.random.get_rng_state()
     assert why_not_loadable(model) == ""
@@ -440,6 +445,18 @@ def test_whether_it_will_load_can_be_asked_beforehand(model):
 def test_a_recipe_that_makes_something_else_is_told_beforehand(model, monkeypatch, recipe, said):
     monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
     assert re.match(f"mak?(e|ing|de).* from its description.*{said}", why_not_loadable(model))
+
+
+def test_a_layer_without_its_shape_is_told_beforehand(model, monkeypatch):
+    make = gloria.weights.create_model
+
+    def make_lazily(*args, **options):
+        made = make(*args, **options)
+        made.image_head.layers = nn.LazyLinear(24)  # knows its input after a forward
+        return made
+
+    monkeypatch.setattr("gloria.weights.create_model", make_lazily)
+    assert re.match("making it from its description fails: .*uninit", why_not_loadable(model))
 
 
 def test_a_model_that_was_changed_after_it_was_made_is_told_beforehand(model, tmp_path):

@@ -176,12 +176,21 @@ class HFTextEncoder(Freezable):
             return_attention_mask=True,
             return_tensors="pt",
         )
-        self._tell_of_truncation(texts, encoded.encodings)
         word_ids, tokens = [], []
         for index, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
             ids, words = words_of(text, encoding)
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {text!r}. Leave it out.")
+            if encoding.overflowing and not self._told_of_truncation:
+                kept = max(end for _, end in encoding.offsets)
+                self._told_of_truncation = True
+                warnings.warn(
+                    f"texts[{index}] is cut to {self.max_length} tokens, its first {kept} of "
+                    f"{len(text)} characters. Longer texts will be cut without further warning; "
+                    f"raise max_length to keep more.",
+                    TruncatedTextWarning,
+                    stacklevel=2,
+                )
             if self.cls_as_word:
                 ids = [number + (number >= 0) for number in ids]
                 ids[encoding.ids.index(self.tokenizer.cls_token_id)] = 0
@@ -252,21 +261,29 @@ class HFTextEncoder(Freezable):
         options = {name: getattr(self, name) for name in names}
         return Recipe("hf:.", {"pretrained": False, "frozen": self.frozen_as(), **options})
 
-    def _tell_of_truncation(self, texts: Sequence[str], encodings: Sequence[Any]) -> None:
-        if self._told_of_truncation:
-            return
-        for index, encoding in enumerate(encodings):
-            if encoding.overflowing:
-                kept = max(end for _, end in encoding.offsets)
-                self._told_of_truncation = True
-                warnings.warn(
-                    f"texts[{index}] is cut to {self.max_length} tokens, its first {kept} of "
-                    f"{len(texts[index])} characters. Longer texts will be cut without further "
-                    f"warning; raise max_length to keep more.",
-                    TruncatedTextWarning,
-                    stacklevel=3,
-                )
-                return
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
+
+        They are functions that can't be pickled; the next forward puts them there again.
+        """
+        for module in self.model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                    del module._forward_hooks[key]
+            vars(module).pop("_output_capturing_hooks_installed", None)
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become what was pickled, maybe in another process.
+
+        transformers gives hidden states of classes only that were initialised in this one.
+        """
+        super().__setstate__(state)
+        base: Any = require("transformers", "encoders").PreTrainedModel
+        for module in self.model.modules():
+            if isinstance(module, base):
+                base.__init__(base.__new__(type(module)), module.config)
 
 
 # From tokens to words.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import warnings
@@ -12,13 +13,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_texts, require
+from gloria.checks import check_choice, check_images, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import check_images, check_patches, height_width
+from gloria.encoders.timm_image import check_patches, height_width
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -136,8 +137,7 @@ class OpenClipImageEncoder(Freezable):
             ShapeError: wrong rank, number of channels or size, or no image.
             DtypeError: the images are not floating-point.
         """
-        advice = "Repeat a single channel: images.expand(-1, 3, -1, -1)."
-        check_images(images, 3, self.image_input.size, advice)
+        check_images(images, 3, self.image_input.size)
         output = self.model.forward_intermediates(
             images,
             indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
@@ -165,40 +165,26 @@ class OpenClipImageEncoder(Freezable):
 
     def _measure(self) -> tuple[int, list[int]]:
         """Widths of the embedding and of every stage, from a pass without values."""
-        tower = _AllStages(self.model, self._normalise_regions)
-        sketch = {
-            name: value.detach().to("meta")
-            for name, value in [*tower.named_parameters(), *tower.named_buffers()]
-        }
         size = self.image_input.size
         assert size is not None
         check_patches(size, getattr(self.model, "patch_size", (1, 1)))
-        images = torch.empty(1, 3, *size, device="meta")
+        values = [*self.model.parameters(), *self.model.buffers()]
+        # a copy that is given, for each tensor, one of its shape without memory
+        sketch = copy.deepcopy(self.model, {id(each): each.detach().to("meta") for each in values})
         try:
             with torch.no_grad():
-                pooled, maps = torch.func.functional_call(tower.eval(), sketch, images)
+                output = sketch.eval().forward_intermediates(
+                    torch.empty(1, 3, *size, device="meta"),
+                    normalize_intermediates=self._normalise_regions,
+                    output_fmt="NCHW",
+                )
         except Exception as cause:  # towers and their trunks raise as they please
             raise OptionError(
                 f"the model cannot encode images of {size} pixels "
                 f"({type(cause).__name__}: {cause}). Is its config consistent?"
             ) from cause
-        self.train()
-        return pooled.shape[1], [map_.shape[1] for map_ in maps]
-
-
-class _AllStages(nn.Module):
-    """An image tower whose forward gives the map of every stage."""
-
-    def __init__(self, tower: Any, normalise: bool) -> None:
-        super().__init__()
-        self.tower: Any = tower
-        self.normalise = normalise
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        output = self.tower.forward_intermediates(
-            images, normalize_intermediates=self.normalise, output_fmt="NCHW"
-        )
-        return output["image_features"], output["image_intermediates"]
+        maps = output["image_intermediates"]
+        return output["image_features"].shape[1], [map_.shape[1] for map_ in maps]
 
 
 class OpenClipTextEncoder(Freezable):

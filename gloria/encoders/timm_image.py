@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from gloria.checks import check_integer, check_tensor, require
+from gloria.checks import check_images, check_integer, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
@@ -109,12 +109,10 @@ class TimmImageEncoder(Freezable):
                 f"{model_name} gives no feature maps: it has no forward_intermediates in timm "
                 f"{timm.__version__}. Choose another model."
             )
-        embed: Any = getattr(sketch, "patch_embed", None)
-        whole = isinstance(embed, timm.layers.PatchEmbed) and not embed.dynamic_img_pad
-        if self.image_size and whole:  # most models refuse it, too; some, as BEiT, do not
-            check_patches(self.image_size, embed.patch_size)
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
+        if "img_size" in arguments:  # many models refuse it, too; some, as BEiT and Mixers, do not
+            check_patches(size, _patches_of(sketch))
         try:
             layout = _measure(sketch, in_chans, size)
             layout.check_stage(model_name, region_stage)  # before weights are read or downloaded
@@ -130,7 +128,7 @@ class TimmImageEncoder(Freezable):
         self.stages = tuple(Stage(dim, size[0] / height) for dim, height, _ in layout.stages)
         self.region_geometry = _region_geometry(sketch, in_chans, region_stage)
         self._norm = layout.norm
-        self._takes_one_size = wanted["fixed_input_size"]
+        self._only_size = size if wanted["fixed_input_size"] else None
         config = sketch.pretrained_cfg
         has_own_size = self.image_size is not None or config.get("fixed_input_size", False)
         self.image_input = ImageInput(
@@ -156,7 +154,7 @@ class TimmImageEncoder(Freezable):
                 take.
             DtypeError: the images are not floating-point.
         """
-        self._check(images)
+        check_images(images, self.image_input.channels, self._only_size)
         last, (feature_map,) = self._run(images, [self.region_stage])
         pooled = self.model.forward_head(last, pre_logits=True)
         height, width = feature_map.shape[2:]
@@ -179,24 +177,12 @@ class TimmImageEncoder(Freezable):
 
         Raises what :meth:`forward` raises.
         """
-        self._check(images)
+        check_images(images, self.image_input.channels, self._only_size)
         indices = list(range(len(self.stages))) if stages is None else list(stages)
         return list(self._run(images, indices)[1])
 
     def recipe(self, folder: Path) -> Recipe:
-        """How to make this architecture again; nothing is written to ``folder``.
-
-        Raises:
-            OptionError: an option is no JSON value, such as a layer class.
-        """
-        for name, value in self.options.items():
-            try:
-                json.dumps(value)
-            except TypeError as cause:
-                raise OptionError(
-                    f"option {name!r} cannot be written to a recipe; got {value!r}. "
-                    f"Give timm a name, number, string or list instead."
-                ) from cause
+        """How to make this architecture again; nothing is written to ``folder``."""
         options = {
             "pretrained": False,
             "in_chans": self.image_input.channels,
@@ -239,30 +225,6 @@ class TimmImageEncoder(Freezable):
         except _CannotRunError:
             return False
         return True
-
-    def _check(self, images: Tensor) -> None:
-        size = self.image_input.size if self._takes_one_size else None
-        check_images(images, self.image_input.channels, size, "Convert them, or set in_chans.")
-
-
-def check_images(images: Tensor, channels: int, size: tuple[int, int] | None, advice: str) -> None:
-    """Require a batch of images with these channels and, unless it is None, of this size.
-
-    ``advice`` says what can be done about another number of channels.
-    """
-    check_tensor("images", images, ("image", "channel", "height", "width"))
-    if images.shape[1] != channels:
-        raise ShapeError(
-            f"images must have {channels} channels; got {tuple(images.shape)}. {advice}"
-        )
-    if not len(images):
-        raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
-    given = tuple(images.shape[2:])
-    if size is not None and given != size:
-        raise ShapeError(
-            f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
-            f"image_size={given}."
-        )
 
 
 def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:
@@ -348,7 +310,21 @@ def _sketch(
             if ":" not in name:
                 raise
             raise CheckpointError(_out_of_reach(f"the model {name}", cause)) from cause
-    raise OptionError(f"timm cannot make {name} with these options: {refusal}") from refusal
+    raise OptionError(
+        f"timm cannot make {name} with these options: {refusal}. (The number of channels is "
+        f"in_chans here, the size of images image_size.)"
+    ) from refusal
+
+
+def _patches_of(model: Any) -> tuple[int, int]:
+    """Pixels from patch to patch where the first layer cuts them unpadded; (1, 1) = it does not."""
+    layer: Any = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    padded = getattr(getattr(model, "patch_embed", None), "dynamic_img_pad", False)
+    if layer is None or padded or any(layer.padding):
+        return 1, 1
+    # PiT's patches of 16 pixels go on by 8; a kernel of 7 that moves by 2 cuts no patches
+    whole = not any(map(operator.mod, layer.kernel_size, layer.stride))
+    return layer.stride if whole else (1, 1)
 
 
 def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:

@@ -4,6 +4,8 @@ import copy
 import json
 import pickle
 import random
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from torch import nn
 
 from gloria.aggregators import AttentionPooling, GeM, LogSumExp, masked_sum
 from gloria.encoders.hf_text import HFTextEncoder
@@ -614,10 +617,38 @@ def test_tokenized_text_travels_to_the_device_of_the_model(bert):
     torch.testing.assert_close(features.words.cpu(), bert(TEXTS).words, rtol=0, atol=1e-10)
 
 
-def test_pickles():
+def test_pickles_before_and_after_its_first_forward():
     encoder = CASES["bert"].make()
     again = pickle.loads(pickle.dumps(encoder))
-    assert torch.equal(again(TEXTS).words, encoder(TEXTS).words)
+    expected = encoder(TEXTS).words
+    once_more = pickle.loads(pickle.dumps(nn.Sequential(encoder)))[0]
+    for each in (again, once_more, copy.deepcopy(encoder), encoder):
+        assert torch.equal(each(TEXTS).words, expected)
+
+
+def test_another_process_reads_the_pickle(tmp_path):
+    encoder = CASES["bert"].make()
+    expected = encoder(["effusion"]).words
+    torch.save(encoder, tmp_path / "encoder.pt")
+    code = (
+        "import sys, torch; encoder = torch.load(sys.argv[1], weights_only=False); "
+        "torch.save(encoder(['effusion']).words, sys.argv[2])"
+    )
+    paths = [str(tmp_path / name) for name in ("encoder.pt", "words.pt")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    torch.testing.assert_close(torch.load(paths[1]), expected)
+
+
+def test_pickling_leaves_the_users_own_hooks():
+    encoder = CASES["bert"].make()
+    encoder.model.embeddings.register_forward_hook(print)  # any function that pickle takes
+    encoder(TEXTS)
+    for each in (pickle.loads(pickle.dumps(encoder)), encoder):
+        assert list(each.model.embeddings._forward_hooks.values()) == [print]
+
+
+def test_tokenized_text_pickles():
+    encoder = CASES["bert"].make()
     assert pickle.loads(pickle.dumps(encoder.tokenize(TEXTS))).tokens == WORDPIECE_WORDS
 
 

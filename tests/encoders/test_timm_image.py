@@ -495,6 +495,7 @@ def test_region_stage_out_of_range(stage):
         ({"image_size": 0}, OptionError, "image_size must be a number of pixels or"),
         ({"image_size": (1, 2, 3)}, OptionError, r"got \(1, 2, 3\)"),
         ({"no_such_option": 1}, OptionError, "cannot make resnet18.*no_such_option"),
+        ({"channels": 1}, OptionError, "cannot make resnet18.*channels is in_chans"),
         ({"num_classes": 5}, OptionError, "num_classes is not an option"),
         ({"image_size": 64, "img_size": 32}, OptionError, "image_size and timm's img_size are the"),
         ({"features_only": True}, OptionError, "features_only is not an option"),
@@ -553,12 +554,29 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
 
 
-def test_no_patch_is_cut_off_in_silence():
-    options = {"depth": 1, "embed_dim": 96, "num_heads": 3}
-    with pytest.raises(
-        OptionError, match=r"multiple of the patches' \(16, 16\) pixels, .*\(48, 75"
-    ):
-        TimmImageEncoder("beitv2_base_patch16_224", image_size=(48, 75), **options)
+@pytest.mark.parametrize(
+    "name, patch, options",
+    [
+        ("beitv2_base_patch16_224", 16, {"depth": 1, "embed_dim": 96, "num_heads": 3}),
+        ("mixer_s32_224", 32, {}),
+        ("pit_ti_224", 8, {}),
+    ],
+)
+def test_no_patch_is_cut_off_in_silence(name, patch, options):
+    message = rf"multiple of the patches' \({patch}, {patch}\) pixels, .*\({4 * patch}, 75"
+    for given in ("image_size", "img_size"):
+        with pytest.raises(OptionError, match=message):
+            TimmImageEncoder(name, **options, **{given: (4 * patch, 75)})
+    encoder = TimmImageEncoder(name, **options, region_stage=-1, image_size=(4 * patch, 8 * patch))
+    assert encoder.image_input.size == (4 * patch, 8 * patch)
+
+
+def test_patches_that_a_model_pads_may_be_cut():
+    options = {"depth": 1, "embed_dim": 96, "num_heads": 3, "dynamic_img_pad": True}
+    encoder = TimmImageEncoder(
+        "vit_tiny_patch16_224", region_stage=-1, image_size=(48, 75), **options
+    )
+    assert encoder(torch.zeros(1, 3, 48, 75)).grid == (3, 5)
 
 
 def test_maps_that_a_model_folds_into_a_wrong_grid():
@@ -571,12 +589,6 @@ def test_other_errors_are_not_blamed_on_the_size():
     with pytest.raises(RuntimeError, match=r"(?i)double") as caught:
         cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
     assert not isinstance(caught.value, GloriaError)
-
-
-def test_an_option_that_is_no_json(tmp_path):
-    encoder = TimmImageEncoder("resnet18", act_layer=nn.SiLU)
-    with pytest.raises(OptionError, match="option 'act_layer' cannot be written to a recipe"):
-        encoder.recipe(tmp_path)
 
 
 # Where the regions are
