@@ -21,7 +21,6 @@ from gloria.checks import (
     check_choice,
     check_fusion_weights,
     check_image_encoder,
-    check_images,
     check_integer,
     check_same_size,
     check_text_encoder,
@@ -161,14 +160,9 @@ class GLoRIA(nn.Module):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.
 
-        Raises:
-            ShapeError, DtypeError: ``images`` are no batch of images of the encoder's channels.
-            ContractError: the encoder returns something else than its
-                :class:`~gloria.types.ImageFeatures` should be.
-
-        Raises what the image encoder raises for images it cannot take, too.
+        Raises what the image encoder raises for images it cannot take, and ContractError where the
+        encoder returns something else than its :class:`~gloria.types.ImageFeatures` should be.
         """
-        check_images(images, self.image_encoder.image_input.channels)
         features = self.image_encoder(images)
         _check_image_features(self.image_encoder, features, len(images))
         return features._replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import operator
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -112,7 +112,7 @@ class TimmImageEncoder(Freezable):
         wanted = timm.models.get_model_input_config(sketch)
         size = self.image_size or tuple(wanted["input_size"][1:])
         if "img_size" in arguments:  # many models refuse it, too; some, as BEiT and Mixers, do not
-            check_patches(size, _patches_of(sketch))
+            check_patches(size, _patch_stride(timm, sketch))
         try:
             layout = _measure(sketch, in_chans, size)
             layout.check_stage(model_name, region_stage)  # before weights are read or downloaded
@@ -204,7 +204,7 @@ class TimmImageEncoder(Freezable):
                 stop_early=False,  # some models would stop at the stage and leave nothing to pool
                 output_fmt="NCHW",
             )
-        except (AssertionError, RuntimeError) as cause:
+        except (AssertionError, IndexError, RuntimeError) as cause:
             if isinstance(cause, RuntimeError) and self._takes(size):
                 raise  # of memory, devices, dtypes
             raise ShapeError(
@@ -316,15 +316,20 @@ def _sketch(
     ) from refusal
 
 
-def _patches_of(model: Any) -> tuple[int, int]:
-    """Pixels from patch to patch where the first layer cuts them unpadded; (1, 1) = it does not."""
-    layer: Any = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
-    padded = getattr(getattr(model, "patch_embed", None), "dynamic_img_pad", False)
-    if layer is None or padded or any(layer.padding):
+def _patch_stride(timm: ModuleType, model: nn.Module) -> tuple[int, int]:
+    """By how many pixels the patches that a model cuts are apart; (1, 1) where it cuts none."""
+    kinds = (
+        timm.layers.PatchEmbed,
+        timm.models.pit.ConvEmbedding,
+        timm.models.volo.PatchEmbed,
+        nn.Unfold,  # TNT's
+    )
+    embed = next((module for module in model.modules() if isinstance(module, kinds)), None)
+    if embed is None or getattr(embed, "dynamic_img_pad", False):
         return 1, 1
-    # PiT's patches of 16 pixels go on by 8; a kernel of 7 that moves by 2 cuts no patches
-    whole = not any(map(operator.mod, layer.kernel_size, layer.stride))
-    return layer.stride if whole else (1, 1)
+    cuts = [each for each in embed.modules() if isinstance(each, nn.Conv2d | nn.Unfold)]
+    height, width = (math.prod(_of_axis(each.stride, axis) for each in cuts) for axis in (0, 1))
+    return height, width
 
 
 def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:

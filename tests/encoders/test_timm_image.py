@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from functools import cache
 
 import pytest
@@ -554,21 +555,36 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
 
 
+BEIT = {"depth": 2, "embed_dim": 96, "num_heads": 3}
+
+
 @pytest.mark.parametrize(
-    "name, patch, options",
+    "name, options, stride",
     [
-        ("beitv2_base_patch16_224", 16, {"depth": 1, "embed_dim": 96, "num_heads": 3}),
-        ("mixer_s32_224", 32, {}),
-        ("pit_ti_224", 8, {}),
+        ("beitv2_base_patch16_224", BEIT, 16),
+        ("mixer_s16_224", {}, 16),
+        ("pit_s_224", {}, 8),  # patches of 16 pixels, which overlap
+        ("volo_d1_224", {}, 8),
+        ("tnt_s_patch16_224", {"depth": 2}, 16),
     ],
 )
-def test_no_patch_is_cut_off_in_silence(name, patch, options):
-    message = rf"multiple of the patches' \({patch}, {patch}\) pixels, .*\({4 * patch}, 75"
-    for given in ("image_size", "img_size"):
-        with pytest.raises(OptionError, match=message):
-            TimmImageEncoder(name, **options, **{given: (4 * patch, 75)})
-    encoder = TimmImageEncoder(name, **options, region_stage=-1, image_size=(4 * patch, 8 * patch))
-    assert encoder.image_input.size == (4 * patch, 8 * patch)
+def test_no_patch_is_cut_off_in_silence(name, options, stride):
+    told = re.escape(f"multiple of the patches' {(stride, stride)} pixels")
+    for given in ({"image_size": (48, 59)}, {"image_size": (47, 64)}, {"img_size": (48, 59)}):
+        (size,) = given.values()
+        with pytest.raises(OptionError, match=f"{told}.*got {re.escape(str(size))}"):
+            TimmImageEncoder(name, **given, **options)
+    encoder = TimmImageEncoder(name, image_size=(48, 64), **options).eval()
+    images = torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    encoder(images.requires_grad_()).regions.square().sum().backward()
+    assert images.grad[0, :, -1].any()
+    assert images.grad[0, :, :, -1].any()
+
+
+def test_a_size_that_is_found_out_in_the_forward_pass():
+    encoder = TimmImageEncoder("mvitv2_tiny", image_size=233).eval()
+    with pytest.raises(ShapeError, match=r"cannot take images of \(233, 233\) pixels"):
+        encoder(torch.zeros(1, 3, 233, 233))
 
 
 def test_patches_that_a_model_pads_may_be_cut():
