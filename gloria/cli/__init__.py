@@ -176,7 +176,9 @@ def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
     } | {
         option: "names another"
         for option, value in vars(args).items()
-        if option.endswith("_column") and f"has no column {value!r}" in str(error)
+        if option.endswith("_column")
+        and getattr(args, "format", "csv") == "csv"  # another's columns have their names
+        and f"has no column {value!r}" in str(error)
     }
     return [f"--{option.replace('_', '-')} {hint}." for option, hint in hints.items()]
 

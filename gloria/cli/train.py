@@ -275,6 +275,7 @@ def run(args: argparse.Namespace) -> int:
         model, described = _load(args)
         args.channels = model.image_encoder.image_input.channels
     size = pick_image_size(args.image_size, {} if model is None else {str(args.model): model})
+    height, width = size
     pairs = _read(args, size, args.train_split)
     validation = None
     val_split = args.val_split or VALIDATION_SPLITS[args.format]
@@ -286,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {
         **described,
-        "image_size": args.image_size,
+        "image_size": height if height == width else size,
         "channels": args.channels,
         "bits": args.bits,
         "window": args.window,

@@ -143,8 +143,8 @@ def train(
         ``gradient_norm``, and ``validation_loss`` where it was computed.
 
     Raises:
-        DtypeError: ``model`` is none, but what wraps one; of what :func:`torch.compile` wraps the
-            weights are trained.
+        DtypeError: ``model`` is no GLoRIA, but what wraps one, say; of what :func:`torch.compile`
+            wraps the weights are trained.
         DataError: fewer pairs than one batch.
         OptionError: a parameter of the model has no shape yet, as that of a lazy layer; or one of
             ``settings`` is called as a field of the recipe, which tells runs apart, too.

@@ -92,7 +92,7 @@ def test_a_model_that_learned_nothing_finite_is_refused(attention, disk, tmp_pat
         ({"image": "none.png"}, "none.png does not exist"),
         ({"text": " "}, "texts[0] has no word: ' '"),
         ({"out": "a.doc"}, "must end in .png"),
-        ({"model": "none"}, "none"),
+        ({"model": "none"}, "none is no saved model"),
     ],
 )
 def test_what_can_not_be_is_named(attention, tmp_path, given, told):

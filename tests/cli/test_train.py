@@ -309,6 +309,14 @@ def test_a_missing_column_names_the_option_that_says_what_it_is_called(table, tm
         assert hint == f"  --{column}-column names another."
         options += [f"--{column}-column", name]
     assert run(renamed, tmp_path, *options) == 0
+    # not where the option is for another format
+    (tmp_path / "files").mkdir()
+    for name in ("metadata", "split"):
+        columns = ["dicom_id", "study_id", "subject_id", "ViewPosition"]
+        write(tmp_path / f"mimic-cxr-2.0.0-{name}.csv", [columns, ["a", "1", "2", "AP"]])
+    assert run(tmp_path, tmp_path / "mimic", "--format", "mimic-cxr") == 2
+    *_, told = capsys.readouterr().err.splitlines()
+    assert "has no column 'split'" in told
 
 
 def test_a_missing_file_is_named(tmp_path, capsys):
@@ -384,6 +392,7 @@ def test_training_goes_on_from_a_saved_model(table, tmp_path, saved):
     other.write_text(table.read_text().replace("pleural effusion", "pleural fluid"))
     command = ["train", "--data", str(other), "--out", str(tmp_path), "--model", str(saved)]
     assert main([*command, *fixed, "--steps", "2"]) == 0
+    assert main([*command, *fixed, "--steps", "2", "--image-size", "48"]) == 0  # the same run
     before, after = gloria.load_model(saved), gloria.load_model(tmp_path / "model")
     assert repr(after.loss) == repr(before.loss)
     assert after.trained_image_size == before.trained_image_size == (48, 48)
@@ -430,7 +439,7 @@ def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, ca
     assert run(table, saved.parent, "--model", str(saved)) == 2
     assert "out must be another folder" in capsys.readouterr().err
     assert run(table, tmp_path, "--model", str(tmp_path / "none")) == 2
-    assert "none" in capsys.readouterr().err
+    assert "none is no saved model" in capsys.readouterr().err
 
 
 def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):

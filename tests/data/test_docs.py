@@ -77,7 +77,8 @@ def disk(write_rows, write_image, write_dicom, tmp_path, monkeypatch):
     for film in films:
         write_image(tmp_path / film)
     people = [[film, "Edema.", f"patient {number // 2}"] for number, film in enumerate(films)]
-    write_rows(tmp_path / "all.csv", ["image", "report", "patient"], *people)
+    rows = write_rows(tmp_path / "all.csv", ["image", "report", "patient"], *people)
+    rows.write_text(rows.read_text(), encoding="utf-8-sig")  # as a spreadsheet saves it
 
 
 def test_the_code_and_the_commands_run(disk, capsys):

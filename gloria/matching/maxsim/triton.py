@@ -213,7 +213,7 @@ def backward(
             rows = queries.shape[0] * queries.shape[1]
             step = max(min(memory_budget // (8 * rows), len(keys)), 1)
         if step < len(keys):  # what is added to must not be rounded
-            total = torch.empty_like(for_queries, dtype=torch.float32)
+            total = for_queries.float()
         for first in range(0, len(keys), step):
             run = slice(first, first + step)
             part, mask = keys[run], None if key_mask is None else key_mask[run]
