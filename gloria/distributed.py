@@ -156,7 +156,8 @@ class AcrossRanks(PairLoss):
         ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks;
             or the words and the ``word_mask`` of a rank differ in shape.
         OptionError: an input is None, or needs a gradient, on some ranks only; a number or string
-            differs between ranks; or captions differ in length without a ``word_mask``.
+            differs between ranks, or is given on some only; or captions differ in length without a
+            ``word_mask``.
         DtypeError, DeviceError: dtypes or kinds of device differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
         OptionError: when it is made, this rank is not in the group.

@@ -143,7 +143,7 @@ def real_vectors(
     regions: Tensor, words: Tensor, word_mask: Tensor | None, region_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Regions and words, widened, with zeros under the masks."""
-    return zero_masked(*widen_together(regions, words), word_mask, region_mask)
+    return widen_together(*zero_masked(regions, words, word_mask, region_mask))
 
 
 def zero_masked(
