@@ -127,12 +127,13 @@ def _plain_warnings() -> Iterator[None]:
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; only the chosen one is imported and knows its arguments."""
-    parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES)
+    # an option that is cut short might be another one tomorrow
+    parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(dest="command", metavar="<command>")
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
+        command = commands.add_parser(name, help=summary, allow_abbrev=False)
         if name == chosen:
             module = _module(name)
             command.description = module.__doc__

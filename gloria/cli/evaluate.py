@@ -238,7 +238,10 @@ def _check(args: argparse.Namespace) -> None:
             "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
         )
     if args.format == "csv" and not args.classes:
-        raise OptionError("--format csv needs --classes: the columns that hold labels.")
+        raise OptionError(
+            "--format csv needs --classes: the columns that hold labels. (Whether images find "
+            "their own reports needs none: gloria.evaluation.evaluate_retrieval.)"
+        )
     refuse_unread(args, READ_BY, {})
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
     require("matplotlib", "viz")  # before hours of training, not after
     given = [f"--{name.replace('_', '-')}" for name in NEW_MODEL if name in args]
     if args.model is not None and given:
-        raise OptionError(f"--model has its own {', '.join(given)}: leave them out.")
+        raise OptionError(f"--model has its own: leave out {', '.join(given)}.")
     vars(args).update(NEW_MODEL | vars(args))
     if args.pretrained and args.image_encoder is None:
         raise OptionError(
@@ -331,6 +332,14 @@ def run(args: argparse.Namespace) -> int:
     save_figure(plot_training_curves(history), args.out / "curves.png")
     last = history[-1]
     say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
+    validated = [record for record in history if "validation_loss" in record]
+    if validated:
+        best = min(validated, key=itemgetter("validation_loss"))
+        say(
+            f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
+            f"{best['step']:.0f}; that model in {args.out / 'best'}",
+            False,
+        )
     return 0
 
 
@@ -395,8 +404,8 @@ def _tell_beforehand(
         )
     if validation is not None and len(validation) < args.batch_size:
         say(
-            f"{len(validation)} pairs are validated in one batch, smaller than training's of "
-            f"{args.batch_size}: its loss is smaller by that alone",
+            f"{len(validation)} pairs are validated in one batch, training's have "
+            f"{args.batch_size}: the two losses can't be compared, fewer pairs have a smaller one",
             args.quiet,
         )
 

@@ -253,6 +253,8 @@ def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolic
     """
     text = policy.select(report)
     if not _WORD.search(text) or text.lower() in _NOTHING:
-        lacks = "" if policy.sections is None else f" in section {' or '.join(policy.sections)}"
-        raise DataError(f"{where}: empty report, {text!r} has no word{lacks}.")
+        if policy.sections is not None:
+            names = " or ".join(policy.sections)
+            raise DataError(f"{where}: the report has no word in a section {names}; got {text!r}.")
+        raise DataError(f"{where}: empty report, {text!r} has no word.")
     return text

@@ -109,6 +109,12 @@ def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
         assert f"default: {told} " in f"{about} ", action.dest
 
 
+def test_an_option_is_not_cut_short(capsys):
+    assert cli.main(["phantoms", "--out", "films", "--trai", "3"]) == 2
+    assert "unrecognized arguments: --trai 3" in capsys.readouterr().err
+    assert cli.main(["--vers"]) == 2
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"gloria {gloria.__version__}\n"

@@ -64,7 +64,15 @@ def test_trains_and_saves(table, tmp_path, capsys):
     assert "validation_loss" in history[-1]
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
-    assert "model in" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"after 4 steps; model in {tmp_path / 'run' / 'model'}\n" in error
+    lowest, best = min(
+        (record["validation_loss"], record["step"])
+        for record in history
+        if "validation_loss" in record
+    )
+    assert f"validation loss {lowest:.3f}, the lowest, at step {best}; " in error
+    assert f"that model in {tmp_path / 'run' / 'best'}\n" in error
 
 
 def test_every_option_of_training_reaches_it(table, tmp_path, monkeypatch):
@@ -434,7 +442,7 @@ def test_a_run_from_a_model_goes_on_from_the_same_model_only(table, tmp_path, sa
 def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, capsys):
     options = ["--loss", "global_local_contrastive", "--image-option", "a=1", "--channels", "1"]
     assert run(tmp_path / "none.csv", tmp_path, "--model", str(saved), *options) == 2
-    told = "--model has its own --channels, --loss, --image-option: leave them out."
+    told = "--model has its own: leave out --channels, --loss, --image-option."
     assert told in capsys.readouterr().err
     assert run(table, saved.parent, "--model", str(saved)) == 2
     assert "out must be another folder" in capsys.readouterr().err
@@ -482,7 +490,7 @@ def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
 
 
 def test_a_validation_batch_smaller_than_training_s_is_told(table, tmp_path, capsys):
-    told = "pairs are validated in one batch, smaller than training's of 12: its loss is smaller"
+    told = "pairs are validated in one batch, training's have 12: the two losses can't be compared"
     fixed = ["--data", str(table), "--image-size", "32", "--steps", "2", "--workers", "0"]
     for size in (12, 4):
         out = str(tmp_path / str(size))

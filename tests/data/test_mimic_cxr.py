@@ -77,7 +77,8 @@ def test_frontal_views_of_a_split_with_text_files(root):
 
 def test_reports_without_a_word_are_named_or_counted(root):
     with pytest.raises(
-        DataError, match=r"s50000002\.txt: empty report, '___\.' has no word in sect"
+        DataError,
+        match=r"s50000002\.txt: the report has no word in a section impression; got '___\.'",
     ):
         MIMICCXR(root, "train", size=(8, 8), policy=IMPRESSION)
     data = MIMICCXR(root, "train", size=(8, 8), policy=IMPRESSION, skip_incomplete=True)

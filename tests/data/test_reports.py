@@ -236,7 +236,9 @@ def test_a_policy_is_seen_by_a_table(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     path = tmp_path / "my.csv"
     path.write_text('image,report\na.png,"FINDINGS: A. IMPRESSION: B."\na.png,FINDINGS: C.\n')
-    with pytest.raises(DataError, match="row 3, column 'report': empty report, '' has no word in"):
+    with pytest.raises(
+        DataError, match="row 3, column 'report': the report has no word in a section"
+    ):
         ImageReportTable(path, size=(4, 4), policy=IMPRESSION)
     table = ImageReportTable(path, size=(4, 4), policy=IMPRESSION, skip_incomplete=True)
     assert table.reports == ["B."]
