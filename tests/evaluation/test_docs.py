@@ -1,6 +1,7 @@
 """docs/retrieval.md: its code and its commands run on a small model and small files."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 
 PAGE = (Path(gloria.__file__).parents[1] / "docs" / "retrieval.md").read_text()
-SEARCH, BENCHMARK = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+SEARCH, ATTENTION, BENCHMARK = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gloria.errors.TruncatedTextWarning"),
@@ -63,10 +64,12 @@ def test_the_code_and_the_commands_run(disk, capsys):
     assert (len(names["queries"]), len(names["candidates"])) == (8, 16)
     assert capsys.readouterr().out.count("films/") == 3
     for command in SEARCH.splitlines():
-        words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]
-        assert main([*words[1:], "--quiet"]) == 0
+        assert main([*shlex.split(command)[1:], "--quiet"]) == 0
         assert len(capsys.readouterr().out.splitlines()) == 1 + 6
     assert (disk / "cache" / "index.json").is_file()
+    (disk / "attention.png").unlink()  # which the code drew
+    assert main(shlex.split(ATTENTION)[1:]) == 0
+    assert (disk / "attention.png").is_file()
 
 
 def test_the_benchmark_is_where_the_page_says():
