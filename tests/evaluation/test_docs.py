@@ -68,7 +68,7 @@ def test_the_code_and_the_commands_run(disk, capsys):
         assert len(capsys.readouterr().out.splitlines()) == 1 + 6
     assert (disk / "cache" / "index.json").is_file()
     (disk / "attention.png").unlink()  # which the code drew
-    assert main(shlex.split(ATTENTION)[1:]) == 0
+    assert main(shlex.split(ATTENTION.replace("\\\n", ""))[1:]) == 0
     assert (disk / "attention.png").is_file()
 
 
