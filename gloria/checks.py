@@ -153,7 +153,9 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Require one of the named choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise OptionError(f"{name} must be one of {listed}; got {value!r}.")
+        raise OptionError(
+            f"{name} must be one of {listed}; got {value!r}.{_nearest(value, choices)}"
+        )
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -193,10 +195,9 @@ def check_options(
     known = [*more, *(each.name for each in parameters if each.kind not in unnamed)]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise UnknownOptionError(
                 f"{subject} has no option {name!r}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
+                + _nearest(name, known)
                 + f" It has {', '.join(known) or 'none'}."
             )
 
@@ -294,3 +295,8 @@ def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None
         raise DtypeError(f"{name} must be a tensor {expected}; got {type(value).__name__}.")
     if value.dim() != len(axes):
         raise ShapeError(f"{name} must be {expected}; got {tuple(value.shape)}. {hint}".rstrip())
+
+
+def _nearest(given: Any, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(given), known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -151,6 +151,8 @@ def test_choices():
         with pytest.raises(OptionError) as raised:
             check_choice("x", bad, ("a", "b"))
         assert str(raised.value) == f"x must be one of 'a', 'b'; got {bad!r}."
+    with pytest.raises(OptionError, match=r"got 'chunk'\. Did you mean 'chunked'\?$"):
+        check_choice("backend", "chunk", ("auto", "triton", "chunked", "einops"))
 
 
 def test_a_dependency_that_is_there_is_returned():

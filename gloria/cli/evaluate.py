@@ -34,7 +34,6 @@ import hashlib
 import json
 import warnings
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Wrong and unread options are errors, before anything is loaded."""
-    from gloria.checks import check_integer
+    from gloria.checks import check_choice, check_integer
     from gloria.data.transfer import TASKS
     from gloria.errors import OptionError
 
@@ -220,10 +219,7 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or TASKS
     for task in args.tasks:
-        if task not in TASKS:
-            near = get_close_matches(task, TASKS, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"tasks must be of {', '.join(TASKS)}; got {task!r}.{meant}")
+        check_choice("tasks", task, TASKS)
     args.format = args.format or ("csv" if args.data else "phantom")
     if args.per_class is not None:
         check_integer("per-class", args.per_class, 1)

@@ -610,7 +610,7 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks", "detection"], "tasks must be of retrieval, zero-shot"),
+        (["--tasks", "detection"], "tasks must be one of 'retrieval', 'zero-shot'"),
         (["--tasks", "zeroshot"], "got 'zeroshot'. Did you mean 'zero-shot'?"),
         (["--format", "csv"], "--format csv needs --data"),
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
