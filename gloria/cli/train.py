@@ -203,6 +203,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="to which longer gradients are cut",
     )
     training.add_argument(
+        "--precision",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the model's products; weights and loss are in float32 all the same",
+    )
+    training.add_argument(
         "--one-sentence",
         action="store_true",
         help="read one random sentence of each report per step, as GLoRIA and ConVIRT do",
@@ -257,6 +263,7 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
         clip_norm=args.clip_norm,
+        precision=args.precision,
         text_policy=random_sentences if args.one_sentence else None,
         validate_every=args.validate_every,
         checkpoint_every=args.checkpoint_every,

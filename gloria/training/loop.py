@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from gloria.checks import check_integer, check_positive, check_weight
+from gloria.checks import check_choice, check_integer, check_positive, check_weight
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError
@@ -30,6 +31,8 @@ from gloria.training.steps import check_initialized, parameter_groups, prepare, 
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 from gloria.wrapping import unwrapped
+
+PRECISIONS = ("float32", "bfloat16")
 
 OnStep = Callable[[dict[str, float]], None]
 TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
@@ -57,6 +60,8 @@ class TrainingRecipe:
         betas: AdamW's.
         weight_decay: AdamW's; not applied to biases, norms and other vectors.
         clip_norm: gradients are scaled down to this norm.
+        precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
+            Weights, gradients, the loss and the update are in float32 all the same.
         augmentation: None = none.
         text_policy: what of a batch's reports is read in a step, from the reports and a generator;
             :func:`gloria.data.random_sentences`, say, or a :class:`~gloria.data.ReportPolicy`.
@@ -73,6 +78,7 @@ class TrainingRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     text_policy: TextPolicy | None = None
     validate_every: int = 100
@@ -89,6 +95,7 @@ class TrainingRecipe:
         check_positive("learning_rate", self.learning_rate)
         check_positive("clip_norm", self.clip_norm)
         check_weight("weight_decay", self.weight_decay)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.text_policy is not None and not callable(self.text_policy):
             raise DtypeError(
                 f"text_policy must be a function of reports and a generator, such as "
@@ -120,7 +127,7 @@ def train(
     """Train a model on pairs, on the device it is on.
 
     Args:
-        model: in float32; trained in place, its convolutions in the memory format
+        model: its weights in float32; trained in place, its convolutions in the memory format
             ``channels_last``. It is told the size of the images it sees, cropped if they are:
             ``trained_image_size``.
         pairs: images ``(channel, height, width)`` in [0, 1], all of one size, with reports. They
@@ -189,9 +196,10 @@ def train(
         standing.history.append(record)
         done = standing.step == recipe.steps
         if validation is not None and (done or standing.step % recipe.validate_every == 0):
-            record["validation_loss"] = validation_loss(
-                model, validation, recipe.batch_size, recipe.augmentation, workers=workers
-            )
+            with _in_precision(recipe, model):
+                record["validation_loss"] = validation_loss(
+                    model, validation, recipe.batch_size, recipe.augmentation, workers=workers
+                )
             if record["validation_loss"] < standing.best:
                 standing.best = record["validation_loss"]
                 if folder is not None:
@@ -278,7 +286,7 @@ def _train_step(
         if isinstance(part, ScheduledLoss):
             part.at_step(step)
     images = prepare(images, model.device, model.image_encoder.image_input)
-    with isolated(recipe.seed, step, 2):
+    with isolated(recipe.seed, step, 2), _in_precision(recipe, model):
         output = model(images, reports)
     return update(
         optimizer,
@@ -288,6 +296,12 @@ def _train_step(
         clip_norm=recipe.clip_norm,
         terms=output.terms,
     )
+
+
+def _in_precision(recipe: TrainingRecipe, model: GLoRIA) -> AbstractContextManager[Any]:
+    if recipe.precision == "float32":
+        return nullcontext()
+    return torch.autocast(model.device.type, getattr(torch, recipe.precision))
 
 
 def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, int]:

@@ -134,17 +134,35 @@ def test_history_has_every_step_and_term():
     assert [record["step"] for record in history if "validation_loss" in record] == [3, 6]
 
 
-def test_a_stopped_run_resumes_to_the_bit(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stopped_run_resumes_to_the_bit(precision, tmp_path):
+    recipe = replace(QUICK, precision=precision)
     whole, stopped, resumed = build(), build(), build()
-    expected = train(whole, PAIRS, QUICK, validation=PAIRS)
+    expected = train(whole, PAIRS, recipe, validation=PAIRS)
 
     with pytest.raises(StopHereError):
-        train(stopped, PAIRS, QUICK, validation=PAIRS, folder=tmp_path, on_step=stop)
+        train(stopped, PAIRS, recipe, validation=PAIRS, folder=tmp_path, on_step=stop)
     assert last_step(tmp_path / "checkpoints") == 5
-    history = train(resumed, PAIRS, QUICK, validation=PAIRS, folder=tmp_path)
+    history = train(resumed, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
     assert history == expected
     assert torch.equal(weights(resumed), weights(whole))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_bfloat16_is_for_the_products_of_training_and_validation_alone(tmp_path):
+    recipe = replace(QUICK, precision="bfloat16")
+    exact = train(build(), PAIRS, QUICK)
+    seen, model = [], build()
+    convolution = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
+    convolution.register_forward_hook(lambda *made: seen.append((made[0].training, made[2].dtype)))
+    rounded = train(model, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    # of the same weights and batch: later steps have moved apart
+    assert rounded[0]["loss"] != exact[0]["loss"]
+    assert rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.01)
+    with pytest.raises(CheckpointError, match="precision"):
+        train(build(), PAIRS, QUICK, folder=tmp_path)
 
 
 def test_a_killed_process_resumes_to_the_bit(tmp_path):
@@ -373,6 +391,7 @@ def test_the_schedule():
         {"seed": -1},
         {"betas": (0.9, 1.0)},
         {"weight_decay": -0.1},
+        {"precision": "float16"},
         {"text_policy": "impression"},
     ],
 )
