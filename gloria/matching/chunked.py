@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,17 +78,23 @@ def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
 
 def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
     """Cosine of each word with the region feature it attends to, ``(image, text, word)``."""
-    if torch.compiler.is_compiling():
-        compiled: Tensor = _word_cosines(
-            *inputs[:4], options.attention, options.attention_temperature, options.memory_budget
-        )
-        return compiled
-    packing = Packing.of(inputs.word_mask, inputs.word_counts)
-    regions, words = inputs.regions.contiguous(), packing.pack(inputs.words)
+    regions, words, word_mask, region_mask, counts = inputs
     # a function's own needs_input_grad does not know that nobody records
     needs_gradient = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
-    cosine: Tensor = _PackedCosines.apply(
-        regions, words, inputs.region_mask, packing, options, needs_gradient
+    cosine: Tensor
+    if torch.compiler.is_compiling():
+        cosine, *_ = _word_cosines(
+            *inputs[:4],
+            options.attention,
+            options.attention_temperature,
+            options.memory_budget,
+            # what is exported is not trained, though its weights may require gradients
+            keep=needs_gradient and torch.compiler.is_dynamo_compiling(),
+        )
+        return cosine
+    packing = Packing.of(word_mask, counts)
+    cosine = _PackedCosines.apply(
+        regions.contiguous(), packing.pack(words), region_mask, packing, options, needs_gradient
     )
     return packing.unpack(cosine)
 
@@ -151,6 +157,10 @@ class Packing:
         shape = self.texts, self.words, packed.shape[1]
         return empty.index_copy(0, self.positions, packed).view(shape)
 
+    def pack_cosines(self, cosine: Tensor) -> Tensor:
+        """``(image, text, word)`` → ``(packed word, image)``."""
+        return cosine.flatten(1).index_select(1, self.positions).mT
+
     def unpack(self, cosine: Tensor) -> Tensor:
         """``(packed word, image)`` → ``(image, text, word)``, zeros elsewhere."""
         return self.unpack_words(cosine).permute(2, 0, 1)
@@ -171,6 +181,10 @@ class Packing:
                 texts -= fitting
         if groups:
             yield Block(slice(start, start + filled), groups)
+
+
+Place = tuple[int, int]
+"""The first of some images and, of a tile, the first word; for no tile -1."""
 
 
 class Matched(NamedTuple):
@@ -195,23 +209,15 @@ class Slopes(NamedTuple):
     """c, where it is made."""
 
 
-@dataclass
-class Forward:
-    """Cosines, and what the backward takes from them.
-
-    Attributes:
-        cosine: r, ``(packed word, image)``.
-        denominator: d, likewise.
-        bounded: where the bound of d is active, likewise.
-        grams: G by first image, as many as fitted the budget.
-        tiles: by first word and first image, as many as fitted.
-    """
+class Found(NamedTuple):
+    """What the backward takes from the forward."""
 
     cosine: Tensor
+    """r, ``(packed word, image)``"""
     denominator: Tensor
-    bounded: Tensor
-    grams: dict[int, Tensor] = field(default_factory=dict)
-    tiles: dict[tuple[int, int], Slopes] = field(default_factory=dict)
+    """d, likewise"""
+    kept: dict[Place, Tensor]
+    """What fitted the budget, each part flat; see :meth:`Matcher.plan`"""
 
 
 class Matcher:
@@ -257,34 +263,45 @@ class Matcher:
         pulls = 0 if self.use_gram else tall * together * dim
         gram = 2 * together * across**2 if self.use_gram else 0  # and its gradient
         at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
-        self.room = options.memory_budget - at_work * bytes_each
+        self.planned = self.plan(options.memory_budget // bytes_each - at_work)
 
-    def forward(self, keep: bool) -> Forward:
-        """The cosines; with ``keep``, what fits the budget stays for the backward."""
-        shape = len(self.words), len(self.regions)
-        cosine, denominator = self.regions.new_empty(2, *shape)
-        bounded = torch.empty(shape, dtype=torch.bool, device=cosine.device)
-        result = Forward(cosine, denominator, bounded)
+    def plan(self, room: int) -> dict[Place, int]:
+        """What is kept, and how many numbers: G of some images, the :class:`Slopes` of a tile."""
+        planned = {}
         for images in self.chunks:
-            gram = self.gram(images)
-            if keep and gram is not None and self.fits(gram.numel()):
-                result.grams[images.start] = gram
+            for block in (None, *self.blocks):
+                size = self.size_kept(images, block)
+                if 0 < size <= room:
+                    planned[place(images, block)] = size
+                    room -= size
+        return planned
+
+    def forward(self, kept: dict[Place, Tensor]) -> Found:
+        """The cosines; and for the backward, what is planned is written to ``kept``, or nothing."""
+        new, shape = self.regions.new_empty, (len(self.words), len(self.regions))
+        found = Found(new(shape), new(shape), kept)
+        for images in self.chunks:
+            gram = self.gram(images, kept.get(place(images)))
             for block in self.blocks:
-                fits = keep and self.fits(self.size_kept(block, images))
-                matched = self.match(block, images, gram, result, fresh=fits)
-                if fits:
-                    slopes = self.differentiate(matched, block, images, result)
-                    result.tiles[block.words.start, images.start] = slopes
-        return result
+                store = kept.get(place(images, block))
+                matched = self.match(block, images, gram, found, store)
+                if store is not None:
+                    self.differentiate(matched, block, images, found)
+        return found
 
     def match(
-        self, block: Block, images: slice, gram: Tensor | None, result: Forward, *, fresh: bool
+        self,
+        block: Block,
+        images: slice,
+        gram: Tensor | None,
+        found: Found,
+        store: Tensor | None = None,
     ) -> Matched:
-        """Write a tile's cosines to the result."""
+        """Write a tile's cosines to what is found; the rest to what stores it, if anything does."""
         here = block.words, images
-        scores = self.scores(block, images, fresh)
-        softmax, weights = self.attend(scores, block, images, fresh)
-        pulls = self.pull(weights, block, images, gram)
+        scores = self.scores(block, images, store)
+        softmax, weights = self.attend(scores, block, images, store)
+        pulls = self.pull(weights, block, images, gram, store)
         products = self.tile(4, block, images)
         if gram is None:
             norm = vector_norm(pulls, dim=2).mT
@@ -292,17 +309,14 @@ class Matcher:
             square = torch.mul(weights, pulls, out=products).sum(-1)
             self.repair(square, weights, images, gram)
             norm = square.sqrt()
-        exact = norm * self.word_norms[block.words]
-        torch.clamp_min(exact, EPS, out=result.denominator[here])
-        torch.le(exact, EPS, out=result.bounded[here])
+        denominator = norm.mul_(self.word_norms[block.words]).clamp_min_(EPS)
         numerator = torch.mul(weights, scores, out=products).sum(-1)
         # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
-        torch.div(numerator, result.denominator[here], out=result.cosine[here]).clamp_(-1.0, 1.0)
+        found.cosine[here] = numerator.div_(denominator).clamp_(-1.0, 1.0)
+        found.denominator[here] = denominator
         return Matched(scores, weights, softmax, pulls)
 
-    def differentiate(
-        self, matched: Matched, block: Block, images: slice, result: Forward
-    ) -> Slopes:
+    def differentiate(self, matched: Matched, block: Block, images: slice, found: Found) -> Slopes:
         """How a tile's cosines change; the slopes take the scores' place."""
         here = block.words, images
         scores, weights, softmax, pulls = matched
@@ -310,9 +324,9 @@ class Matcher:
         if not self.use_gram:
             overlap = self.tile(3, block, images)
             torch.bmm(pulls, self.regions[images].mT, out=overlap.transpose(0, 1))
-        norms = self.word_norms[block.words]
-        through_norm = result.cosine[here] * norms * (norms / result.denominator[here])
-        through_norm.masked_fill_(result.bounded[here], 0.0)
+        norms, denominator = self.word_norms[block.words], found.denominator[here]
+        through_norm = found.cosine[here] * norms * (norms / denominator)
+        through_norm.masked_fill_(denominator <= EPS, 0.0)
         slopes = scores.addcmul_(overlap, through_norm[..., None], value=-1)
         softmax_backward(slopes, weights, -1, out=slopes)
         if softmax is None:
@@ -320,35 +334,45 @@ class Matcher:
         return Slopes(slopes, weights, softmax, None if self.use_gram else pulls)
 
     def backward(
-        self, grad: Tensor, result: Forward, needs: tuple[bool, bool]
+        self, grad: Tensor, found: Found, needs: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of regions and packed words, where needed, from that of the cosines."""
         empty = self.regions.new_empty if self.blocks else self.regions.new_zeros
         grad_regions = empty(self.regions.shape) if needs[0] else None
         grad_words = self.words.new_zeros(self.words.shape) if needs[1] else None
-        exact = (grad * result.cosine).masked_fill(result.bounded, 0.0)
-        d_numerator = grad / result.denominator
-        d_square = -exact * (self.word_norms / result.denominator).square()
-        d_square.masked_fill_(result.bounded, 0.0)
+        bounded = found.denominator <= EPS
+        exact = (grad * found.cosine).masked_fill_(bounded, 0.0)
+        d_numerator = grad / found.denominator
+        d_square = -exact * (self.word_norms / found.denominator).square()
+        d_square.masked_fill_(bounded, 0.0)
+        again: Found | None = None
         for images in self.chunks:
             regions = self.regions[images]
-            # what was kept is used up: a second backward computes it again
-            gram = result.grams.pop(images.start, None)
-            gram = self.gram(images) if gram is None else gram
+            store = found.kept.get(place(images))
+            gram = self.gram(images) if store is None else self.square(images, store)
             grad_gram = None if gram is None else torch.zeros_like(gram)
             for block in self.blocks:
                 here = block.words, images, None
-                kept = result.tiles.pop((block.words.start, images.start), None)
-                if kept is None:
-                    matched = self.match(block, images, gram, result, fresh=False)
-                    kept = self.differentiate(matched, block, images, result)
-                slopes, weights, softmax, attended = kept
-                if softmax is None:
-                    grad_scores = slopes.mul_(d_numerator[here])
+                store = found.kept.get(place(images, block))
+                if store is None:
+                    # what was found is the graph's
+                    again = again or found._replace(
+                        cosine=torch.empty_like(found.cosine),
+                        denominator=torch.empty_like(found.denominator),
+                    )
+                    matched = self.match(block, images, gram, again)
+                    slopes, weights, softmax, attended = self.differentiate(
+                        matched, block, images, again
+                    )
                 else:
-                    slopes.mul_(self.steepness * d_numerator[here])
+                    slopes, weights, softmax, attended = self.slopes(block, images, store)
+                scaled = self.tile(0, block, images)
+                if softmax is None:
+                    grad_scores = torch.mul(slopes, d_numerator[here], out=scaled)
+                else:
+                    torch.mul(slopes, self.steepness * d_numerator[here], out=scaled)
                     grad_scores = self.tile(3, block, images)
-                    for text, probability, into in block.by_text(slopes, softmax, grad_scores):
+                    for text, probability, into in block.by_text(scaled, softmax, grad_scores):
                         softmax_backward(text, probability, 1, out=into)
                     grad_scores.addcmul_(weights, d_numerator[here])
 
@@ -375,25 +399,28 @@ class Matcher:
             grad_words -= share.masked_fill(self.word_norms == 0, 0.0) * self.words
         return grad_regions, grad_words
 
-    def gram(self, images: slice) -> Tensor | None:
+    def gram(self, images: slice, store: Tensor | None = None) -> Tensor | None:
         """``G (image, region, region)``, where it is used."""
+        if not self.use_gram:
+            return None
         regions = self.regions[images]
-        return torch.bmm(regions, regions.mT) if self.use_gram else None
+        out = None if store is None else self.square(images, store)
+        return torch.bmm(regions, regions.mT, out=out)
 
-    def scores(self, block: Block, images: slice, fresh: bool) -> Tensor:
+    def scores(self, block: Block, images: slice, store: Tensor | None) -> Tensor:
         """``s``, the dot product of every word with every region."""
-        out = self.tile(0, block, images, fresh)
+        out = self.tile(0, block, images, store)
         regions = self.regions[images].flatten(0, 1)
         torch.mm(self.words[block.words], regions.mT, out=out.flatten(1))
         return out
 
     def attend(
-        self, scores: Tensor, block: Block, images: slice, fresh: bool
+        self, scores: Tensor, block: Block, images: slice, store: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         """The softmax over words, if there is one, and the weights ``a``."""
-        softmax, weights = None, self.tile(2, block, images, fresh)
+        softmax, weights = None, self.tile(1, block, images, store)
         if self.two_softmaxes:
-            softmax = self.tile(1, block, images, fresh)
+            softmax = self.tile(2, block, images, store)
             for text, into in block.by_text(scores, softmax):
                 torch.softmax(text, 1, out=into)
         torch.mul(scores if softmax is None else softmax, self.steepness, out=weights)
@@ -405,11 +432,19 @@ class Matcher:
             weights.masked_fill_(mask, 0.0)  # an image without a region had no softmax
         return softmax, weights
 
-    def pull(self, weights: Tensor, block: Block, images: slice, gram: Tensor | None) -> Tensor:
+    def pull(
+        self,
+        weights: Tensor,
+        block: Block,
+        images: slice,
+        gram: Tensor | None,
+        store: Tensor | None,
+    ) -> Tensor:
         """What the weights gather: ``G a`` with a Gram matrix, else ``c``."""
         by_image = weights.transpose(0, 1)
         if gram is None:
-            return torch.bmm(by_image, self.regions[images])
+            out = None if store is None else self.slopes(block, images, store).attended
+            return torch.bmm(by_image, self.regions[images], out=out)
         out = self.tile(3, block, images)
         torch.bmm(by_image, gram, out=out.transpose(0, 1))
         return out
@@ -422,30 +457,49 @@ class Matcher:
                 rows = lost[:, index]
                 square[rows, index] = (weights[rows, index] @ regions).square().sum(1)
 
-    def tile(self, index: int, block: Block, images: slice, fresh: bool = False) -> Tensor:
-        """A tile to write to: a scratch that the next tile overwrites, or a fresh one."""
-        shape = (
-            block.words.stop - block.words.start,
-            images.stop - images.start,
-            self.regions.shape[1],
-        )
-        if fresh:
-            return self.regions.new_empty(shape)
-        return self.scratch[index, : math.prod(shape)].view(shape)
+    def tile(self, index: int, block: Block, images: slice, store: Tensor | None = None) -> Tensor:
+        """A tile to write to: a scratch that the next tile overwrites, or what stores it."""
+        across = self.regions.shape[1]
+        shape = block.words.stop - block.words.start, images.stop - images.start, across
+        size = math.prod(shape)
+        row = self.scratch[index] if store is None else store[index * size :]
+        return row[:size].view(shape)
 
-    def size_kept(self, block: Block, images: slice) -> int:
-        """Numbers in what is kept of one tile."""
+    def square(self, images: slice, store: Tensor) -> Tensor:
+        """G of some images, where it is stored."""
+        across = self.regions.shape[1]
+        return store.view(images.stop - images.start, across, across)
+
+    def slopes(self, block: Block, images: slice, store: Tensor) -> Slopes:
+        """What is stored of a tile."""
+        count = 3 if self.two_softmaxes else 2
+        slopes, weights, *softmax = (
+            self.tile(index, block, images, store) for index in range(count)
+        )
+        attended = None
+        if not self.use_gram:
+            behind = store[count * slopes.numel() :]
+            attended = behind.view(slopes.shape[1], slopes.shape[0], -1)
+        return Slopes(slopes, weights, softmax[0] if softmax else None, attended)
+
+    def split(self, kept: Tensor) -> dict[Place, Tensor]:
+        """What is planned, of one tensor; of one without a number nothing."""
+        if not len(kept):
+            return {}
+        return dict(zip(self.planned, kept.split(list(self.planned.values())), strict=True))
+
+    def size_kept(self, images: slice, block: Block | None) -> int:
+        """Numbers in what is kept of some images, or of one tile."""
         across, dim = self.regions.shape[1:]
-        pairs: int = (block.words.stop - block.words.start) * (images.stop - images.start)
+        count: int = images.stop - images.start
+        if block is None:
+            return count * across**2 if self.use_gram else 0
+        pairs: int = count * (block.words.stop - block.words.start)
         return pairs * (across * (3 if self.two_softmaxes else 2) + (0 if self.use_gram else dim))
 
-    def fits(self, numbers: int) -> bool:
-        """Take room for so many numbers, if there is any."""
-        size = numbers * self.regions.element_size()
-        if size > self.room:
-            return False
-        self.room -= size
-        return True
+
+def place(images: slice, block: Block | None = None) -> Place:
+    return images.start, -1 if block is None else block.words.start
 
 
 def softmax_backward(grad: Tensor, softmax: Tensor, dim: int, out: Tensor) -> None:
@@ -467,23 +521,23 @@ class _PackedCosines(torch.autograd.Function):
         needs_gradient: bool,
     ) -> Tensor:
         matcher = Matcher(regions, words, region_mask, packing, options)
-        ctx.result = matcher.forward(keep=needs_gradient)
-        ctx.save_for_backward(regions, words, region_mask)
-        ctx.packing, ctx.options = packing, options
-        # a copy: an output that its own graph holds is never freed
-        cosine: Tensor = ctx.result.cosine.clone()
-        return cosine
+        planned = matcher.planned if needs_gradient else {}
+        found = matcher.forward({at: regions.new_empty(size) for at, size in planned.items()})
+        ctx.save_for_backward(regions, words, region_mask, *found[:2], *found.kept.values())
+        ctx.places, ctx.packing, ctx.options = planned, packing, options
+        return found.cosine
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        regions, words, region_mask = ctx.saved_tensors
+        regions, words, region_mask, cosine, denominator, *kept = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         if out_of_reach(grad):
             definition = partial(_definition, region_mask, ctx.packing, ctx.options)
             return *by_definition(definition, (regions, words), needs, grad), *[None] * 4
         with full_precision(grad):
             matcher = Matcher(regions, words, region_mask, ctx.packing, ctx.options)
-            return *matcher.backward(grad, ctx.result, needs), *[None] * 4
+            found = Found(cosine, denominator, dict(zip(ctx.places, kept, strict=True)))
+            return *matcher.backward(grad, found, needs), *[None] * 4
 
 
 def _definition(
@@ -498,10 +552,11 @@ def _definition(
     real = padded.new_zeros(padded.shape[:2], dtype=torch.bool)
     real.view(-1)[packing.positions] = True
     cosine = einops.word_cosines(MatchingInputs(regions, padded, real, region_mask), options)
-    return cosine.flatten(1).index_select(1, packing.positions).mT
+    return packing.pack_cosines(cosine)
 
 
-# Inside a compiled graph the whole matching is one opaque operator, which keeps nothing.
+# Inside a compiled graph the whole matching is one opaque operator; how much it keeps, no shape
+# tells.
 
 
 @torch.library.custom_op("gloria::chunked_word_cosines", mutates_args=())
@@ -513,11 +568,16 @@ def _word_cosines(
     attention: str,
     attention_temperature: float,
     memory_budget: int,
-) -> Tensor:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`Found`, unpacked."""
     options = MatchingOptions.of_attention(attention, attention_temperature, memory_budget)
     packing = Packing.of(word_mask)
     matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
-    return packing.unpack(matcher.forward(keep=False).cosine).contiguous()
+    kept = regions.new_empty(sum(matcher.planned.values()) if keep else 0)
+    found = matcher.forward(matcher.split(kept))
+    cosine, denominator = (packing.unpack(each).contiguous() for each in found[:2])
+    return cosine, denominator, kept
 
 
 @torch.library.custom_op("gloria::chunked_word_cosines_backward", mutates_args=())
@@ -527,25 +587,32 @@ def _word_cosines_backward(
     words: Tensor,
     word_mask: Tensor,
     region_mask: Tensor | None,
+    cosine: Tensor,
+    denominator: Tensor,
+    kept: Tensor,
     attention: str,
     attention_temperature: float,
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of regions and words."""
     options = MatchingOptions.of_attention(attention, attention_temperature, memory_budget)
     packing = Packing.of(word_mask)
     matcher = Matcher(regions, packing.pack(words), region_mask, packing, options)
-    packed = grad.flatten(1).index_select(1, packing.positions).mT
+    cosine, denominator, grad = map(packing.pack_cosines, (cosine, denominator, grad))
     with full_precision(grad):
-        result = matcher.forward(keep=True)
-        grad_regions, grad_words = matcher.backward(packed, result, (True, True))
+        found = Found(cosine, denominator, matcher.split(kept))
+        grad_regions, grad_words = matcher.backward(grad, found, (True, True))
     assert grad_regions is not None
     assert grad_words is not None
     return grad_regions, packing.unpack_words(grad_words)
 
 
 @_word_cosines.register_fake
-def _(regions: Tensor, words: Tensor, *_: Any) -> Tensor:
-    return regions.new_empty(regions.shape[0], *words.shape[:2])
+def _(regions: Tensor, words: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, keep = rest
+    shape = regions.shape[0], *words.shape[:2]
+    size = torch.library.get_ctx().new_dynamic_size() if keep else 0
+    return regions.new_empty(shape), regions.new_empty(shape), regions.new_empty(size)
 
 
 @_word_cosines_backward.register_fake
@@ -553,14 +620,16 @@ def _(grad: Tensor, regions: Tensor, words: Tensor, *_: Any) -> tuple[Tensor, Te
     return regions.new_empty(regions.shape), words.new_empty(words.shape)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, attention, temperature, memory_budget, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.options = attention, temperature, memory_budget
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_word_cosines_backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 5
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _word_cosines_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return *gradients, None, None, None, None, None, None
 
 
-_word_cosines.register_autograd(_differentiate, setup_context=_keep_inputs)
+_word_cosines.register_autograd(_differentiate, setup_context=_keep)
 _word_cosines_backward.register_autograd(refuse_second_derivative)

@@ -2,11 +2,13 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria.functional import local_similarity
@@ -356,8 +358,9 @@ def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pai
     assert peak_bytes(run, tmp_path) <= budget + results + cosines
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("budget", "times"), [(AMPLE, 1), (TINY, 2)])
-def test_what_fits_the_budget_is_computed_once(budget, times, make_pairs, monkeypatch):
+def test_what_fits_the_budget_is_computed_once(budget, times, compiled, make_pairs, monkeypatch):
     inputs = inputs_of(make_pairs(4, 8, 9, 5, 64))
     made = []
     for name in ("gram", "scores", "pull"):
@@ -368,7 +371,11 @@ def test_what_fits_the_budget_is_computed_once(budget, times, make_pairs, monkey
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(Matcher, name, spy)
-    with_gradients(chunked, inputs, options(budget=budget))
+    regions, words = (each.detach().requires_grad_() for each in inputs[:2])
+    match = partial(local_similarity, backend="chunked", memory_budget=budget)
+    if compiled:
+        match = torch.compile(match, fullgraph=True, backend="aot_eager")
+    match(regions, words, inputs.word_mask).sum().backward()
     packing = Packing.of(inputs.word_mask)
     matcher = Matcher(
         *inputs[:1], packing.pack(inputs.words), None, packing, options(budget=budget)
@@ -378,12 +385,16 @@ def test_what_fits_the_budget_is_computed_once(budget, times, make_pairs, monkey
     assert made.count("scores") == made.count("pull") == times * tiles
 
 
-def test_who_only_looks_pays_for_no_slopes(make_pairs, monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_who_only_looks_pays_for_no_slopes(compiled, make_pairs, monkeypatch):
     inputs = inputs_of(make_pairs(2, 3, 5, 4, 6))
     regions = inputs.regions.detach().requires_grad_()
     monkeypatch.setattr(Matcher, "differentiate", None)
+    match = partial(local_similarity, backend="chunked", memory_budget=AMPLE)
+    if compiled:
+        match = torch.compile(match, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        chunked.word_cosines(inputs._replace(regions=regions), options(budget=AMPLE))
+        match(regions, inputs.words, inputs.word_mask)
 
 
 # Compilation.
@@ -409,9 +420,29 @@ def test_compiles_into_one_graph(attention, masked_regions, make_pairs, assert_v
         assert_values(actual, expected)
 
 
+def test_what_is_exported_keeps_nothing_and_has_gradients(make_pairs, assert_values):
+    class Cosines(nn.Module):
+        def forward(self, regions, words, word_mask):
+            return chunked.word_cosines(MatchingInputs(regions, words, word_mask, None), options())
+
+    inputs = inputs_of(make_pairs(2, 3, 5, 4, 6))
+    regions, words = (each.detach().requires_grad_() for each in inputs[:2])
+    program = torch.export.export(Cosines(), (regions, words, inputs.word_mask))
+    (node,) = [node for node in program.graph.nodes if "word_cosines" in str(node.target)]
+    assert node.args[-1] is False
+    results = []
+    for function in (program.module(), Cosines()):
+        value = function(regions, words, inputs.word_mask)
+        gradients = torch.autograd.grad(value.sin().sum(), (regions, words))
+        results.append([value.detach(), *gradients])
+    for actual, expected in zip(*results, strict=True):
+        assert_values(actual, expected)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
+@pytest.mark.parametrize("keep", [True, False])
 @region_masks
-def test_the_operator_keeps_the_rules_of_torch(masked_regions, make_pairs):
+def test_the_operator_keeps_the_rules_of_torch(masked_regions, keep, make_pairs):
     regions, words, *masks, _ = inputs_of(make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions))
     arguments = (
         regions.requires_grad_(),
@@ -420,6 +451,7 @@ def test_the_operator_keeps_the_rules_of_torch(masked_regions, make_pairs):
         "words_then_regions",
         0.25,
         2**20,
+        keep,
     )
     torch.library.opcheck(torch.ops.gloria.chunked_word_cosines.default, arguments)
 
