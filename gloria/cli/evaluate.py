@@ -137,7 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--report-column",
         metavar="NAME",
-        help="of a csv; default: report, if it is there; images without a report are left out",
+        help="of a csv; images without a report are left out; default: report, if it is there and, "
+        "with --classes, in every row",
     )
     data.add_argument(
         "--skip-broken",
@@ -254,11 +255,15 @@ def _check(args: argparse.Namespace) -> None:
 def _find_reports(args: argparse.Namespace) -> None:
     """Those of a csv are where `gloria train` looks for them, if nothing else is said."""
     from gloria.cli.train import COLUMNS
-    from gloria.data.rows import read_header
+    from gloria.data.rows import read_header, read_rows
     from gloria.errors import OptionError
 
     usual = COLUMNS["report_column"]
-    if args.report_column is None and usual in read_header(args.data):
+    there = args.report_column is None and usual in read_header(args.data)
+    # images without a report are left out, which nobody asked who gave labels
+    if there and args.classes:
+        there = all(cells[usual] for _, cells in read_rows(args.data, [usual]))
+    if there:
         args.report_column = usual
     if not args.classes and args.report_column is None:
         raise OptionError(

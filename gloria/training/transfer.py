@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
 from gloria.data.transfer import TASKS, LabelledPairs, TransferData
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
     auroc_of_some,
@@ -42,7 +42,7 @@ from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
-from gloria.training.shares import name_share
+from gloria.training.shares import check_runs, name_share
 from gloria.types import ImageFeatures
 
 KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
@@ -94,6 +94,9 @@ class TransferSettings:
         for name in ("seeds", "resamples", "batch_size", "width"):
             check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
+        check_runs({"model": self}, self.fractions, self.drawn)
+        if not self.ks:
+            raise OptionError("ks must hold at least one K.")
 
     @property
     def drawn(self) -> range:

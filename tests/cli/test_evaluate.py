@@ -470,6 +470,11 @@ def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table,
     assert "row 9" in reason
     assert run(model, tmp_path / "usual", *given) == 0  # as `gloria train` calls the column
     assert f"1 images left out, first: {table}, row 9" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("7.png,p3,-", "7.png,p3,"))
+    assert run(model, tmp_path / "labels", *given[:-1], "retrieval,zero-shot") == 0
+    told = capsys.readouterr()  # nobody asked for reports at the cost of images
+    assert "left out" not in told.err
+    assert "retrieval skipped: the images have no reports; --report-column names" in told.out
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -698,6 +703,7 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
+        (["--fractions", "10,10"], "fractions must hold at least one, each once"),
         (["--format", "rsna", "--data", "x.csv", "--images", "."], "x.csv does not exist"),
     ],
 )
