@@ -66,12 +66,13 @@ def encode_images(
     check_integer("batch_size", batch_size, 1)
     parts = []
     left = _checked(images)
+    encoder: Any = model.image_encoder
     with evaluating(model):
         while batch := list(islice(left, batch_size)):
             stacked = torch.stack(batch).to(model.device)
-            fed = normalize(stacked, model.image_encoder.image_input)
+            fed = normalize(stacked, encoder.image_input)
             # a model may be of half precision, and films are of float32
-            weight = next(model.image_encoder.parameters(), fed)
+            weight = next(encoder.parameters(), fed)
             parts.append(model.encode_image(fed.to(weight.dtype)))
             progress(len(batch))
     if not parts:

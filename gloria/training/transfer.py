@@ -225,6 +225,7 @@ def _retrieval(
     asked = _ask_by_class(data, gallery) if data.classes else _ask_for_own(data, gallery)
     candidates = asked.relevant.shape[1]
     ks = [k for k in settings.ks if k <= candidates]
+    columns = [f"{asked.figure}@{k}" for k in settings.ks]
     images = _encode(model, gallery, settings, progress)
     texts = encode_texts(model, asked.texts, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)
@@ -237,18 +238,18 @@ def _retrieval(
             for query in zip(matrix[:, None], asked.relevant[:, None], strict=True)
         ]
         found = bootstrap_mean(
-            {asked.figure.format(k): [figures[k] for figures in each] for k in ks},
+            {f"{asked.figure}@{k}": [figures[k] for figures in each] for k in ks},
             resamples=settings.resamples,
             seed=settings.seed,
         )
         name = KINDS[kind] if len(similarities) > 1 else ""
-        rows[name] = [_write(found.get(asked.figure.format(k))) for k in settings.ks]
+        rows[name] = [_write(found.get(column)) for column in columns]
     caption = f"{asked.protocol}; 95 % intervals over the queries"
-    if beyond := [asked.figure.format(k) for k in settings.ks if k > candidates]:
+    if beyond := [f"{asked.figure}@{k}" for k in settings.ks if k > candidates]:
         caption += f"; none for {' and '.join(beyond)}: there are {candidates} reports"
     return {
         "protocol": caption,
-        "columns": [asked.figure.format(k) for k in settings.ks],
+        "columns": columns,
         "rows": rows,
         "details": details,
     }
@@ -270,7 +271,7 @@ def _ask_by_class(data: TransferData, gallery: LabelledPairs) -> _Asked:
     return _Asked(
         gallery.reports,
         relevant,
-        "Prec@{}",
+        "Prec",
         precision_at_k,
         f"{_name_gallery(data, labels)}: an image asks for reports of its class; chance "
         f"{100 * float(relevant.double().mean()):.0f}",
@@ -285,7 +286,7 @@ def _ask_for_own(data: TransferData, gallery: LabelledPairs) -> _Asked:
     return _Asked(
         texts,
         class_relevance(own, torch.arange(len(texts))),
-        "Recall@{}",
+        "Recall",
         recall_at_k,
         f"{data.name}, {len(own)} images: each asks for its own of {len(texts)} different reports; "
         f"chance K in {len(texts)}",
