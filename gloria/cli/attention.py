@@ -3,9 +3,10 @@ r"""Draw where each word of a text looks in an image.
   gloria attention films/0.png "Small left pleural effusion." \
       --model runs/mine/model --out attention.png
 
-One panel a word, all on one scale of colour, over the image as the model gets it. A map shows where
-the model looks, and not that the finding is there: asked of a healthy film, a word looks somewhere,
-too. Give the --bits and --window of the model's training, as for search.
+One panel a word, all on one scale of colour, over the image as the model gets it; its number is the
+highest attention in it. A map shows where the model looks, and not that the finding is there: asked
+of a healthy film, a word looks somewhere, too. Give the --bits and --window of the model's
+training, as for search.
 """
 
 from __future__ import annotations

@@ -15,6 +15,10 @@ On a data set, the tasks that its labels permit:
   gloria evaluate --model runs/mine/model --out runs/mine/own \
       --data my.csv --classes Edema,Pneumonia --patient-column patient
 
+Without labels, whether images find their own reports, on the split test or, without one, val:
+
+  gloria evaluate --model runs/mine/model --out runs/mine/pairs --data my.csv
+
 Images are fitted into the size of the model's training, which a saved model knows; give the
 --sections, --bits and --window of its training, which it does not.
 
@@ -124,13 +128,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the reports, as in training; default: the whole report",
     )
     data.add_argument(
-        "--classes", type=parse_names, metavar="NAME,...", help="columns of labels of a csv"
+        "--classes",
+        type=parse_names,
+        metavar="NAME,...",
+        help="columns of labels of a csv; without them, images ask for their own reports",
     )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
         "--report-column",
         metavar="NAME",
-        help="of a csv; without it there is no retrieval, with it no image that has no report",
+        help="of a csv; images without a report are left out; default: report, if it is there and, "
+        "with --classes, in every row",
     )
     data.add_argument(
         "--skip-broken",
@@ -153,13 +161,15 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate what is not there yet; print and write the tables."""
     from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, say
-    from gloria.errors import OptionError
+    from gloria.errors import DataError, OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_resamples, count_work, evaluate_task
     from gloria.weights import hash_model, load_model
 
     _check(args)
     check_out(args.out)
+    if args.format == "csv":
+        _find_reports(args)
     device = pick_device(args.device)
     folders = {path.as_posix(): locate_model(path, args.quiet) for path in args.model}
     # now: a training may write them anew while they are evaluated
@@ -186,6 +196,9 @@ def run(args: argparse.Namespace) -> int:
     if todo:
         data = _read_data(args, channels.pop())
         _accept(args, results, data, settings)
+    if all(task in results["skipped"] for task in args.tasks):
+        why = "; ".join(f"{task}: {results['skipped'][task]}" for task in args.tasks)
+        raise DataError(f"nothing that was asked for can be evaluated. {why}.")
     for name, task in todo:
         if task in results["skipped"]:
             say(f"{task} skipped: {results['skipped'][task]}", args.quiet)
@@ -233,12 +246,30 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(
             "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
         )
-    if args.format == "csv" and not args.classes:
-        raise OptionError(
-            "--format csv needs --classes: the columns that hold labels. (Whether images find "
-            "their own reports needs none: gloria.evaluation.evaluate_retrieval.)"
-        )
     refuse_unread(args, READ_BY, {})
+    for name in ("per_class", "prompts"):
+        if args.format == "csv" and not args.classes and getattr(args, name) is not None:
+            raise OptionError(f"{name.replace('_', '-')} is for a csv with --classes.")
+
+
+def _find_reports(args: argparse.Namespace) -> None:
+    """Those of a csv are where `gloria train` looks for them, if nothing else is said."""
+    from gloria.cli.train import COLUMNS
+    from gloria.data.rows import read_header, read_rows
+    from gloria.errors import OptionError
+
+    usual = COLUMNS["report_column"]
+    there = args.report_column is None and usual in read_header(args.data)
+    # images without a report are left out, which nobody asked who gave labels
+    if there and args.classes:
+        there = all(cells[usual] for _, cells in read_rows(args.data, [usual]))
+    if there:
+        args.report_column = usual
+    if not args.classes and args.report_column is None:
+        raise OptionError(
+            f"--format csv needs reports or labels: {args.data} has no column {usual!r}. "
+            f"--report-column names one with reports, --classes those with labels."
+        )
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
@@ -256,12 +287,14 @@ def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
 
 
 def _settings(args: argparse.Namespace) -> TransferSettings:
-    """How the tasks are evaluated; small phantoms are segmented with a small U-Net."""
+    """How the tasks are evaluated: small phantoms with a small U-Net, pairs by their own K."""
     from gloria.training.transfer import PHANTOM_UNET, TransferSettings
 
-    small = PHANTOM_UNET if args.format == "phantom" else {}
+    own: Mapping[str, Any] = PHANTOM_UNET if args.format == "phantom" else {}
+    if args.format == "csv" and not args.classes:
+        own = {"ks": (1, 5, 10)}  # as recall of the one right report is usually given
     return TransferSettings(
-        fractions=args.fractions, seeds=args.seeds, seed=args.seed, workers=args.workers, **small
+        fractions=args.fractions, seeds=args.seeds, seed=args.seed, workers=args.workers, **own
     )
 
 
@@ -348,7 +381,8 @@ def _write_ids(folder: Path, data: TransferData) -> dict[str, str]:
     """The lists of which images are trained and tested on, for others to use; their hashes."""
     from gloria.data import write_ids
 
-    parts = {**data.labelled._asdict(), "gallery": data.gallery}
+    # without labels nothing is trained, and the splits are the gallery
+    parts = {**(data.labelled._asdict() if data.classes else {}), "gallery": data.gallery}
     folder.mkdir(parents=True, exist_ok=True)
     return {
         name: write_ids(folder / f"{name}.txt", list(part.ids), about="of gloria evaluate")
@@ -374,6 +408,8 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
             return TransferData.phantoms(
                 seed=args.seed, size=args.image_size[0], progress=progress.advance, **sizes
             )
+    if args.format == "csv" and not args.classes:
+        return _read_pairs(args, channels)
     prompts = CHEST_PROMPTS if args.prompts is None else read_prompts(args.prompts)
     per_class = args.per_class or 200
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
@@ -398,6 +434,43 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
         missing["retrieval"] += "; --report-column names the column that has them"
     return replace(data, missing=missing, note=note)
+
+
+def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
+    """Images that ask for their own reports, which takes no labels: those that are left to test.
+
+    Warns:
+        GloriaWarning: none are left.
+    """
+    from gloria.cli.progress import say
+    from gloria.data import read_splits
+    from gloria.data.rows import read_header
+    from gloria.data.transfer import TASKS, Splits, TransferData
+    from gloria.errors import GloriaWarning
+
+    there = read_splits(args.data) if "split" in read_header(args.data) else []
+    split = next((name for name in ("test", "val") if name in there), None)
+    note = ""
+    if split == "val":
+        note = "Images of the split val, by which `gloria train` chose the model in best/."
+    elif there and split is None:
+        note = (
+            f"{args.data} has no split test and no split val: all its images are taken. Figures "
+            f"are too good if `gloria train` saw them."
+        )
+        warnings.warn(note, GloriaWarning, stacklevel=2)
+    say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
+    pairs = _whole(args, _read(args, channels, (), split=split))
+    return TransferData(
+        name=args.format,
+        gallery=pairs,
+        classes=(),
+        labelled=Splits(pairs, pairs, pairs),
+        masked=Splits(pairs, pairs, pairs),
+        prompts={},
+        missing=dict.fromkeys(TASKS[1:], "--classes names no labels"),
+        note=note,
+    )
 
 
 def _read(

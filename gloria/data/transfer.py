@@ -67,8 +67,8 @@ class TransferData:
 
     Attributes:
         name: what captions call it.
-        gallery: images that are each positive for exactly one of ``classes``; None = there are
-            none.
+        gallery: images that are each positive for exactly one of ``classes``; without classes, any
+            with reports, each of which asks for its own. None = there are none.
         classes: of zero-shot classification and the gallery.
         labelled: splits of images with labels.
         masked: splits of images with masks.

@@ -105,7 +105,7 @@ def bootstrap(
 
     def number(name: str, figure: float | Sequence[float | None]) -> float:
         if not isinstance(figure, Sequence):
-            return figure
+            return float(figure)
         return _mean([figure[each] for each in classes[name]])
 
     values = {name: number(name, figure) for name, figure in whole.items()}

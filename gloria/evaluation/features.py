@@ -47,8 +47,9 @@ def encode_images(
 
     Args:
         model: any; its modes are left as they were.
-        images: each ``(channel, height, width)`` in [0, 1], all of one size; normalised here. They
-            are taken a batch at a time, so a generator that reads files need not hold them all.
+        images: each ``(channel, height, width)`` in [0, 1], all of one size; normalised here, and
+            brought to the model's dtype. They are taken a batch at a time, so a generator that
+            reads files need not hold them all.
         batch_size: images encoded at a time; it does not change the result.
         progress: called with the number of images encoded since the last call, as ``tqdm.update``.
 
@@ -65,10 +66,14 @@ def encode_images(
     check_integer("batch_size", batch_size, 1)
     parts = []
     left = _checked(images)
+    encoder: Any = model.image_encoder
     with evaluating(model):
         while batch := list(islice(left, batch_size)):
             stacked = torch.stack(batch).to(model.device)
-            parts.append(model.encode_image(normalize(stacked, model.image_encoder.image_input)))
+            fed = normalize(stacked, encoder.image_input)
+            # a model may be of half precision, and films are of float32
+            weight = next(encoder.parameters(), fed)
+            parts.append(model.encode_image(fed.to(weight.dtype)))
             progress(len(batch))
     if not parts:
         raise DataError("images must hold at least one image; there is nothing to encode.")

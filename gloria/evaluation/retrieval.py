@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from gloria.checks import check_mask, check_same_device, check_tensor
+from gloria.checks import check_integer, check_mask, check_same_device, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 
@@ -211,8 +211,7 @@ def check_ks(ks: Sequence[int], candidates: int) -> None:
     if not isinstance(ks, Collection):
         raise DtypeError(f"ks must be a list of integers; got {ks!r}.")
     for k in ks:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise DtypeError(f"ks must hold integers; got {k!r}.")
+        check_integer("each of ks", k)
         if not 1 <= k <= candidates:
             raise OptionError(
                 f"ks must be from 1 to the number of candidates, {candidates}; got {k}."

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from gloria.aggregators.reductions import widen
 from gloria.checks import check_image_encoder, check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
-from gloria.errors import ShapeError
+from gloria.errors import DtypeError, ShapeError
 from gloria.types import ImageEncoder, ImageInput
 
 
@@ -157,6 +157,7 @@ def multilabel_loss(
 
     Raises:
         ShapeError: the shapes do not fit.
+        DtypeError: labels or weights are no tensors.
 
     Example:
         >>> import torch
@@ -166,6 +167,10 @@ def multilabel_loss(
         True
     """
     check_tensor("logits", logits, ("image", "class"))
+    given = {"labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
+    for name, each in given.items():
+        if each is not None and not isinstance(each, Tensor):
+            raise DtypeError(f"{name} must be a tensor; got {type(each).__name__}.")
     if labels.shape != logits.shape:
         raise ShapeError(
             f"labels must be {tuple(logits.shape)} = (image, class) as the logits are; got "

@@ -12,14 +12,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
 from gloria.data.transfer import TASKS, LabelledPairs, TransferData
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import (
     auroc_of_some,
@@ -29,7 +29,12 @@ from gloria.evaluation.classification import (
 )
 from gloria.evaluation.features import encode_items, encode_texts, similarity_by_kind
 from gloria.evaluation.published import ZERO_SHOT_COLUMNS
-from gloria.evaluation.retrieval import class_relevance, evaluate_retrieval, precision_at_k
+from gloria.evaluation.retrieval import (
+    class_relevance,
+    evaluate_retrieval,
+    precision_at_k,
+    recall_at_k,
+)
 from gloria.evaluation.segmentation import Overlap, summarize_overlap
 from gloria.evaluation.tables import Cell, Spread, Table
 from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
@@ -37,7 +42,7 @@ from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
-from gloria.training.shares import name_share
+from gloria.training.shares import check_runs, name_share
 from gloria.types import ImageFeatures
 
 KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
@@ -89,6 +94,9 @@ class TransferSettings:
         for name in ("seeds", "resamples", "batch_size", "width"):
             check_integer(name, getattr(self, name), 1)
         check_integer("seed", self.seed, 0)
+        check_runs({"model": self}, self.fractions, self.drawn)
+        if not self.ks:
+            raise OptionError("ks must hold at least one K.")
 
     @property
     def drawn(self) -> range:
@@ -148,6 +156,9 @@ def why_not(task: str, data: TransferData, settings: TransferSettings) -> str:
         return data.missing[task]
     if task == "retrieval" and data.gallery is not None:
         least, there = min(settings.ks), len(data.gallery)
+        differ = len(set(data.gallery.reports))
+        if not data.classes and differ <= least:
+            return f"Recall@{least} needs more different reports than {least}; there are {differ}"
         if there < least:
             return f"Prec@{least} needs as many images of one class each; there are {there}"
     for split in ("val", "test"):
@@ -208,34 +219,78 @@ def _retrieval(
     progress: OnProgress,
     resampled: OnProgress,
 ) -> Report:
-    gallery, labels = _gallery(data)
-    relevant = class_relevance(labels, labels)
-    ks = [k for k in settings.ks if k <= len(labels)]
+    gallery = data.gallery
+    if gallery is None:
+        raise DataError(f"{data.name} has no images of exactly one class each.")
+    asked = _ask_by_class(data, gallery) if data.classes else _ask_for_own(data, gallery)
+    candidates = asked.relevant.shape[1]
+    ks = [k for k in settings.ks if k <= candidates]
+    columns = [f"{asked.figure}@{k}" for k in settings.ks]
     images = _encode(model, gallery, settings, progress)
-    texts = encode_texts(model, gallery.reports, settings.batch_size)
+    texts = encode_texts(model, asked.texts, settings.batch_size)
     similarities = similarity_by_kind(model, images, texts, progress=progress)
     details, rows = {}, {}
     for kind, similarity in similarities.items():
         matrix = similarity.cpu()
-        details[kind] = evaluate_retrieval(matrix, relevant, ks)
+        details[kind] = evaluate_retrieval(matrix, asked.relevant, ks)
         each = [
-            precision_at_k(*query, ks)
-            for query in zip(matrix[:, None], relevant[:, None], strict=True)
+            asked.at_k(*query, ks)
+            for query in zip(matrix[:, None], asked.relevant[:, None], strict=True)
         ]
         found = bootstrap_mean(
-            {f"Prec@{k}": [precision[k] for precision in each] for k in ks},
+            {f"{asked.figure}@{k}": [figures[k] for figures in each] for k in ks},
             resamples=settings.resamples,
             seed=settings.seed,
         )
         name = KINDS[kind] if len(similarities) > 1 else ""
-        rows[name] = [_write(found.get(f"Prec@{k}")) for k in settings.ks]
+        rows[name] = [_write(found.get(column)) for column in columns]
+    caption = f"{asked.protocol}; 95 % intervals over the queries"
+    if beyond := [f"{asked.figure}@{k}" for k in settings.ks if k > candidates]:
+        caption += f"; none for {' and '.join(beyond)}: there are {candidates} reports"
     return {
-        "protocol": f"{_name_gallery(data, labels)}: an image asks for reports of its class; "
-        f"chance {100 * float(relevant.double().mean()):.0f}; 95 % intervals over the queries",
-        "columns": [f"Prec@{k}" for k in settings.ks],
+        "protocol": caption,
+        "columns": columns,
         "rows": rows,
         "details": details,
     }
+
+
+class _Asked(NamedTuple):
+    """What a gallery's images ask for, and what is counted."""
+
+    texts: Sequence[str]
+    relevant: Tensor
+    figure: str
+    at_k: Callable[[Tensor, Tensor, Sequence[int]], dict[int, float]]
+    protocol: str
+
+
+def _ask_by_class(data: TransferData, gallery: LabelledPairs) -> _Asked:
+    labels = _class_of(data, gallery)
+    relevant = class_relevance(labels, labels)
+    return _Asked(
+        gallery.reports,
+        relevant,
+        "Prec",
+        precision_at_k,
+        f"{_name_gallery(data, labels)}: an image asks for reports of its class; chance "
+        f"{100 * float(relevant.double().mean()):.0f}",
+    )
+
+
+def _ask_for_own(data: TransferData, gallery: LabelledPairs) -> _Asked:
+    """Images with the same report, as two views of one study, ask for one text."""
+    texts = list(dict.fromkeys(gallery.reports))
+    number = {text: index for index, text in enumerate(texts)}
+    own = torch.tensor([number[report] for report in gallery.reports])
+    return _Asked(
+        texts,
+        class_relevance(own, torch.arange(len(texts))),
+        "Recall",
+        recall_at_k,
+        f"{data.name}, {len(own)} images: each asks for its own of {len(texts)} different reports; "
+        f"chance K in {len(texts)}",
+    )
 
 
 def _zero_shot(
@@ -246,9 +301,10 @@ def _zero_shot(
     resampled: OnProgress,
 ) -> Report:
     """The class whose prompts match best; of a single class, whether it is there."""
-    if data.gallery is None:
+    gallery = data.gallery
+    if gallery is None:
         return _zero_shot_pairs(model, data, settings, progress, resampled)
-    gallery, labels = _gallery(data)
+    labels = _class_of(data, gallery)
     prompts = {name: data.prompts[name] for name in data.classes}
     scores = zero_shot_scores(model, _encode(model, gallery, settings, progress), prompts).cpu()
     return {
@@ -426,11 +482,8 @@ _TASKS = {
 }
 
 
-def _gallery(data: TransferData) -> tuple[LabelledPairs, Tensor]:
-    """The gallery, and which of its classes each image is of."""
-    gallery = data.gallery
-    if gallery is None:
-        raise DataError(f"{data.name} has no images of exactly one class each.")
+def _class_of(data: TransferData, gallery: LabelledPairs) -> Tensor:
+    """Which of the classes each image of the gallery is of."""
     columns = [list(gallery.classes).index(name) for name in data.classes]
     positive = torch.as_tensor(gallery.labels)[:, columns] == 1
     if not (positive.sum(1) == 1).all():
@@ -439,7 +492,7 @@ def _gallery(data: TransferData) -> tuple[LabelledPairs, Tensor]:
             f"gallery images must each be of exactly one of {', '.join(data.classes)}; image "
             f"{wrong} is of {int(positive[wrong].sum())}."
         )
-    return gallery, positive.int().argmax(1)
+    return positive.int().argmax(1)
 
 
 def _name_gallery(data: TransferData, labels: Tensor) -> str:

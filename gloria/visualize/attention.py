@@ -112,7 +112,7 @@ def plot_attention(
     """Where each word of a text looks: the image first, then one panel per word.
 
     All panels share one colour scale, so that a word that looks nowhere in particular also looks
-    faint.
+    faint. The number above a panel is its highest attention, of a faint one, too.
 
     Args:
         image: ``(height, width)`` or ``(3, height, width)``, in [0, 1].
@@ -152,10 +152,13 @@ def plot_attention(
         axes.set_axis_off()
         if index == 0:
             _show(axes, picture, outline)
-            axes.set_title("image", fontsize=9, color=FAINT, style="italic")
+            axes.set_title("image", loc="left", fontsize=9, color=FAINT, style="italic")
         elif index <= len(words):
-            _show(axes, _blend(picture, layers[index - 1], highest), outline)
-            axes.set_title(_shorten(words[index - 1]), fontsize=10, color=INK, **_AS_IT_IS)
+            layer = layers[index - 1]
+            _show(axes, _blend(picture, layer, highest), outline)
+            word = _shorten(words[index - 1])
+            axes.set_title(word, loc="left", fontsize=10, color=INK, **_AS_IT_IS)
+            axes.set_title(f"{layer.max():.2g}", loc="right", fontsize=8, color=FAINT)
     _add_colourbar(figure, panels, highest)
     if lines:
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK, **_AS_IT_IS)
@@ -354,7 +357,7 @@ def _height_to_width(image: Picture) -> float:
 
 
 def _shorten(word: str) -> str:
-    return word if len(word) <= 16 else word[:15] + "…"
+    return word if len(word) <= 15 else word[:14] + "…"
 
 
 def _picture(image: Picture) -> Array:

@@ -14,6 +14,7 @@ import gloria
 from gloria.cli import evaluate, main
 from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
+from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset
 from gloria.errors import GloriaWarning
 from gloria.training import transfer
@@ -265,6 +266,7 @@ def table(tmp_path):
 
 
 def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path, capsys):
+    table.write_text(table.read_text().replace(",report,", ",text,"))
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--patient-column", "patient")
     asked = ("--tasks", "retrieval,zero-shot")
     assert run(model, tmp_path / "out", *given, *asked) == 0
@@ -283,13 +285,85 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     hashes = json.loads((tmp_path / "out" / "results.json").read_text())["ids"]
     assert hashes == {name: hash_ids(ids) for name, ids in lists.items()}
 
-    reports = ("--report-column", "report")
+    reports = ("--report-column", "text")
     assert run(model, tmp_path / "reports", *given, *reports, "--tasks", "retrieval") == 0
     assert "Prec@5" in capsys.readouterr().out
 
     table.write_text(table.read_text().replace("0.png,p0,Large heart.,0,1", "0.png,p0,Edema.,1,0"))
     assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot,classification") == 2
     assert "which changed since" in capsys.readouterr().err
+
+
+def recalls(out):
+    """Recall@1 of each kind's images, in percent as in the table."""
+    (each,) = results(out)["models"].values()
+    rows = each["tasks"]["retrieval"]["rows"]
+    return {kind: cells[0]["value"] for kind, cells in rows.items()}
+
+
+def test_images_find_their_own_reports_without_labels(model, tmp_path, capsys):
+    """Of a table as `gloria train` reads it; the text of two images is one candidate."""
+    items = list(PhantomDataset("test", count=12))
+    reports = [f"{item.sentences[0].text} {number}" for number, item in enumerate(items)]
+    reports[11] = reports[8]
+    lines = ["image,report,split"]
+    for number, (item, report) in enumerate(zip(items, reports, strict=True)):
+        Image.fromarray(item.image).save(tmp_path / f"{number}.png")
+        lines.append(f'{number}.png,"{report}",{"train" if number < 4 else "val"}')
+    table = tmp_path / "my.csv"
+    table.write_text("\n".join(lines))
+    assert run(model, tmp_path / "out", "--data", str(table)) == 0
+    printed = capsys.readouterr().out
+    assert "Recall@1" in printed
+    assert "8 images: each asks for its own of 7 different reports" in printed
+    assert "none for Recall@10: there are 7 reports" in printed
+    assert "by which `gloria train` chose the model in best/" in printed
+    assert "classification skipped: --classes names no labels" in printed
+    assert [path.stem for path in (tmp_path / "out" / "ids").iterdir()] == ["gallery"]
+    assert read_ids(tmp_path / "out" / "ids" / "gallery.txt") == [f"{n}.png" for n in range(4, 12)]
+
+    trained = gloria.load_model(model)
+    pixels = torch.stack([torch.from_numpy(item.image)[None] / 255 for item in items[4:]])
+    fed = normalize(pixels, trained.image_encoder.image_input)
+    with torch.no_grad():
+        similarity = trained.similarity(
+            trained.encode_image(fed), trained.encode_text(reports[4:11]), "global"
+        )
+    right = torch.tensor([*range(7), 4])  # the last image's report is the fifth text
+    expected = (similarity.argmax(1) == right).double().mean().item()
+    assert recalls(tmp_path / "out")["global similarity"] == pytest.approx(expected)
+
+    table.write_text(table.read_text().replace(",train", ",test"))
+    assert run(model, tmp_path / "test", "--data", str(table)) == 0
+    printed = capsys.readouterr().out
+    assert "4 images: each" in printed
+    assert "best/" not in printed
+    table.write_text(table.read_text().replace(",test", ",train").replace(",val", ",train"))
+    with pytest.warns(GloriaWarning, match="no split test and no split val: all its images"):
+        assert run(model, tmp_path / "all", "--data", str(table)) == 0
+    assert "12 images: each" in capsys.readouterr().out
+
+
+def test_pairs_need_reports_that_differ(model, table, tmp_path, capsys):
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *(row for row in rows if "Edema." in row)]))
+    assert run(model, tmp_path / "out", "--data", str(table), "--tasks", "retrieval") == 2
+    why = "retrieval: Recall@1 needs more different reports than 1; there are 1."
+    assert f"nothing that was asked for can be evaluated. {why}" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("report", "text"))
+    assert run(model, tmp_path / "out", "--data", str(table)) == 2
+    assert "needs reports or labels: " in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_task_that_was_asked_for_alone_is_not_skipped(model, table, tmp_path, capsys):
+    given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
+    for _ in range(2):
+        assert run(model, tmp_path, *given, "--tasks", "segmentation") == 2
+        assert "evaluated. segmentation: the images have no masks." in capsys.readouterr().err
+    assert run(model, tmp_path, *given, "--tasks", "segmentation,zero-shot") == 0
+    # which is noted by now
+    assert run(model, tmp_path, *given, "--tasks", "segmentation") == 2
 
 
 @pytest.mark.parametrize(
@@ -394,8 +468,13 @@ def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table,
     assert f"1 images left out, first: {table}, row 9, column 'report': empty report" in told
     (reason,) = results(tmp_path / "out")["left_out"]["data"]
     assert "row 9" in reason
-    assert run(model, tmp_path / "none", *given) == 0
-    assert "left out" not in capsys.readouterr().err
+    assert run(model, tmp_path / "usual", *given) == 0  # as `gloria train` calls the column
+    assert f"1 images left out, first: {table}, row 9" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("7.png,p3,-", "7.png,p3,"))
+    assert run(model, tmp_path / "labels", *given[:-1], "retrieval,zero-shot") == 0
+    told = capsys.readouterr()  # nobody asked for reports at the cost of images
+    assert "left out" not in told.err
+    assert "retrieval skipped: the images have no reports; --report-column names" in told.out
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -456,8 +535,8 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     table.write_text("\n".join(lines))
     given = ("--format", "chexpert", "--data", str(table), "--per-class", "3")
     out = tmp_path / "out"
-    assert run(model, out, *given, "--tasks", "retrieval") == 0
-    assert "retrieval skipped: the images have no reports" in capsys.readouterr().out
+    assert run(model, out, *given, "--tasks", "retrieval") == 2
+    assert "retrieval: the images have no reports." in capsys.readouterr().err
     args = parse(*given)
     data = evaluate._read_data(args, 1)
     held_out = set(data.gallery.patients)
@@ -545,8 +624,8 @@ def test_chexpert_plus_is_tested_on_a_split_test_of_your_own(model, tmp_path, ca
     assert len(gallery) == 15
     assert {int(name[13:18]) for name in gallery} == set(range(40, 55))
     capsys.readouterr()
-    assert run(model, tmp_path / "more", *given, "--per-class", "4", "--tasks", "retrieval") == 0
-    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().out
+    assert run(model, tmp_path / "more", *given, "--per-class", "4", "--tasks", "retrieval") == 2
+    assert "3 images that are exclusively positive; 4 were asked for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["chexpert-plus", "csv"])
@@ -614,7 +693,8 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
         (["--tasks", "zeroshot"], "got 'zeroshot'. Did you mean 'zero-shot'?"),
         (["--format", "csv"], "--format csv needs --data"),
         (["--format", "phantom", "--data", "x.csv"], "--format phantom takes no --data"),
-        (["--data", "x.csv"], "--format csv needs --classes"),
+        (["--data", "x.csv"], "x.csv does not exist"),
+        (["--data", "x.csv", "--per-class", "5"], "per-class is for a csv with --classes"),
         (["--format", "siim", "--data", "x.csv"], "--format siim needs --images"),
         (["--format", "chexpert-plus", "--data", "x.csv"], "--format chexpert-plus needs --labels"),
         (["--sections", "findings"], "sections is not for --format phantom"),
@@ -623,6 +703,7 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),
+        (["--fractions", "10,10"], "fractions must hold at least one, each once"),
         (["--format", "rsna", "--data", "x.csv", "--images", "."], "x.csv does not exist"),
     ],
 )

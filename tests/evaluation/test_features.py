@@ -1,5 +1,6 @@
 """Features of whole data sets: neither batch, nor block, nor the model's mode shows in them."""
 
+import copy
 import os
 import sys
 
@@ -51,6 +52,18 @@ def trained():
     model.train()
     next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     return model
+
+
+def test_a_model_of_another_dtype_takes_films_as_they_are(items, trained):
+    images = [torch.from_numpy(item.image)[None].float() / 255 for item in items]
+    expected = encode_images(trained, images)
+    exact = encode_images(copy.deepcopy(trained).double(), images)
+    torch.testing.assert_close(exact.regions.float(), expected.regions, rtol=1e-4, atol=1e-5)
+    half = encode_images(copy.deepcopy(trained).bfloat16(), images)
+    assert half.regions.dtype == torch.bfloat16
+    assert (half.pooled - expected.pooled).norm() < 0.05 * expected.pooled.norm()
+    again = encode_images(trained, [image.double() for image in images])
+    torch.testing.assert_close(again.pooled, expected.pooled)
 
 
 def draw_features(images, texts, *, masked=False, seed=0):

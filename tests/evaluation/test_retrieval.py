@@ -170,9 +170,10 @@ def test_k_beyond_the_gallery_is_an_error(function):
             function(similarity, relevant, [1, k])
     with pytest.raises(DtypeError, match="ks must be a list of integers; got 2"):
         function(similarity, relevant, 2)
-    with pytest.raises(DtypeError, match=r"ks must hold integers; got 2\.0"):
+    with pytest.raises(DtypeError, match=r"each of ks must be an integer; got 2\.0"):
         function(similarity, relevant, [2.0])
     assert function(similarity, relevant, []) == {}
+    assert function(similarity, relevant, np.arange(1, 3)) == function(similarity, relevant, [1, 2])
 
 
 def test_the_whole_row_of_both_directions():

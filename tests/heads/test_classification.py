@@ -94,6 +94,13 @@ def test_shapes_that_do_not_fit(labels, weights, message):
         multilabel_loss(draw(4, 3), labels, **weights)
 
 
+@pytest.mark.parametrize("name", ["labels", "class_weight", "pos_weight"])
+def test_labels_and_weights_are_tensors(name):
+    given = {"labels": torch.zeros(2, 1), name: [[0], [1]]}
+    with pytest.raises(DtypeError, match=f"{name} must be a tensor; got list"):
+        multilabel_loss(torch.zeros(2, 1), **given)
+
+
 def test_the_classifier_is_linear_in_the_pooled_vector(encoder):
     classifier = ImageClassifier(encoder, 3).eval()
     images = draw(2, 1, 64, 64)

@@ -330,3 +330,7 @@ def test_what_can_not_be_evaluated_says_why(model, data, pneumothorax):
         evaluate_task("retrieval", model, pneumothorax)
     with pytest.raises(OptionError, match="seeds must be at least 1"):
         TransferSettings(seeds=0)
+    with pytest.raises(OptionError, match="fractions must hold at least one, each once"):
+        TransferSettings(fractions=(0.1, 0.1))
+    with pytest.raises(OptionError, match="ks must hold at least one"):
+        TransferSettings(ks=())

@@ -47,7 +47,7 @@ def texts(figure):
 
 
 def titles(figure):
-    return [axes.get_title() for axes in panels(figure)]
+    return [axes.get_title("left") or axes.get_title() for axes in panels(figure)]
 
 
 def pixels(axes):
@@ -103,6 +103,8 @@ def test_every_word_has_its_panel_on_one_scale(count):
     for axes, map_ in zip(shown[1:], maps, strict=True):
         expected = overlay_attention(IMAGE, map_, highest=maps.max().item())
         np.testing.assert_allclose(pixels(axes), expected)
+        # what the one loud word's colours hide of the others
+        assert float(axes.get_title("right")) == pytest.approx(map_.max().item(), rel=0.05)
     assert drawn(figure).std() > 0
 
 

@@ -88,6 +88,15 @@ def test_the_smooth_line_is_the_mean_of_the_steps_around():
         assert smooth[index, 1] == pytest.approx(sum(around) / len(around))
 
 
+@pytest.mark.parametrize("wild", [1e20, float("inf"), float("nan")])
+def test_one_wild_step_is_in_the_means_around_it_only(wild):
+    losses = [1.0] * 40
+    losses[3] = wild
+    figure = plot_training_curves([{"step": i, "loss": each} for i, each in enumerate(losses)])
+    smooth = figure.axes[0].lines[1].get_ydata()
+    np.testing.assert_allclose(smooth[6:], 1)
+
+
 def test_records_need_not_be_alike():
     figure = plot_training_curves([{"step": 1, "loss": 2.0}, {"step": 2, "validation_loss": 1.0}])
     assert set(curves(figure)) == {"loss", "validation loss"}
