@@ -192,6 +192,11 @@ def test_a_run_that_is_stopped_saves_its_step_unless_asked_twice(
     error = capfd.readouterr().err
     assert "stopping after this step, which is saved then; once more to stop at once" in error
     assert f"{tmp_path} stands at step {stands}; the same command goes on from there" in error
+    search = ["search", "Edema.", "--images", str(table.parent), "--model"]
+    for name in (tmp_path / "model", tmp_path) if stands else ():
+        assert main([*search, str(name)]) == 2
+        told = f"{name} is no saved model yet: the run in {tmp_path} stands at step {stands}. "
+        assert told in capfd.readouterr().err
     assert run(table, tmp_path, *rarely) == 0
     assert weights(tmp_path) == whole
 
@@ -235,6 +240,12 @@ def test_without_validation_rows(table, tmp_path, capsys):
     assert all("validation_loss" not in record for record in history)
 
 
+def test_a_run_that_can_not_begin_leaves_nothing(table, tmp_path, capsys):
+    assert run(table, tmp_path / "run", "--batch-size", "99") == 2
+    assert "at least one batch of 99 pairs; got 12" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -242,7 +253,6 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--train-split", "training"], "no row with split 'training'; its splits are train, val"),
         (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
         (["--sections", "findings, foo"], "got ('findings', 'foo')"),
-        (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
         (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--loss", "nonsense"], "nonsense"),
@@ -569,13 +579,14 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
     """Another loss, or another report, would go on from weights that are not its own."""
     assert run(table, tmp_path / "run") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    changed = table.with_name("changed.csv")
-    changed.write_text(table.read_text().replace("pleural effusion", "pleural fluid"))
+    rows = read(table)
+    rows[1][1] = "-"
+    changed = write(table.with_name("changed.csv"), rows)
     capsys.readouterr()
     for data, options, message in (
         (table, ["--preset", "paper"], "preset was None, is 'paper'"),
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
-        (changed, [], "training_data was"),
+        (changed, ["--skip-incomplete"], "training_data was"),
     ):
         assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err
