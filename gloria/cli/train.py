@@ -407,8 +407,8 @@ def _tell_beforehand(
     leaks = find_leaks({"training": pairs.records, "validation": validation.records}, files=False)
     if leaks:
         say(
-            f"of what trains, {len(leaks.images)} images and {len(leaks.patients)} patients are "
-            f"validated, too: gloria check-splits names them",
+            f"of what trains, {len(leaks.images)} images and {len(leaks.patients or ())} patients "
+            f"are validated, too: gloria check-splits names them",
             False,
         )
 
