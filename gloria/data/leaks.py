@@ -15,7 +15,7 @@ from gloria.data.images import load_image
 from gloria.data.radiographs import Record
 from gloria.data.rows import read_header, read_rows
 from gloria.data.splits import read_ids
-from gloria.errors import DataError, GloriaError, OptionError
+from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
 PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
@@ -67,10 +67,14 @@ def find_leaks(
             as ``tqdm.update`` is.
 
     Raises:
+        DtypeError: a split has something else than records, as a data set and a list of ids do.
         DataError: there are fewer than two splits.
     """
     if len(splits) < 2:
         raise DataError(f"a leak is between splits; got {', '.join(splits) or 'none'}.")
+    for name, records in splits.items():
+        if not all(isinstance(record, Record) for record in records):
+            raise DtypeError(f"split {name!r} must be records, such as those of data.records.")
     unchecked = []
     patient = attrgetter("patient")
     named = [name for name, records in splits.items() if any(map(patient, records))]

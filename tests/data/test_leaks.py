@@ -7,7 +7,7 @@ import pytest
 
 from gloria.data import SIIM, Record
 from gloria.data.leaks import check_splits, describe_leaks, find_leaks, read_split_files
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 
 
 def record(name, patient=None, path=None):
@@ -45,6 +45,12 @@ def test_clean_splits_and_what_is_not_known():
     assert find_leaks(splits, files=False).patients == {}
     with pytest.raises(DataError, match="a leak is between splits; got train"):
         find_leaks({"train": [record("a")]})
+
+
+@pytest.mark.parametrize("wrong", [["a"], [("a", "p1")]])
+def test_splits_of_something_else_than_records_are_refused(wrong):
+    with pytest.raises(DtypeError, match="split 'val' must be records, such as those of data"):
+        find_leaks({"train": [record("a", "p1")], "val": wrong}, files=False)
 
 
 def test_exact_copies(write_image, tmp_path):
