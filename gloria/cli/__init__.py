@@ -54,6 +54,9 @@ COMMANDS = {
 # error: the option, where a command has it, that leaves out what it is about
 LEFT_OUT_BY = {BrokenItemError: "skip_broken", IncompleteItemError: "skip_incomplete"}
 
+DASHES = "-\u2013\u2014"
+"""What options begin with, also those that a text program made longer."""
+
 EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
 
 
@@ -99,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         for word in takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
-            if re.fullmatch(r"--?[a-zA-Z][\w-]*", name) and name not in known:
+            if re.fullmatch(rf"[{DASHES}]{{1,2}}[a-zA-Z][\w-]*", name) and name not in known:
                 self.error(f"there is no option {name}{_did_you_mean(name, known)}")
 
 
@@ -154,10 +157,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             command.check_options(arguments[len(before) + 1 :])
     if chosen is not None and chosen not in COMMANDS:
         parser.error(f"there is no command {chosen!r}{_did_you_mean(chosen, COMMANDS)}")
-    args = parser.parse_args(arguments)
+    args, more = parser.parse_known_args(arguments)
     if chosen is None:
         parser.print_help(sys.stderr)
         parser.exit(2)
+    if more:  # words, since every option is known
+        told = f"too many arguments: {' '.join(more)} (a text of several words stands in quotes)"
+        commands.choices[chosen].error(told)
     return args
 
 
@@ -165,7 +171,7 @@ def _did_you_mean(given: str, known: Iterable[str]) -> str:
     """A question after a name that is unknown; initials are near, as lr; empty if nothing is."""
     names = {name.lstrip("-"): name for name in known}
     initials = {"".join(re.findall(r"\b\w", name)): name for name in names if "-" in name}
-    word = given.lstrip("-")
+    word = given.lstrip(DASHES)
     near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, n=1)
     return f" (did you mean {names[near[0]]}?)" if near else ""
 

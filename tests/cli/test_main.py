@@ -257,6 +257,10 @@ def test_too_little_memory_is_no_bug(command, capsys, error):
             "gloria act: error: there is no option --step (did you mean --steps?)",
         ),
         (["act", "--steps", "many"], "invalid int value: 'many'"),
+        (
+            ["act", "a", "-1", "b"],
+            "gloria act: error: too many arguments: a -1 b (a text of several",
+        ),
         (["--nonsense"], "gloria: error: there is no option --nonsense; "),
         (["--verson", "act"], "there is no option --verson (did you mean --version?)"),
         ([], "usage: gloria"),
@@ -274,7 +278,14 @@ def test_wrong_usage_is_2(command, capsys, arguments, said):
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("--ot", "--out"), ("--lr", "--learning-rate"), ("--bs", "--batch-size")]
+    ("given", "meant"),
+    [
+        ("--ot", "--out"),
+        ("--lr", "--learning-rate"),
+        ("--bs", "--batch-size"),
+        ("-out", "--out"),
+        ("\u2014out", "--out"),  # as copied from a text
+    ],
 )
 def test_a_misspelt_option_is_told_before_a_missing_one(capsys, given, meant):
     assert cli.main(["train", "--data", "my.csv", given, "3"]) == 2
