@@ -102,7 +102,7 @@ class Radiographs(Dataset[Radiograph]):
         skipped: why records were left out, one line each.
 
     Raises:
-        DtypeError: a record is none, or one of its parts of another kind.
+        DtypeError: a record is no :class:`Record`, or a part of it of another kind.
         DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
             is wrong then), labels and classes differ in number, or a label is none.
         BrokenItemError: when an item is read, its image or mask can't be; the message names where
