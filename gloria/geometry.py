@@ -7,6 +7,7 @@ Region i of a grid has its centre at ``offset + stride * i``, in either directio
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ def _check_size(size: tuple[int, int]) -> tuple[int, int]:
 def _pair(
     name: str, value: float | tuple[float, float] | None
 ) -> tuple[float | None, float | None]:
-    if value is None or isinstance(value, int | float):
+    if value is None or isinstance(value, Real):
         return value, value
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise OptionError(f"{name} must be a number or (vertical, horizontal); got {value!r}.")

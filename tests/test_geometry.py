@@ -1,5 +1,6 @@
 """Region grids on the image: against interpolate, and against maps that are known everywhere."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -35,6 +36,13 @@ def test_stride_and_offset_go_by_axis():
     up = upsample_attention(maps, (32, 32), stride=(8, 4), offset=(0, 3))
     assert up.flatten().argmax().item() == 16 * 32 + 7
     assert up[16, 7] == 1
+
+
+def test_numbers_of_numpy_are_numbers():
+    maps = torch.tensor([[0.0, 1.0]])
+    expected = upsample_attention(maps, (1, 4), stride=2.0, offset=0.5)
+    actual = upsample_attention(maps, (1, 4), stride=np.float32(2), offset=np.float32(0.5))
+    assert torch.equal(actual, expected)
 
 
 def test_leading_axes_and_gradients_pass_through():

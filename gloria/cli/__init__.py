@@ -14,14 +14,17 @@ away.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -51,6 +54,9 @@ COMMANDS = {
 # error: the option, where a command has it, that leaves out what it is about
 LEFT_OUT_BY = {BrokenItemError: "skip_broken", IncompleteItemError: "skip_incomplete"}
 
+DASHES = "-\u2013\u2014"
+"""What options begin with, also those that a text program made longer."""
+
 EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
 
 
@@ -64,14 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
             stream.reconfigure(errors="backslashreplace")
-    # options before the command take no value, so the first word is the command
-    command = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        parser = _parser(command)
-        args = parser.parse_args(arguments)
-        if args.command is None:
-            parser.print_help(sys.stderr)
-            return 2
+        args = _parse(arguments)
         with _plain_warnings():
             code = _run(args)
         if sys.stdout is not None:  # as where there is no console, or it is closed by >&-
@@ -96,6 +96,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help shows what there is\n")
+
+    def check_options(self, words: Iterable[str]) -> None:
+        """Require known options: parsing would miss a required one before a misspelt one."""
+        known = self._option_string_actions
+        for word in takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            if re.fullmatch(rf"[{DASHES}]{{1,2}}[a-zA-Z][\w-]*", name) and name not in known:
+                self.error(f"there is no option {name}{_did_you_mean(name, known)}")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -125,12 +133,16 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands; only the chosen one is imported and knows its arguments."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its arguments; only the command that is chosen is imported and knows them."""
+    # options before the command take no value, so the first word is the command
+    before = list(takewhile(lambda word: word.startswith("-"), arguments))
+    chosen = next(iter(arguments[len(before) :]), None)
     # an option that is cut short might be another one tomorrow
     parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.check_options(before)
     commands = parser.add_subparsers(dest="command", metavar="<command>")
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, allow_abbrev=False)
@@ -142,7 +154,26 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
                 "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
             )
             module.add_arguments(command)
-    return parser
+            command.check_options(arguments[len(before) + 1 :])
+    if chosen is not None and chosen not in COMMANDS:
+        parser.error(f"there is no command {chosen!r}{_did_you_mean(chosen, COMMANDS)}")
+    args, more = parser.parse_known_args(arguments)
+    if chosen is None:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if more:  # words, since every option is known
+        told = f"too many arguments: {' '.join(more)} (a text of several words stands in quotes)"
+        commands.choices[chosen].error(told)
+    return args
+
+
+def _did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question after a name that is unknown; initials are near, as lr; empty if nothing is."""
+    names = {name.lstrip("-"): name for name in known}
+    initials = {"".join(re.findall(r"\b\w", name)): name for name in names if "-" in name}
+    word = given.lstrip(DASHES)
+    near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, n=1)
+    return f" (did you mean {names[near[0]]}?)" if near else ""
 
 
 def _module(command: str) -> ModuleType:

@@ -80,10 +80,24 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def locate_model(name: Path, quiet: bool) -> Path:
-    """The folder of a saved model, or of its copy from the hub; says if the hub is asked."""
+    """The folder of a saved model, or of its copy from the hub; says if the hub is asked.
+
+    Raises:
+        CheckpointError: the repository is out of reach, or the model is of a run that was stopped.
+    """
     from gloria.cli.progress import say
+    from gloria.errors import CheckpointError
+    from gloria.training.checkpoints import last_step
     from gloria.weights import find_model
 
+    for run in (name, name.parent):
+        stands = last_step(run / "checkpoints")
+        if stands and not (name / "config.json").exists() and not (run / "model").exists():
+            best = f" Its best model so far is {run / 'best'}." if (run / "best").exists() else ""
+            raise CheckpointError(
+                f"{name} is no saved model yet: the run in {run} stands at step {stands}. The "
+                f"command that began it goes on from there, and saves the model at its end.{best}"
+            )
     if len(name.parts) == 2 and not name.exists():  # as owner/name, or mistyped
         say(f"{name} is no folder here: looking for it on the Hugging Face hub", quiet)
     return find_model(name.as_posix())

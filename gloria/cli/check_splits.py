@@ -7,7 +7,8 @@ RSNA and SIIM have them, or id lists.
   gloria check-splits --data train.csv valid.csv chexpert_5x200.txt
   gloria check-splits --data train.csv val.csv --images dicom-images-train --pixels
 
-Exit code 1 if anything leaks, 2 if it could not look at all.
+Exit code 1 if anything leaks, 2 if it could not look at all. What it could not check, such as
+patients that no column names, it says; that alone is exit code 0.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def collect(catalog: Catalog, check: bool = False) -> dict[str, Any]:
     return {
         "versions": versions(check),
         "devices": devices(),
-        "backends": backends(),
-        "auto": auto(),
+        **matching(),
         "registries": {
             key: [
                 {
@@ -121,32 +120,26 @@ def devices() -> dict[str, str]:
     return found
 
 
-def backends() -> dict[str, list[str]]:
-    """Each matching backend's reasons not to run here; empty = it can."""
+def matching() -> dict[str, Any]:
+    """Each matching backend's reasons not to run here, none if it can, and what "auto" takes.
+
+    For the paper's problem, on the fastest device.
+    """
     try:
-        from gloria.matching.dispatch import PAPER_PROBLEM, explain_backends
+        from gloria.matching.dispatch import PAPER_PROBLEM, choose_backend, explain_backends
         from gloria.training.devices import pick_device
     except Exception as cause:
-        return {"none": [describe(cause)]}
-    return explain_backends(PAPER_PROBLEM._replace(device=pick_device("auto").type))
-
-
-def auto() -> str | None:
-    """The matching backend that ``"auto"`` takes here for the paper's problem, if any works."""
-    try:
-        from gloria.matching.dispatch import PAPER_PROBLEM, choose_backend
-        from gloria.training.devices import pick_device
-    except Exception:  # which :func:`backends` tells
-        return None
-    return choose_backend(PAPER_PROBLEM._replace(device=pick_device("auto").type))
+        return {"backends": {"none": [describe(cause)]}, "auto": None}
+    problem = PAPER_PROBLEM._replace(device=pick_device("auto").type)
+    return {"backends": explain_backends(problem), "auto": choose_backend(problem)}
 
 
 def render(facts: dict[str, Any]) -> str:
     """The report as text."""
     lines = _section("versions", facts["versions"].items())
     lines += _section("devices", facts["devices"].items())
-    matching = [_backend_row(facts, name) for name in facts["backends"]]
-    lines += _section("matching backends", matching)
+    rows = (_backend_row(facts, name) for name in facts["backends"])
+    lines += _section("matching backends", rows)
     for key, entries in facts["registries"].items():
         rows = ((entry["name"], f"{entry['origin']}, {entry['target']}") for entry in entries)
         lines += _section(key.replace("_", " "), rows)

@@ -8,8 +8,8 @@ Ask in whole sentences of reports, with their full stop. Scores rank; they do no
 image fits. Every image is encoded and ranked by its global similarity; the best --shortlist of them
 are ranked again, region by region and word by word. With --cache their features are kept, and the
 next search encodes only images that are new or changed. Give the --bits and --window of the model's
-training: a saved model knows the size of its images, not these. Images that can't be read are named
-on stderr and left out.
+training: a saved model knows the size of its images, not these. Images that can't be read, or have
+other bits, are named on stderr and left out.
 """
 
 from __future__ import annotations

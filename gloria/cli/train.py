@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ from gloria.cli.arguments import (
 if TYPE_CHECKING:
     from gloria.data import Radiographs
     from gloria.model import GLoRIA
+    from gloria.training import TrainingRecipe
 
 # format: what it calls the validation split
 VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
@@ -232,70 +234,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
-    from gloria.checks import check_integer, require
-    from gloria.cli.out import check_out
+    from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
-    from gloria.data import random_sentences, read_splits
-    from gloria.errors import OptionError
-    from gloria.training import TrainingRecipe, train
+    from gloria.training import train
     from gloria.training.checkpoints import last_step
     from gloria.training.devices import pick_device
     from gloria.training.randomness import isolated
     from gloria.training.small import small_model
-    from gloria.visualize import plot_training_curves, save_figure
-    from gloria.weights import save_model, write_text
+    from gloria.weights import write_text
 
     require("matplotlib", "viz")  # before hours of training, not after
-    given = [f"--{name.replace('_', '-')}" for name in NEW_MODEL if name in args]
-    if args.model is not None and given:
-        raise OptionError(f"--model has its own: leave out {', '.join(given)}.")
-    vars(args).update(NEW_MODEL | vars(args))
-    if args.pretrained and args.image_encoder is None:
-        raise OptionError(
-            "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
-            "no weights to start from."
-        )
-
-    recipe = TrainingRecipe(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        clip_norm=args.clip_norm,
-        precision=args.precision,
-        text_policy=random_sentences if args.one_sentence else None,
-        validate_every=args.validate_every,
-        checkpoint_every=args.checkpoint_every,
-        seed=args.seed,
-    )
+    recipe = _check(args)
     device = pick_device(args.device)
-    if args.embedding_dim is not None:
-        check_integer("embedding-dim", args.embedding_dim, 1)
-    check_integer("workers", args.workers, 0)
-    refuse_unread(args, READ_BY, COLUMNS)
-    check_out(args.out, "model", "best")
     if args.model is None:
-        _check_names(args)
         model, described = None, _describe(args)
-        args.image_size = 64 if args.image_size is None else args.image_size
+        size = pick_image_size(64 if args.image_size is None else args.image_size, {})
     else:
         model, described = _load(args)
+        size = pick_image_size(args.image_size, {str(args.model): model})
         args.channels = model.image_encoder.image_input.channels
-    size = pick_image_size(args.image_size, {} if model is None else {str(args.model): model})
-    height, width = size
-    pairs = _read(args, size, args.train_split)
-    validation = None
-    val_split = args.val_split or VALIDATION_SPLITS[args.format]
-    splits = read_splits(args.data, args.split_column) if args.format == "csv" else [val_split]
-    if args.val_split is not None or val_split in splits:
-        validation = _read(args, size, val_split)
-    else:
-        say(f"no rows with split {val_split!r}: nothing is validated", args.quiet)
-    args.out.mkdir(parents=True, exist_ok=True)
+    pairs, validation = _read(args, size)
     settings = {
         **described,
-        "image_size": height if height == width else size,
+        "image_size": size[0] if size[0] == size[1] else size,
         "channels": args.channels,
         "bits": args.bits,
         "window": args.window,
@@ -305,18 +267,20 @@ def run(args: argparse.Namespace) -> int:
     if model is None:
         with isolated(args.seed):
             model = small_model(pairs.reports, **described)
-    _tell_beforehand(args, model, validation)
-    _tell_of_data(args, pairs, validation, set(splits) - {args.train_split, val_split})
-    parts = {args.train_split: pairs, val_split: validation}
-    left_out = {name: data.skipped for name, data in parts.items() if data is not None}
-    write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
+    _tell_beforehand(args, model, pairs, validation)
     stands = last_step(args.out / "checkpoints")
     if stands:
         say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
+    left_out = {args.train_split: pairs.skipped}
+    if validation is not None:
+        left_out[args.val_split] = validation.skipped
     try:
         with StepProgress(recipe.steps, "train", args.quiet) as progress, Stopping() as stopping:
 
             def after_step(record: dict[str, float]) -> None:
+                if record["step"] == stands + 1:  # not before: the run may be refused
+                    args.out.mkdir(parents=True, exist_ok=True)
+                    write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
                 progress(record)
                 stopping.check()
 
@@ -334,24 +298,56 @@ def run(args: argparse.Namespace) -> int:
         stands = last_step(args.out / "checkpoints")
         say(f"{args.out} stands at step {stands}; the same command goes on from there", False)
         raise
-    save_model(model, args.out / "model")
-    write_text(args.out / "history.json", json.dumps(history) + "\n")
-    save_figure(plot_training_curves(history), args.out / "curves.png")
-    last = history[-1]
-    say(f"loss {last['loss']:.3f} after {recipe.steps} steps; model in {args.out / 'model'}", False)
-    validated = [record for record in history if "validation_loss" in record]
-    if validated:
-        best = min(validated, key=itemgetter("validation_loss"))
-        say(
-            f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
-            f"{best['step']:.0f}; that model in {args.out / 'best'}",
-            False,
-        )
+    _save(args.out, model, history)
     return 0
 
 
+def _check(args: argparse.Namespace) -> TrainingRecipe:
+    """What can be told of the options before the data is read, which may take long; the recipe."""
+    from gloria.checks import check_integer
+    from gloria.cli.out import check_out
+    from gloria.data import random_sentences
+    from gloria.errors import OptionError
+    from gloria.training import TrainingRecipe
+
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise OptionError(
+            f"gloria train is one process, and WORLD_SIZE says {processes}: start it without "
+            f"torchrun. docs/training-loops.md has a loop for several."
+        )
+    given = [f"--{name.replace('_', '-')}" for name in NEW_MODEL if name in args]
+    if args.model is not None and given:
+        raise OptionError(f"--model has its own: leave out {', '.join(given)}.")
+    vars(args).update(NEW_MODEL | vars(args))
+    if args.pretrained and args.image_encoder is None:
+        raise OptionError(
+            "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
+            "no weights to start from."
+        )
+    recipe = TrainingRecipe(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        clip_norm=args.clip_norm,
+        precision=args.precision,
+        text_policy=random_sentences if args.one_sentence else None,
+        validate_every=args.validate_every,
+        checkpoint_every=args.checkpoint_every,
+        seed=args.seed,
+    )
+    if args.embedding_dim is not None:
+        check_integer("embedding-dim", args.embedding_dim, 1)
+    check_integer("workers", args.workers, 0)
+    refuse_unread(args, READ_BY, COLUMNS)
+    check_out(args.out, "model", "best")
+    if args.model is None:
+        _check_names(args)
+    return recipe
+
+
 def _check_names(args: argparse.Namespace) -> None:
-    """Wrong names are told before the data is read, which may take long."""
+    """Names that nothing has, and options that the loss does not take."""
     from gloria.catalog import create_loss, default_catalog
     from gloria.training.randomness import isolated
     from gloria.training.small import pick_preset
@@ -397,10 +393,11 @@ def _load(args: argparse.Namespace) -> tuple[GLoRIA, dict[str, Any]]:
 
 
 def _tell_beforehand(
-    args: argparse.Namespace, model: GLoRIA, validation: Radiographs | None
+    args: argparse.Namespace, model: GLoRIA, pairs: Radiographs, validation: Radiographs | None
 ) -> None:
-    """What would surprise after hours of training."""
+    """What would surprise after hours of training, or can hardly be meant."""
     from gloria.cli.progress import say
+    from gloria.data.leaks import find_leaks
     from gloria.weights import why_not_loadable
 
     if why := why_not_loadable(model):
@@ -409,42 +406,50 @@ def _tell_beforehand(
             f"it again: {why}",
             False,
         )
-    if validation is not None and len(validation) < args.batch_size:
-        say(
-            f"{len(validation)} pairs are validated in one batch, training's have "
-            f"{args.batch_size}: the two losses can't be compared, fewer pairs have a smaller one",
-            args.quiet,
-        )
-
-
-def _tell_of_data(
-    args: argparse.Namespace,
-    pairs: Radiographs,
-    validation: Radiographs | None,
-    others: set[str],
-) -> None:
-    """What is in the table and can hardly be meant."""
-    from gloria.cli.progress import say
-    from gloria.data.leaks import find_leaks
-
-    if others:
-        names = ", ".join(map(repr, sorted(others)))
-        say(f"rows of other splits are not read: {names}", args.quiet)
     twice = len(pairs) - len({(record.path, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
     if validation is None:
         return
+    if len(validation) < args.batch_size:
+        say(
+            f"{len(validation)} pairs are validated in one batch, training's have "
+            f"{args.batch_size}: the two losses can't be compared, fewer pairs have a smaller one",
+            args.quiet,
+        )
     leaks = find_leaks({"training": pairs.records, "validation": validation.records}, files=False)
     if leaks:
         say(
-            f"of what trains, {len(leaks.images)} images and {len(leaks.patients)} patients are "
-            f"validated, too: gloria check-splits names them",
+            f"of what trains, {len(leaks.images)} images and {len(leaks.patients or ())} patients "
+            f"are validated, too: gloria check-splits names them",
             False,
         )
 
 
-def _read(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiographs:
+def _read(
+    args: argparse.Namespace, size: tuple[int, int]
+) -> tuple[Radiographs, Radiographs | None]:
+    """The pairs that train, and those that validate, if there are any."""
+    from gloria.cli.progress import say
+    from gloria.data import read_splits
+
+    usual = VALIDATION_SPLITS[args.format]
+    pairs = _read_split(args, size, args.train_split)
+    splits = [args.val_split or usual]
+    if args.format == "csv":
+        splits = read_splits(args.data, args.split_column)
+    if args.val_split is None and usual in splits:
+        args.val_split = usual
+    if others := set(splits) - {args.train_split, args.val_split}:
+        names = ", ".join(map(repr, sorted(others)))
+        say(f"rows of other splits are not read: {names}", args.quiet)
+    if args.val_split is None:
+        say(f"no rows with split {usual!r}: nothing is validated", args.quiet)
+        return pairs, None
+    return pairs, _read_split(args, size, args.val_split)
+
+
+def _read_split(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiographs:
     """The pairs of a split, in the format they are in."""
     from gloria.cli.progress import Progress, say
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
@@ -478,6 +483,27 @@ def _read(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiog
     if data.skipped:
         say(f"{split}: {len(data.skipped)} left out, first: {data.skipped[0]}", False)
     return data
+
+
+def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
+    """The trained model, its history and its curves, and say where the models are."""
+    from gloria.cli.progress import say
+    from gloria.visualize import plot_training_curves, save_figure
+    from gloria.weights import save_model, write_text
+
+    save_model(model, out / "model")
+    write_text(out / "history.json", json.dumps(history) + "\n")
+    save_figure(plot_training_curves(history), out / "curves.png")
+    last = history[-1]
+    say(f"loss {last['loss']:.3f} after {len(history)} steps; model in {out / 'model'}", False)
+    validated = [record for record in history if "validation_loss" in record]
+    if validated:
+        best = min(validated, key=itemgetter("validation_loss"))
+        say(
+            f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
+            f"{best['step']:.0f}; that model in {out / 'best'}",
+            False,
+        )
 
 
 def _image_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gloria.data.images import load_image
 from gloria.data.radiographs import Record
 from gloria.data.rows import read_header, read_rows
 from gloria.data.splits import read_ids
-from gloria.errors import DataError, GloriaError, OptionError
+from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
 PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
@@ -30,7 +31,8 @@ class Leaks:
 
     Attributes:
         sizes: split: number of its images.
-        patients: patient: split: ids of their images there.
+        patients: patient: split: ids of their images there; None = not compared, as not two splits
+            say whose images they have.
         images: id: split: the id, once for each time it is there.
         duplicates: hash: split: ids of the images that are the same there, though their ids differ;
             None = files were not compared.
@@ -38,10 +40,10 @@ class Leaks:
     """
 
     sizes: Mapping[str, int]
-    patients: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    images: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    duplicates: Mapping[str, Mapping[str, list[str]]] | None = None
-    unchecked: Sequence[str] = ()
+    patients: Mapping[str, Mapping[str, list[str]]] | None
+    images: Mapping[str, Mapping[str, list[str]]]
+    duplicates: Mapping[str, Mapping[str, list[str]]] | None
+    unchecked: Sequence[str]
 
     def __bool__(self) -> bool:
         return bool(self.patients or self.images or self.duplicates)
@@ -65,12 +67,17 @@ def find_leaks(
             as ``tqdm.update`` is.
 
     Raises:
+        DtypeError: a split has something else than records, as a data set and a list of ids do.
         DataError: there are fewer than two splits.
     """
     if len(splits) < 2:
         raise DataError(f"a leak is between splits; got {', '.join(splits) or 'none'}.")
+    for name, records in splits.items():
+        if not all(isinstance(record, Record) for record in records):
+            raise DtypeError(f"split {name!r} must be records, such as those of data.records.")
     unchecked = []
-    patients = _shared(splits, lambda record: record.patient)
+    patient = attrgetter("patient")
+    named = [name for name, records in splits.items() if any(map(patient, records))]
     anonymous = [r for records in splits.values() for r in records if r.patient is None]
     if anonymous:
         total = sum(map(len, splits.values()))
@@ -84,8 +91,8 @@ def find_leaks(
         unchecked += why
     return Leaks(
         sizes={name: len(records) for name, records in splits.items()},
-        patients=patients,
-        images=_shared(splits, lambda record: record.id),
+        patients=_shared(splits, patient) if len(named) > 1 else None,
+        images=_shared(splits, attrgetter("id")),
         duplicates=duplicates,
         unchecked=unchecked,
     )

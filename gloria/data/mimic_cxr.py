@@ -9,7 +9,7 @@ from gloria.data.chexpert import UNCERTAIN, read_labels, uncertain_mapping
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import read_rows, rows_by
-from gloria.errors import DataError, reason
+from gloria.errors import DataError, DtypeError, reason
 
 
 class MIMICCXR(Radiographs):
@@ -36,6 +36,7 @@ class MIMICCXR(Radiographs):
 
     Raises:
         UnknownNameError: there is no such class.
+        DtypeError: ``views`` is one string.
         DataError: a file, a column or the first images are missing; a report has no word; a label
             is none; two rows of one study or image contradict each other; no image has the split.
 
@@ -57,6 +58,8 @@ class MIMICCXR(Radiographs):
         skip_incomplete: bool = False,
     ) -> None:
         check_policy(policy)
+        if isinstance(views, str):  # in which the empty name of a view would be found, too
+            raise DtypeError(f"views must be several, or one in a list: [{views!r}].")
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         metadata = rows_by(_find(root, "metadata"), "dicom_id", ["ViewPosition"])

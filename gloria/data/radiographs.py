@@ -20,7 +20,16 @@ from torch.utils.data import Dataset
 from gloria.data.dicom import Window
 from gloria.data.images import check_size, fit, place, read_pixels
 from gloria.data.masks import Box
-from gloria.errors import BrokenItemError, DataError, IncompleteItemError, OptionError
+from gloria.errors import BrokenItemError, DataError, DtypeError, IncompleteItemError, OptionError
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    "id": (str, "a string"),
+    "path": (Path, "a pathlib.Path"),
+    "patient": (str | None, "a string, or None where it is not known"),
+    "report": (str, "a string"),
+    "mask": (Callable | None, "a function of height and width, or None"),
+}
+"""What is required of a record: numbers and NaN of a table would be other patients, or no text."""
 
 LOOKED_AT = 10
 """How many of the first images are looked for, to tell a wrong folder from a missing image."""
@@ -93,6 +102,7 @@ class Radiographs(Dataset[Radiograph]):
         skipped: why records were left out, one line each.
 
     Raises:
+        DtypeError: a record is no :class:`Record`, or a part of it of another kind.
         DataError: there is no record, none of the first :data:`LOOKED_AT` images exists (the folder
             is wrong then), labels and classes differ in number, or a label is none.
         BrokenItemError: when an item is read, its image or mask can't be; the message names where
@@ -123,16 +133,11 @@ class Radiographs(Dataset[Radiograph]):
         if not self.records:
             left_out = f"; {len(skipped)} were skipped, first: {skipped[0]}" if skipped else ""
             raise DataError(f"there is no radiograph to read{left_out}.")
+        for record in self.records:
+            _check(record, self.classes)
         first = self.records[0]
         if not any(record.path.is_file() for record in self.records[:LOOKED_AT]):
             raise DataError(first.about(f"{first.path} does not exist. Is it the right folder?"))
-        for record in self.records:
-            if len(record.labels) != len(self.classes):
-                raise DataError(
-                    f"{record.place}: {len(record.labels)} labels for {len(self.classes)} classes."
-                )
-            if not all(label in (-1, 0, 1) for label in record.labels):
-                raise DataError(f"{record.place}: labels are 1, 0 or -1; got {record.labels}.")
         # masks and boxes are of the stored pixels; one rule for all, or it would tell who has some
         self._upright = not any(record.mask or record.boxes for record in self.records)
 
@@ -205,7 +210,14 @@ class Radiographs(Dataset[Radiograph]):
         return self._with([record for name in wanted for record in rows[name]])
 
     def without_patients(self, patients: Collection[str]) -> Self:
-        """The images of all other patients: what may train when these are tested."""
+        """The images of all other patients: what may train when these are tested.
+
+        Raises:
+            DtypeError: ``patients`` is one string, whose letters would be the patients.
+            DataError: no image is left.
+        """
+        if isinstance(patients, str):
+            raise DtypeError(f"patients must be several, or one in a list: [{patients!r}].")
         held_out = set(patients)
         both = zip(self.records, self.patients, strict=True)
         return self._with([record for record, patient in both if patient not in held_out])
@@ -237,7 +249,8 @@ class Radiographs(Dataset[Radiograph]):
 
     def fingerprint(self) -> str:
         """SHA-256 of every image's id, report and labels, in their order."""
-        facts = [[record.id, record.report, record.labels] for record in self.records]
+        labels = self.labels.tolist()  # in Python's numbers, which JSON takes
+        facts = [[r.id, r.report, marks] for r, marks in zip(self.records, labels, strict=True)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _read(self, record: Record) -> tuple[Tensor, Tensor | None]:
@@ -280,6 +293,19 @@ class Radiographs(Dataset[Radiograph]):
         other.records = records
         other.skipped = (*self.skipped, *skipped)
         return other
+
+
+def _check(record: Any, classes: Sequence[str]) -> None:
+    if not isinstance(record, Record):
+        raise DtypeError(f"records must be gloria.data.Record; got {type(record).__name__}.")
+    for name, (kind, told) in _KINDS.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind):
+            raise DtypeError(f"{record.place}: {name} of a record must be {told}; got {value!r}.")
+    if len(record.labels) != len(classes):
+        raise DataError(f"{record.place}: {len(record.labels)} labels for {len(classes)} classes.")
+    if not all(label in (-1, 0, 1) for label in record.labels):
+        raise DataError(f"{record.place}: labels are 1, 0 or -1; got {record.labels}.")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch import Tensor
 from gloria.checks import check_integer
 from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
@@ -156,14 +156,14 @@ def store_images(
             ``tqdm.update``.
 
     Returns:
-        The features of all images of ``data`` that can be read; the others are listed.
+        The features of all images of ``data`` that can be read, with its ``bits``; the others are
+        listed.
 
     Raises:
         DataError: the folder holds the features of another model, or of images prepared in another
-            way, which are left alone; it is damaged, or can't be written to; no image can be read;
-            or an image's features are not finite.
-        OptionError: ``batch_size`` or ``shard_size`` is below 1, or ``workers`` below 0; or
-            ``bits`` of the data does not fit an image.
+            way, which are left alone; it is damaged, or can't be written to; none of the first
+            ``shard_size`` images can be read; or an image's features are not finite.
+        OptionError: ``batch_size`` or ``shard_size`` is below 1, or ``workers`` below 0.
     """
     check_integer("shard_size", shard_size, 1)
     check_integer("batch_size", batch_size, 1)
@@ -187,6 +187,7 @@ def store_images(
     for path in missing:
         rows.pop(path, None)
     progress(len(data) - len(missing))
+    any_yet = len(missing) < len(now)
     broken: list[str] = []
     loaded = zip(missing, _load(data, list(missing.values()), workers), strict=True)
     while some := list(islice(loaded, shard_size)):
@@ -194,18 +195,20 @@ def store_images(
         faults = [found for _, found in some if isinstance(found, str)]
         broken += faults
         progress(len(faults))
+        if not images and not any_yet:  # the folder or an option is wrong: better told now
+            raise DataError(
+                f"none of the first {len(broken)} images can be read; first: {broken[0]}"
+            )
         if not images:
             continue
+        any_yet = True
         features = encode_images(model, images.values(), batch_size, progress=progress)
         _check_finite(features, list(images))
         grid = features.grid
         shard = _write_shard(folder, features)
         rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
         _write_index(folder, settings, grid, rows)
-    stored = StoredImages(folder, grid, rows, data, len(missing) - len(broken), broken)
-    if not len(stored):
-        raise DataError(f"none of {len(data)} images can be read; first: {broken[0]}")
-    return stored
+    return StoredImages(folder, grid, rows, data, len(missing) - len(broken), broken)
 
 
 def _load(data: Radiographs, indices: Sequence[int], workers: int) -> Iterator[Tensor | str]:
@@ -226,7 +229,7 @@ class _Readable:
     def __getitem__(self, index: int) -> Tensor | str:
         try:
             return self.data[index].image
-        except DataError as fault:
+        except (DataError, OptionError) as fault:  # no bits fit every film of a mixed folder
             return str(fault)
 
 

@@ -74,7 +74,7 @@ def test_devices_tell_what_torch_sees():
 
 
 def test_backends_are_those_of_the_dispatch():
-    assert info.backends() == explain_backends()
+    assert info.matching()["backends"] == explain_backends()
     shown = info.render({**info.collect(Catalog()), "backends": {"fast": ["No GPU.", "No luck."]}})
     assert "  fast  No GPU. No luck." in shown.splitlines()
 

@@ -111,7 +111,7 @@ def test_every_option_of_a_command_is_explained_with_its_default(name, capsys):
 
 def test_an_option_is_not_cut_short(capsys):
     assert cli.main(["phantoms", "--out", "films", "--trai", "3"]) == 2
-    assert "unrecognized arguments: --trai 3" in capsys.readouterr().err
+    assert "there is no option --trai (did you mean --train?)" in capsys.readouterr().err
     assert cli.main(["--vers"]) == 2
 
 
@@ -249,10 +249,20 @@ def test_too_little_memory_is_no_bug(command, capsys, error):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["nonsense"], "invalid choice: 'nonsense'"),
-        (["act", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["nonsense"], "gloria: error: there is no command 'nonsense'; "),
+        (["atc", "--steps", "7"], "there is no command 'atc' (did you mean act?)"),
+        (["act", "--nonsense"], "gloria act: error: there is no option --nonsense; "),
+        (
+            ["act", "--step=7"],
+            "gloria act: error: there is no option --step (did you mean --steps?)",
+        ),
         (["act", "--steps", "many"], "invalid int value: 'many'"),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (
+            ["act", "a", "-1", "b"],
+            "gloria act: error: too many arguments: a -1 b (a text of several",
+        ),
+        (["--nonsense"], "gloria: error: there is no option --nonsense; "),
+        (["--verson", "act"], "there is no option --verson (did you mean --version?)"),
         ([], "usage: gloria"),
     ],
 )
@@ -265,6 +275,29 @@ def test_wrong_usage_is_2(command, capsys, arguments, said):
     if arguments:
         assert shown.err.endswith("; --help shows what there is\n")
         assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--ot", "--out"),
+        ("--lr", "--learning-rate"),
+        ("--bs", "--batch-size"),
+        ("-out", "--out"),
+        ("\u2014out", "--out"),  # as copied from a text
+    ],
+)
+def test_a_misspelt_option_is_told_before_a_missing_one(capsys, given, meant):
+    assert cli.main(["train", "--data", "my.csv", given, "3"]) == 2
+    told = f"gloria train: error: there is no option {given} (did you mean {meant}?); "
+    assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("words", [["-7"], ["-0.5"], ["a -b"], ["--", "--act"], ["--", "-a"]])
+def test_what_begins_with_a_dash_can_be_no_option(words, capsys):
+    """As numbers, sentences, and what follows two dashes: argparse takes them for arguments."""
+    assert cli.main(["search", "--model", "none", "--images", "none", *words]) == 2
+    assert "none is no saved model" in capsys.readouterr().err
 
 
 def test_what_a_terminal_can_not_show_is_escaped(command, monkeypatch):

@@ -111,6 +111,13 @@ def test_every_option_of_training_reaches_it(table, tmp_path, monkeypatch):
     )
 
 
+def test_processes_of_torchrun_do_not_all_write_one_run(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert run(table, tmp_path / "run") == 2
+    assert "WORLD_SIZE says 4: start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 class Given(BaseException):
     """What training was given; no command takes it for an error of its own."""
 
@@ -194,6 +201,11 @@ def test_a_run_that_is_stopped_saves_its_step_unless_asked_twice(
     error = capfd.readouterr().err
     assert "stopping after this step, which is saved then; once more to stop at once" in error
     assert f"{tmp_path} stands at step {stands}; the same command goes on from there" in error
+    search = ["search", "Edema.", "--images", str(table.parent), "--model"]
+    for name in (tmp_path / "model", tmp_path) if stands else ():
+        assert main([*search, str(name)]) == 2
+        told = f"{name} is no saved model yet: the run in {tmp_path} stands at step {stands}. "
+        assert told in capfd.readouterr().err
     assert run(table, tmp_path, *rarely) == 0
     assert weights(tmp_path) == whole
 
@@ -237,6 +249,12 @@ def test_without_validation_rows(table, tmp_path, capsys):
     assert all("validation_loss" not in record for record in history)
 
 
+def test_a_run_that_can_not_begin_leaves_nothing(table, tmp_path, capsys):
+    assert run(table, tmp_path / "run", "--batch-size", "99") == 2
+    assert "at least one batch of 99 pairs; got 12" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -244,10 +262,7 @@ def test_without_validation_rows(table, tmp_path, capsys):
         (["--train-split", "training"], "no row with split 'training'; its splits are train, val"),
         (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
         (["--sections", "findings, foo"], "got ('findings', 'foo')"),
-        (["--batch-size", "99"], "at least one batch of 99 pairs; got 12"),
-        (["--device", "nonsense"], "device must be auto, cpu, cuda (of ROCm, too)"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
-        (["--loss", "nonsense"], "nonsense"),
         (["--pretrained"], "pretrained needs image-encoder"),
         (["--image-option", "no_such=1"], "no_such"),
         (["--loss-option", "local_weight=-1"], "local_weight must be"),
@@ -571,13 +586,14 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
     """Another loss, or another report, would go on from weights that are not its own."""
     assert run(table, tmp_path / "run") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    changed = table.with_name("changed.csv")
-    changed.write_text(table.read_text().replace("pleural effusion", "pleural fluid"))
+    rows = read(table)
+    rows[1][1] = "-"
+    changed = write(table.with_name("changed.csv"), rows)
     capsys.readouterr()
     for data, options, message in (
         (table, ["--preset", "paper"], "preset was None, is 'paper'"),
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
-        (changed, [], "training_data was"),
+        (changed, ["--skip-incomplete"], "training_data was"),
     ):
         assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err

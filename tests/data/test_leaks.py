@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gloria.data import SIIM, Record
-from gloria.data.leaks import check_splits, find_leaks, read_split_files
-from gloria.errors import DataError, OptionError
+from gloria.data.leaks import check_splits, describe_leaks, find_leaks, read_split_files
+from gloria.errors import DataError, DtypeError, OptionError
 
 
 def record(name, patient=None, path=None):
@@ -35,12 +35,22 @@ def test_clean_splits_and_what_is_not_known():
     splits = {"train": [record("a", "p1"), record("b", "p1")], "val": [record("c")]}
     leaks = find_leaks(splits, files=False)
     assert not leaks
+    assert leaks.patients is None
+    assert "patients: not looked for" in describe_leaks(leaks)
     assert leaks.unchecked == [
         "patients of 1 of 3 images, which do not say whose they are (patient-column and "
         "patient-pattern are where to look); first: row of c."
     ]
+    splits["val"].append(record("d", "p2"))
+    assert find_leaks(splits, files=False).patients == {}
     with pytest.raises(DataError, match="a leak is between splits; got train"):
         find_leaks({"train": [record("a")]})
+
+
+@pytest.mark.parametrize("wrong", [["a"], [("a", "p1")]])
+def test_splits_of_something_else_than_records_are_refused(wrong):
+    with pytest.raises(DtypeError, match="split 'val' must be records, such as those of data"):
+        find_leaks({"train": [record("a", "p1")], "val": wrong}, files=False)
 
 
 def test_exact_copies(write_image, tmp_path):

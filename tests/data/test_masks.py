@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gloria.data.masks import Box, decode_runs, draw_boxes, encode_runs
-from gloria.errors import DataError
+from gloria.errors import DataError, DtypeError
 
 
 def walk(text, height, width):
@@ -29,6 +29,11 @@ def test_what_is_encoded_is_decoded(mask):
     if text != "-1":
         np.testing.assert_array_equal(walk(text, *mask.shape), mask)
     assert (text == "-1") == (not mask.any())
+
+
+def test_what_does_not_say_what_is_marked_is_not_encoded():
+    with pytest.raises(DtypeError, match="mask must be boolean, True = marked; got uint8"):
+        encode_runs(np.array([[1], [2]], np.uint8))
 
 
 def test_several_masks_are_one_and_none_is_empty():

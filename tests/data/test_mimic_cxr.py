@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from gloria.data import FINDINGS_AND_IMPRESSION, IMPRESSION, MIMICCXR
-from gloria.errors import DataError, UnknownNameError
+from gloria.errors import DataError, DtypeError, UnknownNameError
 
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -73,6 +73,12 @@ def test_frontal_views_of_a_split_with_text_files(root):
     report = folder_of(root, "50000003", "11000003").with_suffix(".txt")
     report.write_text("\ufeffImpression: Clear.", encoding="utf-8")  # of an editor that marks it
     assert MIMICCXR(root, "test", size=(8, 8), policy=IMPRESSION).reports == ["Clear."]
+
+
+def test_views_of_one_string_are_refused(root):
+    """A view without a name, of which MIMIC-CXR has many, is in any string."""
+    with pytest.raises(DtypeError, match=r"views must be several, or one in a list: \['AP'\]"):
+        MIMICCXR(root, "test", size=(8, 8), views="AP")
 
 
 def test_reports_without_a_word_are_named_or_counted(root):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from gloria.data import ImageReportTable, Radiographs, Record
 from gloria.data.images import fit, load_image, place
 from gloria.data.masks import Box
-from gloria.errors import BrokenItemError, DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, DtypeError, OptionError
 
 
 @pytest.fixture
@@ -45,6 +45,39 @@ def test_labels_are_positive_negative_or_uncertain(records, label):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("id", 7, "id of a record must be a string; got 7"),
+        ("path", "films/1.png", "path of a record must be a pathlib.Path; got 'films/1.png'"),
+        # a table's number is another patient than its digits, and each NaN is a patient of its own
+        (
+            "patient",
+            7,
+            "patient of a record must be a string, or None where it is not known; got 7",
+        ),
+        ("patient", float("nan"), "patient of a record must be .*; got nan"),
+        ("report", float("nan"), "report of a record must be a string; got nan"),
+        ("mask", np.ones((20, 10), bool), "mask of a record must be a function of height and "),
+    ],
+)
+def test_a_record_of_other_kinds_is_refused(records, name, value, told):
+    wrong = [*records[:2], records[2]._replace(**{name: value})]
+    with pytest.raises(DtypeError, match=told):
+        Radiographs(wrong, classes=("a", "b"), size=(8, 8))
+    with pytest.raises(DtypeError, match=r"records must be gloria\.data\.Record; got dict"):
+        Radiographs([records[0]._asdict()], classes=("a", "b"), size=(8, 8))
+
+
+def test_the_numbers_of_a_table_are_labels_too(records):
+    same = [record._replace(labels=np.array(record.labels)) for record in records]
+    prints = {
+        Radiographs(rs, classes=("a", "b"), size=(8, 8)).fingerprint() for rs in (records, same)
+    }
+    # which the checkpoints of runs hold, too
+    assert prints == {"28d1aaa04cda2cd2e67db6669c75276aa3d37d5052eb571c0a29ebf153d17a95"}
+
+
+@pytest.mark.parametrize(
     "mask, given",
     [
         (lambda height, width: np.ones((height + 1, width), bool), r"bool and \(21, 10\)"),
@@ -70,6 +103,8 @@ def test_an_id_list_selects_in_its_order(records):
     with pytest.raises(DataError, match=r"2 of 3 ids are not in this data set; first: x, y\. Its"):
         data.select(["i0", "x", "y"])
     assert data.without_patients({"p0"}).ids == ["i2", "i3"]
+    with pytest.raises(DtypeError, match=r"patients must be several, or one in a list: \['p0'\]"):
+        data.without_patients("p0")
     with pytest.raises(DataError, match="no radiograph is left of 4"):
         data.without_patients({"p0", "p1"})
 

@@ -4,7 +4,7 @@ They show that training works and where words attend. They are no evidence about
 nor for or against any paper.
 """
 
-from gloria.data.phantom.case import FINDINGS, RETRIEVAL_CLASSES, SEVERITIES, Finding
+from gloria.data.phantom.case import FINDINGS, RETRIEVAL_CLASSES, Finding
 from gloria.data.phantom.dataset import SPLITS, PhantomDataset, PhantomItem, phantom_item
 from gloria.data.phantom.files import write_phantoms
 from gloria.data.phantom.report import Mention, Sentence, phantom_prompts, split_words
@@ -12,7 +12,6 @@ from gloria.data.phantom.report import Mention, Sentence, phantom_prompts, split
 __all__ = [
     "FINDINGS",
     "RETRIEVAL_CLASSES",
-    "SEVERITIES",
     "SPLITS",
     "Finding",
     "Mention",

@@ -22,8 +22,6 @@ FINDINGS = (
 RETRIEVAL_CLASSES = FINDINGS[:5]
 """The five classes of the 5xN sets: those of CheXpert 5x200."""
 
-SEVERITIES = ("mild", "moderate", "severe")
-
 _NUMBER_OF_FINDINGS = (0.22, 0.40, 0.27, 0.11)
 _SEVERITY = (0.40, 0.35, 0.25)
 _CARDIAC = frozenset({"cardiomegaly", "edema", "pleural effusion"})
