@@ -243,7 +243,7 @@ FAULTY = {
     ),
     "a hook that does not exist": (
         "def gloria_register_optimizers(register): pass",
-        ["unknown hook 'gloria_register_optimizers'"],
+        ["gloria_register_optimizers is none of the hooks", "gloria_register_losses"],
     ),
     "a hook that yields": (
         """
