@@ -149,7 +149,7 @@ class _Manager(pluggy.PluginManager):
         hook = getattr(plugin, name)
         if not inspect.isroutine(hook):
             raise ContractError(f"{name} must be a function; got {describe(hook)}.")
-        options = super().parse_hookimpl_opts(plugin, name) or {}
+        options: Any = super().parse_hookimpl_opts(plugin, name) or {}
         if name not in _HOOKS and not options.get("optionalhook"):
             raise ContractError(f"{name} is none of the hooks {', '.join(_HOOKS)}.")
         return options

@@ -179,7 +179,7 @@ def test_the_aggregation_of_the_objective_s_local_part_too():
     assert made.local_loss.product == "cosine"
     assert set(made.local_loss.parameters()) == set(made.local_loss.aggregation.parameters())
     assert given == {"aggregation": "gem"}
-    with pytest.raises(UnknownNameError, match="aggregator is named 'gm'. Did you mean 'gem'"):
+    with pytest.raises(UnknownNameError, match=r"aggregator is named 'gm'\. Did you mean 'gem'"):
         catalog.create_loss(
             "global_local_contrastive", preset="stable", local_options={"aggregation": "gm"}
         )
@@ -215,7 +215,9 @@ def test_the_pooling_of_a_text_encoder_may_be_a_registered_aggregator(tmp_path, 
         assert encoder(texts).pooled.shape == (2, 8)
     own = catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling="mean")
     assert own.pooling == "mean"
-    with pytest.raises(UnknownNameError, match="aggregator is named 'gm'. Did you mean") as caught:
+    with pytest.raises(
+        UnknownNameError, match=r"aggregator is named 'gm'\. Did you mean"
+    ) as caught:
         catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling="gm")
     own_and_others = "pooling takes 'mean', 'max', 'cls' and registered aggregators."
     assert caught.value.__notes__[-1] == own_and_others
