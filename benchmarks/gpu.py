@@ -6,14 +6,17 @@
 Parity, peers side by side, batch sizes, memory, the largest batch, the hard maximum, the global
 loss, profile, tuning, sanitizer.
 
-Writes ``benchmarks/results/campaign/triton-<device>.json`` and again after each stage, so that a
-run cut short leaves what it had. Nothing is timed unless parity holds.
+Each stage runs in a process of its own, for so many seconds at most: one that hangs or leaves the
+device's context broken costs the others nothing. What it has is in
+``benchmarks/results/campaign/triton-<device>.json`` after each step, so that a run cut short leaves
+that, and what did not end is named there. Nothing is timed in a dtype whose parity does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import json
@@ -21,9 +24,12 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,15 +184,20 @@ def or_why_not(measure: Callable[[], Any]) -> Any:
     """A measurement, or what it failed of: the others go on (but in a smoke run)."""
     try:
         return measure()
-    except subprocess.TimeoutExpired as error:  # whose text is this machine's command
-        return f"TimeoutExpired: after {error.timeout:.0f} seconds"
     except Exception as error:
         if SMOKE:
             raise
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return reason(error)
     finally:
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
+
+
+def reason(error: Exception) -> str:
+    """The error's kind and first line."""
+    if isinstance(error, subprocess.TimeoutExpired):  # whose text is this machine's command
+        return f"TimeoutExpired: after {error.timeout:.0f} seconds"
+    return f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
 
 
 def roofline(workload: Workload, attention: str, inputs: Inputs) -> dict[str, float]:
@@ -201,10 +212,10 @@ def roofline(workload: Workload, attention: str, inputs: Inputs) -> dict[str, fl
     }
 
 
-# The stages.
+# The stages: each gives what it has so far, again and again.
 
 
-def machine(sizes: Sizes) -> dict[str, Any]:
+def machine(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Device, versions, and what its matrix units and memory do in plain torch."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor(),
@@ -222,10 +233,10 @@ def machine(sizes: Sizes) -> dict[str, Any]:
     facts["matmul_flops_float32"] = 2 * side**3 / seconds(lambda: wide @ wide)
     block = torch.empty(side**2 * 4, device=DEVICE)
     facts["copy_bytes_per_second"] = 2 * block.nbytes / seconds(lambda: block.clone())
-    return facts
+    yield facts
 
 
-def parity(sizes: Sizes) -> dict[str, Any]:
+def parity(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Against the definition in float64, each with holes in the masks; and the odd features."""
     jobs = [
         (shape, dtype, attention, masked)
@@ -244,8 +255,10 @@ def parity(sizes: Sizes) -> dict[str, Any]:
         features["torch.compile"] = or_why_not(lambda: compiles(inputs, first))
         if DEVICE == "cuda":
             features["cuda graph"] = or_why_not(lambda: captures(inputs))
-    # a feature that fails is a finding, and no reason to go home without timings
-    return {"passed": all(case["passed"] for case in cases), "features": features, "cases": cases}
+    # a feature that fails, or a dtype that is not timed, is no reason to go home without timings
+    timed = str(sizes.dtype).removeprefix("torch.")
+    passed = all(case["passed"] for case in cases if case["dtype"] == timed)
+    yield {"passed": passed, "features": features, "cases": cases}
 
 
 def parity_case(
@@ -345,13 +358,12 @@ def captures(inputs: Inputs) -> bool:
     return True
 
 
-def tuning(sizes: Sizes) -> dict[str, Any]:
+def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Microseconds of each kernel for many block sizes; the stages after it use the fastest.
 
     Compiled by many processes at once, timed by this one alone. ``choose_blocks`` is to follow.
     """
-    found: dict[str, Any] = {}
-    fastest: dict[int, backend.Blocks] = {}
+    found: dict[str, Any] = {"used": {}}
     cases = list(itertools.product(sizes.tuning, ATTENTION_VARIANTS))
     if DEVICE == "cuda":
         jobs = [
@@ -365,33 +377,41 @@ def tuning(sizes: Sizes) -> dict[str, Any]:
         run = run_of(of_backend("triton", attention, memory_budget=2**30), inputs, "fwdbwd")
         rows: dict[str, list[Any]] = {name: [] for name in KERNELS}
         for blocks in candidates(regions):
-            if out_of_time(0.9):
-                break
             with mock.patch.object(backend, "choose_blocks", return_value=blocks):
                 took = or_why_not(functools.partial(kernel_times, run))
-            if isinstance(took, dict):
-                for name in KERNELS:
-                    rows[name].append([took[name], *getattr(blocks, name)])
+            if not isinstance(took, dict):
+                print(f"{blocks}: {took}", flush=True)
+                continue
+            for name in KERNELS:
+                rows[name].append([took[name], *getattr(blocks, name)])
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
             "columns": "microseconds, regions, words, warps, stages; the default first",
             **{name: some[:1] + sorted(some[1:]) for name, some in rows.items()},
         }
         if attention == "words_then_regions" and all(rows.values()):
-            best = backend.Blocks(*(backend.Launch(*min(some)[1:]) for some in rows.values()))
-            fastest[best.attend.regions] = best
-    usual = backend.choose_blocks
+            best = {name: min(some)[1:] for name, some in rows.items()}
+            found["used"][str(CHOOSE(regions).attend.regions)] = best
+        yield found
+
+
+def use_blocks(used: dict[str, dict[str, list[int]]]) -> None:
+    """Let the backend take the fastest blocks, by the width of all regions in its own choice."""
+    fastest = {
+        int(width): backend.Blocks(**{name: backend.Launch(*each) for name, each in best.items()})
+        for width, best in used.items()
+    }
     backend.choose_blocks = lambda regions, *kind: fastest.get(  # type: ignore[assignment]
-        usual(regions).attend.regions, usual(regions, *kind)
+        CHOOSE(regions).attend.regions, CHOOSE(regions, *kind)
     )
-    return found | {"used": {width: best._asdict() for width, best in fastest.items()}}
 
 
+CHOOSE = backend.choose_blocks
 KERNELS = backend.Blocks._fields
 
 
 def candidates(regions: int) -> Iterator[backend.Blocks]:
     """Block sizes to time, the default first; the same for all kernels but for the regions."""
-    default = backend.choose_blocks(regions)
+    default = CHOOSE(regions)
     yield default
     for words, warps, stages in itertools.product((1, 2, 4, 8), (1, 2), (1, 3)):
         if not SMOKE:
@@ -428,7 +448,7 @@ def device_times(run: Run) -> dict[str, float]:
     return {row.key: row.self_device_time_total for row in profiler.key_averages()}
 
 
-def timings(sizes: Sizes) -> dict[str, Any]:
+def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Each peer on each workload, seconds beside those of the roofline."""
     table: dict[str, Any] = {}
     for name, workload in sizes.workloads.items():
@@ -437,10 +457,10 @@ def timings(sizes: Sizes) -> dict[str, Any]:
         for peer, similarity in peers().items():
             # to compile takes ten seconds a mode
             modes = ("fwdbwd",) if peer.startswith("compiled") else ("fwd", "fwdbwd")
-            measure = functools.partial(times, similarity, inputs, modes)
-            table[name][peer] = "no time left" if out_of_time(0.95) else measure()
+            table[name][peer] = times(similarity, inputs, modes)
+            yield table
         table[name]["errors of triton"] = or_why_not(lambda inputs=inputs: errors_beside(inputs))
-    return table
+        yield table
 
 
 def errors_beside(inputs: Inputs) -> list[float]:
@@ -452,12 +472,10 @@ def errors_beside(inputs: Inputs) -> list[float]:
     ]
 
 
-def scaling(sizes: Sizes) -> list[dict[str, Any]]:
+def scaling(sizes: Sizes) -> Iterator[list[dict[str, Any]]]:
     """Seconds against batch size, beside those of the roofline."""
     rows = []
     for pairs in sizes.pairs:
-        if out_of_time(0.8):
-            break
         workload = sizes.workload(pairs)
         inputs = workload.draw(DEVICE, sizes.dtype)
         for attention in ATTENTION_VARIANTS:
@@ -470,7 +488,7 @@ def scaling(sizes: Sizes) -> list[dict[str, Any]]:
                     "roofline": roofline(workload, attention, inputs),
                 }
             )
-    return rows
+            yield rows
 
 
 def times(
@@ -483,10 +501,10 @@ def times(
     }
 
 
-def memory(sizes: Sizes) -> dict[str, Any]:
+def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Peak bytes beside inputs, forward and backward."""
     inputs = sizes.workload(sizes.memory).draw(DEVICE, sizes.dtype)
-    return {
+    yield {
         name: or_why_not(functools.partial(extra_memory, run_of(similarity, inputs, "fwdbwd")))
         for name, similarity in (
             ("triton", of_backend("triton")),
@@ -498,18 +516,18 @@ def memory(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def largest(sizes: Sizes) -> dict[str, Any]:
+def largest(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """The largest batch on one card, forward and backward."""
     inputs = sizes.workload(sizes.largest).draw(DEVICE, sizes.dtype)
     run = run_of(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
-    return {
+    yield {
         "pairs": sizes.largest,
         "extra_bytes": or_why_not(lambda: extra_memory(run)),
         "seconds": or_why_not(lambda: seconds(run, 0.1, 3)),
     }
 
 
-def profile(sizes: Sizes) -> dict[str, Any]:
+def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Microseconds by kernel, forward and backward."""
     found = {}
     for pairs in sizes.profile:
@@ -518,10 +536,10 @@ def profile(sizes: Sizes) -> dict[str, Any]:
         run()
         times = device_times(run)
         found[f"{pairs} pairs"] = dict(sorted(times.items(), key=lambda row: -row[1])[:30])
-    return found
+        yield found
 
 
-def hard_max(sizes: Sizes) -> dict[str, Any]:
+def hard_max(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Hard-maximum matching beside late-interaction-kernels, on its own workloads and ours."""
     table: dict[str, Any] = {}
     for name in sizes.hard_maximum:
@@ -532,7 +550,7 @@ def hard_max(sizes: Sizes) -> dict[str, Any]:
             table[name][peer] = or_why_not(
                 functools.partial(hard_max_peer, scores, inputs, expected)
             )
-    return table
+            yield table
 
 
 def hard_max_peer(
@@ -551,78 +569,70 @@ def hard_max_peer(
     }
 
 
-def contrastive(sizes: Sizes) -> dict[str, Any]:
+def contrastive(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """The global loss without its pair matrix beside the one with it, in float32."""
-    return {
-        f"{pairs} pairs, {name}": {
-            "extra_bytes": or_why_not(functools.partial(extra_memory, run)),
-            "seconds": or_why_not(functools.partial(seconds, run, 0.1, 10)),
-        }
-        for pairs in sizes.contrastive
-        for name, run in global_peers(pairs, DEVICE, torch.float32).items()
-    }
+    found = {}
+    for pairs in sizes.contrastive:
+        for name, run in global_peers(pairs, DEVICE, torch.float32).items():
+            found[f"{pairs} pairs, {name}"] = {
+                "extra_bytes": or_why_not(functools.partial(extra_memory, run)),
+                "seconds": or_why_not(functools.partial(seconds, run, 0.1, 10)),
+            }
+            yield found
 
 
-def sanitizer(sizes: Sizes) -> dict[str, Any]:
+def sanitizer(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """The tiny parity cases under compute-sanitizer."""
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
     if DEVICE != "cuda" or tool is None or SMOKE:
-        return {"skipped": "it is for a GPU, and compute-sanitizer must be installed"}
+        yield {"skipped": "it is for a GPU, and compute-sanitizer must be installed"}
+        return
     outcome = {}
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "1"]
-        command += [sys.executable, __file__, "--smoke", "--only", "parity"]
+        command += [sys.executable, __file__, "--smoke", "--here", "--only", "parity"]
         run = functools.partial(
             subprocess.run,
             command,
             capture_output=True,
             text=True,
-            timeout=max(20, (TIME_LIMIT - elapsed()) / 2),
+            timeout=STAGES[sanitizer] / 2 - 5,
             env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
         outcome[check] = or_why_not(lambda run=run: said(run()))
-    return outcome
+        yield outcome
 
 
 def said(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Exit code and the end of what a process printed."""
-    return {"exit_code": done.returncode, "printed": (done.stdout + done.stderr)[-2000:]}
+    lines = (done.stdout + done.stderr).splitlines(keepends=True)
+    return {"exit_code": done.returncode, "printed": "".join(lines[-20:])}
 
 
-STAGES = (
-    machine,
-    tuning,
-    parity,
-    profile,
-    timings,
-    scaling,
-    memory,
-    largest,
-    contrastive,
-    hard_max,
-    sanitizer,
-)
+STAGES = {
+    machine: 60,
+    tuning: 120,
+    parity: 120,
+    profile: 40,
+    timings: 120,
+    scaling: 60,
+    memory: 40,
+    largest: 40,
+    contrastive: 60,
+    hard_max: 90,
+    sanitizer: 150,
+}
+"""And the seconds of each at most; all of them together take less."""
 
 REPORT: dict[str, Any] = {}
-BEGIN = time.perf_counter()
-TIME_LIMIT = 480.0
-
-
-def elapsed() -> float:
-    return time.perf_counter() - BEGIN
-
-
-def out_of_time(share: float) -> bool:
-    """Whether more than this share of the time is gone."""
-    return elapsed() > share * TIME_LIMIT
 
 
 def main() -> int:
-    global TIME_LIMIT
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; no figure is kept")
+    parser.add_argument("--here", action="store_true", help="all stages in this process")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--only", nargs="+", choices=[stage.__name__ for stage in STAGES])
     parser.add_argument("--output", type=Path, help="folder of the results")
@@ -633,37 +643,82 @@ def main() -> int:
             "TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke"
         )
         return 2
-    TIME_LIMIT = 60 * arguments.minutes
-    sizes = Sizes()
-    chosen = [
-        stage
-        for stage in STAGES
-        if not arguments.only or stage is machine or stage.__name__ in arguments.only
-    ]
-    for stage in chosen:
-        name = stage.__name__
-        begin = time.perf_counter()
-        measure = functools.partial(stage, sizes)
-        REPORT[name] = "no time left" if out_of_time(0.97) else or_why_not(measure)
-        print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
-        save(arguments)
-        if name == "parity" and not (isinstance(REPORT[name], dict) and REPORT[name]["passed"]):
-            print(json.dumps(REPORT[name], indent=1, default=str))
-            print("Parity does not hold: nothing is timed.")
-            return 1
-    return 0
+    deadline = time.monotonic() + 60 * arguments.minutes
+    with tempfile.TemporaryDirectory() as nowhere:
+        target = file_in(arguments.output or (Path(nowhere) if SMOKE else RESULTS))
+        if arguments.here and target.exists():
+            REPORT.update(json.loads(target.read_text(encoding="utf-8")))
+        write(target)
+        for stage in STAGES:
+            name = stage.__name__
+            if name in (arguments.only or [name]) or (stage is machine and not REPORT):
+                begin = time.monotonic()
+                if arguments.here:
+                    run_here(stage, target)
+                else:
+                    run_apart(stage, target, deadline)
+                print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
+                if stage is parity and not REPORT.get(name, {"passed": False})["passed"]:
+                    print(json.dumps(REPORT.get(name), indent=1, default=str))
+                    print("Parity does not hold: nothing is timed.")
+                    return 1
+    return 1 if REPORT.get("unfinished") else 0
 
 
-def save(arguments: argparse.Namespace) -> None:
-    """A smoke run keeps nothing unless told where."""
-    folder = arguments.output or (None if SMOKE else RESULTS)
-    if folder is None:
-        return
+def file_in(folder: Path) -> Path:
+    """Where the results go."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = str(REPORT["machine"]["device"]) if isinstance(REPORT["machine"], dict) else DEVICE
-    name = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split()) or "cpu"
-    target = folder / f"triton-{name}.json"
-    write_text(target, json.dumps(REPORT, indent=1, default=str) + "\n")
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    name = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
+    return folder / f"triton-{name}.json"
+
+
+def write(target: Path) -> None:
+    """Write down what there is, without the folders of this machine."""
+    text = json.dumps(REPORT, indent=1, default=str)
+    text = re.sub(r"(?:(?<![\w.])|(?<=\\[nt]))/(?:[\w.+@~-]+/)+", "", text)
+    write_text(target, text + "\n")
+
+
+def run_here(stage: Callable[[Sizes], Iterator[Any]], target: Path) -> None:
+    """Run a stage and write down what it has after each step."""
+    use_blocks(REPORT.get("tuning", {}).get("used", {}))
+    try:
+        for found in stage(Sizes()):
+            REPORT[stage.__name__] = found
+            write(target)
+    except Exception as error:
+        if SMOKE:
+            raise
+        REPORT.setdefault("unfinished", {})[stage.__name__] = reason(error)
+        write(target)
+
+
+def run_apart(stage: Callable[[Sizes], Iterator[Any]], target: Path, deadline: float) -> None:
+    """Run a stage in a process of its own, and take over what it wrote down."""
+    name, left = stage.__name__, deadline - time.monotonic()
+    command = [sys.executable, __file__, "--here", "--only", name, "--output", str(target.parent)]
+    command += ["--smoke"] if SMOKE else []
+    why = ended(command, min(STAGES[stage], left)) if left > 10 else "no time left"
+    REPORT.update(json.loads(target.read_text(encoding="utf-8")))
+    if why:
+        REPORT.setdefault("unfinished", {}).setdefault(name, why)
+        write(target)
+
+
+def ended(command: list[str], limit: float) -> str:
+    """Run a command, so many seconds at most, and end all that it began; why it failed, or ""."""
+    process = subprocess.Popen(command, process_group=0)
+    try:
+        code = process.wait(limit)
+        return f"exit code {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        return f"ended after {limit:.0f} seconds"
+    finally:
+        # what hangs in the driver may outlive this, and is not waited for
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Hard-maximum matching: every backend beside late-interaction-kernels, the public peer.
 
-    pytest benchmarks/test_max_similarity.py --benchmark-enable --benchmark-json=results.json
+    pytest benchmarks/test_max_similarity.py --benchmark-json=results.json
 
 On a GPU, if there is one, in bfloat16 and beside the peer's Triton kernels; else on the CPU in
 float32, beside its PyTorch reference, which is what it runs there. Each case first asserts that it
@@ -10,12 +10,12 @@ computes what the definition does, values and gradients.
 from __future__ import annotations
 
 import importlib.util
-import platform
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
+from measure import machine
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -138,9 +138,5 @@ def test_max_similarity(benchmark, peer: str, workload: str, mode: str) -> None:
         rtol, atol = (1e-4, 1e-4) if exact else (2e-2, 2e-2)
         torch.testing.assert_close(theirs, expected, rtol=rtol, atol=atol)
     benchmark.group = f"{workload}-{mode}"
-    benchmark.extra_info.update(
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        machine=platform.processor() if DEVICE == "cpu" else torch.cuda.get_device_name(),
-    )
+    benchmark.extra_info.update(machine(DEVICE, DTYPE))
     benchmark(run, PEERS[peer], inputs, mode)

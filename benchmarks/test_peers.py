@@ -1,6 +1,6 @@
 """Every peer computes the same; with pytest-benchmark also how fast, one after the other.
 
-    pytest benchmarks -k paper --benchmark-enable
+    pytest benchmarks -k paper
 
 For ratios that a noisy machine cannot bend, and for memory: ``measure.py``.
 """

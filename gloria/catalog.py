@@ -298,9 +298,13 @@ def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
 def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:
     """The options, with the aggregator for its name, where that is not one of the class's own."""
     given = options.get(key)
-    if not isinstance(given, str) or given in own or given not in list_aggregators():
-        return options  # a class refuses a name that it does not know
-    return {**options, key: create_aggregator(given)}
+    if not isinstance(given, str) or given in own:
+        return options
+    try:
+        return {**options, key: create_aggregator(given)}
+    except UnknownNameError as error:
+        error.add_note(f"{key} takes {', '.join(map(repr, own))} and registered aggregators.")
+        raise
 
 
 def list_image_encoders(pattern: str | None = None) -> list[str]:

@@ -24,6 +24,7 @@ from gloria.registry import Origin, Registry, Target, describe, registering_as
 GROUP = "gloria.plugins"
 DISABLE = "GLORIA_DISABLE_PLUGINS"
 
+_HOOKS = [name for name in vars(hookspecs) if name.startswith(hookspecs.PREFIX)]
 _DEFERRED = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
@@ -148,7 +149,10 @@ class _Manager(pluggy.PluginManager):
         hook = getattr(plugin, name)
         if not inspect.isroutine(hook):
             raise ContractError(f"{name} must be a function; got {describe(hook)}.")
-        return super().parse_hookimpl_opts(plugin, name) or {}
+        options: Any = super().parse_hookimpl_opts(plugin, name) or {}
+        if name not in _HOOKS and not options.get("optionalhook"):
+            raise ContractError(f"{name} is none of the hooks {', '.join(_HOOKS)}.")
+        return options
 
 
 def _read_hooks(plugin: object, name: str) -> _Manager:
@@ -156,12 +160,10 @@ def _read_hooks(plugin: object, name: str) -> _Manager:
     manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
-    manager.check_pending()
     callers = manager.get_hookcallers(plugin) or []
     hooks = [hook for caller in callers for hook in caller.get_hookimpls()]
     if not hooks:
-        known = [each for each in vars(hookspecs) if each.startswith(hookspecs.PREFIX)]
-        raise ContractError(f"it defines none of the hooks {', '.join(known)}.")
+        raise ContractError(f"it defines none of the hooks {', '.join(_HOOKS)}.")
     for hook in hooks:
         if "register" not in hook.argnames:
             raise ContractError(f"{hook.function.__qualname__} must take one argument, 'register'.")

@@ -1,6 +1,8 @@
 """The benchmarks' own bookkeeping; what they measure is asserted where they run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,21 @@ def test_a_plot_of_the_sweep(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
     with pytest.raises(SystemExit, match="no workload batch-N"):
         plot.draw(json.loads(json.dumps(results())), tmp_path / "none.png")
+
+
+def test_pytest_times_the_benchmarks(tmp_path):
+    """The tests' own options, of processes side by side, would turn the timing off."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "pytest", DOCS.parents[1] / "benchmarks", "--benchmark-only"]
+    command += ["-k", "small and (products-small-regions-fwd or einops)", "-p", "no:cacheprovider"]
+    command += ["--benchmark-max-time=0.01", f"--benchmark-json={figures}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    timed = json.loads(figures.read_text())["benchmarks"]
+    groups = ["small-fwd", "small-fwdbwd", "small-regions-fwd", "small-regions-fwdbwd"]
+    assert sorted(each["group"] for each in timed) == groups
+    assert all(each["stats"]["median"] > 0 for each in timed)
+    assert all(each["extra_info"]["threads"] for each in timed)
 
 
 def test_the_benchmark_of_retrieval_scores_every_pair():

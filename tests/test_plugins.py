@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,12 +68,6 @@ def test_a_healthy_plugin_is_listed_and_created(install, healthy):
     assert (record.distribution, record.version, record.status) == ("zz-healthy", "2.5", "loaded")
     assert record.registered["losses"] == ["healthy"]
     assert caught == []
-
-
-def test_finding_plugins_imports_no_target(install, healthy):
-    discover(Catalog())
-    assert "zz_healthy" in sys.modules
-    assert "zz_healthy_losses" not in sys.modules
 
 
 def test_all_four_hooks_and_sources(install):
@@ -243,7 +236,7 @@ FAULTY = {
     ),
     "a hook that does not exist": (
         "def gloria_register_optimizers(register): pass",
-        ["unknown hook 'gloria_register_optimizers'"],
+        ["gloria_register_optimizers is none of the hooks", "gloria_register_losses"],
     ),
     "a hook that yields": (
         """
@@ -559,9 +552,7 @@ def test_a_target_is_imported_when_it_is_used_and_not_before(install, healthy, t
                 def gloria_register_losses(register): register("slow", "slow_losses:Slow")
             """,
             "slow_losses.py": f"""
-                import time
                 open({str(seen)!r}, "w").close()
-                time.sleep(0.2)  # ten seconds of somebody's imports
                 from torch.nn import Identity as Slow
             """,
         },

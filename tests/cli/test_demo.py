@@ -1,5 +1,7 @@
 """`gloria demo`, made small: every file it promises is there, and its figures hang together."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -10,19 +12,36 @@ from gloria.cli import main
 from gloria.training import demo
 
 
-@pytest.fixture
-def tiny(monkeypatch):
+@pytest.fixture(scope="module")
+def run():
+    """A small demo with one seed: ``run(folder)`` is what it printed."""
     settings = demo.DemoSettings(
         train_items=64, validation_items=32, per_class=4, grounding_items=24, steps=3
     )
-    monkeypatch.setitem(demo.PRESETS, "quick", settings)
+
+    def run(folder):
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setitem(demo.PRESETS, "quick", settings)
+            command = ["demo", "--out", str(folder), "--quiet", "--seed", "3", "--steps", "2"]
+            assert main(command) == 0
+        return printed.getvalue()
+
+    return run
 
 
-def test_writes_what_it_promises(tiny, tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--quiet", "--seed", "3"]) == 0
-    out = tmp_path / "demo"
+@pytest.fixture(scope="module")
+def done(run, tmp_path_factory):
+    """The folder of a demo, and what it printed."""
+    out = tmp_path_factory.mktemp("parent") / "demo"
+    return out, run(out)
+
+
+def test_writes_what_it_promises(done):
+    out, printed = done
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["seed"] == 3
+    assert metrics["settings"]["steps"] == 2
     for figures in (metrics["trained"], metrics["untrained"]):
         assert 0 <= figures["zero_shot_accuracy"] <= 1
         assert 0 <= figures["image_to_text"]["5"] <= 1
@@ -30,22 +49,20 @@ def test_writes_what_it_promises(tiny, tmp_path, capsys):
             assert 0 <= figures["grounding"][which]["auroc"] <= 1
     for picture in ("curves.png", "comparison.png", "attention.png"):
         assert (out / picture).stat().st_size > 10_000
-    assert len(json.loads((out / "history.json").read_text())) == 3
+    assert len(json.loads((out / "history.json").read_text())) == 2
     assert gloria.load_model(out / "model").encode_image(torch.zeros(1, 1, 64, 64)).grid == (8, 8)
-    printed = capsys.readouterr().out
     assert "no evidence about real" in printed
     assert "precision@5" in printed
     assert "other image" in printed
 
 
-def test_the_same_seed_gives_the_same_figures(tiny, tmp_path, capsys):
-    for name in ("first", "second"):
-        assert main(["demo", "--out", str(tmp_path / name), "--quiet", "--steps", "2"]) == 0
-    first, second = (
-        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second")
+def test_the_same_seed_gives_the_same_figures(run, done, tmp_path):
+    run(tmp_path / "again")
+    first, again = (
+        json.loads((folder / "metrics.json").read_text())["trained"]
+        for folder in (done[0], tmp_path / "again")
     )
-    assert first["trained"] == second["trained"]
-    assert first["settings"]["steps"] == 2
+    assert first == again
 
 
 def test_the_help_says_what_the_presets_are(capsys):

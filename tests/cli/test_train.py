@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,19 +154,6 @@ def whole(table, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     assert run(table, out) == 0
     return weights(out)
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(table, tmp_path, whole):
-    command = [sys.executable, "-m", "gloria", "train", "--data", str(table), "--out"]
-    command += [str(tmp_path), "--image-size", "32", "--workers", "0", "--quiet", *QUICK]
-    process = subprocess.Popen(command)
-    first = tmp_path / "checkpoints"
-    while process.poll() is None and not (first.exists() and any(first.glob("step-*"))):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert run(table, tmp_path) == 0
-    assert weights(tmp_path) == whole
 
 
 @pytest.fixture

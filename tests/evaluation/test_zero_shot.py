@@ -123,22 +123,35 @@ def films():
     return pictures(list(PhantomDataset("val_5x5")))
 
 
+SHUFFLED = torch.randperm(25, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture(scope="module")
+def companies(model, films):
+    """The features of the films: all at once, shuffled, by four, and five of them alone."""
+    return (
+        encode_images(model, films),
+        encode_images(model, [films[index] for index in SHUFFLED]),
+        encode_images(model, films, 4),
+        [encode_images(model, [film]) for film in films[:5]],
+    )
+
+
 @pytest.mark.parametrize("score", [zero_shot_scores, zero_shot_probabilities])
 @pytest.mark.parametrize(("kind", "reduction"), WAYS)
-def test_a_film_scores_the_same_whatever_films_are_beside_it(model, films, score, kind, reduction):
-    def scores(films, batch_size=64):
-        images = encode_images(model, films, batch_size)
+def test_a_film_scores_the_same_whatever_films_are_beside_it(
+    model, companies, score, kind, reduction
+):
+    def scores(images):
         return score(model, images, PROMPTS, kind=kind, reduction=reduction)
 
-    whole = scores(films)
+    together, shuffled, by_four, alone = companies
+    whole = scores(together)
     assert whole.shape == (25, 3)
     assert whole.std(0).min() > 1e-4  # films differ
-    order = torch.randperm(25, generator=torch.Generator().manual_seed(0))
-    shuffled = scores([films[index] for index in order])
-    torch.testing.assert_close(shuffled, whole[order], rtol=0, atol=1e-5)
-    alone = torch.cat([scores([film]) for film in films])
-    torch.testing.assert_close(alone, whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores(films, 4), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores(shuffled), whole[SHUFFLED], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores(by_four), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat([*map(scores, alone)]), whole[:5], rtol=0, atol=1e-5)
     assert model.training
     assert not whole.requires_grad
 

@@ -17,7 +17,6 @@ from gloria.checks import check_integer, check_texts
 from gloria.errors import DataError, EmptyTextError, OptionError, UnknownNameError
 from gloria.types import Recipe, TextFeatures, TokenizedText
 
-UNKNOWN = "[UNK]"
 _WORD = re.compile(r"[^\W_]+|[^\w\s]|_")
 
 
