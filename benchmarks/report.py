@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,91 +109,139 @@ def campaign(results: dict[str, Any]) -> str:
         f"{machine['copy_bytes_per_second'] / 1e12:.1f} TB/s.",
         "",
     ]
-    for name, peers in results["timings"].items():
-        lines += [f"### {name}, `words_then_regions`", "", *gpu_table(peers), ""]
-    lines += ["### Batch sizes: 361 regions, dim 768, a budget of 1 GiB", ""]
-    lines += markdown(
-        ("pairs", "attention", "forward", "forward + backward", "of the roofline"),
-        [
+    for stage, tables in CAMPAIGN.items():
+        if stage in results:
+            lines += [*tables(results[stage]), ""]
+    if unfinished := results.get("unfinished"):
+        told = "; ".join(f"{stage}: {why}" for stage, why in unfinished.items())
+        lines += [f"Not all of it was measured. {told}.", ""]
+    return "\n".join(lines)
+
+
+def timings(results: dict[str, Figures]) -> list[str]:
+    """Each peer's times, and how many times as long as the kernels it takes."""
+    lines = []
+    for workload, peers in results.items():
+        kernels = peers.get("triton", {}).get("fwdbwd")
+        rows = [
             (
-                f"{row['pairs']:,}",
-                f"`{row['attention']}`",
-                milliseconds(row["seconds"]["fwd"]),
-                milliseconds(row["seconds"]["fwdbwd"]),
-                f"{row['roofline']['fwdbwd'] / row['seconds']['fwdbwd']:.0%}",
+                f"`{name}`",
+                milliseconds(figures.get("fwd")),
+                milliseconds(figures["fwdbwd"]),
+                share(figures["fwdbwd"], kernels, ".1f"),
             )
-            for row in results["scaling"]
-        ],
-    )
-    largest = results["largest"]
-    lines += ["", "### Peak memory, forward and backward, 128 pairs, gradients included", ""]
-    lines += markdown(
-        ("peer", "MiB"),
-        [(f"`{name}`", f"{size / 2**20:,.0f}") for name, size in results["memory"].items()],
-    )
-    lines += [
-        "",
-        f"{largest['pairs']:,} pairs of 361 regions ran forward and backward in "
-        f"{largest['seconds']:.2f} s, with {largest['extra_bytes'] / 2**30:.1f} GiB beside the "
-        f"inputs.",
-        "",
-        "### Hard maximum",
-        "",
-    ]
-    lines += markdown(
-        ("workload", "peer", "forward", "forward + backward"),
-        [
-            (name, f"`{peer}`", milliseconds(figures["fwd"]), milliseconds(figures["fwdbwd"]))
-            for name, peers in results["hard_max"].items()
-            for peer, figures in peers.items()
-        ],
-    )
-    lines += ["", "### Global loss, forward and backward, float32", ""]
-    lines += markdown(
-        ("", "time", "MiB"),
-        [
-            (name, milliseconds(each["seconds"]), f"{each['extra_bytes'] / 2**20:,.0f}")
-            for name, each in results["contrastive"].items()
-        ],
-    )
-    return "\n".join([*lines, "", "### Parity", "", *parity(results), ""])
+            for name, figures in peers.items()
+            if name not in ("roofline", "errors of triton")
+        ]
+        titles = "peer", "forward", "forward + backward", "× what `triton` takes"
+        lines += [f"### {workload}, `words_then_regions`", "", *markdown(titles, rows), ""]
+    return lines[:-1]
 
 
-def gpu_table(peers: Figures) -> list[str]:
-    """Each peer's times, and how many times as fast as it the kernels are."""
+def scaling(results: list[dict[str, Any]]) -> list[str]:
+    """Times of more and more pairs, beside the roofline."""
     rows = [
         (
-            f"`{name}`",
-            milliseconds(figures.get("fwd")),
-            milliseconds(figures["fwdbwd"]),
-            f"{figures['fwdbwd'] / peers['triton']['fwdbwd']:.1f}",
+            f"{row['pairs']:,}",
+            f"`{row['attention']}`",
+            milliseconds(row["seconds"]["fwd"]),
+            milliseconds(row["seconds"]["fwdbwd"]),
+            share(row["roofline"]["fwdbwd"], row["seconds"]["fwdbwd"], ".0%"),
         )
-        for name, figures in peers.items()
-        if name not in ("roofline", "errors of triton")
+        for row in results
     ]
-    return markdown(("peer", "forward", "forward + backward", "× what `triton` takes"), rows)
+    titles = "pairs", "attention", "forward", "forward + backward", "of the roofline"
+    heading = "### Batch sizes: 361 regions, dim 768, a budget of 1 GiB"
+    return [heading, "", *markdown(titles, rows)]
+
+
+def peaks(results: Figures) -> list[str]:
+    """Memory of each peer."""
+    rows = [(f"`{name}`", mebibytes(size)) for name, size in results.items()]
+    heading = "### Peak memory, forward and backward, 128 pairs, gradients included"
+    return [heading, "", *markdown(("peer", "MiB"), rows)]
+
+
+def largest(results: dict[str, Any]) -> list[str]:
+    """The largest batch, in a sentence."""
+    seconds, size = results["seconds"], results["extra_bytes"]
+    if isinstance(seconds, str) or isinstance(size, str):
+        return [f"{results['pairs']:,} pairs of 361 regions: {seconds}; {size}."]
+    return [
+        f"{results['pairs']:,} pairs of 361 regions ran forward and backward in {seconds:.2f} s, "
+        f"with {size / 2**30:.1f} GiB beside the inputs."
+    ]
+
+
+def hard_max(results: dict[str, Figures]) -> list[str]:
+    """Times of hard-maximum matching."""
+    rows = []
+    for workload, peers in results.items():
+        for name, figures in peers.items():
+            each = (
+                dict.fromkeys(("fwd", "fwdbwd"), figures) if isinstance(figures, str) else figures
+            )
+            cells = milliseconds(each["fwd"]), milliseconds(each["fwdbwd"])
+            rows.append((workload, f"`{name}`", *cells))
+    titles = "workload", "peer", "forward", "forward + backward"
+    return ["### Hard maximum", "", *markdown(titles, rows)]
+
+
+def contrastive(results: dict[str, Any]) -> list[str]:
+    """Time and memory of the global loss."""
+    rows = [
+        (name, milliseconds(each["seconds"]), mebibytes(each["extra_bytes"]))
+        for name, each in results.items()
+    ]
+    heading = "### Global loss, forward and backward, float32"
+    return [heading, "", *markdown(("", "time", "MiB"), rows)]
 
 
 def parity(results: dict[str, Any]) -> list[str]:
-    """Greatest errors over greatest values, beside the definition in float64."""
+    """Greatest errors over greatest values, beside the definition in float64; what else held."""
     greatest: dict[str, list[float]] = {}
-    for case in results["parity"]["cases"]:
+    for case in results["cases"]:
         so_far = greatest.setdefault(case["dtype"], [0.0] * 3)
         greatest[case["dtype"]] = [max(pair) for pair in zip(so_far, case["errors"], strict=True)]
-    lines = markdown(
-        ("dtype", "cosine", "gradient of regions", "gradient of words"),
-        [(name, *(f"{error:.1e}" for error in errors)) for name, errors in greatest.items()],
-    )
+    rows = [(name, *(f"{error:.1e}" for error in errors)) for name, errors in greatest.items()]
     features = ", ".join(
-        f"{name}: {'yes' if held is True else held}"
-        for name, held in results["parity"]["features"].items()
+        f"{name}: {'yes' if held is True else held}" for name, held in results["features"].items()
     )
-    checked = results["sanitizer"]
+    titles = "dtype", "cosine", "gradient of regions", "gradient of words"
+    return ["### Parity", "", *markdown(titles, rows), "", f"{features}."]
+
+
+def sanitizer(results: dict[str, Any]) -> list[str]:
+    """What compute-sanitizer said, in a sentence."""
     said = "; ".join(
         f"{tool}: " + (each if isinstance(each, str) else f"exit code {each['exit_code']}")
-        for tool, each in checked.items()
+        for tool, each in results.items()
     )
-    return [*lines, "", f"{features}. compute-sanitizer: {said}."]
+    return [f"compute-sanitizer: {said}."]
+
+
+CAMPAIGN: dict[str, Callable[[Any], list[str]]] = {
+    "timings": timings,
+    "scaling": scaling,
+    "memory": peaks,
+    "largest": largest,
+    "hard_max": hard_max,
+    "contrastive": contrastive,
+    "parity": parity,
+    "sanitizer": sanitizer,
+}
+"""What is told of each stage; one that did not end is left out."""
+
+
+def share(part: float | str | None, whole: float | str | None, form: str) -> str:
+    """A quotient, where both were measured."""
+    measured = isinstance(part, float) and isinstance(whole, float)
+    return format(part / whole, form) if measured else NONE
+
+
+def mebibytes(size: float | str) -> str:
+    """Or why there is no figure."""
+    return size if isinstance(size, str) else f"{size / 2**20:,.0f}"
 
 
 def markdown(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

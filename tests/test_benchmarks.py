@@ -49,6 +49,32 @@ def test_the_page_of_the_docs_is_what_the_results_say():
     assert DOCS.read_text(encoding="utf-8") == report.page(measured, campaigns)
 
 
+@pytest.mark.parametrize("missing", report.CAMPAIGN)
+def test_a_campaign_cut_short_has_a_page_that_says_so(missing):
+    """Of what failed there is the reason, and of what did not end that; the rest is told."""
+
+    def failed(value):
+        if isinstance(value, dict):
+            return {key: each if key == "pairs" else failed(each) for key, each in value.items()}
+        return "no memory" if isinstance(value, int | float) else value
+
+    (whole, *_) = report.load(list((report.RESULTS / "campaign").glob("*.json")))
+    figures = ("timings", "memory", "largest", "contrastive")
+    cut = whole | {name: failed(whole[name]) for name in figures}
+    cut["scaling"] = [row | {"seconds": failed(row["seconds"])} for row in whole["scaling"]]
+    cut["hard_max"] = {
+        name: dict.fromkeys(peers, "none") for name, peers in whole["hard_max"].items()
+    }
+    del cut[missing]
+    page = report.campaign(cut | {"unfinished": {missing: "exit code 1"}})
+    assert f"Not all of it was measured. {missing}: exit code 1." in page
+    assert page.count("###") == report.campaign(whole).count("###") - HEADINGS.get(missing, 1)
+    assert "no memory" in page
+
+
+HEADINGS = {"timings": 2, "largest": 0, "sanitizer": 0}
+
+
 def test_ratios_shares_and_failures_of_a_table():
     lines = report.section(results()).splitlines()
     rows = {
