@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import unicodedata
@@ -264,15 +265,18 @@ class HFTextEncoder(Freezable):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
 
-        They are functions that can't be pickled; the next forward puts them there again.
+        They are functions that can't be pickled; the next forward puts them there again. They are
+        taken off a copy with the same tensors, as this model may be encoding in another thread.
         """
-        for module in self.model.modules():
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        for module in model.modules():
             for key, hook in list(module._forward_hooks.items()):
                 if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
                     del module._forward_hooks[key]
             vars(module).pop("_output_capturing_hooks_installed", None)
         state: dict[str, Any] = super().__getstate__()
-        return state
+        return {**state, "_modules": {**self._modules, "model": model}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become what was pickled, maybe in another process.

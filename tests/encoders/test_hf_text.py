@@ -639,6 +639,19 @@ def test_another_process_reads_the_pickle(tmp_path):
     torch.testing.assert_close(torch.load(paths[1]), expected)
 
 
+def test_a_forward_that_is_under_way_does_not_notice_a_copy():
+    encoder = CASES["bert"].make()
+    expected = encoder(TEXTS).words
+    copies = []
+
+    def make_copy(*_):
+        copies.append(copy.deepcopy(encoder))
+
+    encoder.model.embeddings.register_forward_hook(make_copy)
+    assert torch.equal(encoder(TEXTS).words, expected)
+    assert len(copies) == 1
+
+
 def test_pickling_leaves_the_users_own_hooks():
     encoder = CASES["bert"].make()
     encoder.model.embeddings.register_forward_hook(print)  # any function that pickle takes
