@@ -30,10 +30,12 @@ from gloria.types import ImageInput
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
-    """Require a floating-point tensor with the named axes."""
+    """Require a dense floating-point tensor with the named axes."""
     _check_axes(name, value, axes, hint)
-    if not value.is_floating_point():
-        raise DtypeError(f"{name} must be a floating-point tensor; got dtype {value.dtype}.")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise DtypeError(
+            f"{name} must be a floating-point tensor of 16, 32 or 64 bits; got dtype {value.dtype}."
+        )
 
 
 def check_images(images: Any, channels: int, size: tuple[int, int] | None = None) -> None:
@@ -293,6 +295,8 @@ def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None
     expected = f"({', '.join(axes)})"
     if not isinstance(value, Tensor):
         raise DtypeError(f"{name} must be a tensor {expected}; got {type(value).__name__}.")
+    if value.layout != torch.strided:
+        raise DtypeError(f"{name} must be a dense tensor {expected}; got layout {value.layout}.")
     if value.dim() != len(axes):
         raise ShapeError(f"{name} must be {expected}; got {tuple(value.shape)}. {hint}".rstrip())
 

@@ -97,6 +97,18 @@ def test_gradcheck(learnable):
     assert gradgradcheck(lambda v, t, *_: loss(v, t), (*leaves, *loss.parameters()))
 
 
+def test_compiles_in_one_graph():
+    loss = GlobalContrastiveLoss(learnable=True)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        leaves = [random(5, 3, seed=s, dtype=torch.float32).requires_grad_() for s in (0, 1)]
+        value = function(*leaves)
+        results.append((value, *torch.autograd.grad(value, (*leaves, *loss.parameters()))))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
+
+
 def test_is_its_functional_twin():
     v, t = random(4, 5), random(4, 5, seed=1)
     for preset in PRESETS:
