@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gloria.errors import (
     ContractError,
+    DataError,
     DeviceError,
     DtypeError,
     MissingDependencyError,
@@ -54,6 +55,19 @@ def check_images(images: Any, channels: int, size: tuple[int, int] | None = None
         raise ShapeError(
             f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
             f"image_size={given}."
+        )
+
+
+def check_images_suit(images: Tensor, model: nn.Module) -> None:
+    """Require images that a model failed on to be on the device and in the dtype of its weights."""
+    weight = next(model.parameters())
+    if images.device != weight.device:
+        raise DeviceError(
+            f"images must be on the device of the encoder, {weight.device}; got {images.device}."
+        )
+    if images.dtype != weight.dtype:
+        raise DtypeError(
+            f"images must be in the dtype of the encoder, {weight.dtype}; got {images.dtype}."
         )
 
 
@@ -166,9 +180,15 @@ def check_texts(texts: Sequence[str]) -> None:
         raise DtypeError(
             f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"
         )
+    if isinstance(texts, Mapping) or not hasattr(texts, "__getitem__"):  # a set has no order
+        raise DtypeError(f"texts must be a sequence of strings; got {type(texts).__name__}.")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:  # of a file or terminal in another encoding
+            raise DataError(f"texts[{index}] must be valid Unicode; got {text!r}.") from cause
     if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
 

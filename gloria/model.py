@@ -23,11 +23,12 @@ from gloria.checks import (
     check_image_encoder,
     check_integer,
     check_same_size,
+    check_tensor,
     check_text_encoder,
     check_texts,
     fault_of_module,
 )
-from gloria.errors import ContractError, DataError, EmptyTextError, OptionError, ShapeError
+from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
@@ -141,8 +142,8 @@ class GLoRIA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.parameters()).device
+        """Where the model's parameters are; the CPU if it has none."""
+        return next((each.device for each in self.parameters()), torch.device("cpu"))
 
     def forward(self, images: Tensor, texts: Texts) -> GLoRIAOutput:
         """Features and loss of a batch of pairs; text k belongs to image k.
@@ -256,7 +257,7 @@ class GLoRIA(nn.Module):
                 ``aggregation``; ``weights`` are not two finite numbers; ``kind`` is None and the
                 loss trains none.
         """
-        kind = kind or self.trained_kind
+        kind = self.trained_kind if kind is None else kind
         check_choice("kind", kind, ("global", "local", "both"))
         check_fusion_weights(weights)
         if not isinstance(images, ImageFeatures):
@@ -308,15 +309,12 @@ class GLoRIA(nn.Module):
             text: one text.
 
         Raises:
-            ShapeError: not one image.
+            ShapeError, DtypeError: not one image.
             OptionError: as :meth:`attention_maps`.
             ContractError: the text encoder names more or fewer words than it encodes.
             DataError: the attention is not finite.
         """
-        if image.dim() != 3:
-            raise ShapeError(
-                f"image must be one image (channel, height, width); got {tuple(image.shape)}."
-            )
+        check_tensor("image", image, ("channel", "height", "width"))
         images, texts = self.encode_image(image[None]), self.encode_text([text])
         weights = self.attention_maps(images, texts)
         if not weights.isfinite().all():

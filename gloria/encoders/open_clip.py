@@ -16,7 +16,14 @@ from einops import rearrange
 from torch import Tensor
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_images, check_integer, check_texts, require
+from gloria.checks import (
+    check_choice,
+    check_images,
+    check_images_suit,
+    check_integer,
+    check_texts,
+    require,
+)
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
 from gloria.encoders.timm_image import check_patches, height_width
@@ -135,15 +142,20 @@ class OpenClipImageEncoder(Freezable):
 
         Raises:
             ShapeError: wrong rank, number of channels or size, or no image.
-            DtypeError: the images are not floating-point.
+            DtypeError, DeviceError: the images are not floating-point, or not of the dtype or on
+                the device of the model.
         """
         check_images(images, 3, self.image_input.size)
-        output = self.model.forward_intermediates(
-            images,
-            indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
-            normalize_intermediates=self._normalise_regions,
-            output_fmt="NCHW",
-        )
+        try:
+            output = self.model.forward_intermediates(
+                images,
+                indices=[self.region_stage, -1],  # a ResNet runs no further than the last wanted
+                normalize_intermediates=self._normalise_regions,
+                output_fmt="NCHW",
+            )
+        except RuntimeError:
+            check_images_suit(images, self.model)
+            raise
         feature_map = output["image_intermediates"][0]
         height, width = feature_map.shape[2:]
         return ImageFeatures(

@@ -28,6 +28,7 @@ from gloria.aggregators import AttentionPooling, GeM, LogSumExp, masked_sum
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import (
     CheckpointError,
+    DataError,
     DtypeError,
     EmptyTextError,
     OptionError,
@@ -717,6 +718,10 @@ def test_empty_text_is_not_saved_by_cls():
         ("mild effusion", DtypeError, r"got one string. Wrap it: \['mild effusion'\]"),
         ([], ShapeError, "at least one text"),
         (["mild", None], DtypeError, r"texts\[1\] must be a string; got NoneType"),
+        ({"mild", "edema"}, DtypeError, "texts must be a sequence of strings; got set"),
+        ({0: "mild"}, DtypeError, "texts must be a sequence of strings; got dict"),
+        (iter(["mild"]), DtypeError, "texts must be a sequence of strings; got list_iterator"),
+        (["mild", "derrame \udcf3"], DataError, r"texts\[1\] must be valid Unicode; got .*udcf3"),
     ],
 )
 def test_bad_texts(bert, texts, error, message):
