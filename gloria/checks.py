@@ -165,6 +165,22 @@ def check_integer(
         raise OptionError(f"{name} must be at most {highest}; got {value}.")
 
 
+def height_width(name: str, size: Any) -> Any:
+    """A size in pixels, one number or ``(height, width)``, as a pair of integers; None stays None.
+
+    Raises:
+        OptionError: it is something else, or not above 0.
+    """
+    if size is None:
+        return None
+    pair: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
+        raise OptionError(
+            f"{name} must be a number of pixels or (height, width), above 0; got {size!r}."
+        )
+    return int(pair[0]), int(pair[1])
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Require one of the named choices."""
     if value not in choices:

@@ -27,6 +27,7 @@ from gloria.checks import (
     check_text_encoder,
     check_texts,
     fault_of_module,
+    height_width,
 )
 from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
 from gloria.functional import global_similarity
@@ -130,6 +131,8 @@ class GLoRIA(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a part; another loss or head than before is no longer what ``composition`` says."""
+        if name == "trained_image_size":
+            value = height_width(name, value)
         if name == "loss":
             if fault := fault_of_module(value):
                 raise ContractError(f"loss must be a module: {fault}.")

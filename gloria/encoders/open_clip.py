@@ -22,11 +22,12 @@ from gloria.checks import (
     check_images_suit,
     check_integer,
     check_texts,
+    height_width,
     require,
 )
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import check_patches, height_width
+from gloria.encoders.timm_image import check_patches
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -101,7 +102,7 @@ class OpenClipImageEncoder(Freezable):
         frozen: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
-        self._image_size = height_width(image_size)
+        self._image_size = height_width("image_size", image_size)
         square = self._image_size and len(set(self._image_size)) == 1
         whole, self._config = _create(
             model_name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -14,7 +13,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from gloria.checks import check_images, check_images_suit, check_integer, require
+from gloria.checks import (
+    check_images,
+    check_images_suit,
+    check_integer,
+    height_width,
+    require,
+)
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
@@ -100,7 +105,7 @@ class TimmImageEncoder(Freezable):
             raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
         self.region_stage = int(region_stage)
-        self.image_size = height_width(image_size)
+        self.image_size = height_width("image_size", image_size)
         self.options = options
 
         arguments = {"in_chans": in_chans, "num_classes": 0, **options}
@@ -283,18 +288,6 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
         + (f"Did you mean {', '.join(near)}? " if near else "")
         + "timm.list_models('*part*') lists what there is."
     )
-
-
-def height_width(size: int | Sequence[int] | None) -> Any:
-    """An option ``image_size`` as a pair; None stays None."""
-    if size is None:
-        return None
-    pair: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, Integral) and side > 0 for side in pair):
-        raise OptionError(
-            f"image_size must be a number of pixels or (height, width), above 0; got {size!r}."
-        )
-    return int(pair[0]), int(pair[1])
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
