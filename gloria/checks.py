@@ -150,6 +150,12 @@ def check_fusion_weights(weights: Sequence[float]) -> None:
         check_finite("weights", weight)
 
 
+def check_boolean(name: str, value: Any) -> None:
+    """Require True or False: a string, "no" say, would count as True."""
+    if not isinstance(value, bool):
+        raise DtypeError(f"{name} must be True or False; got {value!r}.")
+
+
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:

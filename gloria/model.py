@@ -120,11 +120,12 @@ class GLoRIA(nn.Module):
         its loss or a head was replaced."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.image_head = image_head or nn.Identity()
-        self.region_head = region_head or nn.Identity()
-        self.text_head = text_head or nn.Identity()
-        self.word_head = word_head or nn.Identity()
-        self.loss = loss or GlobalLocalContrastiveLoss()
+        # `or` would ask what torch.compile made of a module for its length
+        self.image_head = nn.Identity() if image_head is None else image_head
+        self.region_head = nn.Identity() if region_head is None else region_head
+        self.text_head = nn.Identity() if text_head is None else text_head
+        self.word_head = nn.Identity() if word_head is None else word_head
+        self.loss = GlobalLocalContrastiveLoss() if loss is None else loss
         self.trained_image_size: tuple[int, int] | None = None
         """``(height, width)`` of the images it was trained on, in pixels, for whoever feeds it
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""

@@ -580,6 +580,14 @@ def test_a_wrapped_local_loss_can_be_told_too(images):
         )
 
 
+def test_compiled_parts_are_composed(images):
+    parts = {"loss": LocalContrastiveLoss(), "region_head": nn.Linear(6, 6), "word_head": nn.Tanh()}
+    plain = GLoRIA(Patches(), Bag(), **parts)
+    compiled = {name: torch.compile(part, backend="eager") for name, part in parts.items()}
+    composed = GLoRIA(plain.image_encoder, plain.text_encoder, **compiled)
+    torch.testing.assert_close(composed(images, TEXTS).loss, plain(images, TEXTS).loss)
+
+
 @pytest.mark.parametrize("tokenized", [False, True])
 def test_compiled_it_is_not_compiled_anew_for_other_words(tokenized):
     model = GLoRIA(Patches(), Bag())

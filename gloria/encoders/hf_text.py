@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gloria.aggregators.reductions import masked_first, masked_max, masked_mean, masked_sum
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_texts, require
+from gloria.checks import check_boolean, check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import (
     CheckpointError,
@@ -120,6 +120,7 @@ class HFTextEncoder(Freezable):
         super().__init__()
         check_choice("layer_reduction", layer_reduction, ("sum", "mean"))
         check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
+        check_boolean("cls_as_word", cls_as_word)
         if not callable(pooling):
             check_choice("pooling", pooling, tuple(POOLINGS))
         if tokenizer is None:

@@ -740,6 +740,7 @@ def test_bad_texts(bert, texts, error, message):
         ({"max_length": 131}, OptionError, "max_length must be from 3 to 130"),
         ({"layer_reduction": "max"}, OptionError, "layer_reduction must be one of 'sum', 'mean'"),
         ({"word_reduction": "last"}, OptionError, "word_reduction must be one of"),
+        ({"cls_as_word": "no"}, DtypeError, "cls_as_word must be True or False; got 'no'"),
         ({"pooling": "sum"}, OptionError, "pooling must be one of 'mean', 'max', 'cls'"),
     ],
 )

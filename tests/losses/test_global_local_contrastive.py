@@ -9,9 +9,16 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from gloria.errors import OptionError, ShapeError
+from gloria.errors import ContractError, OptionError, ShapeError
 from gloria.functional import global_local_contrastive_loss
-from gloria.losses import GlobalContrastiveLoss, GlobalLocalContrastiveLoss, LocalContrastiveLoss
+from gloria.losses import (
+    FILIPLoss,
+    GlobalContrastiveLoss,
+    GlobalLocalContrastiveLoss,
+    LocalContrastiveLoss,
+    SoftTargetContrastiveLoss,
+    SPARCLoss,
+)
 
 PRESETS = tuple(GlobalLocalContrastiveLoss.presets)
 presets = pytest.mark.parametrize("preset", PRESETS)
@@ -145,6 +152,24 @@ def test_copies_compute_the_same(copied, batch):
     assert repr(twin) == repr(loss)
     twin.load_state_dict(loss.state_dict())
     assert list(loss.state_dict()) == ["local_loss.temperature.raw"]
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"global_loss": "global"}, "global_loss must be .* text_embeddings: it is no nn.Module"),
+        ({"global_loss": GlobalContrastiveLoss}, "it is no nn.Module, it is type"),
+        ({"global_loss": nn.MSELoss()}, "a MSELoss has no method terms"),
+        ({"global_loss": LocalContrastiveLoss()}, "takes region_mask, regions, word_mask, words"),
+        ({"local_loss": SPARCLoss()}, "regions and words: a SPARCLoss takes image_embeddings, te"),
+    ],
+)
+def test_what_is_no_part_is_refused(parts, message):
+    with pytest.raises(ContractError, match=message):
+        GlobalLocalContrastiveLoss(**parts)
+    assert GlobalLocalContrastiveLoss(
+        global_loss=SoftTargetContrastiveLoss(), local_loss=torch.compile(FILIPLoss())
+    )
 
 
 def test_repr_shows_both_parts_and_weights():
