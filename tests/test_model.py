@@ -580,6 +580,7 @@ def test_a_wrapped_local_loss_can_be_told_too(images):
         )
 
 
+@torch.no_grad()
 def test_compiled_parts_are_composed(images):
     parts = {"loss": LocalContrastiveLoss(), "region_head": nn.Linear(6, 6), "word_head": nn.Tanh()}
     plain = GLoRIA(Patches(), Bag(), **parts)
