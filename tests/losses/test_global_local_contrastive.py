@@ -167,9 +167,15 @@ def test_copies_compute_the_same(copied, batch):
 def test_what_is_no_part_is_refused(parts, message):
     with pytest.raises(ContractError, match=message):
         GlobalLocalContrastiveLoss(**parts)
-    assert GlobalLocalContrastiveLoss(
-        global_loss=SoftTargetContrastiveLoss(), local_loss=torch.compile(FILIPLoss())
+
+
+def test_other_losses_can_be_parts_compiled_ones_too(batch):
+    filip = FILIPLoss()
+    loss, compiled = (
+        GlobalLocalContrastiveLoss(global_loss=SoftTargetContrastiveLoss(), local_loss=part)
+        for part in (filip, torch.compile(filip, backend="eager"))
     )
+    assert torch.equal(compiled(*batch), loss(*batch))
 
 
 def test_repr_shows_both_parts_and_weights():
