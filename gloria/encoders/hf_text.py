@@ -20,6 +20,7 @@ from gloria.checks import check_boolean, check_choice, check_integer, check_text
 from gloria.encoders.freezing import Freezable
 from gloria.errors import (
     CheckpointError,
+    DtypeError,
     EmptyTextError,
     OptionError,
     TokenizerError,
@@ -71,6 +72,7 @@ class HFTextEncoder(Freezable):
     Raises:
         CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
         TokenizerError: the tokenizer is not a fast one, or its vocabulary is not the model's.
+        DtypeError: the object is no model of transformers.
         OptionError: an option is outside what the model allows, or the model is more than a text
             encoder (an encoder-decoder, CLIP, one with the head of a task) or takes no attention
             mask.
@@ -464,6 +466,11 @@ _MORE = {
 
 
 def _check_model(model: Any) -> None:
+    if not hasattr(model, "get_input_embeddings"):
+        raise DtypeError(
+            f"model must be a name, a folder or a model of transformers; got a "
+            f"{type(model).__name__} object."
+        )
     arguments, name = _arguments_of(model), type(model).__name__
     for argument, advice in _MORE.items():
         if argument in arguments:

@@ -776,6 +776,8 @@ def test_positions_go_by_other_names(kind):
 def test_a_model_object_needs_its_tokenizer(bert):
     with pytest.raises(OptionError, match="a model object needs its tokenizer"):
         HFTextEncoder(bert.model)
+    with pytest.raises(DtypeError, match="a model of transformers; got a HFTextEncoder object"):
+        HFTextEncoder(bert, tokenizer=bert.tokenizer)
 
 
 def test_slow_tokenizer(bert):
