@@ -1,8 +1,6 @@
 """The paper's objective, and that it trains."""
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -142,18 +140,6 @@ def test_gradcheck_with_learned_temperatures(preset, make_pairs):
     assert gradcheck(value, (*leaves, *loss.parameters()))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-def test_copies_compute_the_same(copied, batch):
-    loss = GlobalLocalContrastiveLoss(
-        local_loss=LocalContrastiveLoss.from_preset("stable", learnable=True), local_weight=0.3
-    )
-    twin = copied(loss)
-    assert torch.equal(twin(*batch), loss(*batch))
-    assert repr(twin) == repr(loss)
-    twin.load_state_dict(loss.state_dict())
-    assert list(loss.state_dict()) == ["local_loss.temperature.raw"]
-
-
 @pytest.mark.parametrize(
     "parts, message",
     [
@@ -192,8 +178,6 @@ def test_repr_shows_both_parts_and_weights():
 
 def test_bad_input_is_named(batch):
     loss = GlobalLocalContrastiveLoss()
-    with pytest.raises(OptionError, match="preset must be one of 'paper', 'official', 'stable'"):
-        GlobalLocalContrastiveLoss.from_preset("published")
     with pytest.raises(OptionError, match=r"preset must be one of .*; got 'convirt'"):
         GlobalLocalContrastiveLoss.from_preset("convirt")
     images, texts, *local = batch
@@ -261,3 +245,4 @@ def test_a_preset_with_options_of_its_parts():
     assert loss.local_loss.product == "cosine"  # of the preset
     assert loss.global_loss.temperature.raw is not None
     assert loss.local_weight == 0.5
+    assert list(loss.state_dict()) == ["global_loss.temperature.raw"]
