@@ -284,6 +284,12 @@ def fault_of_text_encoder(value: Any) -> str:
     return _fault_of_encoder(value, ("pooled_dim", "word_dim"), "tokenize")
 
 
+def check_module(name: str, value: Any) -> None:
+    """Require a module."""
+    if fault := fault_of_module(value):
+        raise ContractError(f"{name} must be a module: {fault}.")
+
+
 def fault_of_module(value: Any) -> str:
     """Why a value is no module; empty = it is one."""
     return (

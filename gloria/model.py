@@ -22,11 +22,11 @@ from gloria.checks import (
     check_fusion_weights,
     check_image_encoder,
     check_integer,
+    check_module,
     check_same_size,
     check_tensor,
     check_text_encoder,
     check_texts,
-    fault_of_module,
     height_width,
 )
 from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
@@ -135,8 +135,7 @@ class GLoRIA(nn.Module):
         if name == "trained_image_size":
             value = height_width(name, value)
         if name == "loss":
-            if fault := fault_of_module(value):
-                raise ContractError(f"loss must be a module: {fault}.")
+            check_module("loss", value)
             self._loss_inputs = inputs_of(value)
         if name in ("loss", *_HEADS):
             before = getattr(self, name, value)

@@ -77,6 +77,12 @@ def test_another_dtype_is_kept_in_the_file_and_comes_back_as_the_default(model, 
     loaded = load_model(folder)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.image_head.layers.bias, model.image_head.layers.bias.float())
+    try:
+        torch.set_default_dtype(torch.float64)
+        loaded = load_model(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
 
 
 def test_the_size_of_training_comes_along(model, tmp_path):

@@ -383,10 +383,10 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
         raise CheckpointError(_not_found("model", source, "config.json", cause)) from cause
     maker, _ = _maker_of(config)
     if not pretrained:
-        return maker.from_config(config, dtype=torch.float32)
+        return maker.from_config(config, dtype=torch.get_default_dtype())
     try:
         model, report = maker.from_pretrained(
-            **where, config=config, dtype=torch.float32, output_loading_info=True
+            **where, config=config, dtype=torch.get_default_dtype(), output_loading_info=True
         )
     except Exception as cause:
         raise CheckpointError(_not_found("weights", source, "model.safetensors", cause)) from cause

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_options, fault_of_module
+from gloria.checks import check_choice, check_module, check_options
 from gloria.errors import ContractError, OptionError
 from gloria.losses.base import LOSS_INPUTS, GlobalLocalLoss, inputs_of
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
@@ -113,10 +113,9 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
 
 
 def _check_part(name: str, loss: nn.Module, takes: Sequence[str]) -> None:
-    fault = fault_of_module(loss)
-    if not fault and not hasattr(loss, "terms"):
-        fault = f"a {type(loss).__name__} has no method terms"
-    if not fault and (others := set(inputs_of(loss)).difference(takes)):
-        fault = f"a {type(loss).__name__} takes {', '.join(sorted(others))}"
-    if fault:
-        raise ContractError(f"{name} must be a loss of {' and '.join(takes[:2])}: {fault}.")
+    check_module(name, loss)
+    if not hasattr(loss, "terms") or not set(inputs_of(loss)) <= set(takes):
+        raise ContractError(
+            f"{name} must be a loss with terms of {', '.join(takes)} alone; got a "
+            f"{type(loss).__name__}."
+        )
