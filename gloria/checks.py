@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gloria.errors import (
     ContractError,
+    DataError,
     DeviceError,
     DtypeError,
     MissingDependencyError,
@@ -30,10 +31,12 @@ from gloria.types import ImageInput
 
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
-    """Require a floating-point tensor with the named axes."""
+    """Require a dense floating-point tensor with the named axes."""
     _check_axes(name, value, axes, hint)
-    if not value.is_floating_point():
-        raise DtypeError(f"{name} must be a floating-point tensor; got dtype {value.dtype}.")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise DtypeError(
+            f"{name} must be a floating-point tensor of 16, 32 or 64 bits; got dtype {value.dtype}."
+        )
 
 
 def check_images(images: Any, channels: int, size: tuple[int, int] | None = None) -> None:
@@ -52,6 +55,19 @@ def check_images(images: Any, channels: int, size: tuple[int, int] | None = None
         raise ShapeError(
             f"images must be of {size} pixels; got {given}. Resize them, or make the encoder with "
             f"image_size={given}."
+        )
+
+
+def check_images_suit(images: Tensor, model: nn.Module) -> None:
+    """Require images that a model failed on to be on the device and in the dtype of its weights."""
+    weight = next(model.parameters())
+    if images.device != weight.device:
+        raise DeviceError(
+            f"images must be on the device of the encoder, {weight.device}; got {images.device}."
+        )
+    if images.dtype != weight.dtype:
+        raise DtypeError(
+            f"images must be in the dtype of the encoder, {weight.dtype}; got {images.dtype}."
         )
 
 
@@ -134,6 +150,12 @@ def check_fusion_weights(weights: Sequence[float]) -> None:
         check_finite("weights", weight)
 
 
+def check_boolean(name: str, value: Any) -> None:
+    """Require True or False: a string, "no" say, would count as True."""
+    if not isinstance(value, bool):
+        raise DtypeError(f"{name} must be True or False; got {value!r}.")
+
+
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:
@@ -147,6 +169,22 @@ def check_integer(
         raise OptionError(f"{name} must be at least {lowest}; got {value}.")
     if highest is not None and number > highest:
         raise OptionError(f"{name} must be at most {highest}; got {value}.")
+
+
+def height_width(name: str, size: Any) -> Any:
+    """A size in pixels, one number or ``(height, width)``, as a pair of integers; None stays None.
+
+    Raises:
+        OptionError: it is something else, or not above 0.
+    """
+    if size is None:
+        return None
+    pair: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
+        raise OptionError(
+            f"{name} must be a number of pixels or (height, width), above 0; got {size!r}."
+        )
+    return int(pair[0]), int(pair[1])
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -164,9 +202,15 @@ def check_texts(texts: Sequence[str]) -> None:
         raise DtypeError(
             f"texts must be a sequence of strings; got one string. Wrap it: [{texts!r}]"
         )
+    if isinstance(texts, Mapping) or not hasattr(texts, "__getitem__"):  # a set has no order
+        raise DtypeError(f"texts must be a sequence of strings; got {type(texts).__name__}.")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DtypeError(f"texts[{index}] must be a string; got {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:  # of a file or terminal in another encoding
+            raise DataError(f"texts[{index}] must be valid Unicode; got {text!r}.") from cause
     if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
 
@@ -240,6 +284,12 @@ def fault_of_text_encoder(value: Any) -> str:
     return _fault_of_encoder(value, ("pooled_dim", "word_dim"), "tokenize")
 
 
+def check_module(name: str, value: Any) -> None:
+    """Require a module."""
+    if fault := fault_of_module(value):
+        raise ContractError(f"{name} must be a module: {fault}.")
+
+
 def fault_of_module(value: Any) -> str:
     """Why a value is no module; empty = it is one."""
     return (
@@ -293,6 +343,8 @@ def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None
     expected = f"({', '.join(axes)})"
     if not isinstance(value, Tensor):
         raise DtypeError(f"{name} must be a tensor {expected}; got {type(value).__name__}.")
+    if value.layout != torch.strided:
+        raise DtypeError(f"{name} must be a dense tensor {expected}; got layout {value.layout}.")
     if value.dim() != len(axes):
         raise ShapeError(f"{name} must be {expected}; got {tuple(value.shape)}. {hint}".rstrip())
 

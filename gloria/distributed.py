@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from gloria.checks import check_module
 from gloria.errors import (
     DeviceError,
     DtypeError,
@@ -160,7 +161,8 @@ class AcrossRanks(PairLoss):
             ``word_mask``.
         DtypeError, DeviceError: dtypes or kinds of device differ between ranks.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
-        OptionError: when it is made, this rank is not in the group.
+        ContractError, OptionError: when it is made, the loss is no module, or this rank is not in
+            the group.
         TypeError, OptionError: the arguments of a rank are not those of the loss, or one is
             something else than a tensor, number, string or None; on the other ranks an OptionError
             that names the rank.
@@ -176,6 +178,7 @@ class AcrossRanks(PairLoss):
 
     def __init__(self, loss: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
+        check_module("loss", loss)
         _check_member(group)
         if any(isinstance(part, AcrossRanks) for part in loss.modules()):
             raise OptionError(

@@ -22,12 +22,14 @@ from gloria.checks import (
     check_fusion_weights,
     check_image_encoder,
     check_integer,
+    check_module,
     check_same_size,
+    check_tensor,
     check_text_encoder,
     check_texts,
-    fault_of_module,
+    height_width,
 )
-from gloria.errors import ContractError, DataError, EmptyTextError, OptionError, ShapeError
+from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
@@ -118,20 +120,22 @@ class GLoRIA(nn.Module):
         its loss or a head was replaced."""
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.image_head = image_head or nn.Identity()
-        self.region_head = region_head or nn.Identity()
-        self.text_head = text_head or nn.Identity()
-        self.word_head = word_head or nn.Identity()
-        self.loss = loss or GlobalLocalContrastiveLoss()
+        # `or` would ask what torch.compile made of a module for its length
+        self.image_head = nn.Identity() if image_head is None else image_head
+        self.region_head = nn.Identity() if region_head is None else region_head
+        self.text_head = nn.Identity() if text_head is None else text_head
+        self.word_head = nn.Identity() if word_head is None else word_head
+        self.loss = GlobalLocalContrastiveLoss() if loss is None else loss
         self.trained_image_size: tuple[int, int] | None = None
         """``(height, width)`` of the images it was trained on, in pixels, for whoever feeds it
         next; :func:`gloria.training.train` sets it, and it is saved. None = unknown."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a part; another loss or head than before is no longer what ``composition`` says."""
+        if name == "trained_image_size":
+            value = height_width(name, value)
         if name == "loss":
-            if fault := fault_of_module(value):
-                raise ContractError(f"loss must be a module: {fault}.")
+            check_module("loss", value)
             self._loss_inputs = inputs_of(value)
         if name in ("loss", *_HEADS):
             before = getattr(self, name, value)
@@ -141,8 +145,8 @@ class GLoRIA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.parameters()).device
+        """Where the model's parameters are; the CPU if it has none."""
+        return next((each.device for each in self.parameters()), torch.device("cpu"))
 
     def forward(self, images: Tensor, texts: Texts) -> GLoRIAOutput:
         """Features and loss of a batch of pairs; text k belongs to image k.
@@ -256,7 +260,7 @@ class GLoRIA(nn.Module):
                 ``aggregation``; ``weights`` are not two finite numbers; ``kind`` is None and the
                 loss trains none.
         """
-        kind = kind or self.trained_kind
+        kind = self.trained_kind if kind is None else kind
         check_choice("kind", kind, ("global", "local", "both"))
         check_fusion_weights(weights)
         if not isinstance(images, ImageFeatures):
@@ -308,15 +312,12 @@ class GLoRIA(nn.Module):
             text: one text.
 
         Raises:
-            ShapeError: not one image.
+            ShapeError, DtypeError: not one image.
             OptionError: as :meth:`attention_maps`.
             ContractError: the text encoder names more or fewer words than it encodes.
             DataError: the attention is not finite.
         """
-        if image.dim() != 3:
-            raise ShapeError(
-                f"image must be one image (channel, height, width); got {tuple(image.shape)}."
-            )
+        check_tensor("image", image, ("channel", "height", "width"))
         images, texts = self.encode_image(image[None]), self.encode_text([text])
         weights = self.attention_maps(images, texts)
         if not weights.isfinite().all():

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import gloria
 from gloria.catalog import default_catalog
-from gloria.checks import require
+from gloria.checks import height_width, require
 from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
@@ -572,16 +572,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
     """The size of the images of training; folders of before it was recorded do not have it."""
-    match config.get("trained_image_size"):
-        case None:
-            return None
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height, width
-        case other:
-            raise CheckpointError(
-                f"trained_image_size in {folder / 'config.json'} must be [height, width] in "
-                f"pixels, or null; it is {other!r}."
-            )
+    try:
+        size: tuple[int, int] | None = height_width(
+            "trained_image_size", config.get("trained_image_size")
+        )
+    except OptionError as cause:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: {cause}") from cause
+    return size
 
 
 def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:

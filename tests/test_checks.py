@@ -50,11 +50,13 @@ def test_tensors_that_are_none():
         check_tensor("x", torch.zeros(2), ROWS, "Add an axis.")
     with pytest.raises(ShapeError, match=r"^x must be \(row, column\); got \(\)\.$"):
         check_tensor("x", torch.tensor(1.0), ROWS)
-    for dtype in (torch.int64, torch.bool, torch.complex64):
-        with pytest.raises(
-            DtypeError, match=f"^x must be a floating-point tensor; got dtype {dtype}"
-        ):
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e5m2):
+        expected = f"^x must be a floating-point tensor of 16, 32 or 64 bits; got dtype {dtype}"
+        with pytest.raises(DtypeError, match=expected):
             check_tensor("x", torch.zeros(2, 3, dtype=dtype), ROWS)
+    for layout in (torch.zeros(2, 3).to_sparse(), torch.zeros(2, 3).to_mkldnn()):
+        with pytest.raises(DtypeError, match=r"^x must be a dense tensor \(row, column\); got lay"):
+            check_tensor("x", layout, ROWS)
 
 
 def test_masks():

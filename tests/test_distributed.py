@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gloria.catalog import Catalog
 from gloria.distributed import AcrossRanks, gather, gather_batch
 from gloria.errors import (
+    ContractError,
     DeviceError,
     DtypeError,
     EmptyImageError,
@@ -718,6 +719,8 @@ def test_once_is_enough():
     for loss in (once, nn.Sequential(once)):
         with pytest.raises(OptionError, match="is or holds one already"):
             AcrossRanks(loss)
+    with pytest.raises(ContractError, match=r"loss must be a module: .*, it is str"):
+        AcrossRanks("local_contrastive")
 
 
 def test_a_compiled_part_is_refused():

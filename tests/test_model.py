@@ -98,6 +98,28 @@ def images():
     return torch.randn(3, 1, 12, 20, generator=torch.Generator().manual_seed(1))
 
 
+def test_a_model_may_have_no_parameter(images):
+    class Means(Patches):
+        def __init__(self):
+            nn.Module.__init__(self)
+
+        def forward(self, images):
+            maps = images[:, :, ::2, ::2].expand(-1, 6, -1, -1)
+            return ImageFeatures(maps.mean((2, 3)), maps.flatten(2).mT, tuple(maps.shape[2:]))
+
+    class Numbers(Bag):
+        def __init__(self):
+            super().__init__()
+            table = self.embedding.weight.detach()
+            del self.embedding
+            self.embedding = table.__getitem__
+
+    model = GLoRIA(Means(), Numbers())
+    assert not list(model.parameters())
+    assert model.device == torch.device("cpu")
+    assert model(images, TEXTS).loss.isfinite()
+
+
 def test_the_tiny_encoders_follow_the_contract():
     assert isinstance(Patches(), ImageEncoder)
     assert isinstance(Bag(), TextEncoder)
@@ -467,8 +489,10 @@ def test_create_model_without_a_width_projects_the_image_only(images):
 def test_bad_input_is_named(model, images):
     with pytest.raises(OptionError, match="kind must be one of 'global', 'local', 'both'"):
         model.similarity(images, TEXTS, "fused")
-    with pytest.raises(ShapeError, match=re.escape("image must be one image")):
+    with pytest.raises(ShapeError, match=re.escape("image must be (channel, height, width)")):
         model.attention(images, "edema")
+    with pytest.raises(DtypeError, match=r"image must be a tensor .*; got list"):
+        model.attention(images[0].tolist(), "edema")
     with pytest.raises(ShapeError, match="3 images and 2 texts"):
         model(images, TEXTS[:2])
     with pytest.raises(EmptyTextError, match=r"texts\[1\] has no word"):
@@ -554,6 +578,15 @@ def test_a_wrapped_local_loss_can_be_told_too(images):
         torch.testing.assert_close(
             wrapped.similarity(images, TEXTS, aggregation=aggregation), expected
         )
+
+
+@torch.no_grad()
+def test_compiled_parts_are_composed(images):
+    parts = {"loss": LocalContrastiveLoss(), "region_head": nn.Linear(6, 6), "word_head": nn.Tanh()}
+    plain = GLoRIA(Patches(), Bag(), **parts)
+    compiled = {name: torch.compile(part, backend="eager") for name, part in parts.items()}
+    composed = GLoRIA(plain.image_encoder, plain.text_encoder, **compiled)
+    torch.testing.assert_close(composed(images, TEXTS).loss, plain(images, TEXTS).loss)
 
 
 @pytest.mark.parametrize("tokenized", [False, True])

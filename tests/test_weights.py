@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -76,6 +77,12 @@ def test_another_dtype_is_kept_in_the_file_and_comes_back_as_the_default(model, 
     loaded = load_model(folder)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.image_head.layers.bias, model.image_head.layers.bias.float())
+    try:
+        torch.set_default_dtype(torch.float64)
+        loaded = load_model(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
 
 
 def test_the_size_of_training_comes_along(model, tmp_path):
@@ -88,10 +95,20 @@ def test_the_size_of_training_comes_along(model, tmp_path):
     del config["trained_image_size"]  # as folders of before are
     (folder / "config.json").write_text(json.dumps(config))
     assert load_model(folder).trained_image_size is None
-    for wrong in (224, [224], [224, 0], [0, 224], ["224", "224"], [224.0, 224.0]):
+    for wrong in ([224], [224, 0], [0, 224], ["224", "224"], [224.0, 224.0]):
         (folder / "config.json").write_text(json.dumps({**config, "trained_image_size": wrong}))
-        with pytest.raises(CheckpointError, match=r"must be \[height, width\] in pixels, or null"):
+        damaged = r"config.json is damaged: trained_image_size must be .* or \(height, width\)"
+        with pytest.raises(CheckpointError, match=damaged):
             load_model(folder)
+
+
+@pytest.mark.parametrize("size", [224, np.int64(224), (224, np.int64(224)), [224, 224]])
+def test_a_size_of_training_that_would_not_come_along_is_never_set(size, model, tmp_path):
+    model.trained_image_size = size
+    assert model.trained_image_size == (224, 224)
+    assert load_model(save_model(model, tmp_path / "model")).trained_image_size == (224, 224)
+    with pytest.raises(OptionError, match=r"trained_image_size must be .*; got \(224.5, 224\)"):
+        model.trained_image_size = (224.5, 224)
 
 
 def test_everyone_may_read_what_everyone_may_read_beside_it(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import unicodedata
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from gloria.aggregators.reductions import masked_first, masked_max, masked_mean, masked_sum
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_integer, check_texts, require
+from gloria.checks import check_boolean, check_choice, check_integer, check_texts, require
 from gloria.encoders.freezing import Freezable
 from gloria.errors import (
     CheckpointError,
+    DtypeError,
     EmptyTextError,
     OptionError,
     TokenizerError,
@@ -70,6 +72,7 @@ class HFTextEncoder(Freezable):
     Raises:
         CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
         TokenizerError: the tokenizer is not a fast one, or its vocabulary is not the model's.
+        DtypeError: the object is no model of transformers.
         OptionError: an option is outside what the model allows, or the model is more than a text
             encoder (an encoder-decoder, CLIP, one with the head of a task) or takes no attention
             mask.
@@ -119,6 +122,7 @@ class HFTextEncoder(Freezable):
         super().__init__()
         check_choice("layer_reduction", layer_reduction, ("sum", "mean"))
         check_choice("word_reduction", word_reduction, WORD_REDUCTIONS)
+        check_boolean("cls_as_word", cls_as_word)
         if not callable(pooling):
             check_choice("pooling", pooling, tuple(POOLINGS))
         if tokenizer is None:
@@ -264,15 +268,18 @@ class HFTextEncoder(Freezable):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
 
-        They are functions that can't be pickled; the next forward puts them there again.
+        They are functions that can't be pickled; the next forward puts them there again. They are
+        taken off a copy with the same tensors, as this model may be encoding in another thread.
         """
-        for module in self.model.modules():
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        for module in model.modules():
             for key, hook in list(module._forward_hooks.items()):
                 if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
                     del module._forward_hooks[key]
             vars(module).pop("_output_capturing_hooks_installed", None)
         state: dict[str, Any] = super().__getstate__()
-        return state
+        return {**state, "_modules": {**self._modules, "model": model}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become what was pickled, maybe in another process.
@@ -376,10 +383,10 @@ def _load_model(source: str | Path, pretrained: bool) -> Any:
         raise CheckpointError(_not_found("model", source, "config.json", cause)) from cause
     maker, _ = _maker_of(config)
     if not pretrained:
-        return maker.from_config(config, dtype=torch.float32)
+        return maker.from_config(config, dtype=torch.get_default_dtype())
     try:
         model, report = maker.from_pretrained(
-            **where, config=config, dtype=torch.float32, output_loading_info=True
+            **where, config=config, dtype=torch.get_default_dtype(), output_loading_info=True
         )
     except Exception as cause:
         raise CheckpointError(_not_found("weights", source, "model.safetensors", cause)) from cause
@@ -459,6 +466,11 @@ _MORE = {
 
 
 def _check_model(model: Any) -> None:
+    if not hasattr(model, "get_input_embeddings"):
+        raise DtypeError(
+            f"model must be a name, a folder or a model of transformers; got a "
+            f"{type(model).__name__} object."
+        )
     arguments, name = _arguments_of(model), type(model).__name__
     for argument, advice in _MORE.items():
         if argument in arguments:

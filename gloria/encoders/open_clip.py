@@ -16,10 +16,18 @@ from einops import rearrange
 from torch import Tensor
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
-from gloria.checks import check_choice, check_images, check_integer, check_texts, require
+from gloria.checks import (
+    check_choice,
+    check_images,
+    check_images_suit,
+    check_integer,
+    check_texts,
+    height_width,
+    require,
+)
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import check_patches, height_width
+from gloria.encoders.timm_image import check_patches
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -94,7 +102,7 @@ class OpenClipImageEncoder(Freezable):
         frozen: bool | Sequence[str] = False,
     ) -> None:
         super().__init__()
-        self._image_size = height_width(image_size)
+        self._image_size = height_width("image_size", image_size)
         square = self._image_size and len(set(self._image_size)) == 1
         whole, self._config = _create(
             model_name,
@@ -135,15 +143,20 @@ class OpenClipImageEncoder(Freezable):
 
         Raises:
             ShapeError: wrong rank, number of channels or size, or no image.
-            DtypeError: the images are not floating-point.
+            DtypeError, DeviceError: the images are not floating-point, or not of the dtype or on
+                the device of the model.
         """
         check_images(images, 3, self.image_input.size)
-        output = self.model.forward_intermediates(
-            images,
-            indices=[self.region_stage, -1],  # a ResNet runs no further than the last one wanted
-            normalize_intermediates=self._normalise_regions,
-            output_fmt="NCHW",
-        )
+        try:
+            output = self.model.forward_intermediates(
+                images,
+                indices=[self.region_stage, -1],  # a ResNet runs no further than the last wanted
+                normalize_intermediates=self._normalise_regions,
+                output_fmt="NCHW",
+            )
+        except RuntimeError:
+            check_images_suit(images, self.model)
+            raise
         feature_map = output["image_intermediates"][0]
         height, width = feature_map.shape[2:]
         return ImageFeatures(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gloria.checks import require
+from gloria.checks import check_texts, require
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import DataError, OptionError
 
@@ -51,9 +51,12 @@ def build_word_tokenizer(
         A BERT-like tokenizer: punctuation apart, accents stripped, ``[CLS] text [SEP]``.
 
     Raises:
-        DataError: the texts hold no word.
+        DtypeError: ``texts`` is one string, or a text is none.
+        ShapeError, DataError: there is no text, or no word in them, or one is no Unicode.
         OptionError: ``vocab_size`` has no room for the characters.
     """
+    texts = texts if isinstance(texts, str) else list(texts)
+    check_texts(texts)  # of one string a vocabulary of letters would be made
     tokenizers = require("tokenizers", "encoders")
     transformers = require("transformers", "encoders")
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)

@@ -13,7 +13,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from gloria.checks import check_images, check_integer, require
+from gloria.checks import (
+    check_images,
+    check_images_suit,
+    check_integer,
+    height_width,
+    require,
+)
 from gloria.encoders.freezing import Freezable
 from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
@@ -99,7 +105,7 @@ class TimmImageEncoder(Freezable):
             raise OptionError("image_size and timm's img_size are the same; give one of them.")
         self.model_name = model_name
         self.region_stage = int(region_stage)
-        self.image_size = height_width(image_size)
+        self.image_size = height_width("image_size", image_size)
         self.options = options
 
         arguments = {"in_chans": in_chans, "num_classes": 0, **options}
@@ -152,7 +158,8 @@ class TimmImageEncoder(Freezable):
         Raises:
             ShapeError: wrong rank or number of channels, no image, or a size that the model cannot
                 take.
-            DtypeError: the images are not floating-point.
+            DtypeError, DeviceError: the images are not floating-point, or not of the dtype or on
+                the device of the model.
         """
         check_images(images, self.image_input.channels, self._only_size)
         last, (feature_map,) = self._run(images, [self.region_stage])
@@ -175,10 +182,18 @@ class TimmImageEncoder(Freezable):
         Returns:
             A map ``(image, dim, height, width)`` per stage.
 
-        Raises what :meth:`forward` raises.
+        Raises what :meth:`forward` raises, and OptionError where there are no such stages, or they
+        are in another order.
         """
         check_images(images, self.image_input.channels, self._only_size)
-        indices = list(range(len(self.stages))) if stages is None else list(stages)
+        count = len(self.stages)
+        indices = list(range(count) if stages is None else stages)
+        places = [index % count for index in indices if -count <= index < count]
+        if not places or len(places) < len(indices) or places != sorted(set(places)):
+            raise OptionError(
+                f"stages must be some from {-count} to {count - 1} in ascending order; got "
+                f"{indices}."
+            )
         return list(self._run(images, indices)[1])
 
     def recipe(self, folder: Path) -> Recipe:
@@ -205,8 +220,10 @@ class TimmImageEncoder(Freezable):
                 output_fmt="NCHW",
             )
         except (AssertionError, IndexError, RuntimeError) as cause:
-            if isinstance(cause, RuntimeError) and self._takes(size):
-                raise  # of memory, devices, dtypes
+            if isinstance(cause, RuntimeError):
+                check_images_suit(images, self.model)
+                if self._takes(size):
+                    raise  # of memory
             raise ShapeError(
                 f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause
@@ -271,18 +288,6 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
         + (f"Did you mean {', '.join(near)}? " if near else "")
         + "timm.list_models('*part*') lists what there is."
     )
-
-
-def height_width(size: int | Sequence[int] | None) -> Any:
-    """An option ``image_size`` as a pair; None stays None."""
-    if size is None:
-        return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise OptionError(
-            f"image_size must be a number of pixels or (height, width), above 0; got {size!r}."
-        )
-    return pair
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -410,7 +415,7 @@ def _create(
             return timm.create_model(name, pretrained=True, **arguments)
         except Exception as cause:  # timm, the hub and torch raise as they please
             raise CheckpointError(_out_of_reach(f"the weights of {name}", cause)) from cause
-    if not Path(pretrained).is_file():
+    if not Path(str(pretrained)).is_file():  # None, say
         raise CheckpointError(
             f"pretrained must be True, False or a file of weights; there is no file {pretrained}."
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from gloria.checks import check_choice, check_options
-from gloria.errors import OptionError
-from gloria.losses.base import GlobalLocalLoss
+from gloria.checks import check_choice, check_module, check_options
+from gloria.errors import ContractError, OptionError
+from gloria.losses.base import LOSS_INPUTS, GlobalLocalLoss, inputs_of
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
 
@@ -22,6 +22,9 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
         local_loss: default :class:`LocalContrastiveLoss` with the paper's constants.
         global_weight: published: 1.
         local_weight: published: 1.
+
+    Raises:
+        ContractError: a part is no loss, or one of something else.
 
     Presets: ``"paper"``, ``"official"``, ``"stable"``: both parts with the preset of that name.
 
@@ -53,11 +56,13 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
         local_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            global_loss or GlobalContrastiveLoss(),
+            GlobalContrastiveLoss() if global_loss is None else global_loss,
             global_weight=global_weight,
             local_weight=local_weight,
         )
-        self.local_loss = local_loss or LocalContrastiveLoss()
+        self.local_loss = LocalContrastiveLoss() if local_loss is None else local_loss
+        _check_part("global_loss", self.global_loss, LOSS_INPUTS[:2])
+        _check_part("local_loss", self.local_loss, LOSS_INPUTS[2:])
 
     @classmethod
     def from_preset(
@@ -105,3 +110,12 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
     def local_weights(self) -> dict[str, float]:
         """The weights of the local loss's two directions."""
         return self.local_loss.weights()
+
+
+def _check_part(name: str, loss: nn.Module, takes: Sequence[str]) -> None:
+    check_module(name, loss)
+    if not hasattr(loss, "terms") or not set(inputs_of(loss)) <= set(takes):
+        raise ContractError(
+            f"{name} must be a loss with terms of {', '.join(takes)} alone; got a "
+            f"{type(loss).__name__}."
+        )

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_positive
+from gloria.checks import check_boolean, check_positive
 from gloria.errors import OptionError
 
 
@@ -25,6 +25,7 @@ class Temperature(nn.Module):
 
     def __init__(self, initial: float, *, learnable: bool = False, minimum: float = 0.01) -> None:
         super().__init__()
+        check_boolean("learnable", learnable)
         check_positive("temperature", initial)
         check_positive("minimum_temperature", minimum)
         self.minimum = minimum

@@ -34,9 +34,11 @@ def aggregate_words(
             return masked_mean(cosine, mask, -1)
         case aggregator:
             similarity = aggregator(cosine, mask, -1)
-            if similarity.shape != cosine.shape[:-1]:
+            is_tensor = isinstance(similarity, Tensor)
+            if not is_tensor or similarity.shape != cosine.shape[:-1]:
+                given = tuple(similarity.shape) if is_tensor else type(similarity).__name__
                 raise ShapeError(
-                    f"aggregation must reduce (image, text, word) to (image, text), "
-                    f"{tuple(cosine.shape[:-1])}; it gave {tuple(similarity.shape)}."
+                    f"aggregation must reduce (image, text, word) to a tensor (image, text), "
+                    f"{tuple(cosine.shape[:-1])}; it gave {given}."
                 )
             return similarity

@@ -28,6 +28,7 @@ from gloria.aggregators import AttentionPooling, GeM, LogSumExp, masked_sum
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import (
     CheckpointError,
+    DataError,
     DtypeError,
     EmptyTextError,
     OptionError,
@@ -639,6 +640,19 @@ def test_another_process_reads_the_pickle(tmp_path):
     torch.testing.assert_close(torch.load(paths[1]), expected)
 
 
+def test_a_forward_that_is_under_way_does_not_notice_a_copy():
+    encoder = CASES["bert"].make()
+    expected = encoder(TEXTS).words
+    copies = []
+
+    def make_copy(*_):
+        copies.append(copy.deepcopy(encoder))
+
+    encoder.model.embeddings.register_forward_hook(make_copy)
+    assert torch.equal(encoder(TEXTS).words, expected)
+    assert len(copies) == 1
+
+
 def test_pickling_leaves_the_users_own_hooks():
     encoder = CASES["bert"].make()
     encoder.model.embeddings.register_forward_hook(print)  # any function that pickle takes
@@ -704,6 +718,10 @@ def test_empty_text_is_not_saved_by_cls():
         ("mild effusion", DtypeError, r"got one string. Wrap it: \['mild effusion'\]"),
         ([], ShapeError, "at least one text"),
         (["mild", None], DtypeError, r"texts\[1\] must be a string; got NoneType"),
+        ({"mild", "edema"}, DtypeError, "texts must be a sequence of strings; got set"),
+        ({0: "mild"}, DtypeError, "texts must be a sequence of strings; got dict"),
+        (iter(["mild"]), DtypeError, "texts must be a sequence of strings; got list_iterator"),
+        (["mild", "derrame \udcf3"], DataError, r"texts\[1\] must be valid Unicode; got .*udcf3"),
     ],
 )
 def test_bad_texts(bert, texts, error, message):
@@ -722,6 +740,7 @@ def test_bad_texts(bert, texts, error, message):
         ({"max_length": 131}, OptionError, "max_length must be from 3 to 130"),
         ({"layer_reduction": "max"}, OptionError, "layer_reduction must be one of 'sum', 'mean'"),
         ({"word_reduction": "last"}, OptionError, "word_reduction must be one of"),
+        ({"cls_as_word": "no"}, DtypeError, "cls_as_word must be True or False; got 'no'"),
         ({"pooling": "sum"}, OptionError, "pooling must be one of 'mean', 'max', 'cls'"),
     ],
 )
@@ -757,6 +776,8 @@ def test_positions_go_by_other_names(kind):
 def test_a_model_object_needs_its_tokenizer(bert):
     with pytest.raises(OptionError, match="a model object needs its tokenizer"):
         HFTextEncoder(bert.model)
+    with pytest.raises(DtypeError, match="a model of transformers; got a HFTextEncoder object"):
+        HFTextEncoder(bert, tokenizer=bert.tokenizer)
 
 
 def test_slow_tokenizer(bert):

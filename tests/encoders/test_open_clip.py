@@ -13,6 +13,7 @@ from torch import nn
 from gloria.encoders import OpenClipImageEncoder, OpenClipTextEncoder
 from gloria.errors import (
     CheckpointError,
+    DeviceError,
     DtypeError,
     EmptyTextError,
     GloriaError,
@@ -736,6 +737,8 @@ def test_no_patch_is_cut_off_in_silence(size, saved):
         (torch.zeros(2, 3, 40, 32), ShapeError, r"\(32, 32\) pixels; got \(40, 32\)"),
         (torch.zeros(0, 3, 32, 32), ShapeError, "at least one image"),
         (torch.zeros(2, 3, 32, 32, dtype=torch.long), DtypeError, "floating-point"),
+        (torch.zeros(2, 3, 32, 32).double(), DtypeError, "in the dtype of .*32; got torch.float64"),
+        (torch.zeros(2, 3, 32, 32).to("meta"), DeviceError, "device of the encoder, cpu; got meta"),
     ],
 )
 def test_bad_images(images, error, message, saved):

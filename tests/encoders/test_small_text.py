@@ -1,5 +1,6 @@
 """The from-scratch text encoder: vocabulary and small BERT."""
 
+import math
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.encoders.small_text import build_word_tokenizer, small_bert
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 REPORTS = [
     "Mild cardiomegaly. No pleural effusion.",
@@ -96,9 +97,17 @@ def test_together_they_are_a_text_encoder_that_comes_back(tokenizer, tmp_path):
     assert repeated.tokens == features.tokens
 
 
-@pytest.mark.parametrize("texts", [[], ["", "  "]])
-def test_no_words(texts):
-    with pytest.raises(DataError, match="texts must hold at least one word"):
+@pytest.mark.parametrize(
+    "texts, error, message",
+    [
+        ([], ShapeError, "texts must hold at least one text"),
+        (["", "  "], DataError, "texts must hold at least one word"),
+        ("No effusion.", DtypeError, "must be a sequence of strings; got one string"),
+        (["No effusion.", math.nan], DtypeError, r"texts\[1\] must be a string; got float"),
+    ],
+)
+def test_texts_of_no_words(texts, error, message):
+    with pytest.raises(error, match=message):
         build_word_tokenizer(texts)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from gloria.encoders import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
+    DeviceError,
     DtypeError,
-    GloriaError,
     OptionError,
     ShapeError,
     UnknownNameError,
@@ -495,6 +495,8 @@ def test_region_stage_out_of_range(stage):
         ({"in_chans": "1"}, DtypeError, "in_chans must be an integer; got '1'"),
         ({"image_size": 0}, OptionError, "image_size must be a number of pixels or"),
         ({"image_size": (1, 2, 3)}, OptionError, r"got \(1, 2, 3\)"),
+        ({"image_size": 64.0}, OptionError, "image_size must be .*; got 64.0"),
+        ({"pretrained": None}, CheckpointError, "pretrained must be True, False or a file of wei"),
         ({"no_such_option": 1}, OptionError, "cannot make resnet18.*no_such_option"),
         ({"channels": 1}, OptionError, "cannot make resnet18.*channels is in_chans"),
         ({"num_classes": 5}, OptionError, "num_classes is not an option"),
@@ -529,12 +531,20 @@ def test_a_model_without_feature_maps(monkeypatch):
         (torch.zeros(2, 1, 64, 64), ShapeError, r"3 channels; got \(2, 1, 64, 64\).*in_chans"),
         (torch.zeros(0, 3, 64, 64), ShapeError, "at least one image"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), DtypeError, "floating-point.*uint8"),
+        (torch.zeros(2, 3, 64, 64).double(), DtypeError, "in the dtype of .*32; got torch.float64"),
+        (torch.zeros(2, 3, 64, 64).to("meta"), DeviceError, "device of the encoder, cpu; got meta"),
         ([[1.0]], DtypeError, "images must be a tensor"),
     ],
 )
 def test_bad_images(pictures, error, message):
     with pytest.raises(error, match=message):
         cached("resnet18")(pictures)
+
+
+@pytest.mark.parametrize("stages", [[2, 1], [1, 1], [-1, 0], [5], [-6], []])
+def test_stages_that_are_none_or_out_of_order(stages):
+    with pytest.raises(OptionError, match=r"stages must be some from -5 to 4 in ascending order"):
+        cached("resnet18").feature_maps(torch.zeros(1, 3, 64, 64), stages)
 
 
 def test_images_of_a_size_that_the_model_cannot_take():
@@ -601,10 +611,14 @@ def test_maps_that_a_model_folds_into_a_wrong_grid():
         encoder(torch.zeros(1, 3, 100, 131))
 
 
-def test_other_errors_are_not_blamed_on_the_size():
-    with pytest.raises(RuntimeError, match=r"(?i)double") as caught:
-        cached("resnet18")(torch.zeros(1, 3, 64, 64).double())
-    assert not isinstance(caught.value, GloriaError)
+def test_other_errors_are_not_blamed_on_the_images(monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    encoder = TimmImageEncoder("resnet10t")
+    monkeypatch.setattr(encoder.model, "forward_intermediates", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        encoder(torch.zeros(1, 3, 64, 64))
 
 
 # Where the regions are

@@ -85,12 +85,27 @@ def inputs(**changed):
         (
             {"regions": torch.zeros(2, 4, 3, dtype=torch.int64)},
             DtypeError,
-            "regions must be a floating-point tensor; got dtype torch.int64",
+            "regions must be a floating-point tensor of 16, 32 or 64 bits; got dtype torch.int64",
         ),
         (
             {"words": torch.zeros(2, 5, 3, dtype=torch.complex64)},
             DtypeError,
-            "words must be a floating-point tensor; got dtype torch.complex64",
+            "words must be a floating-point tensor of .* bits; got dtype torch.complex64",
+        ),
+        (
+            {"words": torch.zeros(2, 5, 3).to(torch.float8_e4m3fn)},
+            DtypeError,
+            "words must be a floating-point tensor of .* bits; got dtype torch.float8_e4m3fn",
+        ),
+        (
+            {"regions": torch.zeros(2, 4, 3).to_sparse()},
+            DtypeError,
+            r"regions must be a dense tensor \(image, region, dim\); got layout torch.sparse_coo",
+        ),
+        (
+            {"word_mask": torch.ones(2, 5, dtype=torch.bool).to_sparse()},
+            DtypeError,
+            r"word_mask must be a dense tensor \(text, word\); got layout torch.sparse_coo",
         ),
         (
             {"regions": [[0.0]]},
@@ -146,6 +161,16 @@ def test_bad_input_is_named(changed, error, message):
     "changed, error, message",
     [
         ({"aggregation": "sum"}, OptionError, "aggregation must be one of .*; got 'sum'"),
+        (
+            {"aggregation": lambda values, mask, dim: values},
+            ShapeError,
+            r"aggregation must reduce .* to a tensor .*, \(2, 2\); it gave \(2, 2, 5\)",
+        ),
+        (
+            {"aggregation": lambda values, mask, dim: None},
+            ShapeError,
+            r"aggregation must reduce .* to a tensor .*, \(2, 2\); it gave NoneType",
+        ),
         ({"match_temperature": -1}, OptionError, "match_temperature must be .*above 0; got -1"),
         (
             {"match_temperature": True},

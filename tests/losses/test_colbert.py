@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-import gloria
-from gloria.errors import OptionError, ShapeError
-from gloria.losses import ColBERTLoss, inputs_of
+from gloria.losses import ColBERTLoss
 
 
 @pytest.mark.parametrize("masked_regions", [False, True])
@@ -55,24 +53,3 @@ def test_gradcheck(make_pairs):
     loss = ColBERTLoss(image_to_text_weight=0.5, learnable=True).double()
     leaves = regions.requires_grad_(), words.requires_grad_()
     assert gradcheck(lambda v, t, *_: loss(v, t, *masks), (*leaves, *loss.parameters()))
-
-
-def test_similarity_may_be_rectangular_and_the_loss_may_not(make_pairs):
-    pairs = make_pairs(2, 3, 5, 4, 6)
-    assert ColBERTLoss().similarity(*pairs).shape == (2, 3)
-    with pytest.raises(ShapeError, match=r"must be square.*got 2 images and 3 texts"):
-        ColBERTLoss()(*pairs)
-
-
-def test_options_are_checked_when_the_loss_is_made():
-    with pytest.raises(OptionError, match=r"backend must be one of 'auto', .*; got 'fast'"):
-        ColBERTLoss(backend="fast")
-    with pytest.raises(OptionError, match="memory_budget must be at least 1; got 0"):
-        ColBERTLoss(memory_budget=0)
-
-
-def test_is_registered_and_asks_for_regions_and_words():
-    loss = gloria.create_loss("colbert", preset="paper", backend="einops")
-    assert isinstance(loss, ColBERTLoss)
-    assert inputs_of(loss) == ("regions", "words", "word_mask", "region_mask")
-    assert "backend='einops'" in repr(loss)

@@ -1,7 +1,6 @@
 """What every registered loss promises: precisions, padding, compilation, copies, training."""
 
 import copy
-import inspect
 import math
 import pickle
 from collections.abc import Callable
@@ -12,13 +11,14 @@ import torch
 from torch.autograd import gradgradcheck
 
 from gloria.catalog import Catalog
-from gloria.errors import EmptyTextError
+from gloria.errors import EmptyTextError, OptionError, ShapeError
 from gloria.losses import PairLoss, inputs_of
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 
 LOSSES = [entry.name for entry in Catalog().losses.entries()]
 WITH_WORDS = [name for name in LOSSES if "words" in inputs_of(Catalog().create("losses", name, {}))]
+WITH_BACKENDS = ["local_contrastive", "filip", "colbert"]
 every_loss = pytest.mark.parametrize("name", LOSSES)
 every_local_loss = pytest.mark.parametrize("name", WITH_WORDS)
 
@@ -142,6 +142,20 @@ def test_the_order_of_the_pairs_does_not_matter(name, make_inputs):
     torch.testing.assert_close(loss(**shuffled), loss(**inputs))
 
 
+@every_loss
+def test_similarity_takes_any_numbers_and_the_loss_takes_pairs(name, make_inputs):
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    images = {key: x[:2] for key, x in inputs.items() if key[:2] in ("im", "re")}
+    assert 0 < len(images) < len(inputs)
+    with pytest.raises(ShapeError, match=r"at least one pair, .* got 2 images and 3 texts"):
+        loss(**inputs | images)
+    with pytest.raises(ShapeError, match=r"at least one pair, .* got 0 images and 0 texts"):
+        loss(**{key: x[:0] for key, x in inputs.items()})
+    if hasattr(loss, "similarity"):
+        assert loss.similarity(**inputs | images).shape == (2, 3)
+
+
 @every_local_loss
 def test_a_text_without_a_word_is_named(name, make_inputs):
     loss = create(name)
@@ -183,8 +197,8 @@ def test_exports_for_any_batch(name, make_inputs):
 
 @every_loss
 def test_second_derivatives(name, make_inputs):
-    takes_backend = "backend" in inspect.signature(type(create(name))).parameters
-    loss = Catalog().create("losses", name, {"backend": "einops"} if takes_backend else {}).double()
+    options = {"backend": "einops"} if name in WITH_BACKENDS else {}
+    loss = Catalog().create("losses", name, options).double()
     inputs = make_inputs(loss, 3, dtype=torch.float64)
     features = {key: x for key, x in inputs.items() if x.is_floating_point()}
     masks = {key: x for key, x in inputs.items() if key not in features}
@@ -212,6 +226,17 @@ def test_copies_compute_the_same(name, copied, make_inputs):
 def test_presets_can_be_made_and_overridden(name):
     for preset in type(create(name)).presets:
         assert Catalog().create("losses", name, {"preset": preset}) is not None
+    with pytest.raises(OptionError, match=r"preset must be one of '.*'; got 'published'"):
+        type(create(name)).from_preset("published")
+
+
+@pytest.mark.parametrize("name", WITH_BACKENDS)
+def test_a_bad_backend_or_budget_is_named_when_the_loss_is_made(name):
+    with pytest.raises(OptionError, match=r"backend must be one of 'auto', .*; got 'fast'"):
+        type(create(name))(backend="fast")
+    with pytest.raises(OptionError, match="memory_budget must be at least 1; got 0"):
+        type(create(name))(memory_budget=0)
+    assert "backend='einops'" in repr(type(create(name))(backend="einops"))
 
 
 @every_loss

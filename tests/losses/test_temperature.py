@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gloria.errors import OptionError
+from gloria.errors import DtypeError, OptionError
 from gloria.losses.temperature import Temperature
 
 
@@ -61,4 +61,6 @@ def test_bad_values_are_named():
         Temperature(0.1, learnable=True, minimum=-1)
     with pytest.raises(OptionError, match="temperature must be a finite number above 0; got nan"):
         Temperature(math.nan)
+    with pytest.raises(DtypeError, match="learnable must be True or False; got 'no'"):
+        Temperature(0.1, learnable="no")
     assert Temperature(0.001)() == 0.001  # a fixed one has no bound
