@@ -121,7 +121,8 @@ def timed(run: Run, device: str) -> float:
 
 def counted(case: Case, peer: str, device: str, dtype: torch.dtype) -> dict[str, int]:
     """What cost.py counts for a peer that it knows."""
-    backend = {"definition": "einops", "compiled": "einops"}.get(peer, peer)
+    backends = {"definition": "einops", "compiled": "einops", "chunked-compiled": "chunked"}
+    backend = backends.get(peer, peer)
     if backend not in COUNTED:
         return {}
     workload = WORKLOADS[case.workload]
@@ -161,7 +162,7 @@ def peak_memory(case: Case, peer: str, device: str, dtype: torch.dtype) -> int:
     warm = case._replace(workload="global-1024" if case.attention == "" else "small")
     warm.peers(device, dtype)[peer]()
     run = case.peers(device, dtype)[peer]
-    if peer == "compiled":
+    if peer.endswith("compiled"):
         run()  # compiling takes memory of its own
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -6,6 +6,7 @@
 | `compiled` | `torch.compile` of it |
 | `published` | the loop of the published code over captions, written anew from its formulas |
 | `chunked`, `triton` | ours, those that can run |
+| `chunked-compiled` | `torch.compile` of `chunked` |
 | `products` | the matrix products that ours cannot avoid, and nothing else: a floor |
 | `matrix`, `blocks` | the global loss on its pair matrix, and ours without one |
 """
@@ -38,9 +39,11 @@ def local_peers(inputs: Inputs, workload: Workload, attention: str, mode: str) -
     ]
     similarities = {
         "definition": partial(local_similarity, attention=attention, backend="einops"),
-        "compiled": _compiled(attention),
+        "compiled": _compiled(attention, "einops"),
         "published": partial(published, attention=attention),
-    } | {name: partial(local_similarity, attention=attention, backend=name) for name in ours}
+        **{name: partial(local_similarity, attention=attention, backend=name) for name in ours},
+        "chunked-compiled": _compiled(attention, "chunked"),
+    }
     peers: dict[str, Run] = {
         name: partial(run_local, similarity, inputs, mode)
         for name, similarity in similarities.items()
@@ -139,6 +142,6 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @cache
-def _compiled(attention: str) -> Callable[..., Tensor]:
-    definition = partial(local_similarity, attention=attention, backend="einops")
-    return torch.compile(definition, fullgraph=True, dynamic=False)
+def _compiled(attention: str, backend: str) -> Callable[..., Tensor]:
+    similarity = partial(local_similarity, attention=attention, backend=backend)
+    return torch.compile(similarity, fullgraph=True, dynamic=False)

@@ -33,6 +33,7 @@ machine's. Every peer was first held to the definition's values and gradients.
 | `compiled` | `torch.compile` of the definition |
 | `published` | the published code's loop over captions, written anew |
 | `chunked`, `triton` | this library's backends |
+| `chunked-compiled` | `torch.compile` of `chunked` |
 | `products` | nothing but the matrix products that `chunked` needs, recomputing none: a floor |
 | `matrix`, `blocks` | the global loss on its whole pair matrix, and this library's without one |
 
