@@ -51,6 +51,7 @@ from gloria.cli.arguments import (
     pick_image_size,
     refuse_unread,
 )
+from gloria.cli.train import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ READ_BY = {
     "sections": ("csv", "chexpert-plus", "mimic-cxr"),
     "classes": ("csv", "mimic-cxr"),
     "patient_column": ("csv",),
-    "report_column": ("csv",),
+    **dict.fromkeys(COLUMNS, ("csv",)),
     "bits": ("csv",),
     "window": ("csv",),
     "prompts": FORMATS[1:],
@@ -75,6 +76,9 @@ READ_BY = {
     "per_class": FORMATS,
 }
 """Option: the formats that read it."""
+
+USUAL = {name: COLUMNS[name] for name in ("image_column", "split_column")}
+"""Option: its default, as of `gloria train`; the column of reports need not be there."""
 
 PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 """How many are drawn."""
@@ -133,6 +137,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="columns of labels of a csv; without them, images ask for their own reports",
     )
+    for name, default in USUAL.items():
+        data.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=default,
+            metavar="NAME",
+            help=f"of a csv; default: {default}",
+        )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
         "--report-column",
@@ -246,7 +257,7 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(
             "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
         )
-    refuse_unread(args, READ_BY, {})
+    refuse_unread(args, READ_BY, USUAL)
     for name in ("per_class", "prompts"):
         if args.format == "csv" and not args.classes and getattr(args, name) is not None:
             raise OptionError(f"{name.replace('_', '-')} is for a csv with --classes.")
@@ -254,7 +265,6 @@ def _check(args: argparse.Namespace) -> None:
 
 def _find_reports(args: argparse.Namespace) -> None:
     """Those of a csv are where `gloria train` looks for them, if nothing else is said."""
-    from gloria.cli.train import COLUMNS
     from gloria.data.rows import read_header, read_rows
     from gloria.errors import OptionError
 
@@ -324,7 +334,8 @@ def _begin(
         return empty
     try:
         results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before, known = results["settings"], results["models"]
+        # an option that there was not yet stood at its default
+        before, known = USUAL | results["settings"], results["models"]
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
     changed = [
@@ -443,12 +454,10 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
         GloriaWarning: none are left.
     """
     from gloria.cli.progress import say
-    from gloria.data import read_splits
-    from gloria.data.rows import read_header
-    from gloria.data.transfer import TASKS, Splits, TransferData
+    from gloria.data.transfer import TransferData
     from gloria.errors import GloriaWarning
 
-    there = read_splits(args.data) if "split" in read_header(args.data) else []
+    there = _read_splits(args)
     split = next((name for name in ("test", "val") if name in there), None)
     note = ""
     if split == "val":
@@ -461,16 +470,7 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
         warnings.warn(note, GloriaWarning, stacklevel=2)
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
     pairs = _whole(args, _read(args, channels, (), split=split))
-    return TransferData(
-        name=args.format,
-        gallery=pairs,
-        classes=(),
-        labelled=Splits(pairs, pairs, pairs),
-        masked=Splits(pairs, pairs, pairs),
-        prompts={},
-        missing=dict.fromkeys(TASKS[1:], "--classes names no labels"),
-        note=note,
-    )
+    return TransferData.of_pairs(args.format, pairs, note=note)
 
 
 def _read(
@@ -509,7 +509,9 @@ def _read(
         args.data,
         split,
         classes=classes,
+        image_column=args.image_column,
         report_column=args.report_column,
+        split_column=args.split_column,
         patient_column=args.patient_column,
         bits=args.bits,
         window=args.window,
@@ -537,16 +539,13 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         GloriaWarning: they must be, though `gloria train` reads one of the data's own.
     """
     from gloria.cli.progress import say
-    from gloria.data import read_splits
-    from gloria.data.rows import read_header
     from gloria.errors import GloriaWarning
 
     if args.format == "mimic-cxr":
         return ("train", "validate", "test"), ""
     validation = "valid" if args.format == "chexpert-plus" else "val"
     names = ("train", validation, "test")
-    has_column = args.format in ("csv", "chexpert-plus") and "split" in read_header(args.data)
-    there = read_splits(args.data) if has_column else []
+    there = _read_splits(args)
     lacking = [name for name in names if name not in there]
     if not lacking:
         if others := sorted(set(there) - set(names)):
@@ -556,7 +555,7 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
         how = "image by image, since it is not told whose they are"
-    if not has_column:
+    if not there:
         say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
         return (None,), ""
     drawn = (
@@ -564,12 +563,25 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         f"anew, {how}. Figures are too good if `gloria train` saw what is tested on."
     )
     warnings.warn(
-        f"{drawn} Write {' and '.join(lacking)} into the column split, for patients to hold out, "
-        f"before training.",
+        f"{drawn} Write {' and '.join(lacking)} into the column {args.split_column}, for patients "
+        f"to hold out, before training.",
         GloriaWarning,
         stacklevel=2,
     )
     return (None,), drawn
+
+
+def _read_splits(args: argparse.Namespace) -> list[str]:
+    """The splits that a table names; it may lack the usual column, but none that was asked for."""
+    from gloria.data import read_splits
+    from gloria.data.rows import read_header
+
+    column = args.split_column
+    if args.format not in ("csv", "chexpert-plus"):
+        return []
+    if column == USUAL["split_column"] and column not in read_header(args.data):
+        return []
+    return read_splits(args.data, column)
 
 
 def _hash_prompts(path: Path) -> str:

@@ -201,6 +201,22 @@ class TransferData:
             missing=_missing(test, gallery, no_gallery, classes, prompts),
         )
 
+    @classmethod
+    def of_pairs(cls, name: str, pairs: LabelledPairs, *, note: str = "") -> Self:
+        """Images that ask for their own reports, for which they need no labels.
+
+        Args:
+            name: what captions call them.
+            pairs: images with reports that the model was not trained on, such as an
+                :class:`~gloria.data.ImageReportTable`.
+            note: what must be said wherever the figures stand.
+        """
+        missing = dict.fromkeys(TASKS[1:], "no classes of labels are named")
+        if not all(pairs.reports):
+            missing["retrieval"] = NO_REPORTS
+        every = Splits(pairs, pairs, pairs)
+        return cls(name, pairs, (), every, every, {}, missing, note)
+
 
 def draw_patients(data: Radiographs, *, seed: int) -> Splits:
     """Three splits of a data set by patient, each class about as frequent in each of them.

@@ -146,8 +146,8 @@ def multilabel_loss(
 
     Args:
         logits: ``(image, class)``.
-        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain. NaN makes the
-            loss NaN.
+        labels: ``(image, class)`` of any dtype: 1 positive, 0 negative, -1 uncertain. One above 1,
+            or NaN, makes the loss NaN: to look for them would wait for the device.
         class_weight: ``(class,)``, default 1.
         pos_weight: ``(class,)``, what a positive label counts beside a negative one; default 1.
             ``negatives / positives`` balances the two.
@@ -183,9 +183,10 @@ def multilabel_loss(
             )
     logits = widen(logits)
     known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
+    targets = labels.clamp(min=0).to(logits.dtype)
     losses = binary_cross_entropy_with_logits(
         logits,
-        labels.clamp(min=0).to(logits.dtype),
+        targets.masked_fill(targets > 1, torch.nan),
         weight=class_weight,
         pos_weight=pos_weight,
         reduction="none",

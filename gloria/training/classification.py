@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gloria.checks import check_integer, check_weight
 from gloria.data.loading import HasImage, load_batches, stack_images
 from gloria.data.pairs import LabelledItems
-from gloria.errors import DataError, ShapeError
+from gloria.errors import DataError, DtypeError, ShapeError
 from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating, in_batches
 from gloria.heads import ImageClassifier, multilabel_loss
@@ -31,6 +31,7 @@ from gloria.training.shares import check_classes, check_runs, draw_shares, tabul
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
+from gloria.wrapping import unwrapped
 
 
 class LabelledImages(LabelledItems, Protocol):
@@ -109,6 +110,7 @@ def train_classifier(
         on_step: called after every step with what was logged; ``on_step(record)``.
 
     Raises:
+        DtypeError: ``classifier`` is none, but an encoder, say.
         ShapeError: labels or weights are not as many as images and classes.
         DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
             ``validation`` has no class with positive and negative images.
@@ -133,6 +135,7 @@ def train_classifier(
         >>> train_classifier(classifier, train, validation, recipe).best_step in (10, 20)
         True
     """
+    _check_classifier(classifier)
     recipe = recipe or _usual_recipe(classifier.frozen)
     loss = _weighted_loss(classifier, class_weight, pos_weight)
     examples = _examples("train", train, classifier, recipe, workers)
@@ -165,9 +168,11 @@ def evaluate_classifier(
         As :func:`~gloria.evaluation.classification.multilabel_auroc`.
 
     Raises:
+        DtypeError: ``classifier`` is none, but an encoder, say.
         ShapeError: labels are not as many as images and classes.
         DataError: there is no image, or a label is not 1, 0 or -1.
     """
+    _check_classifier(classifier)
     check_integer("batch_size", batch_size, 1)
     images = _Images("data", data, classifier, augmentation, workers)
     return multilabel_auroc(_scores(classifier, images, batch_size), images.labels)
@@ -429,6 +434,14 @@ def _build(encoder: ImageEncoder, classes: int, frozen: bool, seed: int) -> Imag
     with isolated(seed):
         classifier = ImageClassifier(copied, classes, frozen=frozen)
     return classifier.to(next(copied.parameters(), classifier.head.weight).device)
+
+
+def _check_classifier(value: Any) -> None:
+    if not isinstance(unwrapped(value), ImageClassifier):
+        raise DtypeError(
+            f"classifier must be an ImageClassifier; got {type(value).__name__}. "
+            f"ImageClassifier(encoder, classes) makes one of an image encoder."
+        )
 
 
 def _usual_recipe(frozen: bool) -> ClassifierRecipe:

@@ -18,7 +18,7 @@ from gloria.checks import check_choice, check_integer
 from gloria.data.loading import load_batches
 from gloria.data.masked import stack_masked
 from gloria.data.pairs import LabelledItems
-from gloria.errors import DataError, ShapeError
+from gloria.errors import DataError, DtypeError, ShapeError
 from gloria.evaluation.segmentation import (
     FIGURES,
     THRESHOLDS,
@@ -38,6 +38,7 @@ from gloria.training.shares import check_classes, check_runs, draw_shares, tabul
 from gloria.training.steps import prepare
 from gloria.training.supervised import SupervisedRecipe, fit
 from gloria.types import ImageEncoder
+from gloria.wrapping import unwrapped
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -115,12 +116,18 @@ def train_segmenter(
         on_step: called after every step with what was logged; ``on_step(record)``.
 
     Raises:
+        DtypeError: ``model`` is no segmentation model, but an encoder, say.
         DataError: there is no image, one without a mask, images differ in shape, the model's output
             is NaN in validation, or Dice is chosen on positives and validation has none.
         ShapeError: the model has another number of classes than the masks.
         OptionError: a batch is one image, and the model's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
     """
+    if not isinstance(unwrapped(model), SegmentationModel):
+        raise DtypeError(
+            f"model must be a SegmentationModel; got {type(model).__name__}. "
+            f"segmentation_model(encoder, classes) makes one of an image encoder."
+        )
     recipe = recipe or SegmentationRecipe()
     check_integer("workers", workers, 0)
     for name, items in (("train", train), ("validation", validation)):

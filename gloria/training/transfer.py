@@ -146,7 +146,7 @@ def evaluate_task(
     settings = settings or TransferSettings()
     if reason := why_not(task, data, settings):
         raise DataError(f"{task} can't be evaluated on {data.name}: {reason}.")
-    report = _TASKS[task](model, data, settings, progress, resampled)
+    report = _TASKS[task](_Given(model, data, settings, progress, resampled))
     return {**report, "resamples": settings.resamples}
 
 
@@ -212,23 +212,46 @@ def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
     return Table(task, caption, tuple(first["columns"]), rows)
 
 
-def _retrieval(
-    model: GLoRIA,
-    data: TransferData,
-    settings: TransferSettings,
-    progress: OnProgress,
-    resampled: OnProgress,
-) -> Report:
-    gallery = data.gallery
+class _Given(NamedTuple):
+    """What every task is evaluated from; see :func:`evaluate_task`."""
+
+    model: GLoRIA
+    data: TransferData
+    settings: TransferSettings
+    progress: OnProgress
+    resampled: OnProgress
+
+    def encode(self, items: Any) -> ImageFeatures:
+        size, workers = self.settings.batch_size, self.settings.workers
+        return encode_items(self.model, items, size, workers=workers, progress=self.progress)
+
+    def intervals(
+        self, figures: Callable[[Tensor], Mapping[str, Figure]], units: int
+    ) -> dict[str, Interval | None]:
+        """Bootstrap intervals; None for a figure that all units together do not define."""
+        whole = figures(torch.arange(units))
+        defined = [name for name, figure in whole.items() if _is_defined(figure)]
+
+        def some(index: Tensor) -> dict[str, Figure]:
+            found = figures(index)
+            return {name: found[name] for name in defined}
+
+        resamples, seed = self.settings.resamples, self.settings.seed
+        known = bootstrap(some, units, resamples=resamples, seed=seed, progress=self.resampled)
+        return {name: known.get(name) for name in whole}
+
+
+def _retrieval(given: _Given) -> Report:
+    data, settings, gallery = given.data, given.settings, given.data.gallery
     if gallery is None:
         raise DataError(f"{data.name} has no images of exactly one class each.")
     asked = _ask_by_class(data, gallery) if data.classes else _ask_for_own(data, gallery)
     candidates = asked.relevant.shape[1]
     ks = [k for k in settings.ks if k <= candidates]
     columns = [f"{asked.figure}@{k}" for k in settings.ks]
-    images = _encode(model, gallery, settings, progress)
-    texts = encode_texts(model, asked.texts, settings.batch_size)
-    similarities = similarity_by_kind(model, images, texts, progress=progress)
+    images = given.encode(gallery)
+    texts = encode_texts(given.model, asked.texts, settings.batch_size)
+    similarities = similarity_by_kind(given.model, images, texts, progress=given.progress)
     details, rows = {}, {}
     for kind, similarity in similarities.items():
         matrix = similarity.cpu()
@@ -247,12 +270,7 @@ def _retrieval(
     caption = f"{asked.protocol}; 95 % intervals over the queries"
     if beyond := [f"{asked.figure}@{k}" for k in settings.ks if k > candidates]:
         caption += f"; none for {' and '.join(beyond)}: there are {candidates} reports"
-    return {
-        "protocol": caption,
-        "columns": columns,
-        "rows": rows,
-        "details": details,
-    }
+    return {"protocol": caption, "columns": columns, "rows": rows, "details": details}
 
 
 class _Asked(NamedTuple):
@@ -293,70 +311,48 @@ def _ask_for_own(data: TransferData, gallery: LabelledPairs) -> _Asked:
     )
 
 
-def _zero_shot(
-    model: GLoRIA,
-    data: TransferData,
-    settings: TransferSettings,
-    progress: OnProgress,
-    resampled: OnProgress,
-) -> Report:
+def _zero_shot(given: _Given) -> Report:
     """The class whose prompts match best; of a single class, whether it is there."""
-    gallery = data.gallery
+    data, gallery = given.data, given.data.gallery
     if gallery is None:
-        return _zero_shot_pairs(model, data, settings, progress, resampled)
+        return _zero_shot_pairs(given)
     labels = _class_of(data, gallery)
     prompts = {name: data.prompts[name] for name in data.classes}
-    scores = zero_shot_scores(model, _encode(model, gallery, settings, progress), prompts).cpu()
+    scores = zero_shot_scores(given.model, given.encode(gallery), prompts).cpu()
     return {
         "protocol": f"{_name_gallery(data, labels)}: the class whose prompts match best; all but "
         f"the accuracy are means over classes, each against the others; chance of the accuracy "
         f"{1 / len(prompts):.2f}; 95 % intervals over the images",
         **_decisions(
-            lambda index: multiclass_metrics(scores[index], labels[index]),
-            len(labels),
-            settings,
-            resampled,
+            given, lambda index: multiclass_metrics(scores[index], labels[index]), len(labels)
         ),
     }
 
 
-def _zero_shot_pairs(
-    model: GLoRIA,
-    data: TransferData,
-    settings: TransferSettings,
-    progress: OnProgress,
-    resampled: OnProgress,
-) -> Report:
+def _zero_shot_pairs(given: _Given) -> Report:
+    data = given.data
     prompts: Any = {name: data.prompts[name] for name in data.classes}
     columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
     scores, labels = {}, {}
     for split in ("val", "test"):
         items = getattr(data.labelled, split)
-        images = _encode(model, items, settings, progress)
-        scores[split] = zero_shot_probabilities(model, images, prompts).cpu()
+        images = given.encode(items)
+        scores[split] = zero_shot_probabilities(given.model, images, prompts).cpu()
         labels[split] = torch.as_tensor(items.labels)[:, columns]
     thresholds = choose_thresholds(scores["val"], labels["val"])
+
+    def metrics(index: Tensor) -> Mapping[str, Any]:
+        return multilabel_metrics(scores["test"][index], labels["test"][index], thresholds)
+
     return {
         "protocol": f"{data.name}, {len(labels['test'])} test images: {', '.join(data.classes)} or "
         f"not, by pairs of prompts; threshold chosen on {len(labels['val'])} other images; 95 % "
         f"intervals over the images",
-        **_decisions(
-            lambda index: multilabel_metrics(
-                scores["test"][index], labels["test"][index], thresholds
-            ),
-            len(labels["test"]),
-            settings,
-            resampled,
-        ),
+        **_decisions(given, metrics, len(labels["test"])),
     }
 
 
-def _decisions(
-    metrics: Callable[[Tensor], Mapping[str, Any]],
-    units: int,
-    settings: TransferSettings,
-    resampled: OnProgress,
-) -> Report:
+def _decisions(given: _Given, metrics: Callable[[Tensor], Mapping[str, Any]], units: int) -> Report:
     """The zero-shot table's columns and row, with all figures."""
     names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 
@@ -366,7 +362,7 @@ def _decisions(
         of_class = [each["per_class"] if isinstance(each, Mapping) else each for each in figures]
         return dict(zip(ZERO_SHOT_COLUMNS, of_class, strict=True))
 
-    found = _intervals(columns, units, settings, resampled)
+    found = given.intervals(columns, units)
     return {
         "columns": list(ZERO_SHOT_COLUMNS),
         "rows": {"": [_write(found[name]) for name in ZERO_SHOT_COLUMNS]},
@@ -374,25 +370,20 @@ def _decisions(
     }
 
 
-def _classification(
-    model: GLoRIA,
-    data: TransferData,
-    settings: TransferSettings,
-    progress: OnProgress,
-    resampled: OnProgress,
-) -> Report:
+def _classification(given: _Given) -> Report:
+    data, settings = given.data, given.settings
     aurocs: dict[float, list[Callable[[Tensor], list[float | None]]]]
     aurocs = {fraction: [] for fraction in settings.fractions}
     labels = torch.as_tensor(data.labelled.test.labels)
     defined = int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
     details = label_efficiency(
-        {"model": model.image_encoder},
+        {"model": given.model.image_encoder},
         *data.labelled,
         fractions=settings.fractions,
         seeds=settings.drawn,
         recipe=settings.classification,
         workers=settings.workers,
-        progress=progress,
+        progress=given.progress,
         on_scores=lambda row, fraction, seed, logits: aurocs[fraction].append(
             auroc_of_some(logits, labels)
         ),
@@ -414,34 +405,29 @@ def _classification(
         "columns": list(map(name_share, settings.fractions)),
         "rows": _with_spread(
             "",
-            list(_intervals(auroc, len(labels), settings, resampled).values()),
+            list(given.intervals(auroc, len(labels)).values()),
             [[run["test"]["auroc"] for run in share["runs"]] for share in runs],
         ),
         "details": details,
     }
 
 
-def _segmentation(
-    model: GLoRIA,
-    data: TransferData,
-    settings: TransferSettings,
-    progress: OnProgress,
-    resampled: OnProgress,
-) -> Report:
+def _segmentation(given: _Given) -> Report:
+    data, settings = given.data, given.settings
     counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
     details = segmentation_efficiency(
-        {"model": model.image_encoder},
+        {"model": given.model.image_encoder},
         *data.masked,
         fractions=settings.fractions,
         seeds=settings.drawn,
         recipe=settings.segmentation,
         width=settings.width,
         workers=settings.workers,
-        progress=progress,
+        progress=given.progress,
         on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
     )
     shares = details["rows"]["model"]
-    found = _intervals(partial(_dice, counts), details["images"]["test"], settings, resampled)
+    found = given.intervals(partial(_dice, counts), details["images"]["test"])
     rows: dict[str, Any] = {}
     for name, figure in DICE.items():
         rows |= _with_spread(
@@ -499,34 +485,6 @@ def _name_gallery(data: TransferData, labels: Tensor) -> str:
     counts = labels.bincount(minlength=len(data.classes)).unique().tolist()
     size = f"{len(data.classes)}x{counts[0]}" if len(counts) == 1 else f"{len(labels)} images"
     return f"{data.name}, {size}"
-
-
-def _encode(
-    model: GLoRIA, items: Any, settings: TransferSettings, progress: OnProgress
-) -> ImageFeatures:
-    return encode_items(
-        model, items, settings.batch_size, workers=settings.workers, progress=progress
-    )
-
-
-def _intervals(
-    figures: Callable[[Tensor], Mapping[str, Figure]],
-    units: int,
-    settings: TransferSettings,
-    resampled: OnProgress,
-) -> dict[str, Interval | None]:
-    """Bootstrap intervals; None for a figure that all units together do not define."""
-    whole = figures(torch.arange(units))
-    defined = [name for name, figure in whole.items() if _is_defined(figure)]
-
-    def some(index: Tensor) -> dict[str, Figure]:
-        found = figures(index)
-        return {name: found[name] for name in defined}
-
-    known = bootstrap(
-        some, units, resamples=settings.resamples, seed=settings.seed, progress=resampled
-    )
-    return {name: known.get(name) for name in whole}
 
 
 def _is_defined(figure: Figure) -> bool:

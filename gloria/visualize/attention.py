@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gloria.checks import check_integer, check_positive, check_same_size, require
 from gloria.errors import DataError, OptionError, ShapeError
-from gloria.visualize.figure import FAINT, INK, new_figure
+from gloria.visualize.figure import FAINT, INK, new_figure, without_math
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,6 @@ _OUTLINE = "#35E0FF"  # cyan: seen on grey and on every colour of the maps
 _COLORMAP = "inferno"
 _ALPHA = 0.65
 _NAMED = "#B33C00"
-_AS_IT_IS: Any = {"parse_math": False}  # a report may hold dollar signs
 
 # Sentences are set in a fixed-width font of 8 points: how wide a character, how high a line is.
 _CHARACTER, _LINE = 4.82, 11.5
@@ -157,12 +156,12 @@ def plot_attention(
             layer = layers[index - 1]
             _show(axes, _blend(picture, layer, highest), outline)
             word = _shorten(words[index - 1])
-            axes.set_title(word, loc="left", fontsize=10, color=INK, **_AS_IT_IS)
+            axes.set_title(word, loc="left", fontsize=10, color=INK)
             axes.set_title(f"{layer.max():.2g}", loc="right", fontsize=8, color=FAINT)
     _add_colourbar(figure, panels, highest)
     if lines:
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK, **_AS_IT_IS)
-    return figure
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11, color=INK)
+    return without_math(figure)
 
 
 def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str = "") -> Figure:
@@ -220,7 +219,7 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
     if columns:
         _add_key(figure, any(example.mask is not None for example in examples))
-    return figure
+    return without_math(figure)
 
 
 def _blend(
@@ -255,7 +254,7 @@ def _write_sentence(axes: Any, example: GroundingExample) -> None:
     def write(column: int, line: float, text: str, **font: Any) -> None:
         place = (column * _CHARACTER, (top - line) * _LINE)
         axes.annotate(
-            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **_AS_IT_IS, **font
+            text, (0, 0.5), place, "axes fraction", "offset points", va="top", **font
         ).set_in_layout(False)
 
     if example.title:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gloria.errors import DataError
-from gloria.visualize.figure import COLOURS, FAINT, GRID, INK, new_figure, style_axes
+from gloria.visualize.figure import COLOURS, FAINT, GRID, INK, new_figure, style_axes, without_math
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
         panel.set_axis_off()
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
-    return figure
+    return without_math(figure)
 
 
 def plot_comparison(
@@ -141,7 +141,7 @@ def plot_comparison(
     if min(everything) >= 0 and max(everything) <= 1:
         axes.set_xlim(-0.02, 1.02)
     result.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False, fontsize=9)
-    return result
+    return without_math(result)
 
 
 def _draw_curve(panel: Any, history: Sequence[Record], name: str, colour: str) -> None:

@@ -28,6 +28,14 @@ def new_figure(width: float, height: float) -> Figure:
     return cast("Figure", figure)
 
 
+def without_math(figure: Figure) -> Figure:
+    """The figure, its texts as they are: the dollar signs of a report or a name are no formula."""
+    text: Any = require("matplotlib.text", "viz").Text
+    for each in figure.findobj(text):
+        cast("Any", each).set_parse_math(False)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: float = 150) -> Path:
     """Write a figure; the file is whole or not there, also when the process is killed.
 

@@ -138,8 +138,9 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     before = results(out)
     assert before["settings"]["bits"] is None
     older = {k: v for k, v in before.items() if k not in ("left_out", "note")}
-    older["settings"] = {k: v for k, v in before["settings"].items() if k != "bits"}
-    (out / "results.json").write_text(json.dumps(older))  # written before there was such an option
+    new = ("bits", "image_column")  # options that there were not when it was written
+    older["settings"] = {k: v for k, v in before["settings"].items() if k not in new}
+    (out / "results.json").write_text(json.dumps(older))
     assert run(own, out, *short) == 0
     (out / "results.json").write_text(json.dumps(before))
 
@@ -318,7 +319,7 @@ def test_images_find_their_own_reports_without_labels(model, tmp_path, capsys):
     assert "8 images: each asks for its own of 7 different reports" in printed
     assert "none for Recall@10: there are 7 reports" in printed
     assert "by which `gloria train` chose the model in best/" in printed
-    assert "classification skipped: --classes names no labels" in printed
+    assert "classification skipped: no classes of labels are named" in printed
     assert [path.stem for path in (tmp_path / "out" / "ids").iterdir()] == ["gallery"]
     assert read_ids(tmp_path / "out" / "ids" / "gallery.txt") == [f"{n}.png" for n in range(4, 12)]
 
@@ -342,6 +343,27 @@ def test_images_find_their_own_reports_without_labels(model, tmp_path, capsys):
     with pytest.warns(GloriaWarning, match="no split test and no split val: all its images"):
         assert run(model, tmp_path / "all", "--data", str(table)) == 0
     assert "12 images: each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_columns_are_called_as_in_training(model, table, tmp_path, capsys, labels):
+    header, *rows = table.read_text().splitlines()
+    splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    named = header.replace("image", "path") + ",part"
+    table.write_text("\n".join([named, *rows]))
+    columns = ("--image-column", "path", "--split-column", "part")
+    given = ("--data", str(table), "--tasks", "retrieval", *labels)
+    assert run(model, tmp_path / "out", *given, *columns) == 0
+    held = {f"{number}.png" for number in range(24, 40)}
+    found = tmp_path / "out" / "ids" / ("test.txt" if labels else "gallery.txt")
+    assert set(read_ids(found)) == held
+    capsys.readouterr()
+    assert run(model, tmp_path / "other", *given) == 2
+    assert "has no column 'image'; it has path" in capsys.readouterr().err
+    # a slip must not test on what has trained
+    assert run(model, tmp_path / "other", *given, *columns[:3], "parts") == 2
+    assert "has no column 'parts'; it has path" in capsys.readouterr().err
 
 
 def test_pairs_need_reports_that_differ(model, table, tmp_path, capsys):
@@ -700,6 +722,7 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
         (["--sections", "findings"], "sections is not for --format phantom"),
         (["--skip-broken"], "skip-broken is not for --format phantom"),
         (["--classes", "Edema"], "classes is not for --format phantom"),
+        (["--split-column", "part"], "split-column is not for --format phantom"),
         (["--per-class", "0"], "per-class must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--seeds", "0"], "seeds must be at least 1; got 0"),

@@ -134,6 +134,17 @@ def test_what_the_data_do_not_permit_is_said(radiographs, given, missing):
     assert TransferData.of_radiographs("films", splits, prompts).missing == missing
 
 
+def test_pairs_ask_for_their_own_reports_without_labels(radiographs):
+    pairs = radiographs(())
+    data = TransferData.of_pairs("mine", pairs, note="Seen.")
+    assert (data.name, data.gallery, data.note) == ("mine", pairs, "Seen.")
+    assert set(data.missing) == {"zero-shot", "classification", "segmentation"}
+    other = TransferData.of_pairs("mine", radiographs((), report="No edema."))
+    assert data.fingerprint() != other.fingerprint()
+    silent = TransferData.of_pairs("mine", radiographs((), report=""))
+    assert silent.missing["retrieval"] == "the images have no reports"
+
+
 def test_the_fingerprint_is_of_labels_and_reports(radiographs):
     prints = {
         TransferData.of_radiographs("f", draw_patients(data, seed=seed), {}).fingerprint()

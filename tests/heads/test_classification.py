@@ -58,6 +58,13 @@ def test_one_class_is_scikit_learns_log_loss():
     assert float(multilabel_loss(logits, labels)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("wrong", [2, 255, torch.nan])
+def test_what_is_no_label_shows_in_the_loss(wrong):
+    dtype = torch.uint8 if wrong == 255 else torch.float32  # -1, wrapped around
+    labels = torch.tensor([[1], [wrong]], dtype=dtype)
+    assert multilabel_loss(torch.zeros(2, 1), labels).isnan()
+
+
 def test_an_uncertain_label_has_no_influence_and_no_gradient():
     logits = draw(4, 3).requires_grad_()
     loss = multilabel_loss(logits, LABELS)

@@ -15,7 +15,7 @@ from torch import nn
 from gloria.data import ImageReport, PhantomPairs, Radiographs, Record, draw_share, hash_ids
 from gloria.data.phantom import FINDINGS, PhantomDataset
 from gloria.encoders import TimmImageEncoder
-from gloria.errors import DataError, NonFiniteLossError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError, ShapeError
 from gloria.heads import ImageClassifier
 from gloria.training import (
     ClassifierRecipe,
@@ -524,6 +524,15 @@ def test_labels_that_cannot_train(train, validation, error, message):
     with pytest.raises(error, match=message):
         train_classifier(classifier, train, validation, QUICK)
     assert changed(before, state(classifier)) == set()
+
+
+def test_an_encoder_is_no_classifier():
+    for act in (
+        lambda: train_classifier(Quarters(), TRAIN, VALIDATION),
+        lambda: evaluate_classifier(Quarters(), TEST),
+    ):
+        with pytest.raises(DtypeError, match="must be an ImageClassifier; got Quarters"):
+            act()
 
 
 @pytest.mark.parametrize(

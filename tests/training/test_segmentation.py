@@ -8,7 +8,7 @@ import torch
 from gloria.data import MaskedImage, PhantomMasks
 from gloria.data.phantom import PhantomDataset
 from gloria.encoders import TimmImageEncoder
-from gloria.errors import DataError, NonFiniteLossError, OptionError, ShapeError
+from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError, ShapeError
 from gloria.evaluation.segmentation import evaluate_segmentation
 from gloria.heads import segmentation_model
 from gloria.losses.segmentation import dice_bce
@@ -257,6 +257,8 @@ def test_nonsense_stops_with_nothing_updated():
 
 
 def test_bad_input():
+    with pytest.raises(DtypeError, match="must be a SegmentationModel; got Timm"):
+        train_segmenter(encoder(), TRAIN, VALIDATION)
     with pytest.raises(DataError, match="train must hold at least one image"):
         train_segmenter(build(), Squares(0), VALIDATION)
     with pytest.raises(DataError, match="validation must hold at least one image"):

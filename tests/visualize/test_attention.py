@@ -115,7 +115,10 @@ def test_a_map_of_zeros_and_a_mask_of_the_whole_image_can_be_drawn():
 def test_dollar_signs_are_no_formula():
     """Matplotlib would set what is between two of them, or stumble over it."""
     drawn(plot_attention(IMAGE, ["$x_$"], draw_maps(1), title="for $5_ or $6_"))
-    drawn(plot_grounding_examples([example(words=["a", "$x_$"], start=0, stop=1, title="$y_$")]))
+    row = example(
+        words=["a", "$x_$"], start=0, stop=1, title="$y_$", maps={"$m_$": draw_maps(1)[0]}
+    )
+    drawn(plot_grounding_examples([row], title="$t_$"))
 
 
 def test_the_outline_runs_around_the_mask():

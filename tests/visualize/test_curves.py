@@ -167,3 +167,9 @@ def test_what_a_line_lacks_is_left_out_and_a_line_may_have_chance_alone():
 def test_a_comparison_of_what_is_no_number_is_an_error(value):
     with pytest.raises(DataError, match=f"'AUROC' of 'untrained' is {value}"):
         plot_comparison({"AUROC": {"trained": 0.9, "untrained": value}})
+
+
+def test_dollar_signs_are_no_formula():
+    name = "$x_$"
+    plot_comparison({name: {name: 0.5}}, title=name, x_label=name).canvas.draw()
+    plot_training_curves([{"step": 1, name: 0.5}, {"step": 2, name: 1}], title=name).canvas.draw()
