@@ -43,10 +43,12 @@ def check_images(images: Any, channels: int, size: tuple[int, int] | None = None
     """Require a batch of images with these channels and, unless it is None, of this size."""
     check_tensor("images", images, ("image", "channel", "height", "width"))
     if images.shape[1] != channels:
+        one = images.shape[1] == 1
+        convert = f"expand(-1, {channels}, -1, -1)" if one else "mean(1, keepdim=True)"
+        how = f"Convert them (images.{convert}), or make" if one or channels == 1 else "Make"
         raise ShapeError(
-            f"images must have {channels} channels; got {tuple(images.shape)}. Convert them "
-            f"(images.expand(-1, 3, -1, -1) repeats a single channel), or make the encoder for "
-            f"them, as timm's by in_chans."
+            f"images must have {channels} channel{'s' * (channels > 1)}; got "
+            f"{tuple(images.shape)}. {how} the encoder for them, as timm's by in_chans."
         )
     if not len(images):
         raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")

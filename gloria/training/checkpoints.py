@@ -114,7 +114,8 @@ def resume(
     if changed:
         raise CheckpointError(
             f"{newest} belongs to a run with other settings: {'; '.join(changed)}. Resume with the "
-            f"same ones, or choose another folder for a new run."
+            f"same ones, or choose another folder for a new run, which may start from the weights "
+            f"of this one."
         )
     load_weights(model, newest / "model")
     try:
