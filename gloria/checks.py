@@ -62,12 +62,12 @@ def check_images(images: Any, channels: int, size: tuple[int, int] | None = None
 
 def check_images_suit(images: Tensor, model: nn.Module) -> None:
     """Require images that a model failed on to be on the device and in the dtype of its weights."""
-    weight = next(model.parameters())
+    weight = next(model.parameters(), images)
     if images.device != weight.device:
         raise DeviceError(
             f"images must be on the device of the encoder, {weight.device}; got {images.device}."
         )
-    if images.dtype != weight.dtype:
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
         raise DtypeError(
             f"images must be in the dtype of the encoder, {weight.dtype}; got {images.dtype}."
         )
@@ -181,7 +181,7 @@ def height_width(name: str, size: Any) -> Any:
     """
     if size is None:
         return None
-    pair: tuple[Any, ...] = tuple(size) if isinstance(size, Sequence) else (size, size)
+    pair: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
         raise OptionError(
             f"{name} must be a number of pixels or (height, width), above 0; got {size!r}."

@@ -103,7 +103,9 @@ class _Parser(argparse.ArgumentParser):
         for word in takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
             if re.fullmatch(rf"[{DASHES}]{{1,2}}[a-zA-Z][\w-]*", name) and name not in known:
-                self.error(f"there is no option {name}{_did_you_mean(name, known)}")
+                near = _did_you_mean(name, known)
+                if near or name.startswith("-"):  # a text may begin with a long dash
+                    self.error(f"there is no option {name}{near}")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

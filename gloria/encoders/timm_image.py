@@ -188,6 +188,8 @@ class TimmImageEncoder(Freezable):
         check_images(images, self.image_input.channels, self._only_size)
         count = len(self.stages)
         indices = list(range(count) if stages is None else stages)
+        for index in indices:
+            check_integer("each of stages", index)
         places = [index % count for index in indices if -count <= index < count]
         if not places or len(places) < len(indices) or places != sorted(set(places)):
             raise OptionError(
@@ -220,10 +222,12 @@ class TimmImageEncoder(Freezable):
                 output_fmt="NCHW",
             )
         except (AssertionError, IndexError, RuntimeError) as cause:
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise
             if isinstance(cause, RuntimeError):
                 check_images_suit(images, self.model)
                 if self._takes(size):
-                    raise  # of memory
+                    raise  # of memory, on a CPU
             raise ShapeError(
                 f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause

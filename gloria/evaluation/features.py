@@ -72,8 +72,8 @@ def encode_images(
             stacked = torch.stack(batch).to(model.device)
             fed = normalize(stacked, encoder.image_input)
             # a model may be of half precision, and films are of float32
-            weight = next(encoder.parameters(), fed)
-            parts.append(model.encode_image(fed.to(weight.dtype)))
+            weights = (each for each in encoder.parameters() if each.is_floating_point())
+            parts.append(model.encode_image(fed.to(next(weights, fed).dtype)))
             progress(len(batch))
     if not parts:
         raise DataError("images must hold at least one image; there is nothing to encode.")

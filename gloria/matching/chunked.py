@@ -88,7 +88,7 @@ def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
             options.attention,
             options.attention_temperature,
             options.memory_budget,
-            # what is exported is not trained, though its weights may require gradients
+            # not in an export (but a strict one): it is not trained, whatever requires gradients
             keep=needs_gradient and torch.compiler.is_dynamo_compiling(),
         )
         return cosine

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 from gloria.wrapping import unwrapped
 
-PRECISIONS = ("float32", "bfloat16")
+Precision = Literal["float32", "bfloat16"]
 
 OnStep = Callable[[dict[str, float]], None]
 TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
@@ -60,8 +60,6 @@ class TrainingRecipe:
         betas: AdamW's.
         weight_decay: AdamW's; not applied to biases, norms and other vectors.
         clip_norm: gradients are scaled down to this norm.
-        precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
-            Weights, gradients, the loss and the update are in float32 all the same.
         augmentation: None = none.
         text_policy: what of a batch's reports is read in a step, from the reports and a generator;
             :func:`gloria.data.random_sentences`, say, or a :class:`~gloria.data.ReportPolicy`.
@@ -69,6 +67,8 @@ class TrainingRecipe:
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
         seed: decides order, augmentation, text policy and dropout.
+        precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
+            Weights, gradients, the loss and the update are in float32 all the same.
     """
 
     steps: int = 700
@@ -78,12 +78,12 @@ class TrainingRecipe:
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     text_policy: TextPolicy | None = None
     validate_every: int = 100
     checkpoint_every: int = 200
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "validate_every", "checkpoint_every"):
@@ -95,7 +95,7 @@ class TrainingRecipe:
         check_positive("learning_rate", self.learning_rate)
         check_positive("clip_norm", self.clip_norm)
         check_weight("weight_decay", self.weight_decay)
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, get_args(Precision))
         if self.text_policy is not None and not callable(self.text_policy):
             raise DtypeError(
                 f"text_policy must be a function of reports and a generator, such as "

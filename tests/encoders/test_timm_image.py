@@ -671,3 +671,14 @@ def test_the_stride_is_the_stages_own_at_sizes_that_it_does_not_divide(name, siz
 
 def test_upsampling_leaves_the_geometry_open():
     assert TimmImageEncoder("hrnet_w18_small").region_geometry is None
+
+
+def test_too_little_memory_is_not_taken_for_another_dtype(monkeypatch):
+    encoder = make("resnet10t")
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(encoder.model, "forward_intermediates", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder(torch.zeros(1, encoder.image_input.channels, 64, 64, dtype=torch.bfloat16))
