@@ -348,12 +348,13 @@ class Matcher:
         again: Found | None = None
         for images in self.chunks:
             regions = self.regions[images]
-            store = found.kept.get(place(images))
+            # what was kept is used up, and its memory free; a second backward computes it again
+            store = found.kept.pop(place(images), None)
             gram = self.gram(images) if store is None else self.square(images, store)
             grad_gram = None if gram is None else torch.zeros_like(gram)
             for block in self.blocks:
                 here = block.words, images, None
-                store = found.kept.get(place(images, block))
+                store = found.kept.pop(place(images, block), None)
                 if store is None:
                     # what was found is the graph's
                     again = again or found._replace(
@@ -523,20 +524,20 @@ class _PackedCosines(torch.autograd.Function):
         matcher = Matcher(regions, words, region_mask, packing, options)
         planned = matcher.planned if needs_gradient else {}
         found = matcher.forward({at: regions.new_empty(size) for at, size in planned.items()})
-        ctx.save_for_backward(regions, words, region_mask, *found[:2], *found.kept.values())
-        ctx.places, ctx.packing, ctx.options = planned, packing, options
+        ctx.save_for_backward(regions, words, region_mask, found.cosine, found.denominator)
+        ctx.kept, ctx.packing, ctx.options = found.kept, packing, options
         return found.cosine
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        regions, words, region_mask, cosine, denominator, *kept = ctx.saved_tensors
+        regions, words, region_mask, cosine, denominator = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         if out_of_reach(grad):
             definition = partial(_definition, region_mask, ctx.packing, ctx.options)
             return *by_definition(definition, (regions, words), needs, grad), *[None] * 4
         with full_precision(grad):
             matcher = Matcher(regions, words, region_mask, ctx.packing, ctx.options)
-            found = Found(cosine, denominator, dict(zip(ctx.places, kept, strict=True)))
+            found = Found(cosine, denominator, ctx.kept)
             return *matcher.backward(grad, found, needs), *[None] * 4
 
 

@@ -178,7 +178,7 @@ def test_a_frozen_side_gets_no_gradient_and_the_other_the_same(make_pairs):
 
 @budgets
 def test_a_second_backward_gives_the_same(budget, make_pairs):
-    """What was kept is not written to, nor what was found."""
+    """What was kept for the first is used up, and what was found is not written to."""
     inputs = inputs_of(make_pairs(2, 3, 5, 4, 6))
     regions = inputs.regions.detach().requires_grad_()
     chosen = options("words_then_regions", budget=budget)
