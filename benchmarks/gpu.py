@@ -624,7 +624,7 @@ STAGES = {
     hard_max: 90,
     sanitizer: 150,
 }
-"""And the seconds of each at most. Few need them: together they took 220 on an H200."""
+"""And the seconds of each at most; in one process they took 220 together, on an H200."""
 
 REPORT: dict[str, Any] = {}
 

@@ -154,8 +154,6 @@ class OpenClipImageEncoder(Freezable):
                 normalize_intermediates=self._normalise_regions,
                 output_fmt="NCHW",
             )
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError:
             check_images_suit(images, self.model)
             raise

@@ -222,12 +222,10 @@ class TimmImageEncoder(Freezable):
                 output_fmt="NCHW",
             )
         except (AssertionError, IndexError, RuntimeError) as cause:
-            if isinstance(cause, torch.OutOfMemoryError):
-                raise
             if isinstance(cause, RuntimeError):
                 check_images_suit(images, self.model)
                 if self._takes(size):
-                    raise  # of memory, on a CPU
+                    raise  # of memory
             raise ShapeError(
                 f"{self.model_name} cannot take images of {size} pixels. {cause}"
             ) from cause

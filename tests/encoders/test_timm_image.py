@@ -680,5 +680,5 @@ def test_too_little_memory_is_not_taken_for_another_dtype(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(encoder.model, "forward_intermediates", fail)
-    with pytest.raises(torch.OutOfMemoryError):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(torch.OutOfMemoryError):
         encoder(torch.zeros(1, encoder.image_input.channels, 64, 64, dtype=torch.bfloat16))
