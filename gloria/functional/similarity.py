@@ -141,7 +141,7 @@ def local_similarity(
             In float32 both are rounded by about 1e-6 · τ: for hundreds take ``"mean"``.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.dispatch`).
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
-            result, gradients and a few numbers per image and word; None: 128 MiB on a CPU, 512 MiB
+            result, gradients and a few numbers per image and word; None: 256 MiB on a CPU, 512 MiB
             elsewhere. What fits is kept for the backward, the rest is computed again. The least
             that works is one image and one text at a time (``"triton"``: one image); ``"einops"``
             knows no bound.

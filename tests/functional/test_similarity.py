@@ -294,7 +294,7 @@ def test_no_backend_sees_nan_in_masked_words(
 
 
 def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, monkeypatch):
-    assert memory_budget_on("cpu", None) == 128 * 2**20
+    assert memory_budget_on("cpu", None) == 256 * 2**20
     assert {memory_budget_on(each, None) for each in ("cuda", "mps", "xpu")} == {512 * 2**20}
     assert memory_budget_on("cpu", 7) == memory_budget_on("cuda", 7) == 7
     asked = []
@@ -309,7 +309,7 @@ def test_without_a_memory_budget_it_is_the_usual_one_of_the_device(make_pairs, m
         local_similarity(*pairs, memory_budget=budget)
         local_contrastive_loss(*pairs, memory_budget=budget)
         LocalContrastiveLoss(memory_budget=budget)(*pairs)
-    assert asked == 3 * [128 * 2**20] + 3 * [5]
+    assert asked == 3 * [256 * 2**20] + 3 * [5]
 
 
 def test_the_memory_budget_reaches_the_hard_maxima(make_pairs, monkeypatch):
@@ -329,7 +329,7 @@ def test_the_memory_budget_reaches_the_hard_maxima(make_pairs, monkeypatch):
         max_similarities(*pairs, **options)
         ColBERTLoss(**options)(*pairs)
         FILIPLoss(**options)(*pairs)
-    assert asked == 4 * [128 * 2**20] + 4 * [5]
+    assert asked == 4 * [256 * 2**20] + 4 * [5]
 
 
 @given(sizes=sizes, options=matching_options, seed=seeds, more=st.integers(1, 9))
