@@ -94,8 +94,7 @@ class CheXpert(_CheXpertImages):
 
     Args:
         path: the CSV file, with the columns ``Path`` and one for each class.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
+        size, channels: as in :class:`~gloria.data.Radiographs`.
         root: the release's folder; None = the folder of ``path``.
         classes: which labels to read, of :data:`CLASSES`.
         uncertain: what an uncertain label becomes, for each class or for all: 1, 0, or -1 to leave
@@ -126,8 +125,7 @@ class CheXpert(_CheXpertImages):
         root = path.parent if root is None else Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         records = []
-        for row, cells in read_rows(path, ["Path", *classes]):
-            where = f"{path}, row {row}"
+        for where, cells in read_rows(path, ["Path", *classes]):
             name = image_id(cells["Path"])
             if frontal_only and not is_frontal(name, where):
                 continue
@@ -144,8 +142,7 @@ class CheXpertPlus(_CheXpertImages):
         path: the CSV file, with the columns ``path_to_image``, ``report``, ``split`` and
             ``section_...``.
         split: ``"train"`` or ``"valid"``; None = all.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
+        size, channels: as in :class:`~gloria.data.Radiographs`.
         root: the folder that holds ``train/patient.../``; None = the folder of ``path``. Its files
             may be JPEG, PNG or DICOM, all of one kind.
         policy: what of the reports is read; sections come from the file's ``section_`` columns.
@@ -192,8 +189,7 @@ class CheXpertPlus(_CheXpertImages):
         columns = ["path_to_image", "split", *(sections.values() or ["report"])]
         records: list[Record] = []
         skipped: list[str] = []
-        for row, cells in read_rows(path, columns):
-            where = f"{path}, row {row}"
+        for where, cells in read_rows(path, columns):
             name = cells["path_to_image"]
             if split not in (None, cells["split"]) or (
                 frontal_only and not is_frontal(name, where)

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, pad
 from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError, reason
+from gloria.geometry import check_size
 from gloria.types import ImageInput
 
 
@@ -73,7 +74,8 @@ def read_pixels(
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:
-        _check_pair("window", window, "(center, width)")
+        if not isinstance(window, Sized) or len(window) != 2:
+            raise OptionError(f"window must be (center, width); got {window!r}.")
         check_finite("centre in window", window[0])
         check_positive("width in window", window[1])
     path = Path(path)
@@ -203,18 +205,6 @@ def check_image(name: str, image: Any) -> None:
             f"{name} must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
             f"255, and leave normalising out: it is done after this."
         )
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """Require a height and a width of at least one pixel."""
-    _check_pair("size", size, "(height, width)")
-    check_integer("height in size", size[0], 1)
-    check_integer("width in size", size[1], 1)
-
-
-def _check_pair(name: str, value: Any, expected: str) -> None:
-    if not isinstance(value, Sized) or len(value) != 2:
-        raise OptionError(f"{name} must be {expected}; got {value!r}.")
 
 
 _GRAY = ("1", "L", "LA", "La")

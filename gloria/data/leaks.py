@@ -192,29 +192,26 @@ def read_split_files(
             columns = [name for name in (image, patient, split) if name]
             rows = [
                 (
+                    where,
                     cells[split] if split else own,
                     cells[image],
                     (cells[patient] or None) if patient else None,
-                    f"{path}, row {row}",
                 )
-                for row, cells in read_rows(path, columns)
+                for where, cells in read_rows(path, columns)
             ]
         else:
             split = None
-            rows = [(own, name, None, f"{path}, {name}") for name in read_ids(path)]
+            rows = [(f"{path}, {name}", own, name, None) for name in read_ids(path)]
         if not rows:
             raise DataError(f"{path} must have a row for each image below its header; it has none.")
         if split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for name, image_name, who, where in rows:
+        for where, name, image_name, who in rows:
             found = pattern.search(image_name) if who is None else None
-            record = Record(
-                id=image_id(image_name),
-                path=_find(image_id(image_name), Path(images or path.parent), files),
-                where=where,
-                patient=found[found.lastindex or 0] if found else who,
-            )
-            splits.setdefault(name, []).append(record)
+            who = found[found.lastindex or 0] if found else who
+            this = image_id(image_name)
+            file = _find(this, Path(images or path.parent), files)
+            splits.setdefault(name, []).append(Record(this, file, where, who))
     return splits
 
 

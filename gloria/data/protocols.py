@@ -251,15 +251,15 @@ def read_queries(
         UnknownNameError: a row has another class.
     """
     found: dict[str, list[str]] = {name: [] for name in classes}
-    for row, cells in read_rows(Path(path), [class_column, query_column]):
+    for where, cells in read_rows(Path(path), [class_column, query_column]):
         name, query = cells[class_column], cells[query_column]
         if name not in found:
             raise UnknownNameError(
-                f"{path}, row {row}, column {class_column!r}: there is no class {name!r}; there "
-                f"are {', '.join(classes)}."
+                f"{where}, column {class_column!r}: there is no class {name!r}; there are "
+                f"{', '.join(classes)}."
             )
         if not query:
-            raise DataError(f"{path}, row {row}, column {query_column!r}: no query.")
+            raise DataError(f"{where}, column {query_column!r}: no query.")
         found[name].append(query)
     without = [name for name, queries in found.items() if not queries]
     if without:

@@ -1,4 +1,4 @@
-"""Rows of a CSV file, each with its number, so that a fault can be named."""
+"""Rows of a CSV file, each with its place, so that a fault can be named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from gloria.errors import DataError
 
 
-def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """The columns of all rows that are not blank, stripped, with the numbers of the rows.
+def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The columns of all rows that are not blank, stripped, with what an error calls each row.
 
     Args:
         path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``. What separates the
@@ -35,18 +35,19 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
             raise DataError(f"{path} has {header.count(column)} columns {column!r}; which one?")
     rows = []
     for number, cells in enumerate(table, start=2):
+        where = f"{path}, row {number}"
         if not cells:
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
-                f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
-                f"(or what else separates columns) in a report not quoted?"
+                f"{where}: {len(cells)} cells for {len(header)} columns; is a comma (or what else "
+                f"separates columns) in a report not quoted?"
             )
         record = dict(zip(header, cells, strict=False))
         for column in columns:
             if column not in record:
-                raise DataError(f"{path}, row {number}, column {column!r}: the row is too short.")
-        rows.append((number, {column: record[column].strip() for column in columns}))
+                raise DataError(f"{where}, column {column!r}: the row is too short.")
+        rows.append((where, {column: record[column].strip() for column in columns}))
     return rows
 
 
@@ -57,8 +58,7 @@ def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str
         DataError: as :func:`read_rows`, or two rows of one name differ.
     """
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    for row, cells in read_rows(path, [key, *columns]):
-        where = f"{path}, row {row}"
+    for where, cells in read_rows(path, [key, *columns]):
         first, known = found.setdefault(cells[key], (where, cells))
         if cells != known:
             raise DataError(f"{where}: {key} {cells[key]!r} has other values in {first}.")

@@ -182,6 +182,25 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
     return ids
 
 
+def find_ids(wanted: Iterable[str], ids: Sequence[str]) -> list[int]:
+    """Where the wanted ones are among the ids of a data set, in their order.
+
+    Raises:
+        DataError: one is not there.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(ids):
+        rows.setdefault(name, []).append(row)
+    wanted = list(wanted)
+    unknown = [name for name in wanted if name not in rows]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
+            f"{', '.join(unknown[:3])}. Its ids are like {', '.join(ids[:1])}."
+        )
+    return [row for name in wanted for row in rows[name]]
+
+
 def _check_ids(ids: Sequence[str], where: str) -> None:
     if not len(ids):
         raise DataError(f"{where}: there is no id.")

@@ -70,12 +70,12 @@ class ImageReportTable(Radiographs):
         splits: set[str] = set()
         records: list[Record] = []
         skipped: list[str] = []
-        for row, cells in read_rows(path, columns):
+        for place, cells in read_rows(path, columns):
             if split is not None:
                 splits.add(cells[split_column])
                 if cells[split_column] != split:
                     continue
-            where = f"{path}, row {row}, column"
+            where = f"{place}, column"
             image = cells[image_column]
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
