@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ def _linear_weights(
     return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
 
 
-def check_size(size: tuple[int, int]) -> None:
+def check_size(size: Any) -> None:
     """Require a height and a width of at least one pixel."""
     pair = isinstance(size, tuple | list) and len(size) == 2
     if not pair or not all(isinstance(side, Integral) and int(side) > 0 for side in size):

@@ -68,7 +68,6 @@ IMAGE_KINDS = (".png", ".jpg", ".dcm")
 """What CheXpert Plus's images are released as; its CSV file calls all of them ``.jpg``."""
 
 _FOLDER = re.compile(r"^CheXpert-v[^/]*/")
-_PATIENT = re.compile(r"patient\d+")
 
 
 def image_id(path: str) -> str:
@@ -127,10 +126,10 @@ class CheXpert(_CheXpertImages):
         records = []
         for where, cells in read_rows(path, ["Path", *classes]):
             name = image_id(cells["Path"])
-            if frontal_only and not is_frontal(name, where):
+            if frontal_only and not _is_frontal(name, where):
                 continue
             labels = read_labels(where, cells, classes, mapping)
-            patient = patient_of(name, where)
+            patient = _patient_of(name, where)
             records.append(Record(name, root / name, where, patient, labels=labels))
         super().__init__(records, classes=classes, size=size, channels=channels)
 
@@ -182,7 +181,7 @@ class CheXpertPlus(_CheXpertImages):
         if labels is None and classes:
             raise OptionError("classes need labels: the file that holds them.")
         classes = (COMPETITION_CLASSES if labels else ()) if classes is None else classes
-        known = None
+        known: dict[str, tuple[int, ...]] = {}
         if labels is not None:
             known = _read_label_file(Path(labels), classes, uncertain_mapping(classes, uncertain))
         sections = {name: f"section_{name.replace(' ', '_')}" for name in policy.sections or ()}
@@ -191,17 +190,16 @@ class CheXpertPlus(_CheXpertImages):
         skipped: list[str] = []
         for where, cells in read_rows(path, columns):
             name = cells["path_to_image"]
-            if split not in (None, cells["split"]) or (
-                frontal_only and not is_frontal(name, where)
-            ):
+            if split not in (None, cells["split"]):
+                continue
+            if frontal_only and not _is_frontal(name, where):
                 continue
             source = {section: cells[column] for section, column in sections.items()}
             with skipping(skipped if skip_incomplete else None):
                 report = read_report(where, source or cells["report"], policy)
-                if known is not None and name not in known:
+                if labels is not None and name not in known:
                     raise DataError(f"{where}: {labels} has no labels of {name}.")
-                marks = () if known is None else known[name]
-                patient = patient_of(name, where)
+                patient, marks = _patient_of(name, where), known.get(name, ())
                 records.append(Record(name, Path(name), where, patient, report, marks))
         if not records and not skipped:
             raise DataError(f"{path} has no image with split {split!r}.")
@@ -248,25 +246,15 @@ def read_labels(
     return tuple(labels)
 
 
-def is_frontal(name: str, where: str) -> bool:
-    """Whether an image's file name says that it is a frontal view.
-
-    Raises:
-        DataError: it says neither frontal nor lateral.
-    """
+def _is_frontal(name: str, where: str) -> bool:
     view = re.search(r"_(frontal|lateral)\.\w+$", name)
     if view is None:
         raise DataError(f"{where}: {name!r} must end as view1_frontal.jpg or view2_lateral.jpg.")
     return view[1] == "frontal"
 
 
-def patient_of(name: str, where: str) -> str:
-    """The patient in an image's path.
-
-    Raises:
-        DataError: there is none.
-    """
-    patient = _PATIENT.search(name)
+def _patient_of(name: str, where: str) -> str:
+    patient = re.search(r"patient\d+", name)
     if patient is None:
         raise DataError(f"{where}: {name!r} names no patient, such as patient00001.")
     return patient[0]

@@ -24,10 +24,9 @@ def load_image(
 ) -> Tensor:
     """Read an image file of 8 or 16 bits, or a DICOM file.
 
-    A 16-bit file may hold pixels of fewer bits, as radiographs of 12 bits do, and does not say so.
-    Scaled as 16 bits they would be nearly black; scaled by their own maximum, one film would be
-    brighter than the next. So you say it. A DICOM file says it itself, and how it should be shown:
-    see :func:`~gloria.data.dicom.read_dicom`.
+    A 16-bit file may hold pixels of fewer bits, as radiographs of 12 bits do, and does not say so:
+    you say it. A DICOM file says it itself, and how it should be shown: see
+    :func:`~gloria.data.dicom.read_dicom`.
 
     A picture comes out as viewers show it: turned and mirrored as its EXIF orientation says, which
     side is left depends on it; what is transparent over black; a TIFF file's white where it says
@@ -272,5 +271,5 @@ def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None
     if bits is None and highest < 1 << 12:
         raise OptionError(
             f"{path} has 16 bits a pixel and uses {highest.bit_length()}: it would be nearly "
-            f"black. Say how many bits its pixels have: bits=12, or bits=16 if it is so dark."
+            f"black. Say how many bits its pixels have: bits=12, as most radiographs do."
         )

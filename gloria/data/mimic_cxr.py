@@ -65,13 +65,11 @@ class MIMICCXR(Radiographs):
         view_of = {image: cells["ViewPosition"] for image, (_, cells) in metadata.items()}
         sections = policy.sections or ("findings", "impression")
         texts = _Reports(root, None if reports is None else Path(reports), sections)
-        labels: dict[str, tuple[int, ...]] = {}
-        if classes:
-            rows = rows_by(_find(root, "chexpert"), "study_id", classes)
-            labels = {
-                study: read_labels(where, cells, classes, mapping)
-                for study, (where, cells) in rows.items()
-            }
+        rows = rows_by(_find(root, "chexpert"), "study_id", classes) if classes else {}
+        labels = {
+            study: read_labels(where, cells, classes, mapping)
+            for study, (where, cells) in rows.items()
+        }
         records: list[Record] = []
         skipped: list[str] = []
         table = _find(root, "split")

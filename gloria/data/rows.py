@@ -110,6 +110,19 @@ def check_file(path: Path) -> None:
         raise DataError(f"{path} does not exist.")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        DataError: there is none, or it is no UTF-8.
+    """
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as cause:
+        raise DataError(f"{path} is not UTF-8 ({cause.reason}). Save the file as UTF-8.") from cause
+
+
 def _read_table(path: Path) -> Iterator[list[str]]:
     """All rows as lists of cells, at least a header; a blank line is an empty one."""
     check_file(path)

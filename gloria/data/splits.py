@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gloria.checks import check_integer, check_share
-from gloria.data.rows import check_file, read_rows
+from gloria.data.rows import read_rows, read_text
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.weights import write_text
 
@@ -166,11 +166,7 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
         ids = [cells[column] for _, cells in read_rows(path, [column])]
         _check_ids(ids, str(path))
         return ids
-    check_file(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path} is no id list: it is not UTF-8.") from cause
+    lines = read_text(path).splitlines()
     ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     _check_ids(ids, str(path))
     for line in lines:
