@@ -185,16 +185,10 @@ class HFTextEncoder(Freezable):
             ids, words = words_of(text, encoding)
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {text!r}. Leave it out.")
-            if encoding.overflowing and not self._told_of_truncation:
+            if encoding.overflowing:
                 kept = max(end for _, end in encoding.offsets)
-                self._told_of_truncation = True
-                warnings.warn(
-                    f"texts[{index}] is cut to {self.max_length} tokens, its first {kept} of "
-                    f"{len(text)} characters. Longer texts will be cut without further warning; "
-                    f"raise max_length to keep more.",
-                    TruncatedTextWarning,
-                    stacklevel=2,
-                )
+                cut = f"{self.max_length} tokens, its first {kept} of {len(text)} characters"
+                tell_of_truncation(self, index, cut, "max_length")
             if self.cls_as_word:
                 ids = [number + (number >= 0) for number in ids]
                 ids[encoding.ids.index(self.tokenizer.cls_token_id)] = 0
@@ -326,6 +320,19 @@ def words_of(text: str, encoding: Any) -> tuple[list[int], list[str]]:
         spans[number] = (min(spans[number][0], start), max(spans[number][1], end))
         ids.append(number)
     return ids, [text[start:end].strip() for start, end in spans]
+
+
+def tell_of_truncation(encoder: Any, index: int, cut: str, option: str) -> None:
+    """Warn of the first text that an encoder cuts, to what, and which option keeps more."""
+    if encoder._told_of_truncation:
+        return
+    encoder._told_of_truncation = True
+    warnings.warn(
+        f"texts[{index}] is cut to {cut}. Longer texts will be cut without further warning; raise "
+        f"{option} to keep more.",
+        TruncatedTextWarning,
+        stacklevel=3,
+    )
 
 
 def words_with(piece: int | None, texts: TokenizedText, ids: Tensor) -> list[str]:

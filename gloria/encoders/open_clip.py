@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +25,7 @@ from gloria.checks import (
     require,
 )
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import lowest_parts, words_of, words_with
+from gloria.encoders.hf_text import lowest_parts, tell_of_truncation, words_of, words_with
 from gloria.encoders.timm_image import check_patches
 from gloria.errors import (
     CheckpointError,
@@ -34,12 +33,14 @@ from gloria.errors import (
     EmptyTextError,
     OptionError,
     TokenizerError,
-    TruncatedTextWarning,
     UnknownNameError,
 )
 from gloria.types import ImageFeatures, ImageInput, Recipe, TextFeatures, TokenizedText
 
 CONFIG_FILE = "open_clip_config.json"
+
+# word ids, words, and whether each text is cut
+_Words = tuple[Tensor, list[list[str]], list[bool]]
 
 # The tower that is not kept, when no weights are loaded that need it.
 SMALLEST = {
@@ -297,10 +298,17 @@ class OpenClipTextEncoder(Freezable):
                 f"the tokenizer gives ids up to {int(ids.max())}, the model has embeddings for "
                 f"{self.model.vocab_size}: it is another model's tokenizer."
             )
-        if hasattr(self.tokenizer, "tokenizer"):
-            word_ids, tokens = self._hf_words(texts, ids)
-        else:
-            word_ids, tokens = self._native_words(texts, ids)
+        split = self._hf_words if hasattr(self.tokenizer, "tokenizer") else self._native_words
+        word_ids, tokens, cut = split(texts, ids)
+        for index, words in enumerate(tokens):
+            if not words:
+                raise EmptyTextError(
+                    f"texts[{index}] has no word that the tokenizer knows: {texts[index]!r}. Leave "
+                    f"it out."
+                )
+            if cut[index]:
+                length = f"{self.tokenizer.context_length} tokens"
+                tell_of_truncation(self, index, length, "context_length")
         return TokenizedText({"text": ids}, word_ids, tokens)
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
@@ -379,11 +387,11 @@ class OpenClipTextEncoder(Freezable):
         output = self.model.transformer(input_ids=ids, attention_mask=mask)
         return self.model.proj(self.model.pooler(output, mask)), output.last_hidden_state
 
-    def _native_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+    def _native_words(self, texts: Sequence[str], ids: Tensor) -> _Words:
         """Words from the end-of-word marks of the native tokenizer."""
         tokenizer = self.tokenizer
         word_ids = torch.full_like(ids, -1)
-        tokens: list[list[str]] = []
+        tokens, cut = [], []
         for index, (text, row) in enumerate(zip(texts, ids.tolist(), strict=True)):
             pieces: list[list[int]] = [[]]
             for position in range(1, row.index(tokenizer.eot_token_id)):
@@ -393,14 +401,12 @@ class OpenClipTextEncoder(Freezable):
                 pieces[-1].append(row[position])
                 if tokenizer.decoder[row[position]].endswith("</w>"):
                     pieces.append([])
-            words = [tokenizer.decode(word).strip() for word in pieces if word]
-            _require_words(words, index, text)
-            tokens.append(words)
-            if row[-1] == tokenizer.eot_token_id and len(tokenizer.encode(text)) > len(row) - 2:
-                self._tell_of_truncation(index)
-        return word_ids, tokens
+            tokens.append([tokenizer.decode(word).strip() for word in pieces if word])
+            full = row[-1] == tokenizer.eot_token_id
+            cut.append(full and len(tokenizer.encode(text)) > len(row) - 2)
+        return word_ids, tokens, cut
 
-    def _hf_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+    def _hf_words(self, texts: Sequence[str], ids: Tensor) -> _Words:
         """Words from the word ids of a tokenizer of transformers."""
         cleaned = [self.tokenizer.clean_fn(text) for text in texts]
         fast = self.tokenizer.tokenizer
@@ -411,17 +417,14 @@ class OpenClipTextEncoder(Freezable):
             max_length=self.tokenizer.context_length,
         ).encodings
         word_ids, tokens = [], []
-        for index, (text, encoding) in enumerate(zip(cleaned, encodings, strict=True)):
+        for text, encoding in zip(cleaned, encodings, strict=True):
             numbers, words = words_of(text, encoding)
             known = any(
                 number >= 0 and piece != fast.unk_token_id and token.strip("▁")
                 for number, piece, token in zip(numbers, encoding.ids, encoding.tokens, strict=True)
             )
-            _require_words(words if known else [], index, texts[index])
-            if encoding.overflowing:
-                self._tell_of_truncation(index)
             word_ids.append(numbers)
-            tokens.append(words)
+            tokens.append(words if known else [])
         aligned = torch.tensor(word_ids)
         expected = torch.tensor([encoding.ids for encoding in encodings])
         if expected.shape != ids.shape or (aligned.ge(0) & expected.ne(ids)).any():
@@ -429,25 +432,7 @@ class OpenClipTextEncoder(Freezable):
                 f"the tokens of {type(self.tokenizer).__name__} cannot be told apart into words "
                 f"(tokenizer_mode {self.tokenizer.tokenizer_mode!r})."
             )
-        return aligned, tokens
-
-    def _tell_of_truncation(self, index: int) -> None:
-        if self._told_of_truncation:
-            return
-        self._told_of_truncation = True
-        warnings.warn(
-            f"texts[{index}] is cut to {self.tokenizer.context_length} tokens. Longer texts will "
-            f"be cut without further warning; raise context_length to keep more.",
-            TruncatedTextWarning,
-            stacklevel=4,
-        )
-
-
-def _require_words(words: list[str], index: int, text: str) -> None:
-    if not words:
-        raise EmptyTextError(
-            f"texts[{index}] has no word that the tokenizer knows: {text!r}. Leave it out."
-        )
+        return aligned, tokens, [bool(encoding.overflowing) for encoding in encodings]
 
 
 def _tokenizer(model_name: str, context_length: int | None) -> Any:
