@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -136,24 +136,11 @@ def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images[..., top : top + size[0], left : left + size[1]]
 
 
-class Placement(NamedTuple):
+def place(shape: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
     """Where :func:`fit` puts an image: its size there, and the padding above and to the left."""
-
-    inner: tuple[int, int]
-    top: int
-    left: int
-
-
-def place(shape: tuple[int, int], size: tuple[int, int]) -> Placement:
-    """Where an image of ``shape`` comes to lie when it is fitted into ``size``.
-
-    Args:
-        shape: ``(height, width)`` of the image.
-        size: ``(height, width)`` to fit into.
-    """
     scale = min(size[0] / shape[0], size[1] / shape[1])
     inner = (max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1))
-    return Placement(inner, (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    return inner, (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
 
 
 def normalize(images: Tensor, image_input: ImageInput) -> Tensor:

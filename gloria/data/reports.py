@@ -39,11 +39,11 @@ _HEADINGS = {
     "wet read": "wet read",
 }
 _SECTIONS = {each: name for name, headings in _HEADINGS.items() for each in headings.split("|")}
-_NAMES = "|".join(re.escape(name) for name in sorted(_SECTIONS, key=len, reverse=True))
+_NAMES = "|".join(map(re.escape, _SECTIONS))
 _MAIN = "|".join(
-    re.escape(name.capitalize())
-    for name in sorted(_SECTIONS, key=len, reverse=True)
-    if _SECTIONS[name] in ("findings", "impression")
+    re.escape(heading.capitalize())
+    for heading, name in _SECTIONS.items()
+    if name in ("findings", "impression")
 )
 _HEADING = re.compile(
     rf"^[ \t]*(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
