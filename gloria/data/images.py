@@ -88,7 +88,7 @@ def read_pixels(
     except GloriaError:
         raise
     except Exception as cause:
-        # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
+        # a damaged file makes Pillow and pydicom raise anything
         raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
     return torch.from_numpy(np.ascontiguousarray(pixels))
 

@@ -139,8 +139,7 @@ def chexpert_5x200(
     """The images of a CheXpert 5x200 set: five classes, 200 exclusively positive images each.
 
     Exclusive is meant as in the published code: of all thirteen findings, the others are negative
-    or not mentioned, and none is uncertain. Its own list was drawn without a seed and never
-    published; this one has a seed, and :func:`~gloria.data.splits.write_ids` gives it a hash.
+    or not mentioned, and none is uncertain. Its own list was never published.
 
     Args:
         path: CheXpert's ``train.csv``.
@@ -184,8 +183,7 @@ def chexpert_8x200(
         root: as in :class:`~gloria.data.CheXpert`.
 
     Returns:
-        Ids of queries and candidates, each a list for :func:`~gloria.data.splits.write_ids`. None
-        of their patients should train.
+        Ids of queries and candidates. None of their patients should train.
 
     Raises:
         DataError: a class has too few such images.

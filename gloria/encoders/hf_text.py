@@ -57,17 +57,15 @@ class HFTextEncoder(Freezable):
             ``(values, mask, dim)`` such as :class:`~gloria.aggregators.GeM`; a module's parameters
             train along. :func:`gloria.create_text_encoder` takes the name of one, too.
         max_length: highest number of tokens, special tokens included; None = 97 as published, or
-            as many as a shorter model allows. A longer text is cut at the end and keeps its special
-            tokens; the first time, a :class:`~gloria.errors.TruncatedTextWarning` tells, and
-            ``tokens`` always shows what was kept.
+            as many as a shorter model allows. A longer text is cut at the end; the first time, a
+            :class:`~gloria.errors.TruncatedTextWarning` tells.
         cls_as_word: also give the leading [CLS] as word 0, as the published code does in training.
         frozen: no gradient and always eval mode, for the whole encoder, or for the submodules of
             the given names, such as ``["model.embeddings"]``.
         frozen_layers: the same for the embeddings and the first k layers; 0 = nothing.
 
     Attributes:
-        pooled_dim: width of ``pooled``, the hidden size of the model.
-        word_dim: width of ``words``, the same.
+        pooled_dim, word_dim: width of ``pooled`` and of ``words``: the hidden size of the model.
 
     Raises:
         CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
@@ -155,8 +153,7 @@ class HFTextEncoder(Freezable):
         self.pooling: str | Aggregator = pooling
         self.max_length = int(max_length)
         self.cls_as_word = cls_as_word
-        self.pooled_dim: int = self.model.config.hidden_size
-        self.word_dim: int = self.model.config.hidden_size
+        self.pooled_dim = self.word_dim = int(self.model.config.hidden_size)
         self._told_of_truncation = False
         if frozen_layers:
             self.freeze(*(f"model.{part}" for part in lowest_parts(self.model, frozen_layers)))
@@ -200,11 +197,7 @@ class HFTextEncoder(Freezable):
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order.
-
-        Args:
-            texts: of :meth:`tokenize`.
-        """
+        """Words with a piece that the vocabulary lacks, each once, in their order."""
         return words_with(self.tokenizer.unk_token_id, texts, texts.inputs["input_ids"])
 
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
@@ -224,8 +217,7 @@ class HFTextEncoder(Freezable):
         )
         token_mask = texts.inputs["attention_mask"].bool().unsqueeze(-1)
         pool = POOLINGS[self.pooling] if isinstance(self.pooling, str) else self.pooling
-        pooled = pool(states, token_mask, 1)
-        return TextFeatures(pooled, words, word_mask, texts.tokens)
+        return TextFeatures(pool(states, token_mask, 1), words, word_mask, texts.tokens)
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config and the tokenizer, not the weights, into ``folder``.
@@ -248,22 +240,23 @@ class HFTextEncoder(Freezable):
             )
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        names = (
-            "last_n_layers",
-            "layer_reduction",
-            "word_reduction",
-            "pooling",
-            "max_length",
-            "cls_as_word",
-        )
-        options = {name: getattr(self, name) for name in names}
-        return Recipe("hf:.", {"pretrained": False, "frozen": self.frozen_as(), **options})
+        options = {
+            "pretrained": False,
+            "frozen": self.frozen_as(),
+            "last_n_layers": self.last_n_layers,
+            "layer_reduction": self.layer_reduction,
+            "word_reduction": self.word_reduction,
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+            "cls_as_word": self.cls_as_word,
+        }
+        return Recipe("hf:.", options)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
 
-        They are functions that can't be pickled; the next forward puts them there again. They are
-        taken off a copy with the same tensors, as this model may be encoding in another thread.
+        They can't be pickled, and the next forward puts them there again. They are taken off a copy
+        with the same tensors, as this model may be encoding in another thread.
         """
         tensors = [*self.model.parameters(), *self.model.buffers()]
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})

@@ -133,14 +133,7 @@ class OpenClipImageEncoder(Freezable):
         self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images.
-
-        Args:
-            images: ``(image, 3, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Embeddings ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and their
-            grid; every region is real, so there is no mask.
+        """Encode ``images (image, 3, height, width)``, normalised as ``image_input`` says.
 
         Raises:
             ShapeError: wrong rank, number of channels or size, or no image.
@@ -214,8 +207,7 @@ class OpenClipTextEncoder(Freezable):
     as the model cleans it.
 
     Args:
-        model_name: as in :class:`OpenClipImageEncoder`.
-        pretrained: as in :class:`OpenClipImageEncoder`.
+        model_name, pretrained: as in :class:`OpenClipImageEncoder`.
         word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
         context_length: number of tokens, special tokens included; None = the model's own.
             Positions are resized with the weights. A longer text is cut at the end; the first
@@ -229,11 +221,8 @@ class OpenClipTextEncoder(Freezable):
         word_dim: width of a word.
 
     Raises:
-        UnknownNameError: open_clip has no such model; the message suggests the nearest.
-        OptionError: no such tag, or an option outside what is allowed.
-        CheckpointError: the weights cannot be had, or are another model's.
-        TokenizerError: the tokenizer cannot tell words.
-        MissingDependencyError: open_clip is not installed.
+        TokenizerError: the tokenizer cannot tell words. All else is as in
+            :class:`OpenClipImageEncoder`.
 
     The image tower is built too when weights are loaded, and dropped.
 
@@ -312,13 +301,7 @@ class OpenClipTextEncoder(Freezable):
         return TokenizedText({"text": ids}, word_ids, tokens)
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order.
-
-        The native tokenizer spells every word; of it there are none.
-
-        Args:
-            texts: of :meth:`tokenize`.
-        """
+        """Words with a piece that the vocabulary lacks; the native tokenizer spells every word."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         return words_with(getattr(inner, "unk_token_id", None), texts, texts.inputs["text"])
 
@@ -328,25 +311,22 @@ class OpenClipTextEncoder(Freezable):
             texts = self.tokenize(texts)
         texts = texts.to(next(self.model.parameters()).device)
         pooled, states = self._encode(texts.inputs["text"])
+        word_count = max(len(words) for words in texts.tokens)
         words, word_mask = merge_word_pieces(
-            states,
-            texts.word_ids,
-            self.word_reduction,
-            word_count=max(len(words) for words in texts.tokens),
+            states, texts.word_ids, self.word_reduction, word_count=word_count
         )
         return TextFeatures(pooled, words, word_mask, texts.tokens)
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config and tokenizer of this tower into ``folder``; return how to rebuild."""
-        config = self._config
-        text_config = dict(config["text_cfg"])
+        text_config = dict(self._config["text_cfg"])
         if hasattr(self.tokenizer, "tokenizer"):
             self.tokenizer.save_pretrained(folder)
             text_config["hf_tokenizer_name"] = "."
         if hasattr(self.model, "config"):
             self.model.config.save_pretrained(folder)
             text_config["hf_model_name"] = "."
-        _write_config(folder, {**config, "text_cfg": text_config}, "text_cfg", {})
+        _write_config(folder, {**self._config, "text_cfg": text_config}, "text_cfg", {})
         options = {
             "pretrained": None,
             "word_reduction": self.word_reduction,

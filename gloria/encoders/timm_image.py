@@ -152,8 +152,7 @@ class TimmImageEncoder(Freezable):
             images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
 
         Returns:
-            Pooled vectors ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and
-            their grid; every region is real, so there is no mask.
+            Features; every region is real, so there is no mask.
 
         Raises:
             ShapeError: wrong rank or number of channels, no image, or a size that the model cannot

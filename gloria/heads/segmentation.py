@@ -68,14 +68,8 @@ def segmentation_model(
 class SegmentationModel(nn.Module):
     """An image encoder, a pyramid of its feature maps, and the decoder of a U-Net over it.
 
-    :func:`segmentation_model` makes it.
-
-    Args:
-        image_encoder: becomes a part of the model as it is.
-        pyramid: gives its maps, from fine to coarse, and their widths as ``dims``.
-        classes: masks of an image. Here it is a number; the names are those of the data
-            (``data.classes``), in their order.
-        width: of the decoder's first block.
+    :func:`segmentation_model` makes it. Its ``classes`` is a number; the names are those of the
+    data (``data.classes``), in their order.
     """
 
     def __init__(
