@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
@@ -26,7 +25,7 @@ from gloria.checks import (
 )
 from gloria.encoders.freezing import Freezable
 from gloria.encoders.hf_text import lowest_parts, tell_of_truncation, words_of, words_with
-from gloria.encoders.timm_image import check_patches
+from gloria.encoders.timm_image import check_patches, features_of
 from gloria.errors import (
     CheckpointError,
     DtypeError,
@@ -151,13 +150,7 @@ class OpenClipImageEncoder(Freezable):
         except RuntimeError:
             check_images_suit(images, self.model)
             raise
-        feature_map = output["image_intermediates"][0]
-        height, width = feature_map.shape[2:]
-        return ImageFeatures(
-            pooled=output["image_features"],
-            regions=rearrange(feature_map, "b d h w -> b (h w) d"),
-            grid=(height, width),
-        )
+        return features_of(output["image_features"], output["image_intermediates"][0])
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config of this tower into ``folder``, and return how to make it again."""

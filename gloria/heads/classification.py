@@ -167,20 +167,10 @@ def multilabel_loss(
         True
     """
     check_tensor("logits", logits, ("image", "class"))
-    given = {"labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
-    for name, each in given.items():
-        if each is not None and not isinstance(each, Tensor):
-            raise DtypeError(f"{name} must be a tensor; got {type(each).__name__}.")
-    if labels.shape != logits.shape:
-        raise ShapeError(
-            f"labels must be {tuple(logits.shape)} = (image, class) as the logits are; got "
-            f"{tuple(labels.shape)}."
-        )
+    _check_suits("labels", labels, "(image, class)", logits.shape)
     for name, weight in (("class_weight", class_weight), ("pos_weight", pos_weight)):
-        if weight is not None and weight.shape != logits.shape[1:]:
-            raise ShapeError(
-                f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
-            )
+        if weight is not None:
+            _check_suits(name, weight, "(class,)", logits.shape[1:])
     logits = widen(logits)
     known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
     targets = labels.clamp(min=0).to(logits.dtype)
@@ -193,3 +183,12 @@ def multilabel_loss(
     )
     # where, not a product: an uncertain label's infinite loss would be NaN times 0
     return losses.where(known, 0).sum() / known.sum().clamp(min=1)
+
+
+def _check_suits(name: str, value: Any, axes: str, shape: torch.Size) -> None:
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{name} must be a tensor; got {type(value).__name__}.")
+    if value.shape != shape:
+        raise ShapeError(
+            f"{name} must be {tuple(shape)} = {axes} as the logits are; got {tuple(value.shape)}."
+        )
