@@ -210,12 +210,7 @@ class CheXpertPlus(_CheXpertImages):
 def uncertain_mapping(
     classes: Sequence[str], uncertain: Mapping[str, int] | int
 ) -> Mapping[str, int]:
-    """What an uncertain label becomes, class by class.
-
-    Raises:
-        UnknownNameError: CheXpert has no such class.
-        OptionError: a value is not 1, 0 or -1.
-    """
+    """What an uncertain label becomes, class by class: 1, 0 or -1."""
     mapping = dict.fromkeys(classes, uncertain) if isinstance(uncertain, int) else dict(uncertain)
     for name in (*classes, *mapping):
         if name not in CLASSES:
@@ -229,11 +224,7 @@ def uncertain_mapping(
 def read_labels(
     where: str, cells: Mapping[str, str], classes: Sequence[str], uncertain: Mapping[str, int]
 ) -> tuple[int, ...]:
-    """The labels of one row, blanks negative and uncertain ones mapped.
-
-    Raises:
-        DataError: a cell holds no label, or an uncertain one without a mapping.
-    """
+    """The labels of one row, blanks negative and uncertain ones mapped."""
     labels = []
     for name in classes:
         label = read_label(f"{where}, column {name!r}", cells[name], blank=0)

@@ -20,11 +20,7 @@ Window = tuple[float, float]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its first bytes or its name.
-
-    Raises:
-        OSError: it can't be opened.
-    """
+    """Whether a file is DICOM, by its first bytes or its name."""
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")

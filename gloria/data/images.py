@@ -120,15 +120,7 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of images.
-
-    Args:
-        images: ``(..., height, width)``, at least as large as ``size``.
-        size: ``(height, width)`` in pixels.
-
-    Raises:
-        ShapeError: the images are smaller.
-    """
+    """The middle of images ``(..., height, width)`` that are at least as large as ``size``."""
     height, width = images.shape[-2:]
     if height < size[0] or width < size[1]:
         raise ShapeError(f"images must be at least {size}, the crop's size; got {(height, width)}.")
@@ -175,10 +167,6 @@ def check_image(name: str, image: Any) -> None:
     """Require a floating-point ``(channel, height, width)`` in [0, 1].
 
     8-bit levels, or values that are normalised already, an encoder would take for another film.
-
-    Raises:
-        DtypeError, ShapeError: it is something else.
-        DataError: it has no pixel, or values that are far out of [0, 1], or NaN.
     """
     check_tensor(name, image, ("channel", "height", "width"))
     if not image.numel():

@@ -291,8 +291,6 @@ def _hash_pixels(path: Path) -> str:
 def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Path:
     """The file of an image, by its path in the folder, else among files by their names."""
     direct = folder / name
-    kinds = [direct]
-    if direct.suffix == ".jpg":
-        kinds += [direct.with_suffix(kind) for kind in IMAGE_KINDS]
-    there = next((file for file in kinds if file.is_file()), None)
-    return there or files.get(name, direct)
+    others = map(direct.with_suffix, IMAGE_KINDS) if direct.suffix == ".jpg" else ()
+    there = (file for file in (direct, *others) if file.is_file())
+    return next(there, files.get(name, direct))

@@ -266,11 +266,7 @@ def read_queries(
 
 
 def column_of(data: Radiographs, name: str) -> int:
-    """Where a class is among the labels of ``data``.
-
-    Raises:
-        UnknownNameError: ``data`` has no such class.
-    """
+    """Where a class is among the labels of ``data``."""
     if name not in data.classes:
         raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
     return data.classes.index(name)

@@ -223,13 +223,7 @@ def check_policy(policy: ReportPolicy) -> None:
 
 
 def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:
-    """What a policy selects of a report, with at least one word.
-
-    A report "nan", "None", "null" or "<NA>" is one that a program did not have.
-
-    Raises:
-        DataError: it has none; it names ``where``.
-    """
+    """What a policy selects of a report, with at least one word; ``where`` names the report."""
     text = policy.select(report)
     if not _WORD.search(text) or text.lower() in _NOTHING:
         if policy.sections is not None:

@@ -52,11 +52,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, s
 
 
 def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
-    """Rows by the column that names them: where each is, and its cells.
-
-    Raises:
-        DataError: as :func:`read_rows`, or two rows of one name differ.
-    """
+    """Rows by the column that names them: where each is, and its cells; no two may differ."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     for where, cells in read_rows(path, [key, *columns]):
         first, known = found.setdefault(cells[key], (where, cells))
@@ -66,11 +62,7 @@ def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of a CSV file's columns.
-
-    Raises:
-        DataError: as :func:`read_rows`.
-    """
+    """The names of a CSV file's columns."""
     return [name.strip() for name in next(_read_table(path))]
 
 
@@ -81,9 +73,6 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
         where: what an error calls the cell.
         cell: its text.
         blank: what an empty cell means; None = it is an error.
-
-    Raises:
-        DataError: the cell is NaN, another number or no number.
     """
     if not cell and blank is not None:
         return blank
@@ -99,11 +88,7 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
 
 
 def check_file(path: Path) -> None:
-    """Require a file.
-
-    Raises:
-        DataError: there is none, or it is a folder.
-    """
+    """Require a file, and no folder."""
     if path.is_dir():
         raise DataError(f"{path} must be a file; it is a folder.")
     if not path.is_file():
@@ -111,11 +96,7 @@ def check_file(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, without a byte order mark.
-
-    Raises:
-        DataError: there is none, or it is no UTF-8.
-    """
+    """The text of a file in UTF-8, without a byte order mark."""
     check_file(path)
     try:
         return path.read_text(encoding="utf-8-sig")
