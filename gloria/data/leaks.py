@@ -117,11 +117,8 @@ def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     """What was found, in words, with the first few of each kind."""
     lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
     copies = "exact copies with other ids"
-    for kind, found in (
-        ("patients", leaks.patients),
-        ("images", leaks.images),
-        (copies, leaks.duplicates),
-    ):
+    kinds = {"patients": leaks.patients, "images": leaks.images, copies: leaks.duplicates}
+    for kind, found in kinds.items():
         if found is None:
             lines.append(f"{kind}: not looked for")
             continue

@@ -99,8 +99,7 @@ class Radiographs(Dataset[Radiograph]):
         size: ``(height, width)`` that images and masks are fitted into, aspect kept, padded with
             black.
         channels: 1 (grayscale) or 3.
-        bits: as in :func:`~gloria.data.load_image`.
-        window: as in :func:`~gloria.data.load_image`.
+        bits, window: as in :func:`~gloria.data.load_image`.
         skipped: why records were left out, one line each.
 
     Raises:

@@ -29,9 +29,8 @@ def draw_share(
 
     Patients are sorted by what they have, the rarest class first, in random order among equals; of
     this row, every ``1 / share``-th is taken, from a random start. So the rarest class has its
-    share of patients within one, and a few classes have theirs within a few. Of many, the most
-    frequent are off by as much as chance alone would make them, which is little beside their
-    number. A class with fewer than ``1 / share`` patients may have none.
+    share of patients within one, and a few classes have theirs within a few; of many, the most
+    frequent are off as by chance. A class with fewer than ``1 / share`` patients may have none.
 
     Args:
         ids: the images' names, each once.
@@ -81,11 +80,8 @@ def draw_splits(
     """Disjoint splits by patient, in each of which every class is about as frequent.
 
     Args:
-        ids: as in :func:`draw_share`.
-        labels: as in :func:`draw_share`.
+        ids, labels, seed, patients: as in :func:`draw_share`.
         shares: split: its share; they add up to 1, as ``{"train": 0.7, "val": 0.1, "test": 0.2}``.
-        seed: as in :func:`draw_share`.
-        patients: as in :func:`draw_share`.
 
     Returns:
         Split: its ids.

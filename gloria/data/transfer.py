@@ -108,9 +108,7 @@ class TransferData:
 
         Args:
             seed: of the data; the demo with that seed trains on the first of these images.
-            train: images whose labels and masks train.
-            val: images that choose.
-            test: images that are tested on.
+            train, val, test: images that train, that choose, and that are tested on.
             per_class: images of each of the five classes in the gallery.
             size: height and width in pixels.
             progress: called with the number of phantoms drawn since the last call, as

@@ -269,11 +269,9 @@ class HFTextEncoder(Freezable):
         return {**state, "_modules": {**self._modules, "model": model}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Become what was pickled, maybe in another process.
-
-        transformers gives hidden states of classes only that were initialised in this one.
-        """
+        """Become what was pickled, maybe in another process."""
         super().__setstate__(state)
+        # transformers gives hidden states of classes only that were initialised in this process
         base: Any = require("transformers", "encoders").PreTrainedModel
         for module in self.model.modules():
             if isinstance(module, base):

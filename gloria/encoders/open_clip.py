@@ -114,9 +114,10 @@ class OpenClipImageEncoder(Freezable):
         self.model = whole.visual
         preparation = self.model.preprocess_cfg
         size = preparation["size"]
+        size = (size, size) if isinstance(size, int) else tuple(size)
         self.image_input = ImageInput(
             channels=3,
-            size=(size, size) if isinstance(size, int) else tuple(size),
+            size=size,
             mean=tuple(preparation["mean"]),
             std=tuple(preparation["std"]),
         )
@@ -125,7 +126,7 @@ class OpenClipImageEncoder(Freezable):
             getattr(self.model, "attn_pool", None) is None
             and not getattr(self.model, "final_ln_after_pool", False)
         )  # fmt: skip
-        self.pooled_dim, stages = self._measure()
+        self.pooled_dim, stages = self._measure(size)
         check_integer("region_stage", region_stage, -len(stages), len(stages) - 1)
         self.region_stage = int(region_stage)
         self.region_dim = stages[region_stage]
@@ -163,10 +164,8 @@ class OpenClipImageEncoder(Freezable):
         }
         return Recipe("open_clip:.", options)
 
-    def _measure(self) -> tuple[int, list[int]]:
+    def _measure(self, size: tuple[int, int]) -> tuple[int, list[int]]:
         """Widths of the embedding and of every stage, from a pass without values."""
-        size = self.image_input.size
-        assert size is not None
         check_patches(size, getattr(self.model, "patch_size", (1, 1)))
         values = [*self.model.parameters(), *self.model.buffers()]
         # a copy that is given, for each tensor, one of its shape without memory
@@ -338,11 +337,10 @@ class OpenClipTextEncoder(Freezable):
             return []
         if hf:
             return [f"model.transformer.{name}" for name in lowest_parts(transformer, count)]
-        embeddings = ["token_embedding", "positional_embedding"]
-        if self.model.cls_emb is not None:
-            embeddings.append("cls_emb")
+        embeddings = ["token_embedding", "positional_embedding", "cls_emb"]
+        there = [name for name in embeddings if getattr(self.model, name) is not None]
         blocks = [f"transformer.resblocks.{index}" for index in range(count)]
-        return [f"model.{name}" for name in [*embeddings, *blocks]]
+        return [f"model.{name}" for name in [*there, *blocks]]
 
     def _encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of each text and the hidden state of each token."""

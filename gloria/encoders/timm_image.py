@@ -146,13 +146,7 @@ class TimmImageEncoder(Freezable):
         self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images.
-
-        Args:
-            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Features; every region is real, so there is no mask.
+        """Encode ``images (image, channel, height, width)``, normalised as ``image_input`` says.
 
         Raises:
             ShapeError: wrong rank or number of channels, no image, or a size that the model cannot

@@ -104,16 +104,12 @@ class SegmentationModel(nn.Module):
         return self.head.weight.device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Segment images.
+        """Logits ``(image, class, height, width)`` of images, normalised as ``image_input`` says.
+
+        They are of the images' height and width, whatever the encoder's strides.
 
         Args:
-            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Logits ``(image, class, height, width)``, of the images' height and width whatever the
-            encoder's strides.
-
-        Raises what the encoder raises.
+            images: ``(image, channel, height, width)``.
         """
         maps = self.pyramid(self.image_encoder, images)
         # each block enlarges to the size of the next map, the last one to that of the images

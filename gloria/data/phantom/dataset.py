@@ -118,9 +118,7 @@ class PhantomDataset:
         split: as in :func:`phantom_item`.
         count: number of items; None = the size in :data:`SPLITS`. A 5xN split has its size in its
             name and takes no other.
-        seed: as in :func:`phantom_item`.
-        size: as in :func:`phantom_item`.
-        contrast: as in :func:`phantom_item`.
+        seed, size, contrast: as in :func:`phantom_item`.
 
     Raises:
         OptionError: for an unknown split or a number out of range.
