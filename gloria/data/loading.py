@@ -22,7 +22,6 @@ class HasImage(Protocol):
     @property
     def image(self) -> Tensor:
         """``(channel, height, width)``, float32 in [0, 1]."""
-        ...
 
 
 def load_batches(

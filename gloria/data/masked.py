@@ -21,7 +21,6 @@ class Masked(HasImage, Protocol):
     @property
     def mask(self) -> Tensor:
         """``(class, height, width)`` or ``(height, width)``, boolean, True = finding."""
-        ...
 
 
 class MaskedImage(NamedTuple):

@@ -23,7 +23,6 @@ class Pair(HasImage, Protocol):
     @property
     def report(self) -> str:
         """The text."""
-        ...
 
 
 class LabelledItems(Sized, Protocol):
@@ -32,22 +31,18 @@ class LabelledItems(Sized, Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """What the labels say."""
-        ...
 
     @property
     def labels(self) -> ArrayLike:
         """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
 
     @property
     def ids(self) -> Sequence[str]:
         """The images' names, each once."""
-        ...
 
     @property
     def patients(self) -> Sequence[str]:
         """Whose the images are."""
-        ...
 
 
 class ImageReport(NamedTuple):

@@ -23,8 +23,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, s
 
     Raises:
         DataError: the file, its header or a column is missing, a column is there twice, it is no
-            UTF-8 or no CSV, or a row has fewer or more cells than it should. Rows are numbered as a
-            spreadsheet does: the header is row 1, a blank line is a row.
+            UTF-8 or no CSV, or a row has fewer or more cells than it should. The header is row 1, a
+            blank line is a row.
     """
     table = _read_table(path)
     header = [name.strip() for name in next(table)]

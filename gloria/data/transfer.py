@@ -41,16 +41,13 @@ class LabelledPairs(LabelledItems, Protocol):
     @property
     def labels(self) -> NDArray[np.int8]:
         """As an array."""
-        ...
 
     @property
     def reports(self) -> list[str]:
         """All reports; one that is not there is empty."""
-        ...
 
     def __getitem__(self, index: int, /) -> Pair:
         """One item."""
-        ...
 
 
 class Splits(NamedTuple):
