@@ -12,7 +12,7 @@ from gloria.aggregators.reductions import widen
 from gloria.checks import check_image_encoder, check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
 from gloria.errors import DtypeError, ShapeError
-from gloria.types import ImageEncoder, ImageInput
+from gloria.types import ImageEncoder
 
 
 class LinearHead(nn.Linear):
@@ -103,6 +103,7 @@ class ImageClassifier(Freezable):
         check_integer("classes", classes, 1)
         check_image_encoder("image_encoder", image_encoder)
         self.image_encoder: Any = image_encoder
+        self.image_input = image_encoder.image_input
         self.classes = int(classes)
         self.head = LinearHead(image_encoder.pooled_dim, self.classes)
         if frozen:
@@ -112,12 +113,6 @@ class ImageClassifier(Freezable):
     def frozen(self) -> bool:
         """Whether the encoder is frozen."""
         return "image_encoder" in self._frozen_parts
-
-    @property
-    def image_input(self) -> ImageInput:
-        """What the encoder wants to be fed."""
-        image_input: ImageInput = self.image_encoder.image_input
-        return image_input
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(image, class)`` of images, normalised as ``image_input`` says.

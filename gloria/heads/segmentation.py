@@ -74,7 +74,7 @@ class SegmentationModel(nn.Module):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: Any,
         pyramid: StagePyramid | BlockPyramid,
         classes: int,
         width: int,
@@ -82,7 +82,8 @@ class SegmentationModel(nn.Module):
         super().__init__()
         unet = require("segmentation_models_pytorch.decoders.unet.decoder", "tasks")
         start = require("segmentation_models_pytorch.base.initialization", "tasks")
-        self.image_encoder: Any = image_encoder
+        self.image_encoder = image_encoder
+        self.image_input: ImageInput = image_encoder.image_input
         self.pyramid = pyramid
         self.classes = int(classes)
         widths = _widths(width, len(pyramid.dims))
@@ -91,12 +92,6 @@ class SegmentationModel(nn.Module):
         self.head = nn.Conv2d(widths[-1], self.classes, 3, padding=1)
         start.initialize_decoder(self.decoder)
         start.initialize_head(self.head)
-
-    @property
-    def image_input(self) -> ImageInput:
-        """What the model wants to be fed: what its encoder does."""
-        given: ImageInput = self.image_encoder.image_input
-        return given
 
     @property
     def device(self) -> torch.device:
