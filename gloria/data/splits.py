@@ -58,13 +58,13 @@ def draw_share(
     if share == 0:
         raise OptionError("share must be above 0.")
     check_integer("seed", seed, 0)
-    people, owner, has = _patients(ids, labels, patients)
+    owner, has = _patients(ids, labels, patients)
     rng = np.random.default_rng(seed)
     row = _similar_together(has, rng)
-    count = max(round(share * len(people)), 1)
+    count = max(round(share * len(has)), 1)
     # exactly count different places: the step is at least 1
-    places = ((np.arange(count) + rng.random()) * (len(people) / count)).astype(np.intp)
-    taken = np.zeros(len(people), np.bool_)
+    places = ((np.arange(count) + rng.random()) * (len(has) / count)).astype(np.intp)
+    taken = np.zeros(len(has), np.bool_)
     taken[row[places]] = True
     return [name for name, patient in zip(ids, owner, strict=True) if taken[patient]]
 
@@ -188,7 +188,7 @@ def find_ids(wanted: Iterable[str], ids: Sequence[str]) -> list[int]:
     if unknown:
         raise DataError(
             f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
-            f"{', '.join(unknown[:3])}. Its ids are like {', '.join(ids[:1])}."
+            f"{', '.join(map(str, unknown[:3]))}. Its ids are like {', '.join(ids[:1])}."
         )
     return [row for name in wanted for row in rows[name]]
 
@@ -203,8 +203,8 @@ def _check_ids(ids: Sequence[str], where: str) -> None:
 
 def _patients(
     ids: Sequence[str], labels: ArrayLike, patients: Sequence[str] | None
-) -> tuple[NDArray[np.str_], NDArray[np.intp], NDArray[np.bool_]]:
-    """The patients, sorted; whose each image is; and what each patient has."""
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Whose each image is, a number among the sorted patients; and what each patient has."""
     _check_ids(ids, "ids")
     positive = np.asarray(labels) == 1
     owners = ids if patients is None else patients
@@ -223,7 +223,7 @@ def _patients(
     people, owner = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
     has = np.zeros((len(people), positive.shape[1]), np.bool_)
     np.logical_or.at(has, owner, positive)
-    return people, owner, has
+    return owner, has
 
 
 def _similar_together(has: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:

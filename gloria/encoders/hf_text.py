@@ -504,15 +504,13 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-# BERT's, CLIP's, OPT's and GPT-2's names
-_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-
-
 def _longest_text(model: Any, tokenizer: Any) -> int:
     """Number of tokens that the position embeddings and the tokenizer allow."""
     longest: int = tokenizer.model_max_length
+    # BERT's, CLIP's, OPT's and GPT-2's names
+    positions = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
     for name, module in model.named_modules():
-        if name.endswith(_POSITIONS) and isinstance(module, nn.Embedding):
+        if name.endswith(positions) and isinstance(module, nn.Embedding):
             # RoBERTa and its heirs count positions from behind the padding index, OPT from 2
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             skipped = getattr(module, "offset", skipped)
