@@ -7,7 +7,8 @@ Region i of a grid has its centre at ``offset + stride * i``, in either directio
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,12 +64,11 @@ def upsample_attention(
             f"maps must be (..., grid height, grid width); got {tuple(maps.shape)}. "
             f"Unflatten regions first: maps.unflatten(-1, grid)."
         )
+    check_size(size)
     strides, offsets = _pair("stride", stride), _pair("offset", offset)
     weights = [
         _linear_weights(maps, cells, pixels, step, start)
-        for cells, pixels, step, start in zip(
-            maps.shape[-2:], _check_size(size), strides, offsets, strict=True
-        )
+        for cells, pixels, step, start in zip(maps.shape[-2:], size, strides, offsets, strict=True)
     ]
     return weights[0] @ maps @ weights[1].mT
 
@@ -168,11 +168,11 @@ def _linear_weights(
     return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
 
 
-def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+def check_size(size: Any) -> None:
+    """Require a height and a width of at least one pixel."""
     pair = isinstance(size, tuple | list) and len(size) == 2
-    if not pair or not all(isinstance(side, int) and side > 0 for side in size):
+    if not pair or not all(isinstance(side, Integral) and int(side) > 0 for side in size):
         raise OptionError(f"size must be (height, width) in pixels, above 0; got {size!r}.")
-    return size
 
 
 def _pair(

@@ -150,7 +150,6 @@ class ImageEncoder(Protocol):
 
     def __call__(self, images: Tensor) -> ImageFeatures:
         """Encode ``images (image, channel, height, width)``."""
-        ...
 
 
 @runtime_checkable
@@ -166,7 +165,6 @@ class HasStages(Protocol):
             images: as in :meth:`ImageEncoder.__call__`.
             stages: which; None = all.
         """
-        ...
 
 
 @runtime_checkable
@@ -189,11 +187,9 @@ class TextEncoder(Protocol):
         The list of words of a text that has none is empty, or EmptyTextError is raised; a model
         raises it for such a text.
         """
-        ...
 
     def __call__(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts."""
-        ...
 
 
 @runtime_checkable
@@ -202,7 +198,6 @@ class TellsUnknownWords(Protocol):
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
         """Words with a piece that the vocabulary lacks, each once, in their order."""
-        ...
 
 
 @runtime_checkable
@@ -216,7 +211,6 @@ class Aggregator(Protocol):
 
     def __call__(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         """Reduce ``dim``."""
-        ...
 
 
 @runtime_checkable
@@ -225,7 +219,6 @@ class ScheduledLoss(Protocol):
 
     def at_step(self, step: int) -> None:
         """Get ready for step ``step``, counted from 0."""
-        ...
 
 
 @runtime_checkable
@@ -234,4 +227,3 @@ class SavesRecipe(Protocol):
 
     def recipe(self, folder: Path) -> Recipe:
         """Write what is needed beside the weights into ``folder``; return how to rebuild."""
-        ...

@@ -7,12 +7,13 @@ findings of both lungs are in no single lobe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gloria.data.prompts import Combinations, PromptSet
 
 _BASES = ("at the left lung base", "at the right lung base", "at both lung bases")
 _SIDES = ("on the left", "on the right")
+_LUNGS = ("in both lungs", "in a perihilar distribution")
 _LOBES = (
     "left upper lobe",
     "lingula",
@@ -24,22 +25,22 @@ _LOBES = (
 _IN_LOBES = tuple(f"in the {lobe}" for lobe in _LOBES)
 _OF_LOBES = tuple(f"of the {lobe}" for lobe in _LOBES if lobe != "lingula")
 
+
+def _each(severity: str, subtype: str, location: Sequence[str] = ("",)) -> Combinations:
+    """Each severity with each subtype and location; of the first two, | separates several."""
+    return Combinations(severity=severity.split("|"), subtype=subtype.split("|"), location=location)
+
+
 CHEST_PROMPTS: Mapping[str, PromptSet] = {
     "Atelectasis": PromptSet(
         [
-            Combinations(
-                severity=("", "minimal", "mild", "moderate"),
-                subtype=("atelectasis",),
-                location=("", *_BASES, *_IN_LOBES),
+            _each("|minimal|mild|moderate", "atelectasis", ("", *_BASES, *_IN_LOBES)),
+            _each(
+                "|minimal|mild",
+                "subsegmental atelectasis|linear atelectasis|platelike atelectasis",
+                ("", *_BASES),
             ),
-            Combinations(
-                severity=("", "minimal", "mild"),
-                subtype=("subsegmental atelectasis", "linear atelectasis", "platelike atelectasis"),
-                location=("", *_BASES),
-            ),
-            Combinations(
-                severity=("partial", "complete"), subtype=("collapse",), location=_OF_LOBES
-            ),
+            _each("partial|complete", "collapse", _OF_LOBES),
         ],
         [
             "no atelectasis",
@@ -51,19 +52,12 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Cardiomegaly": PromptSet(
         [
-            Combinations(
-                severity=("", "mild", "moderate", "severe"),
-                subtype=(
-                    "cardiomegaly",
-                    "cardiac enlargement",
-                    "enlargement of the heart",
-                    "enlargement of the cardiac silhouette",
-                ),
+            _each(
+                "|mild|moderate|severe",
+                "cardiomegaly|cardiac enlargement|enlargement of the heart"
+                "|enlargement of the cardiac silhouette",
             ),
-            Combinations(
-                severity=("", "mildly", "moderately", "markedly"),
-                subtype=("enlarged heart", "enlarged cardiac silhouette"),
-            ),
+            _each("|mildly|moderately|markedly", "enlarged heart|enlarged cardiac silhouette"),
         ],
         [
             "no cardiomegaly",
@@ -75,16 +69,9 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Consolidation": PromptSet(
         [
-            Combinations(
-                severity=("", "patchy", "dense"),
-                subtype=("consolidation", "airspace consolidation"),
-                location=("", *_IN_LOBES),
-            ),
-            Combinations(subtype=("focal consolidation",), location=("", *_IN_LOBES)),
-            Combinations(
-                severity=("", "patchy", "extensive"),
-                subtype=("bilateral consolidation", "multifocal consolidation"),
-            ),
+            _each("|patchy|dense", "consolidation|airspace consolidation", ("", *_IN_LOBES)),
+            _each("", "focal consolidation", ("", *_IN_LOBES)),
+            _each("|patchy|extensive", "bilateral consolidation|multifocal consolidation"),
         ],
         [
             "no consolidation",
@@ -96,20 +83,9 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Edema": PromptSet(
         [
-            Combinations(
-                severity=("", "mild", "moderate", "severe"),
-                subtype=("pulmonary edema",),
-                location=("", "in both lungs", "in a perihilar distribution"),
-            ),
-            Combinations(
-                severity=("", "mild", "moderate"),
-                subtype=("interstitial edema", "pulmonary vascular congestion"),
-            ),
-            Combinations(
-                severity=("", "moderate", "severe"),
-                subtype=("alveolar edema",),
-                location=("", "in both lungs", "in a perihilar distribution"),
-            ),
+            _each("|mild|moderate|severe", "pulmonary edema", ("", *_LUNGS)),
+            _each("|mild|moderate", "interstitial edema|pulmonary vascular congestion"),
+            _each("|moderate|severe", "alveolar edema", ("", *_LUNGS)),
         ],
         [
             "no pulmonary edema",
@@ -121,25 +97,14 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Pleural Effusion": PromptSet(
         [
-            Combinations(
-                severity=("", "trace", "small", "moderate", "large"),
-                subtype=("pleural effusion",),
-                location=("", *_SIDES),
+            _each("|trace|small|moderate|large", "pleural effusion", ("", *_SIDES)),
+            _each("|trace|small|moderate|large", "bilateral pleural effusions"),
+            _each(
+                "|small|moderate|large",
+                "layering pleural effusion|loculated pleural effusion",
+                _SIDES,
             ),
-            Combinations(
-                severity=("", "trace", "small", "moderate", "large"),
-                subtype=("bilateral pleural effusions",),
-            ),
-            Combinations(
-                severity=("", "small", "moderate", "large"),
-                subtype=("layering pleural effusion", "loculated pleural effusion"),
-                location=_SIDES,
-            ),
-            Combinations(
-                severity=("", "small", "moderate"),
-                subtype=("subpulmonic effusion",),
-                location=_SIDES,
-            ),
+            _each("|small|moderate", "subpulmonic effusion", _SIDES),
         ],
         [
             "no pleural effusion",
@@ -151,20 +116,11 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Pneumonia": PromptSet(
         [
-            Combinations(
-                severity=("", "early", "extensive"),
-                subtype=("pneumonia",),
-                location=("", *_IN_LOBES),
-            ),
-            Combinations(
-                subtype=("consolidation consistent with pneumonia",), location=("", *_IN_LOBES)
-            ),
-            Combinations(subtype=("lobar pneumonia",), location=("", *_OF_LOBES)),
-            Combinations(
-                severity=("", "extensive"),
-                subtype=("bilateral pneumonia", "multifocal pneumonia", "bronchopneumonia"),
-            ),
-            Combinations(subtype=("aspiration pneumonia",), location=("", *_BASES)),
+            _each("|early|extensive", "pneumonia", ("", *_IN_LOBES)),
+            _each("", "consolidation consistent with pneumonia", ("", *_IN_LOBES)),
+            _each("", "lobar pneumonia", ("", *_OF_LOBES)),
+            _each("|extensive", "bilateral pneumonia|multifocal pneumonia|bronchopneumonia"),
+            _each("", "aspiration pneumonia", ("", *_BASES)),
         ],
         [
             "no pneumonia",
@@ -176,23 +132,11 @@ CHEST_PROMPTS: Mapping[str, PromptSet] = {
     ),
     "Pneumothorax": PromptSet(
         [
-            Combinations(
-                severity=("", "tiny", "small", "moderate", "large"),
-                subtype=("pneumothorax",),
-                location=("", *_SIDES),
-            ),
-            Combinations(
-                severity=("", "tiny", "small"), subtype=("apical pneumothorax",), location=_SIDES
-            ),
-            Combinations(
-                severity=("", "small", "moderate"),
-                subtype=("basilar pneumothorax", "loculated pneumothorax"),
-                location=_SIDES,
-            ),
-            Combinations(
-                severity=("", "large"), subtype=("tension pneumothorax",), location=_SIDES
-            ),
-            Combinations(severity=("", "small"), subtype=("bilateral pneumothoraces",)),
+            _each("|tiny|small|moderate|large", "pneumothorax", ("", *_SIDES)),
+            _each("|tiny|small", "apical pneumothorax", _SIDES),
+            _each("|small|moderate", "basilar pneumothorax|loculated pneumothorax", _SIDES),
+            _each("|large", "tension pneumothorax", _SIDES),
+            _each("|small", "bilateral pneumothoraces"),
         ],
         [
             "no pneumothorax",

@@ -68,7 +68,6 @@ IMAGE_KINDS = (".png", ".jpg", ".dcm")
 """What CheXpert Plus's images are released as; its CSV file calls all of them ``.jpg``."""
 
 _FOLDER = re.compile(r"^CheXpert-v[^/]*/")
-_PATIENT = re.compile(r"patient\d+")
 
 
 def image_id(path: str) -> str:
@@ -94,8 +93,7 @@ class CheXpert(_CheXpertImages):
 
     Args:
         path: the CSV file, with the columns ``Path`` and one for each class.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
+        size, channels: as in :class:`~gloria.data.Radiographs`.
         root: the release's folder; None = the folder of ``path``.
         classes: which labels to read, of :data:`CLASSES`.
         uncertain: what an uncertain label becomes, for each class or for all: 1, 0, or -1 to leave
@@ -126,13 +124,12 @@ class CheXpert(_CheXpertImages):
         root = path.parent if root is None else Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         records = []
-        for row, cells in read_rows(path, ["Path", *classes]):
-            where = f"{path}, row {row}"
+        for where, cells in read_rows(path, ["Path", *classes]):
             name = image_id(cells["Path"])
-            if frontal_only and not is_frontal(name, where):
+            if frontal_only and not _is_frontal(name, where):
                 continue
             labels = read_labels(where, cells, classes, mapping)
-            patient = patient_of(name, where)
+            patient = _patient_of(name, where)
             records.append(Record(name, root / name, where, patient, labels=labels))
         super().__init__(records, classes=classes, size=size, channels=channels)
 
@@ -144,8 +141,7 @@ class CheXpertPlus(_CheXpertImages):
         path: the CSV file, with the columns ``path_to_image``, ``report``, ``split`` and
             ``section_...``.
         split: ``"train"`` or ``"valid"``; None = all.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
+        size, channels: as in :class:`~gloria.data.Radiographs`.
         root: the folder that holds ``train/patient.../``; None = the folder of ``path``. Its files
             may be JPEG, PNG or DICOM, all of one kind.
         policy: what of the reports is read; sections come from the file's ``section_`` columns.
@@ -185,27 +181,25 @@ class CheXpertPlus(_CheXpertImages):
         if labels is None and classes:
             raise OptionError("classes need labels: the file that holds them.")
         classes = (COMPETITION_CLASSES if labels else ()) if classes is None else classes
-        known = None
+        known: dict[str, tuple[int, ...]] = {}
         if labels is not None:
             known = _read_label_file(Path(labels), classes, uncertain_mapping(classes, uncertain))
         sections = {name: f"section_{name.replace(' ', '_')}" for name in policy.sections or ()}
         columns = ["path_to_image", "split", *(sections.values() or ["report"])]
         records: list[Record] = []
         skipped: list[str] = []
-        for row, cells in read_rows(path, columns):
-            where = f"{path}, row {row}"
+        for where, cells in read_rows(path, columns):
             name = cells["path_to_image"]
-            if split not in (None, cells["split"]) or (
-                frontal_only and not is_frontal(name, where)
-            ):
+            if split not in (None, cells["split"]):
+                continue
+            if frontal_only and not _is_frontal(name, where):
                 continue
             source = {section: cells[column] for section, column in sections.items()}
             with skipping(skipped if skip_incomplete else None):
                 report = read_report(where, source or cells["report"], policy)
-                if known is not None and name not in known:
+                if labels is not None and name not in known:
                     raise DataError(f"{where}: {labels} has no labels of {name}.")
-                marks = () if known is None else known[name]
-                patient = patient_of(name, where)
+                patient, marks = _patient_of(name, where), known.get(name, ())
                 records.append(Record(name, Path(name), where, patient, report, marks))
         if not records and not skipped:
             raise DataError(f"{path} has no image with split {split!r}.")
@@ -216,12 +210,7 @@ class CheXpertPlus(_CheXpertImages):
 def uncertain_mapping(
     classes: Sequence[str], uncertain: Mapping[str, int] | int
 ) -> Mapping[str, int]:
-    """What an uncertain label becomes, class by class.
-
-    Raises:
-        UnknownNameError: CheXpert has no such class.
-        OptionError: a value is not 1, 0 or -1.
-    """
+    """What an uncertain label becomes, class by class: 1, 0 or -1."""
     mapping = dict.fromkeys(classes, uncertain) if isinstance(uncertain, int) else dict(uncertain)
     for name in (*classes, *mapping):
         if name not in CLASSES:
@@ -235,11 +224,7 @@ def uncertain_mapping(
 def read_labels(
     where: str, cells: Mapping[str, str], classes: Sequence[str], uncertain: Mapping[str, int]
 ) -> tuple[int, ...]:
-    """The labels of one row, blanks negative and uncertain ones mapped.
-
-    Raises:
-        DataError: a cell holds no label, or an uncertain one without a mapping.
-    """
+    """The labels of one row, blanks negative and uncertain ones mapped."""
     labels = []
     for name in classes:
         label = read_label(f"{where}, column {name!r}", cells[name], blank=0)
@@ -252,25 +237,15 @@ def read_labels(
     return tuple(labels)
 
 
-def is_frontal(name: str, where: str) -> bool:
-    """Whether an image's file name says that it is a frontal view.
-
-    Raises:
-        DataError: it says neither frontal nor lateral.
-    """
+def _is_frontal(name: str, where: str) -> bool:
     view = re.search(r"_(frontal|lateral)\.\w+$", name)
     if view is None:
         raise DataError(f"{where}: {name!r} must end as view1_frontal.jpg or view2_lateral.jpg.")
     return view[1] == "frontal"
 
 
-def patient_of(name: str, where: str) -> str:
-    """The patient in an image's path.
-
-    Raises:
-        DataError: there is none.
-    """
-    patient = _PATIENT.search(name)
+def _patient_of(name: str, where: str) -> str:
+    patient = re.search(r"patient\d+", name)
     if patient is None:
         raise DataError(f"{where}: {name!r} names no patient, such as patient00001.")
     return patient[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gloria.checks import require
-from gloria.errors import DataError, reason
+from gloria.errors import DataError
 
 _UP_AND_DOWN = ("H", "F")  # head, foot
 _SIDES = ("L", "R", "A", "P")  # of the patient; from the side, anterior or posterior
@@ -20,11 +20,7 @@ Window = tuple[float, float]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its first bytes or its name.
-
-    Raises:
-        OSError: it can't be opened.
-    """
+    """Whether a file is DICOM, by its first bytes or its name."""
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom")
@@ -49,29 +45,24 @@ def read_dicom(
         ``(height, width)`` in [0, 1].
 
     Raises:
-        DataError: the file has no pixels, several frames, colours, or can't be read; or it says
-            neither a window nor a VOI lookup table, declares more than 12 bits and uses less than a
-            sixteenth of their range, and ``window`` is None.
+        DataError: the file has no pixels, several frames or colours; or it says neither a window
+            nor a VOI lookup table, declares more than 12 bits and uses less than a sixteenth of
+            their range, and ``window`` is None.
+        Exception: anything, as pydicom does of a damaged file; of a missing decoder, it is named.
     """
     pydicom = require("pydicom", "tasks")
-    try:
-        dataset = pydicom.dcmread(path)
-        if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
-            raise DataError(f"DICOM file {path} has no pixels.")
-        kind = dataset.PhotometricInterpretation
-        if kind not in ("MONOCHROME1", "MONOCHROME2"):
-            raise DataError(f"DICOM file {path} is no radiograph: its pixels are {kind}.")
-        pixels = dataset.pixel_array
-        if pixels.ndim != 2:
-            raise DataError(f"DICOM file {path} has {len(pixels)} frames; one was expected.")
-        if window is None:
-            _check_contrast(path, dataset, pixels)
-        shown = _shown_once(dataset, pixels, window)
-    except DataError:
-        raise
-    except Exception as cause:
-        # a damaged file makes pydicom raise anything; a missing decoder is named in its message
-        raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
+    dataset = pydicom.dcmread(path)
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
+        raise DataError(f"DICOM file {path} has no pixels.")
+    kind = dataset.PhotometricInterpretation
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise DataError(f"DICOM file {path} is no radiograph: its pixels are {kind}.")
+    pixels = dataset.pixel_array
+    if pixels.ndim != 2:
+        raise DataError(f"DICOM file {path} has {len(pixels)} frames; one was expected.")
+    if window is None:
+        _check_contrast(path, dataset, pixels)
+    shown = _shown_once(dataset, pixels, window)
     if kind == "MONOCHROME1":
         shown = 1 - shown
     return _upright(dataset.get("PatientOrientation"), shown) if upright else shown

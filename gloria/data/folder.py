@@ -22,10 +22,7 @@ class ImageFolder(Radiographs):
 
     Args:
         folder: where the images are.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
-        bits: as in :func:`~gloria.data.load_image`.
-        window: as in :func:`~gloria.data.load_image`.
+        size, channels, bits, window: as in :class:`~gloria.data.Radiographs`.
 
     Raises:
         DataError: there is no such folder, or no image in it.

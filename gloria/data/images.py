@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, pad
 from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
 from gloria.data.dicom import Window, is_dicom, read_dicom
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError, reason
+from gloria.geometry import check_size
 from gloria.types import ImageInput
 
 
@@ -23,10 +24,9 @@ def load_image(
 ) -> Tensor:
     """Read an image file of 8 or 16 bits, or a DICOM file.
 
-    A 16-bit file may hold pixels of fewer bits, as radiographs of 12 bits do, and does not say so.
-    Scaled as 16 bits they would be nearly black; scaled by their own maximum, one film would be
-    brighter than the next. So you say it. A DICOM file says it itself, and how it should be shown:
-    see :func:`~gloria.data.dicom.read_dicom`.
+    A 16-bit file may hold pixels of fewer bits, as radiographs of 12 bits do, and does not say so:
+    you say it. A DICOM file says it itself, and how it should be shown: see
+    :func:`~gloria.data.dicom.read_dicom`.
 
     A picture comes out as viewers show it: turned and mirrored as its EXIF orientation says, which
     side is left depends on it; what is transparent over black; a TIFF file's white where it says
@@ -73,7 +73,8 @@ def read_pixels(
     if bits is not None:
         check_integer("bits", bits, 1, 16)
     if window is not None:
-        _check_pair("window", window, "(center, width)")
+        if not isinstance(window, Sized) or len(window) != 2:
+            raise OptionError(f"window must be (center, width); got {window!r}.")
         check_finite("centre in window", window[0])
         check_positive("width in window", window[1])
     path = Path(path)
@@ -87,7 +88,7 @@ def read_pixels(
     except GloriaError:
         raise
     except Exception as cause:
-        # a damaged file makes Pillow raise OSError, SyntaxError, struct.error and more
+        # a damaged file makes Pillow and pydicom raise anything
         raise DataError(f"image {path} can't be read: {reason(cause)}.") from cause
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
@@ -119,15 +120,7 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of images.
-
-    Args:
-        images: ``(..., height, width)``, at least as large as ``size``.
-        size: ``(height, width)`` in pixels.
-
-    Raises:
-        ShapeError: the images are smaller.
-    """
+    """The middle of images ``(..., height, width)`` that are at least as large as ``size``."""
     height, width = images.shape[-2:]
     if height < size[0] or width < size[1]:
         raise ShapeError(f"images must be at least {size}, the crop's size; got {(height, width)}.")
@@ -135,24 +128,11 @@ def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     return images[..., top : top + size[0], left : left + size[1]]
 
 
-class Placement(NamedTuple):
+def place(shape: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
     """Where :func:`fit` puts an image: its size there, and the padding above and to the left."""
-
-    inner: tuple[int, int]
-    top: int
-    left: int
-
-
-def place(shape: tuple[int, int], size: tuple[int, int]) -> Placement:
-    """Where an image of ``shape`` comes to lie when it is fitted into ``size``.
-
-    Args:
-        shape: ``(height, width)`` of the image.
-        size: ``(height, width)`` to fit into.
-    """
     scale = min(size[0] / shape[0], size[1] / shape[1])
     inner = (max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1))
-    return Placement(inner, (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
+    return inner, (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
 
 
 def normalize(images: Tensor, image_input: ImageInput) -> Tensor:
@@ -187,10 +167,6 @@ def check_image(name: str, image: Any) -> None:
     """Require a floating-point ``(channel, height, width)`` in [0, 1].
 
     8-bit levels, or values that are normalised already, an encoder would take for another film.
-
-    Raises:
-        DtypeError, ShapeError: it is something else.
-        DataError: it has no pixel, or values that are far out of [0, 1], or NaN.
     """
     check_tensor(name, image, ("channel", "height", "width"))
     if not image.numel():
@@ -203,18 +179,6 @@ def check_image(name: str, image: Any) -> None:
             f"{name} must have values in [0, 1]; got {low:.3g} to {high:.3g}. Divide what goes to "
             f"255, and leave normalising out: it is done after this."
         )
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """Require a height and a width of at least one pixel."""
-    _check_pair("size", size, "(height, width)")
-    check_integer("height in size", size[0], 1)
-    check_integer("width in size", size[1], 1)
-
-
-def _check_pair(name: str, value: Any, expected: str) -> None:
-    if not isinstance(value, Sized) or len(value) != 2:
-        raise OptionError(f"{name} must be {expected}; got {value!r}.")
 
 
 _GRAY = ("1", "L", "LA", "La")
@@ -282,5 +246,5 @@ def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None
     if bits is None and highest < 1 << 12:
         raise OptionError(
             f"{path} has 16 bits a pixel and uses {highest.bit_length()}: it would be nearly "
-            f"black. Say how many bits its pixels have: bits=12, or bits=16 if it is so dark."
+            f"black. Say how many bits its pixels have: bits=12, as most radiographs do."
         )

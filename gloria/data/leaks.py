@@ -117,11 +117,8 @@ def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     """What was found, in words, with the first few of each kind."""
     lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
     copies = "exact copies with other ids"
-    for kind, found in (
-        ("patients", leaks.patients),
-        ("images", leaks.images),
-        (copies, leaks.duplicates),
-    ):
+    kinds = {"patients": leaks.patients, "images": leaks.images, copies: leaks.duplicates}
+    for kind, found in kinds.items():
         if found is None:
             lines.append(f"{kind}: not looked for")
             continue
@@ -192,29 +189,26 @@ def read_split_files(
             columns = [name for name in (image, patient, split) if name]
             rows = [
                 (
+                    where,
                     cells[split] if split else own,
                     cells[image],
                     (cells[patient] or None) if patient else None,
-                    f"{path}, row {row}",
                 )
-                for row, cells in read_rows(path, columns)
+                for where, cells in read_rows(path, columns)
             ]
         else:
             split = None
-            rows = [(own, name, None, f"{path}, {name}") for name in read_ids(path)]
+            rows = [(f"{path}, {name}", own, name, None) for name in read_ids(path)]
         if not rows:
             raise DataError(f"{path} must have a row for each image below its header; it has none.")
         if split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for name, image_name, who, where in rows:
+        for where, name, image_name, who in rows:
             found = pattern.search(image_name) if who is None else None
-            record = Record(
-                id=image_id(image_name),
-                path=_find(image_id(image_name), Path(images or path.parent), files),
-                where=where,
-                patient=found[found.lastindex or 0] if found else who,
-            )
-            splits.setdefault(name, []).append(record)
+            who = found[found.lastindex or 0] if found else who
+            this = image_id(image_name)
+            file = _find(this, Path(images or path.parent), files)
+            splits.setdefault(name, []).append(Record(this, file, where, who))
     return splits
 
 
@@ -294,8 +288,6 @@ def _hash_pixels(path: Path) -> str:
 def _find(name: str, folder: Path, files: Mapping[str, Path]) -> Path:
     """The file of an image, by its path in the folder, else among files by their names."""
     direct = folder / name
-    kinds = [direct]
-    if direct.suffix == ".jpg":
-        kinds += [direct.with_suffix(kind) for kind in IMAGE_KINDS]
-    there = next((file for file in kinds if file.is_file()), None)
-    return there or files.get(name, direct)
+    others = map(direct.with_suffix, IMAGE_KINDS) if direct.suffix == ".jpg" else ()
+    there = (file for file in (direct, *others) if file.is_file())
+    return next(there, files.get(name, direct))

@@ -22,7 +22,6 @@ class HasImage(Protocol):
     @property
     def image(self) -> Tensor:
         """``(channel, height, width)``, float32 in [0, 1]."""
-        ...
 
 
 def load_batches(
@@ -75,8 +74,8 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
     """The images of items, ``(image, channel, height, width)``, in float32.
 
     Raises:
-        DtypeError, ShapeError, DataError: one is no image, as
-            :func:`~gloria.data.images.check_image` says; or they are not all of one shape.
+        DtypeError, ShapeError, DataError: one is no floating-point image in [0, 1]; or they are not
+            all of one shape.
     """
     images: list[Any] = [getattr(item, "image", None) for item in items]
     for image in images:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from gloria.checks import check_choice
 from gloria.data.loading import HasImage, stack_images
+from gloria.data.pairs import PhantomItems
 from gloria.data.phantom import FINDINGS, PhantomItem
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
@@ -23,7 +21,6 @@ class Masked(HasImage, Protocol):
     @property
     def mask(self) -> Tensor:
         """``(class, height, width)`` or ``(height, width)``, boolean, True = finding."""
-        ...
 
 
 class MaskedImage(NamedTuple):
@@ -38,7 +35,7 @@ class MaskedImage(NamedTuple):
     mask: Tensor
 
 
-class PhantomMasks(Dataset[MaskedImage]):
+class PhantomMasks(PhantomItems):
     """Phantoms with the masks of some findings, for segmentation.
 
     Args:
@@ -60,52 +57,11 @@ class PhantomMasks(Dataset[MaskedImage]):
             raise OptionError("classes must name at least one finding; there is none.")
         for name in classes:
             check_choice("a class", name, FINDINGS)
-        self.items = items
-        self.classes = tuple(classes)
-        self._rows = list(range(len(items)))
-        self._findings = [FINDINGS.index(name) for name in classes]
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        super().__init__(items, classes)
 
     def __getitem__(self, index: int) -> MaskedImage:
-        item = self.items[self._rows[index]]
-        image = torch.from_numpy(item.image)[None].float() / 255
+        image, item = self._read(index)
         return MaskedImage(image, torch.from_numpy(item.masks[self._findings]))
-
-    @property
-    def ids(self) -> list[str]:
-        """Names of the items: their numbers in ``items``."""
-        return [f"{row:05d}" for row in self._rows]
-
-    @property
-    def patients(self) -> list[str]:
-        """Whose the images are: each is its own patient."""
-        return self.ids
-
-    @property
-    def labels(self) -> NDArray[np.int8]:
-        """Which findings the films show, ``(image, class)``: 1 positive, 0 negative."""
-        labels = [self.items[row].labels[self._findings] for row in self._rows]
-        return np.array(labels, np.int8).reshape(len(self), len(self.classes))
-
-    def select(self, ids: Iterable[str]) -> Self:
-        """The items of an id list, in its order; :func:`~gloria.data.draw_share` draws one.
-
-        Raises:
-            DataError: an id is not here.
-        """
-        rows = dict(zip(self.ids, self._rows, strict=True))
-        wanted = list(ids)
-        unknown = [name for name in wanted if name not in rows]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
-                f"{unknown[0]!r}. Its ids are like {next(iter(rows), None)!r}."
-            )
-        other = type(self)(self.items, self.classes)
-        other._rows = [rows[name] for name in wanted]
-        return other
 
 
 def stack_masked(items: Sequence[Masked]) -> tuple[Tensor, Tensor]:

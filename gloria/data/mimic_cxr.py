@@ -19,8 +19,7 @@ class MIMICCXR(Radiographs):
         root: the release's folder, with ``mimic-cxr-...-split.csv.gz``,
             ``mimic-cxr-...-metadata.csv.gz`` and ``files/`` (CSV files may be unpacked).
         split: ``"train"``, ``"validate"`` or ``"test"``; None = all.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
+        size, channels: as in :class:`~gloria.data.Radiographs`.
         reports: the sectioned reports, a CSV file with the columns ``study``, ``findings`` and
             ``impression`` as MIMIC-CXR's own script writes it, or the folder that holds
             ``p10/p10000032/s50414267.txt``. None = ``mimic_cxr_sectioned.csv`` under ``root`` if it
@@ -66,19 +65,16 @@ class MIMICCXR(Radiographs):
         view_of = {image: cells["ViewPosition"] for image, (_, cells) in metadata.items()}
         sections = policy.sections or ("findings", "impression")
         texts = _Reports(root, None if reports is None else Path(reports), sections)
-        labels: dict[str, tuple[int, ...]] = {}
-        if classes:
-            rows = rows_by(_find(root, "chexpert"), "study_id", classes)
-            labels = {
-                study: read_labels(where, cells, classes, mapping)
-                for study, (where, cells) in rows.items()
-            }
+        rows = rows_by(_find(root, "chexpert"), "study_id", classes) if classes else {}
+        labels = {
+            study: read_labels(where, cells, classes, mapping)
+            for study, (where, cells) in rows.items()
+        }
         records: list[Record] = []
         skipped: list[str] = []
         table = _find(root, "split")
-        for row, cells in read_rows(table, ["dicom_id", "study_id", "subject_id", "split"]):
+        for where, cells in read_rows(table, ["dicom_id", "study_id", "subject_id", "split"]):
             image, study, subject = cells["dicom_id"], cells["study_id"], cells["subject_id"]
-            where = f"{table}, row {row}"
             if split not in (None, cells["split"]):
                 continue
             if image not in view_of:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from typing import NamedTuple, Protocol
+import copy
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from gloria.data.loading import HasImage
 from gloria.data.phantom import FINDINGS, PhantomItem
+from gloria.data.splits import find_ids
 
 
 class Pair(HasImage, Protocol):
@@ -21,7 +23,6 @@ class Pair(HasImage, Protocol):
     @property
     def report(self) -> str:
         """The text."""
-        ...
 
 
 class LabelledItems(Sized, Protocol):
@@ -30,22 +31,18 @@ class LabelledItems(Sized, Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """What the labels say."""
-        ...
 
     @property
     def labels(self) -> ArrayLike:
         """``(image, class)``: 1 positive, 0 negative, -1 uncertain."""
-        ...
 
     @property
     def ids(self) -> Sequence[str]:
         """The images' names, each once."""
-        ...
 
     @property
     def patients(self) -> Sequence[str]:
         """Whose the images are."""
-        ...
 
 
 class ImageReport(NamedTuple):
@@ -60,37 +57,32 @@ class ImageReport(NamedTuple):
     report: str
 
 
-class PhantomPairs(Dataset[ImageReport]):
-    """Phantoms as pairs for training, with labels for classifiers.
+class PhantomItems(Dataset[Any]):
+    """What phantoms are known by: names, patients and labels; subclasses say what an item is.
 
     Args:
         items: a :class:`~gloria.data.phantom.PhantomDataset`, best drawn beforehand, or a list.
-
-    Attributes:
-        classes: what the labels say.
+        classes: which of :data:`~gloria.data.phantom.FINDINGS` are labels, in their order.
     """
 
-    classes = FINDINGS
-
-    def __init__(self, items: Sequence[PhantomItem]) -> None:
+    def __init__(self, items: Sequence[PhantomItem], classes: Sequence[str] = FINDINGS) -> None:
         self.items = items
+        self.classes = tuple(classes)
+        self._rows = list(range(len(items)))
+        self._findings = [FINDINGS.index(name) for name in classes]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self._rows)
 
-    def __getitem__(self, index: int) -> ImageReport:
-        item = self.items[index]
-        return ImageReport(torch.from_numpy(item.image)[None].float() / 255, item.report)
-
-    @property
-    def reports(self) -> list[str]:
-        """All reports, without the images."""
-        return [item.report for item in self.items]
+    def _read(self, index: int) -> tuple[Tensor, PhantomItem]:
+        """An image, ``(1, height, width)`` in [0, 1], and the phantom that it is of."""
+        item = self.items[self._rows[index]]
+        return torch.from_numpy(item.image)[None].float() / 255, item
 
     @property
     def ids(self) -> list[str]:
-        """Names of the items, in their order: their numbers."""
-        return [f"{index:05d}" for index in range(len(self.items))]
+        """Names of the items: their numbers in ``items``."""
+        return [f"{row:05d}" for row in self._rows]
 
     @property
     def patients(self) -> list[str]:
@@ -100,4 +92,35 @@ class PhantomPairs(Dataset[ImageReport]):
     @property
     def labels(self) -> NDArray[np.int8]:
         """All labels, ``(image, class)``: 1 positive, 0 negative; the truth, as the film shows."""
-        return np.array([item.labels for item in self.items], np.int8)
+        labels = [self.items[row].labels[self._findings] for row in self._rows]
+        return np.array(labels, np.int8).reshape(len(self), len(self.classes))
+
+    def select(self, ids: Iterable[str]) -> Self:
+        """The items of an id list, in its order; :func:`~gloria.data.draw_share` draws one.
+
+        Raises:
+            DataError: an id is not here.
+        """
+        other = copy.copy(self)
+        other._rows = [self._rows[place] for place in find_ids(ids, self.ids)]
+        return other
+
+
+class PhantomPairs(PhantomItems):
+    """Phantoms as pairs for training, with labels for classifiers.
+
+    Args:
+        items: a :class:`~gloria.data.phantom.PhantomDataset`, best drawn beforehand, or a list.
+    """
+
+    def __init__(self, items: Sequence[PhantomItem]) -> None:
+        super().__init__(items)
+
+    def __getitem__(self, index: int) -> ImageReport:
+        image, item = self._read(index)
+        return ImageReport(image, item.report)
+
+    @property
+    def reports(self) -> list[str]:
+        """All reports, without the images."""
+        return [self.items[row].report for row in self._rows]

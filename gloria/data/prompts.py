@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gloria.checks import check_integer, require
-from gloria.data.rows import check_file
+from gloria.data.rows import read_text
 from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
 from gloria.weights import write_text
 
@@ -81,11 +81,11 @@ class PromptSet:
     negative: Sequence[str | Combinations] = ()
 
     def __post_init__(self) -> None:
-        prompts, negative_prompts = self.prompts, self.negative_prompts
-        if not prompts:
+        if not self.prompts:
             raise OptionError("positive must hold at least one prompt; got none.")
-        _check_strings("prompts", prompts + negative_prompts)
-        if not all(prompt.strip() for prompt in prompts + negative_prompts):
+        every = self.prompts + self.negative_prompts
+        _check_strings("prompts", every)
+        if not all(prompt.strip() for prompt in every):
             raise OptionError("prompts must hold no empty text; got one.")
         object.__setattr__(self, "positive", tuple(self.positive))
         object.__setattr__(self, "negative", tuple(self.negative))
@@ -170,7 +170,10 @@ def read_prompts(path: str | Path) -> dict[str, PromptSet]:
         MissingDependencyError: YAML needs pyyaml.
     """
     path = Path(path)
-    content = _parse(path)
+    parse = _parse_json if _is_json(path) else _parse_yaml
+    text = read_text(path)
+    with _located(str(path)):
+        content = parse(text)
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path} must map classes to their prompts; got {_shorten(content)}.")
     prompts = {}
@@ -208,8 +211,7 @@ def write_prompts(path: str | Path, prompts: Mapping[str, PromptSet]) -> None:
 
 
 def _flatten(name: str, entries: Sequence[str | Combinations]) -> list[str]:
-    if isinstance(entries, str) or not isinstance(entries, Sequence):
-        raise DtypeError(f"{name} must be a list of prompts; got {_shorten(entries)}.")
+    _check_list(name, entries, "prompts")
     prompts = []
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, str | Combinations):
@@ -220,10 +222,14 @@ def _flatten(name: str, entries: Sequence[str | Combinations]) -> list[str]:
     return prompts
 
 
+def _check_list(name: str, values: Any, of: str) -> None:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise DtypeError(f"{name} must be a list of {of}; got {_shorten(values)}.")
+
+
 def _check_strings(name: str, values: Any) -> None:
     """Require a list of different strings, at least one."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise DtypeError(f"{name} must be a list of texts; got {_shorten(values)}.")
+    _check_list(name, values, "texts")
     if not len(values):
         raise OptionError(f"{name} must hold at least one text; got none.")
     seen = set()
@@ -243,8 +249,7 @@ def _read_class(value: Any) -> PromptSet:
 
 
 def _read_entries(key: str, entries: Any) -> list[str | Combinations]:
-    if not isinstance(entries, list):
-        raise DtypeError(f"{key} must be a list of prompts; got {_shorten(entries)}.")
+    _check_list(key, entries, "prompts")
     read: list[str | Combinations] = []
     for number, entry in enumerate(entries, start=1):
         with _located(f"{key}, entry {number}"):
@@ -294,17 +299,6 @@ def _is_json(path: Path) -> bool:
     if path.suffix.lower() not in (".json", ".yaml", ".yml"):
         raise DataError(f"{path} must be named .yaml, .yml or .json.")
     return path.suffix.lower() == ".json"
-
-
-def _parse(path: Path) -> Any:
-    parse = _parse_json if _is_json(path) else _parse_yaml
-    check_file(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path} is not UTF-8 ({cause.reason}). Save the file as UTF-8.") from cause
-    with _located(str(path)):
-        return parse(text)
 
 
 def _parse_json(text: str) -> Any:

@@ -139,8 +139,7 @@ def chexpert_5x200(
     """The images of a CheXpert 5x200 set: five classes, 200 exclusively positive images each.
 
     Exclusive is meant as in the published code: of all thirteen findings, the others are negative
-    or not mentioned, and none is uncertain. Its own list was drawn without a seed and never
-    published; this one has a seed, and :func:`~gloria.data.splits.write_ids` gives it a hash.
+    or not mentioned, and none is uncertain. Its own list was never published.
 
     Args:
         path: CheXpert's ``train.csv``.
@@ -184,8 +183,7 @@ def chexpert_8x200(
         root: as in :class:`~gloria.data.CheXpert`.
 
     Returns:
-        Ids of queries and candidates, each a list for :func:`~gloria.data.splits.write_ids`. None
-        of their patients should train.
+        Ids of queries and candidates. None of their patients should train.
 
     Raises:
         DataError: a class has too few such images.
@@ -251,15 +249,15 @@ def read_queries(
         UnknownNameError: a row has another class.
     """
     found: dict[str, list[str]] = {name: [] for name in classes}
-    for row, cells in read_rows(Path(path), [class_column, query_column]):
+    for where, cells in read_rows(Path(path), [class_column, query_column]):
         name, query = cells[class_column], cells[query_column]
         if name not in found:
             raise UnknownNameError(
-                f"{path}, row {row}, column {class_column!r}: there is no class {name!r}; there "
-                f"are {', '.join(classes)}."
+                f"{where}, column {class_column!r}: there is no class {name!r}; there are "
+                f"{', '.join(classes)}."
             )
         if not query:
-            raise DataError(f"{path}, row {row}, column {query_column!r}: no query.")
+            raise DataError(f"{where}, column {query_column!r}: no query.")
         found[name].append(query)
     without = [name for name, queries in found.items() if not queries]
     if without:
@@ -268,11 +266,7 @@ def read_queries(
 
 
 def column_of(data: Radiographs, name: str) -> int:
-    """Where a class is among the labels of ``data``.
-
-    Raises:
-        UnknownNameError: ``data`` has no such class.
-    """
+    """Where a class is among the labels of ``data``."""
     if name not in data.classes:
         raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
     return data.classes.index(name)

@@ -28,8 +28,7 @@ def published_image(image: str | Path | Tensor, *, size: int = 256, crop: int = 
     Args:
         image: a file for :func:`~gloria.data.load_image`, or what that returned, ``(1, height,
             width)`` in [0, 1]; so with its ``bits`` and ``window``, which the published code lacks.
-        size: the checkpoint's ``data.image.imsize``.
-        crop: its ``transforms.random_crop.crop_size``, at most ``size``.
+        size, crop: the checkpoint's ``data.image.imsize`` and ``transforms.random_crop.crop_size``.
 
     Returns:
         ``(3, 299, 299)``, float32 in [0, 1], for :func:`~gloria.evaluation.features.encode_images`;

@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gloria.data.dicom import Window
-from gloria.data.images import check_size, fit, place, read_pixels
+from gloria.data.images import fit, place, read_pixels
 from gloria.data.masks import Box
+from gloria.data.splits import find_ids
 from gloria.errors import BrokenItemError, DataError, DtypeError, IncompleteItemError, OptionError
+from gloria.geometry import check_size
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "id": (str, "a string"),
@@ -97,8 +99,7 @@ class Radiographs(Dataset[Radiograph]):
         size: ``(height, width)`` that images and masks are fitted into, aspect kept, padded with
             black.
         channels: 1 (grayscale) or 3.
-        bits: as in :func:`~gloria.data.load_image`.
-        window: as in :func:`~gloria.data.load_image`.
+        bits, window: as in :func:`~gloria.data.load_image`.
         skipped: why records were left out, one line each.
 
     Raises:
@@ -197,17 +198,7 @@ class Radiographs(Dataset[Radiograph]):
         Raises:
             DataError: an id is not here.
         """
-        rows: dict[str, list[Record]] = {}
-        for record in self.records:
-            rows.setdefault(record.id, []).append(record)
-        wanted = list(ids)
-        unknown = [name for name in wanted if name not in rows]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
-                f"{', '.join(unknown[:3])}. Its ids are like {self.records[0].id}."
-            )
-        return self._with([record for name in wanted for record in rows[name]])
+        return self._with([self.records[row] for row in find_ids(ids, self.ids)])
 
     def without_patients(self, patients: Collection[str]) -> Self:
         """The images of all other patients: what may train when these are tested.

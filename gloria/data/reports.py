@@ -12,57 +12,38 @@ import torch
 
 from gloria.errors import DataError, DtypeError, OptionError
 
-# Headings of MIMIC-CXR and CheXpert Plus, with what each is called here. Only known headings end a
-# section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
-_SECTIONS = {
+# What a section is called here, and its headings in MIMIC-CXR and CheXpert Plus. Only known ones
+# end a section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
+_HEADINGS = {
     "accession number": "accession number",
     "addendum": "addendum",
-    "clinical history": "history",
-    "clinical indication": "indication",
-    "clinical information": "history",
-    "comparison": "comparison",
-    "comparisons": "comparison",
-    "conclusion": "impression",
-    "conclusions": "impression",
+    "comparison": "comparison|comparisons",
     "end of impression": "end of impression",
-    "exam": "examination",
-    "examination": "examination",
+    "examination": "exam|examination|type of examination",
     "final report": "final report",
-    "final impression": "impression",
-    "finding": "findings",
-    "finding(s)": "findings",
-    "findings": "findings",
-    # both in one: what is concluded is there, so it is read as the impression
-    "findings & impression": "impression",
-    "findings and impression": "impression",
-    "findings/impression": "impression",
-    "history": "history",
-    "impression": "impression",
-    "impression(s)": "impression",
-    "impression/findings": "impression",
-    "impressions": "impression",
-    "indication": "indication",
+    "findings": "finding|finding(s)|findings",
+    "history": "clinical history|clinical information|history",
+    # where findings and impression are in one, what is concluded is there
+    "impression": "conclusion|conclusions|final impression|findings & impression|"
+    "findings and impression|findings/impression|impression|impression(s)|impression/findings|"
+    "impressions",
+    "indication": "clinical indication|indication|reason for exam|reason for examination|"
+    "reason for this exam|reason for this examination",
     "narrative": "narrative",
     "notification": "notification",
     "procedure": "procedure",
     "procedure comments": "procedure comments",
-    "reason for exam": "indication",
-    "reason for examination": "indication",
-    "reason for this exam": "indication",
-    "reason for this examination": "indication",
-    "recommendation": "recommendation",
-    "recommendation(s)": "recommendation",
-    "recommendations": "recommendation",
+    "recommendation": "recommendation|recommendation(s)|recommendations",
     "summary": "summary",
     "technique": "technique",
-    "type of examination": "examination",
     "wet read": "wet read",
 }
-_NAMES = "|".join(re.escape(name) for name in sorted(_SECTIONS, key=len, reverse=True))
+_SECTIONS = {each: name for name, headings in _HEADINGS.items() for each in headings.split("|")}
+_NAMES = "|".join(map(re.escape, _SECTIONS))
 _MAIN = "|".join(
-    re.escape(name.capitalize())
-    for name in sorted(_SECTIONS, key=len, reverse=True)
-    if _SECTIONS[name] in ("findings", "impression")
+    re.escape(heading.capitalize())
+    for heading, name in _SECTIONS.items()
+    if name in ("findings", "impression")
 )
 _HEADING = re.compile(
     rf"^[ \t]*(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
@@ -194,11 +175,9 @@ class ReportPolicy:
     def __post_init__(self) -> None:
         if self.sections is None:
             return
-        known = sorted(set(_SECTIONS.values()))
-        unknown = [name for name in self.sections if name not in known]
-        if unknown or not self.sections:
+        if not self.sections or not set(self.sections) <= _HEADINGS.keys():
             raise OptionError(
-                f"sections must be a tuple of {', '.join(known)}; got {self.sections!r}."
+                f"sections must be a tuple of {', '.join(_HEADINGS)}; got {self.sections!r}."
             )
 
     def select(self, report: str | Mapping[str, str]) -> str:
@@ -244,13 +223,7 @@ def check_policy(policy: ReportPolicy) -> None:
 
 
 def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:
-    """What a policy selects of a report, with at least one word.
-
-    A report "nan", "None", "null" or "<NA>" is one that a program did not have.
-
-    Raises:
-        DataError: it has none; it names ``where``.
-    """
+    """What a policy selects of a report, with at least one word; ``where`` names the report."""
     text = policy.select(report)
     if not _WORD.search(text) or text.lower() in _NOTHING:
         if policy.sections is not None:

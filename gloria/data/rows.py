@@ -1,4 +1,4 @@
-"""Rows of a CSV file, each with its number, so that a fault can be named."""
+"""Rows of a CSV file, each with its place, so that a fault can be named."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from gloria.errors import DataError
 
 
-def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """The columns of all rows that are not blank, stripped, with the numbers of the rows.
+def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The columns of all rows that are not blank, stripped, with what an error calls each row.
 
     Args:
         path: a CSV file in UTF-8 with a header, or one compressed as ``.gz``. What separates the
@@ -23,8 +23,8 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
 
     Raises:
         DataError: the file, its header or a column is missing, a column is there twice, it is no
-            UTF-8 or no CSV, or a row has fewer or more cells than it should. Rows are numbered as a
-            spreadsheet does: the header is row 1, a blank line is a row.
+            UTF-8 or no CSV, or a row has fewer or more cells than it should. The header is row 1, a
+            blank line is a row.
     """
     table = _read_table(path)
     header = [name.strip() for name in next(table)]
@@ -35,30 +35,26 @@ def read_rows(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]
             raise DataError(f"{path} has {header.count(column)} columns {column!r}; which one?")
     rows = []
     for number, cells in enumerate(table, start=2):
+        where = f"{path}, row {number}"
         if not cells:
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
             raise DataError(
-                f"{path}, row {number}: {len(cells)} cells for {len(header)} columns; is a comma "
-                f"(or what else separates columns) in a report not quoted?"
+                f"{where}: {len(cells)} cells for {len(header)} columns; is a comma (or what else "
+                f"separates columns) in a report not quoted?"
             )
         record = dict(zip(header, cells, strict=False))
         for column in columns:
             if column not in record:
-                raise DataError(f"{path}, row {number}, column {column!r}: the row is too short.")
-        rows.append((number, {column: record[column].strip() for column in columns}))
+                raise DataError(f"{where}, column {column!r}: the row is too short.")
+        rows.append((where, {column: record[column].strip() for column in columns}))
     return rows
 
 
 def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
-    """Rows by the column that names them: where each is, and its cells.
-
-    Raises:
-        DataError: as :func:`read_rows`, or two rows of one name differ.
-    """
+    """Rows by the column that names them: where each is, and its cells; no two may differ."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
-    for row, cells in read_rows(path, [key, *columns]):
-        where = f"{path}, row {row}"
+    for where, cells in read_rows(path, [key, *columns]):
         first, known = found.setdefault(cells[key], (where, cells))
         if cells != known:
             raise DataError(f"{where}: {key} {cells[key]!r} has other values in {first}.")
@@ -66,11 +62,7 @@ def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of a CSV file's columns.
-
-    Raises:
-        DataError: as :func:`read_rows`.
-    """
+    """The names of a CSV file's columns."""
     return [name.strip() for name in next(_read_table(path))]
 
 
@@ -81,9 +73,6 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
         where: what an error calls the cell.
         cell: its text.
         blank: what an empty cell means; None = it is an error.
-
-    Raises:
-        DataError: the cell is NaN, another number or no number.
     """
     if not cell and blank is not None:
         return blank
@@ -99,15 +88,20 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
 
 
 def check_file(path: Path) -> None:
-    """Require a file.
-
-    Raises:
-        DataError: there is none, or it is a folder.
-    """
+    """Require a file, and no folder."""
     if path.is_dir():
         raise DataError(f"{path} must be a file; it is a folder.")
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark."""
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as cause:
+        raise DataError(f"{path} is not UTF-8 ({cause.reason}). Save the file as UTF-8.") from cause
 
 
 def _read_table(path: Path) -> Iterator[list[str]]:

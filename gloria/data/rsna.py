@@ -23,9 +23,7 @@ class RSNA(Radiographs):
         path: the CSV file, with the columns ``patientId``, ``x``, ``y``, ``width``, ``height`` and
             ``Target``.
         images: the folder with ``<patientId>.dcm``.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
-        window: as in :func:`~gloria.data.load_image`.
+        size, channels, window: as in :class:`~gloria.data.Radiographs`.
 
     Raises:
         DataError: the file, a column or the first images are missing; a patient has a box and is
@@ -43,12 +41,11 @@ class RSNA(Radiographs):
         channels: int = 1,
         window: Window | None = None,
     ) -> None:
-        path, images = Path(path), Path(images)
         places: dict[str, str] = {}
         boxes: dict[str, list[Box]] = {}
         sides = ["x", "y", "width", "height"]
-        for row, cells in read_rows(path, ["patientId", *sides, "Target"]):
-            patient, where = cells["patientId"], f"{path}, row {row}"
+        for where, cells in read_rows(Path(path), ["patientId", *sides, "Target"]):
+            patient = cells["patientId"]
             label = read_label(f"{where}, column 'Target'", cells["Target"])
             written = [cells[name] for name in sides]
             if label not in (0, 1) or any(written) != bool(label):
@@ -68,7 +65,7 @@ class RSNA(Radiographs):
         records = [
             Record(
                 id=patient,
-                path=images / f"{patient}.dcm",
+                path=Path(images, f"{patient}.dcm"),
                 where=where,
                 patient=patient,
                 labels=(int(bool(boxes[patient])),),

@@ -22,9 +22,7 @@ class SIIM(Radiographs):
     Args:
         path: the CSV file, with the columns ``ImageId`` and ``EncodedPixels``.
         images: the folder that holds ``<ImageId>.dcm``, at any depth.
-        size: ``(height, width)`` that images are fitted into.
-        channels: 1 (grayscale) or 3.
-        window: as in :func:`~gloria.data.load_image`.
+        size, channels, window: as in :class:`~gloria.data.Radiographs`.
 
     Raises:
         DataError: the file, a column or an image is missing; a mask is no run lengths; an image has
@@ -41,37 +39,33 @@ class SIIM(Radiographs):
         channels: int = 1,
         window: Window | None = None,
     ) -> None:
-        path, images = Path(path), Path(images)
-        places: dict[str, str] = {}
-        runs: dict[str, list[str]] = {}
-        for row, cells in read_rows(path, ["ImageId", "EncodedPixels"]):
-            image, where = cells["ImageId"], f"{path}, row {row}"
+        masks: dict[str, tuple[str, list[str]]] = {}
+        for where, cells in read_rows(Path(path), ["ImageId", "EncodedPixels"]):
+            image, text = cells["ImageId"], cells["EncodedPixels"]
             try:
-                marked = len(parse_runs(cells["EncodedPixels"])) > 0
+                parse_runs(text)
             except DataError as cause:
                 raise DataError(f"{where}: {cause}") from cause
-            known = runs.setdefault(image, [])
-            if image in places and not (marked and known):
+            _, runs = masks.setdefault(image, (where, []))
+            runs.append(text)
+            if len(runs) > 1 and "-1" in runs:
                 raise DataError(f"{where}: {image} has an empty mask and another one.")
-            places.setdefault(image, where)
-            if marked:
-                known.append(cells["EncodedPixels"])
-        files = {file.stem: file for file in sorted(images.rglob("*.dcm"))}
-        missing = [image for image in places if image not in files]
+        files = {file.stem: file for file in sorted(Path(images).rglob("*.dcm"))}
+        missing = [image for image in masks if image not in files]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(places)} images of {path} are not under {images}; "
-                f"first: {places[missing[0]]}: {missing[0]}.dcm."
+                f"{len(missing)} of {len(masks)} images of {path} are not under {images}; "
+                f"first: {masks[missing[0]][0]}: {missing[0]}.dcm."
             )
         records = [
             Record(
                 id=image,
                 path=files[image],
                 where=where,
-                labels=(int(bool(runs[image])),),
-                mask=partial(decode_runs, runs[image]),
+                labels=(int(runs != ["-1"]),),
+                mask=partial(decode_runs, runs),
             )
-            for image, where in places.items()
+            for image, (where, runs) in masks.items()
         ]
         super().__init__(
             records,
@@ -82,6 +76,6 @@ class SIIM(Radiographs):
             skipped=[
                 f"{file}: {path} has no row of it."
                 for name, file in files.items()
-                if name not in places
+                if name not in masks
             ],
         )

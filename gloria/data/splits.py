@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gloria.checks import check_integer, check_share
-from gloria.data.rows import check_file, read_rows
+from gloria.data.rows import read_rows, read_text
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.weights import write_text
 
@@ -29,9 +29,8 @@ def draw_share(
 
     Patients are sorted by what they have, the rarest class first, in random order among equals; of
     this row, every ``1 / share``-th is taken, from a random start. So the rarest class has its
-    share of patients within one, and a few classes have theirs within a few. Of many, the most
-    frequent are off by as much as chance alone would make them, which is little beside their
-    number. A class with fewer than ``1 / share`` patients may have none.
+    share of patients within one, and a few classes have theirs within a few; of many, the most
+    frequent are off as by chance. A class with fewer than ``1 / share`` patients may have none.
 
     Args:
         ids: the images' names, each once.
@@ -59,13 +58,13 @@ def draw_share(
     if share == 0:
         raise OptionError("share must be above 0.")
     check_integer("seed", seed, 0)
-    people, owner, has = _patients(ids, labels, patients)
+    owner, has = _patients(ids, labels, patients)
     rng = np.random.default_rng(seed)
     row = _similar_together(has, rng)
-    count = max(round(share * len(people)), 1)
+    count = max(round(share * len(has)), 1)
     # exactly count different places: the step is at least 1
-    places = ((np.arange(count) + rng.random()) * (len(people) / count)).astype(np.intp)
-    taken = np.zeros(len(people), np.bool_)
+    places = ((np.arange(count) + rng.random()) * (len(has) / count)).astype(np.intp)
+    taken = np.zeros(len(has), np.bool_)
     taken[row[places]] = True
     return [name for name, patient in zip(ids, owner, strict=True) if taken[patient]]
 
@@ -81,11 +80,8 @@ def draw_splits(
     """Disjoint splits by patient, in each of which every class is about as frequent.
 
     Args:
-        ids: as in :func:`draw_share`.
-        labels: as in :func:`draw_share`.
+        ids, labels, seed, patients: as in :func:`draw_share`.
         shares: split: its share; they add up to 1, as ``{"train": 0.7, "val": 0.1, "test": 0.2}``.
-        seed: as in :func:`draw_share`.
-        patients: as in :func:`draw_share`.
 
     Returns:
         Split: its ids.
@@ -166,11 +162,7 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
         ids = [cells[column] for _, cells in read_rows(path, [column])]
         _check_ids(ids, str(path))
         return ids
-    check_file(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path} is no id list: it is not UTF-8.") from cause
+    lines = read_text(path).splitlines()
     ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     _check_ids(ids, str(path))
     for line in lines:
@@ -180,6 +172,25 @@ def read_ids(path: str | Path, column: str | None = None) -> list[str]:
                 f"{line.removeprefix('# sha256')}. Delete that line if the change is yours."
             )
     return ids
+
+
+def find_ids(wanted: Iterable[str], ids: Sequence[str]) -> list[int]:
+    """Where the wanted ones are among the ids of a data set, in their order.
+
+    Raises:
+        DataError: one is not there.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(ids):
+        rows.setdefault(name, []).append(row)
+    wanted = list(wanted)
+    unknown = [name for name in wanted if name not in rows]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(wanted)} ids are not in this data set; first: "
+            f"{', '.join(map(str, unknown[:3]))}. Its ids are like {', '.join(ids[:1])}."
+        )
+    return [row for name in wanted for row in rows[name]]
 
 
 def _check_ids(ids: Sequence[str], where: str) -> None:
@@ -192,8 +203,8 @@ def _check_ids(ids: Sequence[str], where: str) -> None:
 
 def _patients(
     ids: Sequence[str], labels: ArrayLike, patients: Sequence[str] | None
-) -> tuple[NDArray[np.str_], NDArray[np.intp], NDArray[np.bool_]]:
-    """The patients, sorted; whose each image is; and what each patient has."""
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Whose each image is, a number among the sorted patients; and what each patient has."""
     _check_ids(ids, "ids")
     positive = np.asarray(labels) == 1
     owners = ids if patients is None else patients
@@ -212,7 +223,7 @@ def _patients(
     people, owner = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
     has = np.zeros((len(people), positive.shape[1]), np.bool_)
     np.logical_or.at(has, owner, positive)
-    return people, owner, has
+    return owner, has
 
 
 def _similar_together(has: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:

@@ -67,15 +67,12 @@ class ImageReportTable(Radiographs):
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]
-        splits: set[str] = set()
         records: list[Record] = []
         skipped: list[str] = []
-        for row, cells in read_rows(path, columns):
-            if split is not None:
-                splits.add(cells[split_column])
-                if cells[split_column] != split:
-                    continue
-            where = f"{path}, row {row}, column"
+        for place, cells in read_rows(path, columns):
+            if split is not None and cells[split_column] != split:
+                continue
+            where = f"{place}, column"
             image = cells[image_column]
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
@@ -95,7 +92,8 @@ class ImageReportTable(Radiographs):
                     record = record._replace(report=report)
                 records.append(record)
         if not records and not skipped:
-            found = f"its splits are {', '.join(sorted(splits))}" if splits else "it has no rows"
+            splits = [] if split is None else read_splits(path, split_column)
+            found = f"its splits are {', '.join(splits)}" if splits else "it has no rows"
             raise DataError(f"{path} has no row with split {split!r}; {found}.")
         super().__init__(
             records,

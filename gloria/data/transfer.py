@@ -41,16 +41,13 @@ class LabelledPairs(LabelledItems, Protocol):
     @property
     def labels(self) -> NDArray[np.int8]:
         """As an array."""
-        ...
 
     @property
     def reports(self) -> list[str]:
         """All reports; one that is not there is empty."""
-        ...
 
     def __getitem__(self, index: int, /) -> Pair:
         """One item."""
-        ...
 
 
 class Splits(NamedTuple):
@@ -108,9 +105,7 @@ class TransferData:
 
         Args:
             seed: of the data; the demo with that seed trains on the first of these images.
-            train: images whose labels and masks train.
-            val: images that choose.
-            test: images that are tested on.
+            train, val, test: images that train, that choose, and that are tested on.
             per_class: images of each of the five classes in the gallery.
             size: height and width in pixels.
             progress: called with the number of phantoms drawn since the last call, as

@@ -57,17 +57,15 @@ class HFTextEncoder(Freezable):
             ``(values, mask, dim)`` such as :class:`~gloria.aggregators.GeM`; a module's parameters
             train along. :func:`gloria.create_text_encoder` takes the name of one, too.
         max_length: highest number of tokens, special tokens included; None = 97 as published, or
-            as many as a shorter model allows. A longer text is cut at the end and keeps its special
-            tokens; the first time, a :class:`~gloria.errors.TruncatedTextWarning` tells, and
-            ``tokens`` always shows what was kept.
+            as many as a shorter model allows. A longer text is cut at the end; the first time, a
+            :class:`~gloria.errors.TruncatedTextWarning` tells.
         cls_as_word: also give the leading [CLS] as word 0, as the published code does in training.
         frozen: no gradient and always eval mode, for the whole encoder, or for the submodules of
             the given names, such as ``["model.embeddings"]``.
         frozen_layers: the same for the embeddings and the first k layers; 0 = nothing.
 
     Attributes:
-        pooled_dim: width of ``pooled``, the hidden size of the model.
-        word_dim: width of ``words``, the same.
+        pooled_dim, word_dim: width of ``pooled`` and of ``words``: the hidden size of the model.
 
     Raises:
         CheckpointError: the model is neither a folder nor in reach, or its weights are incomplete.
@@ -155,8 +153,7 @@ class HFTextEncoder(Freezable):
         self.pooling: str | Aggregator = pooling
         self.max_length = int(max_length)
         self.cls_as_word = cls_as_word
-        self.pooled_dim: int = self.model.config.hidden_size
-        self.word_dim: int = self.model.config.hidden_size
+        self.pooled_dim = self.word_dim = int(self.model.config.hidden_size)
         self._told_of_truncation = False
         if frozen_layers:
             self.freeze(*(f"model.{part}" for part in lowest_parts(self.model, frozen_layers)))
@@ -185,16 +182,10 @@ class HFTextEncoder(Freezable):
             ids, words = words_of(text, encoding)
             if not words:
                 raise EmptyTextError(f"texts[{index}] has no word: {text!r}. Leave it out.")
-            if encoding.overflowing and not self._told_of_truncation:
+            if encoding.overflowing:
                 kept = max(end for _, end in encoding.offsets)
-                self._told_of_truncation = True
-                warnings.warn(
-                    f"texts[{index}] is cut to {self.max_length} tokens, its first {kept} of "
-                    f"{len(text)} characters. Longer texts will be cut without further warning; "
-                    f"raise max_length to keep more.",
-                    TruncatedTextWarning,
-                    stacklevel=2,
-                )
+                cut = f"{self.max_length} tokens, its first {kept} of {len(text)} characters"
+                tell_of_truncation(self, index, cut, "max_length")
             if self.cls_as_word:
                 ids = [number + (number >= 0) for number in ids]
                 ids[encoding.ids.index(self.tokenizer.cls_token_id)] = 0
@@ -206,11 +197,7 @@ class HFTextEncoder(Freezable):
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order.
-
-        Args:
-            texts: of :meth:`tokenize`.
-        """
+        """Words with a piece that the vocabulary lacks, each once, in their order."""
         return words_with(self.tokenizer.unk_token_id, texts, texts.inputs["input_ids"])
 
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
@@ -230,8 +217,7 @@ class HFTextEncoder(Freezable):
         )
         token_mask = texts.inputs["attention_mask"].bool().unsqueeze(-1)
         pool = POOLINGS[self.pooling] if isinstance(self.pooling, str) else self.pooling
-        pooled = pool(states, token_mask, 1)
-        return TextFeatures(pooled, words, word_mask, texts.tokens)
+        return TextFeatures(pool(states, token_mask, 1), words, word_mask, texts.tokens)
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config and the tokenizer, not the weights, into ``folder``.
@@ -254,22 +240,23 @@ class HFTextEncoder(Freezable):
             )
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        names = (
-            "last_n_layers",
-            "layer_reduction",
-            "word_reduction",
-            "pooling",
-            "max_length",
-            "cls_as_word",
-        )
-        options = {name: getattr(self, name) for name in names}
-        return Recipe("hf:.", {"pretrained": False, "frozen": self.frozen_as(), **options})
+        options = {
+            "pretrained": False,
+            "frozen": self.frozen_as(),
+            "last_n_layers": self.last_n_layers,
+            "layer_reduction": self.layer_reduction,
+            "word_reduction": self.word_reduction,
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+            "cls_as_word": self.cls_as_word,
+        }
+        return Recipe("hf:.", options)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle takes: without the hooks that a forward of transformers leaves in the layers.
 
-        They are functions that can't be pickled; the next forward puts them there again. They are
-        taken off a copy with the same tensors, as this model may be encoding in another thread.
+        They can't be pickled, and the next forward puts them there again. They are taken off a copy
+        with the same tensors, as this model may be encoding in another thread.
         """
         tensors = [*self.model.parameters(), *self.model.buffers()]
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
@@ -282,11 +269,9 @@ class HFTextEncoder(Freezable):
         return {**state, "_modules": {**self._modules, "model": model}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Become what was pickled, maybe in another process.
-
-        transformers gives hidden states of classes only that were initialised in this one.
-        """
+        """Become what was pickled, maybe in another process."""
         super().__setstate__(state)
+        # transformers gives hidden states of classes only that were initialised in this process
         base: Any = require("transformers", "encoders").PreTrainedModel
         for module in self.model.modules():
             if isinstance(module, base):
@@ -326,6 +311,19 @@ def words_of(text: str, encoding: Any) -> tuple[list[int], list[str]]:
         spans[number] = (min(spans[number][0], start), max(spans[number][1], end))
         ids.append(number)
     return ids, [text[start:end].strip() for start, end in spans]
+
+
+def tell_of_truncation(encoder: Any, index: int, cut: str, option: str) -> None:
+    """Warn of the first text that an encoder cuts, to what, and which option keeps more."""
+    if encoder._told_of_truncation:
+        return
+    encoder._told_of_truncation = True
+    warnings.warn(
+        f"texts[{index}] is cut to {cut}. Longer texts will be cut without further warning; raise "
+        f"{option} to keep more.",
+        TruncatedTextWarning,
+        stacklevel=3,
+    )
 
 
 def words_with(piece: int | None, texts: TokenizedText, ids: Tensor) -> list[str]:
@@ -506,15 +504,13 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-# BERT's, CLIP's, OPT's and GPT-2's names
-_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-
-
 def _longest_text(model: Any, tokenizer: Any) -> int:
     """Number of tokens that the position embeddings and the tokenizer allow."""
     longest: int = tokenizer.model_max_length
+    # BERT's, CLIP's, OPT's and GPT-2's names
+    positions = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
     for name, module in model.named_modules():
-        if name.endswith(_POSITIONS) and isinstance(module, nn.Embedding):
+        if name.endswith(positions) and isinstance(module, nn.Embedding):
             # RoBERTa and its heirs count positions from behind the padding index, OPT from 2
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1
             skipped = getattr(module, "offset", skipped)

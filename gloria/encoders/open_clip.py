@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from gloria.aggregators.words import WORD_REDUCTIONS, merge_word_pieces
@@ -26,20 +24,22 @@ from gloria.checks import (
     require,
 )
 from gloria.encoders.freezing import Freezable
-from gloria.encoders.hf_text import lowest_parts, words_of, words_with
-from gloria.encoders.timm_image import check_patches
+from gloria.encoders.hf_text import lowest_parts, tell_of_truncation, words_of, words_with
+from gloria.encoders.timm_image import check_patches, features_of
 from gloria.errors import (
     CheckpointError,
     DtypeError,
     EmptyTextError,
     OptionError,
     TokenizerError,
-    TruncatedTextWarning,
     UnknownNameError,
 )
 from gloria.types import ImageFeatures, ImageInput, Recipe, TextFeatures, TokenizedText
 
 CONFIG_FILE = "open_clip_config.json"
+
+# word ids, words, and whether each text is cut
+_Words = tuple[Tensor, list[list[str]], list[bool]]
 
 # The tower that is not kept, when no weights are loaded that need it.
 SMALLEST = {
@@ -114,9 +114,10 @@ class OpenClipImageEncoder(Freezable):
         self.model = whole.visual
         preparation = self.model.preprocess_cfg
         size = preparation["size"]
+        size = (size, size) if isinstance(size, int) else tuple(size)
         self.image_input = ImageInput(
             channels=3,
-            size=(size, size) if isinstance(size, int) else tuple(size),
+            size=size,
             mean=tuple(preparation["mean"]),
             std=tuple(preparation["std"]),
         )
@@ -125,21 +126,14 @@ class OpenClipImageEncoder(Freezable):
             getattr(self.model, "attn_pool", None) is None
             and not getattr(self.model, "final_ln_after_pool", False)
         )  # fmt: skip
-        self.pooled_dim, stages = self._measure()
+        self.pooled_dim, stages = self._measure(size)
         check_integer("region_stage", region_stage, -len(stages), len(stages) - 1)
         self.region_stage = int(region_stage)
         self.region_dim = stages[region_stage]
         self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images.
-
-        Args:
-            images: ``(image, 3, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Embeddings ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and their
-            grid; every region is real, so there is no mask.
+        """Encode ``images (image, 3, height, width)``, normalised as ``image_input`` says.
 
         Raises:
             ShapeError: wrong rank, number of channels or size, or no image.
@@ -157,13 +151,7 @@ class OpenClipImageEncoder(Freezable):
         except RuntimeError:
             check_images_suit(images, self.model)
             raise
-        feature_map = output["image_intermediates"][0]
-        height, width = feature_map.shape[2:]
-        return ImageFeatures(
-            pooled=output["image_features"],
-            regions=rearrange(feature_map, "b d h w -> b (h w) d"),
-            grid=(height, width),
-        )
+        return features_of(output["image_features"], output["image_intermediates"][0])
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config of this tower into ``folder``, and return how to make it again."""
@@ -176,10 +164,8 @@ class OpenClipImageEncoder(Freezable):
         }
         return Recipe("open_clip:.", options)
 
-    def _measure(self) -> tuple[int, list[int]]:
+    def _measure(self, size: tuple[int, int]) -> tuple[int, list[int]]:
         """Widths of the embedding and of every stage, from a pass without values."""
-        size = self.image_input.size
-        assert size is not None
         check_patches(size, getattr(self.model, "patch_size", (1, 1)))
         values = [*self.model.parameters(), *self.model.buffers()]
         # a copy that is given, for each tensor, one of its shape without memory
@@ -213,8 +199,7 @@ class OpenClipTextEncoder(Freezable):
     as the model cleans it.
 
     Args:
-        model_name: as in :class:`OpenClipImageEncoder`.
-        pretrained: as in :class:`OpenClipImageEncoder`.
+        model_name, pretrained: as in :class:`OpenClipImageEncoder`.
         word_reduction: ``"sum"``, ``"mean"``, ``"max"`` or ``"first"`` over the pieces of a word.
         context_length: number of tokens, special tokens included; None = the model's own.
             Positions are resized with the weights. A longer text is cut at the end; the first
@@ -228,11 +213,8 @@ class OpenClipTextEncoder(Freezable):
         word_dim: width of a word.
 
     Raises:
-        UnknownNameError: open_clip has no such model; the message suggests the nearest.
-        OptionError: no such tag, or an option outside what is allowed.
-        CheckpointError: the weights cannot be had, or are another model's.
-        TokenizerError: the tokenizer cannot tell words.
-        MissingDependencyError: open_clip is not installed.
+        TokenizerError: the tokenizer cannot tell words. All else is as in
+            :class:`OpenClipImageEncoder`.
 
     The image tower is built too when weights are loaded, and dropped.
 
@@ -297,20 +279,21 @@ class OpenClipTextEncoder(Freezable):
                 f"the tokenizer gives ids up to {int(ids.max())}, the model has embeddings for "
                 f"{self.model.vocab_size}: it is another model's tokenizer."
             )
-        if hasattr(self.tokenizer, "tokenizer"):
-            word_ids, tokens = self._hf_words(texts, ids)
-        else:
-            word_ids, tokens = self._native_words(texts, ids)
+        split = self._hf_words if hasattr(self.tokenizer, "tokenizer") else self._native_words
+        word_ids, tokens, cut = split(texts, ids)
+        for index, words in enumerate(tokens):
+            if not words:
+                raise EmptyTextError(
+                    f"texts[{index}] has no word that the tokenizer knows: {texts[index]!r}. Leave "
+                    f"it out."
+                )
+            if cut[index]:
+                length = f"{self.tokenizer.context_length} tokens"
+                tell_of_truncation(self, index, length, "context_length")
         return TokenizedText({"text": ids}, word_ids, tokens)
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order.
-
-        The native tokenizer spells every word; of it there are none.
-
-        Args:
-            texts: of :meth:`tokenize`.
-        """
+        """Words with a piece that the vocabulary lacks; the native tokenizer spells every word."""
         inner = getattr(self.tokenizer, "tokenizer", None)
         return words_with(getattr(inner, "unk_token_id", None), texts, texts.inputs["text"])
 
@@ -320,25 +303,22 @@ class OpenClipTextEncoder(Freezable):
             texts = self.tokenize(texts)
         texts = texts.to(next(self.model.parameters()).device)
         pooled, states = self._encode(texts.inputs["text"])
+        word_count = max(len(words) for words in texts.tokens)
         words, word_mask = merge_word_pieces(
-            states,
-            texts.word_ids,
-            self.word_reduction,
-            word_count=max(len(words) for words in texts.tokens),
+            states, texts.word_ids, self.word_reduction, word_count=word_count
         )
         return TextFeatures(pooled, words, word_mask, texts.tokens)
 
     def recipe(self, folder: Path) -> Recipe:
         """Write the config and tokenizer of this tower into ``folder``; return how to rebuild."""
-        config = self._config
-        text_config = dict(config["text_cfg"])
+        text_config = dict(self._config["text_cfg"])
         if hasattr(self.tokenizer, "tokenizer"):
             self.tokenizer.save_pretrained(folder)
             text_config["hf_tokenizer_name"] = "."
         if hasattr(self.model, "config"):
             self.model.config.save_pretrained(folder)
             text_config["hf_model_name"] = "."
-        _write_config(folder, {**config, "text_cfg": text_config}, "text_cfg", {})
+        _write_config(folder, {**self._config, "text_cfg": text_config}, "text_cfg", {})
         options = {
             "pretrained": None,
             "word_reduction": self.word_reduction,
@@ -357,11 +337,10 @@ class OpenClipTextEncoder(Freezable):
             return []
         if hf:
             return [f"model.transformer.{name}" for name in lowest_parts(transformer, count)]
-        embeddings = ["token_embedding", "positional_embedding"]
-        if self.model.cls_emb is not None:
-            embeddings.append("cls_emb")
+        embeddings = ["token_embedding", "positional_embedding", "cls_emb"]
+        there = [name for name in embeddings if getattr(self.model, name) is not None]
         blocks = [f"transformer.resblocks.{index}" for index in range(count)]
-        return [f"model.{name}" for name in [*embeddings, *blocks]]
+        return [f"model.{name}" for name in [*there, *blocks]]
 
     def _encode(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of each text and the hidden state of each token."""
@@ -379,11 +358,11 @@ class OpenClipTextEncoder(Freezable):
         output = self.model.transformer(input_ids=ids, attention_mask=mask)
         return self.model.proj(self.model.pooler(output, mask)), output.last_hidden_state
 
-    def _native_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+    def _native_words(self, texts: Sequence[str], ids: Tensor) -> _Words:
         """Words from the end-of-word marks of the native tokenizer."""
         tokenizer = self.tokenizer
         word_ids = torch.full_like(ids, -1)
-        tokens: list[list[str]] = []
+        tokens, cut = [], []
         for index, (text, row) in enumerate(zip(texts, ids.tolist(), strict=True)):
             pieces: list[list[int]] = [[]]
             for position in range(1, row.index(tokenizer.eot_token_id)):
@@ -393,14 +372,12 @@ class OpenClipTextEncoder(Freezable):
                 pieces[-1].append(row[position])
                 if tokenizer.decoder[row[position]].endswith("</w>"):
                     pieces.append([])
-            words = [tokenizer.decode(word).strip() for word in pieces if word]
-            _require_words(words, index, text)
-            tokens.append(words)
-            if row[-1] == tokenizer.eot_token_id and len(tokenizer.encode(text)) > len(row) - 2:
-                self._tell_of_truncation(index)
-        return word_ids, tokens
+            tokens.append([tokenizer.decode(word).strip() for word in pieces if word])
+            full = row[-1] == tokenizer.eot_token_id
+            cut.append(full and len(tokenizer.encode(text)) > len(row) - 2)
+        return word_ids, tokens, cut
 
-    def _hf_words(self, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, list[list[str]]]:
+    def _hf_words(self, texts: Sequence[str], ids: Tensor) -> _Words:
         """Words from the word ids of a tokenizer of transformers."""
         cleaned = [self.tokenizer.clean_fn(text) for text in texts]
         fast = self.tokenizer.tokenizer
@@ -411,17 +388,14 @@ class OpenClipTextEncoder(Freezable):
             max_length=self.tokenizer.context_length,
         ).encodings
         word_ids, tokens = [], []
-        for index, (text, encoding) in enumerate(zip(cleaned, encodings, strict=True)):
+        for text, encoding in zip(cleaned, encodings, strict=True):
             numbers, words = words_of(text, encoding)
             known = any(
                 number >= 0 and piece != fast.unk_token_id and token.strip("▁")
                 for number, piece, token in zip(numbers, encoding.ids, encoding.tokens, strict=True)
             )
-            _require_words(words if known else [], index, texts[index])
-            if encoding.overflowing:
-                self._tell_of_truncation(index)
             word_ids.append(numbers)
-            tokens.append(words)
+            tokens.append(words if known else [])
         aligned = torch.tensor(word_ids)
         expected = torch.tensor([encoding.ids for encoding in encodings])
         if expected.shape != ids.shape or (aligned.ge(0) & expected.ne(ids)).any():
@@ -429,25 +403,7 @@ class OpenClipTextEncoder(Freezable):
                 f"the tokens of {type(self.tokenizer).__name__} cannot be told apart into words "
                 f"(tokenizer_mode {self.tokenizer.tokenizer_mode!r})."
             )
-        return aligned, tokens
-
-    def _tell_of_truncation(self, index: int) -> None:
-        if self._told_of_truncation:
-            return
-        self._told_of_truncation = True
-        warnings.warn(
-            f"texts[{index}] is cut to {self.tokenizer.context_length} tokens. Longer texts will "
-            f"be cut without further warning; raise context_length to keep more.",
-            TruncatedTextWarning,
-            stacklevel=4,
-        )
-
-
-def _require_words(words: list[str], index: int, text: str) -> None:
-    if not words:
-        raise EmptyTextError(
-            f"texts[{index}] has no word that the tokenizer knows: {text!r}. Leave it out."
-        )
+        return aligned, tokens, [bool(encoding.overflowing) for encoding in encodings]
 
 
 def _tokenizer(model_name: str, context_length: int | None) -> Any:

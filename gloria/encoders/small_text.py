@@ -112,16 +112,11 @@ def small_bert(
         tokenizer: gives the vocabulary size and the padding id.
         layers: number of transformer layers.
         width: width of the hidden states; the feed-forward layers are four times as wide.
-        heads: attention heads; must divide ``width``.
+        heads: attention heads, which must divide ``width``.
         dropout: probability, for the hidden states and the attention alike.
         max_length: number of position embeddings = tokens of the longest text.
-
-    Raises:
-        OptionError: ``heads`` does not divide ``width``.
     """
     transformers = require("transformers", "encoders")
-    if width % heads:
-        raise OptionError(f"heads must divide width; got width {width} and heads {heads}.")
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

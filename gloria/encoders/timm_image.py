@@ -146,14 +146,7 @@ class TimmImageEncoder(Freezable):
         self.freeze_as(frozen)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        """Encode images.
-
-        Args:
-            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Pooled vectors ``(image, pooled_dim)``, regions ``(image, region, region_dim)`` and
-            their grid; every region is real, so there is no mask.
+        """Encode ``images (image, channel, height, width)``, normalised as ``image_input`` says.
 
         Raises:
             ShapeError: wrong rank or number of channels, no image, or a size that the model cannot
@@ -163,13 +156,7 @@ class TimmImageEncoder(Freezable):
         """
         check_images(images, self.image_input.channels, self._only_size)
         last, (feature_map,) = self._run(images, [self.region_stage])
-        pooled = self.model.forward_head(last, pre_logits=True)
-        height, width = feature_map.shape[2:]
-        return ImageFeatures(
-            pooled=pooled,
-            regions=rearrange(feature_map, "b d h w -> b (h w) d"),
-            grid=(height, width),
-        )
+        return features_of(self.model.forward_head(last, pre_logits=True), feature_map)
 
     def feature_maps(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
         """The feature maps of several stages, for decoders that want more than regions.
@@ -244,6 +231,12 @@ class TimmImageEncoder(Freezable):
         except _CannotRunError:
             return False
         return True
+
+
+def features_of(pooled: Tensor, feature_map: Tensor) -> ImageFeatures:
+    """Pooled vectors, and regions of a map ``(image, dim, height, width)``, row by row."""
+    height, width = feature_map.shape[2:]
+    return ImageFeatures(pooled, rearrange(feature_map, "b d h w -> b (h w) d"), (height, width))
 
 
 def check_patches(size: tuple[int, int], patch: tuple[int, int]) -> None:

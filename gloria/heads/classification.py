@@ -12,7 +12,7 @@ from gloria.aggregators.reductions import widen
 from gloria.checks import check_image_encoder, check_integer, check_tensor
 from gloria.encoders.freezing import Freezable
 from gloria.errors import DtypeError, ShapeError
-from gloria.types import ImageEncoder, ImageInput
+from gloria.types import ImageEncoder
 
 
 class LinearHead(nn.Linear):
@@ -103,6 +103,7 @@ class ImageClassifier(Freezable):
         check_integer("classes", classes, 1)
         check_image_encoder("image_encoder", image_encoder)
         self.image_encoder: Any = image_encoder
+        self.image_input = image_encoder.image_input
         self.classes = int(classes)
         self.head = LinearHead(image_encoder.pooled_dim, self.classes)
         if frozen:
@@ -112,12 +113,6 @@ class ImageClassifier(Freezable):
     def frozen(self) -> bool:
         """Whether the encoder is frozen."""
         return "image_encoder" in self._frozen_parts
-
-    @property
-    def image_input(self) -> ImageInput:
-        """What the encoder wants to be fed."""
-        image_input: ImageInput = self.image_encoder.image_input
-        return image_input
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(image, class)`` of images, normalised as ``image_input`` says.
@@ -167,20 +162,10 @@ def multilabel_loss(
         True
     """
     check_tensor("logits", logits, ("image", "class"))
-    given = {"labels": labels, "class_weight": class_weight, "pos_weight": pos_weight}
-    for name, each in given.items():
-        if each is not None and not isinstance(each, Tensor):
-            raise DtypeError(f"{name} must be a tensor; got {type(each).__name__}.")
-    if labels.shape != logits.shape:
-        raise ShapeError(
-            f"labels must be {tuple(logits.shape)} = (image, class) as the logits are; got "
-            f"{tuple(labels.shape)}."
-        )
+    _check_suits("labels", labels, "(image, class)", logits.shape)
     for name, weight in (("class_weight", class_weight), ("pos_weight", pos_weight)):
-        if weight is not None and weight.shape != logits.shape[1:]:
-            raise ShapeError(
-                f"{name} must be ({logits.shape[1]},) = (class,); got {tuple(weight.shape)}."
-            )
+        if weight is not None:
+            _check_suits(name, weight, "(class,)", logits.shape[1:])
     logits = widen(logits)
     known = ~(labels < 0)  # NaN is no uncertain label: it shows in the loss
     targets = labels.clamp(min=0).to(logits.dtype)
@@ -193,3 +178,12 @@ def multilabel_loss(
     )
     # where, not a product: an uncertain label's infinite loss would be NaN times 0
     return losses.where(known, 0).sum() / known.sum().clamp(min=1)
+
+
+def _check_suits(name: str, value: Any, axes: str, shape: torch.Size) -> None:
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{name} must be a tensor; got {type(value).__name__}.")
+    if value.shape != shape:
+        raise ShapeError(
+            f"{name} must be {tuple(shape)} = {axes} as the logits are; got {tuple(value.shape)}."
+        )

@@ -68,19 +68,13 @@ def segmentation_model(
 class SegmentationModel(nn.Module):
     """An image encoder, a pyramid of its feature maps, and the decoder of a U-Net over it.
 
-    :func:`segmentation_model` makes it.
-
-    Args:
-        image_encoder: becomes a part of the model as it is.
-        pyramid: gives its maps, from fine to coarse, and their widths as ``dims``.
-        classes: masks of an image. Here it is a number; the names are those of the data
-            (``data.classes``), in their order.
-        width: of the decoder's first block.
+    :func:`segmentation_model` makes it. Its ``classes`` is a number; the names are those of the
+    data (``data.classes``), in their order.
     """
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: Any,
         pyramid: StagePyramid | BlockPyramid,
         classes: int,
         width: int,
@@ -88,7 +82,8 @@ class SegmentationModel(nn.Module):
         super().__init__()
         unet = require("segmentation_models_pytorch.decoders.unet.decoder", "tasks")
         start = require("segmentation_models_pytorch.base.initialization", "tasks")
-        self.image_encoder: Any = image_encoder
+        self.image_encoder = image_encoder
+        self.image_input: ImageInput = image_encoder.image_input
         self.pyramid = pyramid
         self.classes = int(classes)
         widths = _widths(width, len(pyramid.dims))
@@ -99,27 +94,17 @@ class SegmentationModel(nn.Module):
         start.initialize_head(self.head)
 
     @property
-    def image_input(self) -> ImageInput:
-        """What the model wants to be fed: what its encoder does."""
-        given: ImageInput = self.image_encoder.image_input
-        return given
-
-    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.head.weight.device
 
     def forward(self, images: Tensor) -> Tensor:
-        """Segment images.
+        """Logits ``(image, class, height, width)`` of images, normalised as ``image_input`` says.
+
+        They are of the images' height and width, whatever the encoder's strides.
 
         Args:
-            images: ``(image, channel, height, width)``, already normalised as ``image_input`` says.
-
-        Returns:
-            Logits ``(image, class, height, width)``, of the images' height and width whatever the
-            encoder's strides.
-
-        Raises what the encoder raises.
+            images: ``(image, channel, height, width)``.
         """
         maps = self.pyramid(self.image_encoder, images)
         # each block enlarges to the size of the next map, the last one to that of the images

@@ -141,11 +141,9 @@ def test_fit_leaves_an_image_of_that_size_alone():
     assert torch.equal(fit(image, (16, 12)), image)
 
 
-@pytest.mark.parametrize(
-    ("size", "message"), [((0, 8), "height in size must be at least 1; got 0"), ((8, -1), "width")]
-)
-def test_fit_needs_pixels(size, message):
-    with pytest.raises(OptionError, match=message):
+@pytest.mark.parametrize("size", [(0, 8), (8, -1)])
+def test_fit_needs_pixels(size):
+    with pytest.raises(OptionError, match=r"size must be .* in pixels, above 0; got"):
         fit(torch.ones(1, 4, 4), size)
     with pytest.raises(ShapeError, match="image must be"):
         fit(torch.ones(4, 4), (8, 8))

@@ -36,7 +36,7 @@ def test_selected_are_the_named_ones_in_their_order():
     share = draw_share(data.ids, data.labels, 0.25, seed=0, patients=data.patients)
     assert data.select(share).ids == share
     assert len(share) == 10
-    with pytest.raises(DataError, match="1 of 1 ids are not in this data set; first: '00003'"):
+    with pytest.raises(DataError, match="1 of 1 ids are not in this data set; first: 00003"):
         data.select(["00007"]).select(["00003"])
 
 

@@ -102,6 +102,8 @@ def test_an_id_list_selects_in_its_order(records):
     assert data.select(["i3", "i0"]).labels.tolist() == [[1, -1], [0, -1]]
     with pytest.raises(DataError, match=r"2 of 3 ids are not in this data set; first: x, y\. Its"):
         data.select(["i0", "x", "y"])
+    with pytest.raises(DataError, match=r"1 of 1 ids are not in this data set; first: 3\. Its ids"):
+        data.select([3])
     assert data.without_patients({"p0"}).ids == ["i2", "i3"]
     with pytest.raises(DtypeError, match=r"patients must be several, or one in a list: \['p0'\]"):
         data.without_patients("p0")

@@ -161,7 +161,7 @@ def test_lists_of_others(tmp_path):
     with pytest.raises(DataError, match=r"theirs\.txt: there is no id"):
         read_ids(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(DataError, match="is no id list: it is not UTF-8"):
+    with pytest.raises(DataError, match=r"is not UTF-8 .* Save the file as UTF-8"):
         read_ids(path)
     with pytest.raises(DataError, match=r"none\.txt does not exist"):
         read_ids(tmp_path / "none.txt")

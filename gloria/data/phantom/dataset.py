@@ -102,31 +102,11 @@ def phantom_item(
         >>> split_words(item.report)[mention.start : mention.stop]
         ['apical', 'pneumothorax']
     """
-    family, per_class = _parse(split)
+    dataset = PhantomDataset(split, seed=seed, size=size, contrast=contrast)
     check_integer("index", index, 0)
-    check_integer("seed", seed, 0)
-    check_integer("size", size, SMALLEST_SIZE)
-    check_positive("contrast", contrast)
-    if per_class is not None and index >= 5 * per_class:
-        raise OptionError(f"index must be below {5 * per_class} in split {split!r}; got {index}.")
-
-    rng = np.random.default_rng([seed, _SPLIT_IDS[family], index])
-    case_rng, film_rng, report_rng = rng.spawn(3)
-    if per_class is None:
-        case = sample_case(case_rng)
-    else:
-        case = sample_exclusive_case(case_rng, RETRIEVAL_CLASSES[index % 5])
-    image, masks = draw_film(film_rng, case, size=size, contrast=contrast)
-    sentences = write_report(report_rng, case)
-    shown = {finding.name for finding in case}
-    return PhantomItem(
-        image=image,
-        report=" ".join(sentence.text for sentence in sentences),
-        sentences=sentences,
-        labels=np.array([name in shown for name in FINDINGS], np.uint8),
-        masks=masks,
-        case=case,
-    )
+    if "_5x" in split and index >= len(dataset):
+        raise OptionError(f"index must be below {len(dataset)} in split {split!r}; got {index}.")
+    return dataset._draw(index)
 
 
 class PhantomDataset:
@@ -138,9 +118,7 @@ class PhantomDataset:
         split: as in :func:`phantom_item`.
         count: number of items; None = the size in :data:`SPLITS`. A 5xN split has its size in its
             name and takes no other.
-        seed: as in :func:`phantom_item`.
-        size: as in :func:`phantom_item`.
-        contrast: as in :func:`phantom_item`.
+        seed, size, contrast: as in :func:`phantom_item`.
 
     Raises:
         OptionError: for an unknown split or a number out of range.
@@ -160,15 +138,25 @@ class PhantomDataset:
         size: int = 64,
         contrast: float = 1.7,
     ) -> None:
+        family, per_class = _parse(split)
+        usual = SPLITS[split] if per_class is None else 5 * per_class
+        if count is not None:
+            check_integer("count", count, 1)
+        if per_class is not None and count not in (None, usual):
+            raise OptionError(
+                f"count must be left out for split {split!r}, which has {usual} items; got "
+                f"{count}. Put another number in the split's name."
+            )
+        check_integer("seed", seed, 0)
+        check_integer("size", size, SMALLEST_SIZE)
+        check_positive("contrast", contrast)
         self.split = split
         self.seed = seed
         self.size = size
         self.contrast = contrast
-        self._count = _count(split, count)
+        self._count = usual if count is None else count
+        self._family = family
         self._items: list[PhantomItem] | None = None
-        check_integer("seed", seed, 0)
-        check_integer("size", size, SMALLEST_SIZE)
-        check_positive("contrast", contrast)
 
     def __len__(self) -> int:
         return self._count
@@ -200,8 +188,22 @@ class PhantomDataset:
         return self
 
     def _draw(self, index: int) -> PhantomItem:
-        return phantom_item(
-            self.split, index, seed=self.seed, size=self.size, contrast=self.contrast
+        rng = np.random.default_rng([self.seed, _SPLIT_IDS[self._family], index])
+        case_rng, film_rng, report_rng = rng.spawn(3)
+        if self._family.endswith("_5x"):
+            case = sample_exclusive_case(case_rng, RETRIEVAL_CLASSES[index % 5])
+        else:
+            case = sample_case(case_rng)
+        image, masks = draw_film(film_rng, case, size=self.size, contrast=self.contrast)
+        sentences = write_report(report_rng, case)
+        shown = {finding.name for finding in case}
+        return PhantomItem(
+            image=image,
+            report=" ".join(sentence.text for sentence in sentences),
+            sentences=sentences,
+            labels=np.array([name in shown for name in FINDINGS], np.uint8),
+            masks=masks,
+            case=case,
         )
 
 
@@ -216,17 +218,3 @@ def _parse(split: str) -> tuple[str, int | None]:
             f"got {split!r}."
         )
     return split, None
-
-
-def _count(split: str, count: int | None) -> int:
-    _, per_class = _parse(split)
-    usual = SPLITS[split] if per_class is None else 5 * per_class
-    if count is None:
-        return usual
-    check_integer("count", count, 1)
-    if per_class is not None and count != usual:
-        raise OptionError(
-            f"count must be left out for split {split!r}, which has {usual} items; got {count}. "
-            f"Put another number in the split's name."
-        )
-    return count

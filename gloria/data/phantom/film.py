@@ -84,7 +84,7 @@ def draw_film(
     """
     body, vessels, extras, exposure, *own = rng.spawn(4 + len(FINDINGS))
     streams = dict(zip(FINDINGS, own, strict=True))
-    anatomy = _sample_anatomy(body, case, streams)
+    anatomy = _deform(_sample_anatomy(body), case, streams)
     layers = _lay_out(anatomy, size)
 
     changes = np.zeros((size, size), np.float32)
@@ -105,11 +105,9 @@ def draw_film(
 # ---- The body ------------------------------------------------------------------------------------
 
 
-def _sample_anatomy(
-    rng: np.random.Generator, case: Sequence[Finding], streams: dict[str, np.random.Generator]
-) -> Anatomy:
+def _sample_anatomy(rng: np.random.Generator) -> Anatomy:
     right, left = rng.uniform(0.40, 0.47), rng.uniform(0.47, 0.54)
-    healthy = Anatomy(
+    return Anatomy(
         rotation=rng.normal(0, 0.035),
         scale=rng.uniform(0.92, 1.1),
         shift=(rng.normal(0, 0.04), rng.normal(0, 0.04)),
@@ -118,14 +116,12 @@ def _sample_anatomy(
         heart=rng.uniform(*_CARDIOTHORACIC_RATIO[0]),
         heart_y=rng.uniform(0.24, 0.30),
     )
-    return _deform(healthy, case, streams)
 
 
 def _deform(
-    healthy: Anatomy, case: Sequence[Finding], streams: dict[str, np.random.Generator]
+    anatomy: Anatomy, case: Sequence[Finding], streams: dict[str, np.random.Generator]
 ) -> Anatomy:
     """What findings do to the anatomy itself: a large heart, a raised diaphragm, fluid."""
-    anatomy = healthy
     for finding in case:
         if finding.name == "cardiomegaly":
             low, high = _CARDIOTHORACIC_RATIO[finding.severity]

@@ -166,41 +166,38 @@ _DISTRACTORS = (
     "Comparison is made to the prior examination.",
 )
 
-_PROMPTS: dict[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
+# severity, subtype, location
+_PROMPTS: dict[str, tuple[str, str, str]] = {
     "atelectasis": (
-        ("", "minimal", "mild", "moderate"),
-        ("atelectasis", "subsegmental atelectasis", "linear atelectasis"),
-        ("at the left lung base", "at the right lung base", "at the lung bases"),
+        "|minimal|mild|moderate",
+        "atelectasis|subsegmental atelectasis|linear atelectasis",
+        "at the left lung base|at the right lung base|at the lung bases",
     ),
     "cardiomegaly": (
-        ("", "mild", "moderate", "severe", "marked"),
-        ("cardiomegaly", "cardiac enlargement", "enlargement of the cardiac silhouette"),
-        ("",),
+        "|mild|moderate|severe|marked",
+        "cardiomegaly|cardiac enlargement|enlargement of the cardiac silhouette",
+        "",
     ),
     "consolidation": (
-        ("", "patchy", "extensive"),
-        ("consolidation", "airspace opacity", "infiltrate"),
-        (
-            "in the left upper lobe",
-            "in the left lower lobe",
-            "in the right upper lobe",
-            "in the right lower lobe",
-        ),
+        "|patchy|extensive",
+        "consolidation|airspace opacity|infiltrate",
+        "in the left upper lobe|in the left lower lobe|in the right upper lobe"
+        "|in the right lower lobe",
     ),
     "edema": (
-        ("", "mild", "moderate", "severe"),
-        ("pulmonary edema", "interstitial edema", "vascular congestion", "perihilar edema"),
-        ("",),
+        "|mild|moderate|severe",
+        "pulmonary edema|interstitial edema|vascular congestion|perihilar edema",
+        "",
     ),
     "pleural effusion": (
-        ("", "small", "moderate", "large"),
-        ("pleural effusion", "layering effusion", "pleural fluid"),
-        ("on the left", "on the right", "on both sides"),
+        "|small|moderate|large",
+        "pleural effusion|layering effusion|pleural fluid",
+        "on the left|on the right|on both sides",
     ),
     "pneumothorax": (
-        ("", "small", "moderate", "large"),
-        ("pneumothorax", "apical pneumothorax"),
-        ("on the left", "on the right"),
+        "|small|moderate|large",
+        "pneumothorax|apical pneumothorax",
+        "on the left|on the right",
     ),
 }
 
@@ -217,7 +214,7 @@ def phantom_prompts() -> dict[str, list[str]]:
         >>> phantom_prompts()["cardiomegaly"][:2]
         ['cardiomegaly', 'cardiac enlargement']
     """
-    return {name: combine(*_PROMPTS[name]) for name in FINDINGS}
+    return {name: combine(*(part.split("|") for part in _PROMPTS[name])) for name in FINDINGS}
 
 
 def write_report(rng: np.random.Generator, case: Sequence[Finding]) -> tuple[Sentence, ...]:
