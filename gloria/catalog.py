@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from gloria.errors import PluginWarning, UnknownNameError
-from gloria.plugins import DISABLE, PluginRecord, load_plugins
-from gloria.registry import BUILT_IN, PresetRegistry, Registry, describe, registering_as
+from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
+from gloria.registry import BUILT_IN, Registry, describe, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
     from torch import nn
@@ -36,10 +36,14 @@ class Catalog:
     """
 
     def __init__(self) -> None:
-        self.image_encoders: Registry[ImageEncoder] = Registry("image encoder", _image_encoder)
-        self.text_encoders: Registry[TextEncoder] = Registry("text encoder", _text_encoder)
-        self.aggregators: Registry[Aggregator] = Registry("aggregator", _aggregator)
-        self.losses: PresetRegistry[nn.Module] = PresetRegistry("loss", _loss)
+        self.image_encoders: Registry[ImageEncoder] = Registry(
+            "image encoder", "gloria.checks:fault_of_image_encoder"
+        )
+        self.text_encoders: Registry[TextEncoder] = Registry(
+            "text encoder", "gloria.checks:fault_of_text_encoder"
+        )
+        self.aggregators: Registry[Aggregator] = Registry("aggregator", _fault_of_aggregator)
+        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:fault_of_module")
         self._records: list[PluginRecord] | None = None
         self._lock = RLock()
         with registering_as(BUILT_IN):
@@ -59,7 +63,8 @@ class Catalog:
         """What became of each installed plugin; looks for them if that has not been done.
 
         Warns:
-            PluginWarning: once for every faulty plugin.
+            PluginWarning: once for every faulty plugin, and for a name in
+                ``GLORIA_DISABLE_PLUGINS`` that is none's.
         """
         with self._lock:
             if self._records is not None:
@@ -70,6 +75,8 @@ class Catalog:
             except BaseException:
                 self._records = None
                 raise
+        for name in disabled_in_vain(self._records):
+            warn(PluginWarning(f"{DISABLE} names {name!r}: no such plugin."), stacklevel=2)
         for record in self._records:
             if record.status == "skipped":
                 advice = f"{DISABLE}={record.name} leaves it out."
@@ -184,26 +191,8 @@ def _models_of(package: str) -> list[str]:
     return names
 
 
-def _image_encoder(thing: object) -> str:
-    from gloria.checks import fault_of_image_encoder  # imports torch
-
-    return fault_of_image_encoder(thing)
-
-
-def _text_encoder(thing: object) -> str:
-    from gloria.checks import fault_of_text_encoder
-
-    return fault_of_text_encoder(thing)
-
-
-def _aggregator(thing: object) -> str:
+def _fault_of_aggregator(thing: object) -> str:
     return "" if callable(thing) else f"it is not callable, it is {describe(thing)}"
-
-
-def _loss(thing: object) -> str:
-    from gloria.checks import fault_of_module
-
-    return fault_of_module(thing)
 
 
 _catalog = Catalog()
@@ -285,7 +274,9 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         options = _with_aggregation(options)
     elif name == "global_local_contrastive" and isinstance(options.get("local_options"), dict):
         options["local_options"] = _with_aggregation(options["local_options"])
-    loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
+    if preset is not None:
+        options["preset"] = preset
+    loss: nn.Module = _catalog.create("losses", name, options)
     return loss
 
 

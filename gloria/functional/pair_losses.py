@@ -17,6 +17,7 @@ from gloria.checks import (
     check_share,
     check_temperature,
     check_tensor,
+    check_weight,
 )
 from gloria.contrastive import cosine_logsumexp
 from gloria.errors import ShapeError
@@ -132,7 +133,7 @@ def global_contrastive_loss(
         tensor(True)
     """
     terms = global_contrastive_terms(image_embeddings, text_embeddings, temperature)
-    return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
+    return _weighted(terms, image_to_text_weight, text_to_image_weight)
 
 
 def local_contrastive_loss(
@@ -158,6 +159,14 @@ def local_contrastive_loss(
     """
     similarity = local_similarity(regions, words, word_mask, region_mask, **matching)
     terms = contrastive_cross_entropy(similarity, temperature)
+    return _weighted(terms, image_to_text_weight, text_to_image_weight)
+
+
+def _weighted(
+    terms: ContrastiveTerms, image_to_text_weight: float, text_to_image_weight: float
+) -> Tensor:
+    check_weight("image_to_text_weight", image_to_text_weight)
+    check_weight("text_to_image_weight", text_to_image_weight)
     return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
 
 
@@ -207,6 +216,8 @@ def global_local_contrastive_loss(
         >>> global_local_contrastive_loss(pooled, pooled, words, words, mask)  # 4 ln 8
         tensor(8.3178)
     """
+    check_weight("global_weight", global_weight)
+    check_weight("local_weight", local_weight)
     whole = global_contrastive_loss(
         image_embeddings, text_embeddings, temperature=global_temperature
     )

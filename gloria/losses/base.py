@@ -48,8 +48,9 @@ class PairLoss(nn.Module):
             UnknownOptionError: the loss has no such option.
         """
         check_choice("preset", preset, cls.presets)
-        check_options(cls.__name__, cls, overrides)
-        return cls(**{**cls.presets[preset], **overrides})
+        options = {**cls.presets[preset], **overrides}
+        check_options(cls.__name__, cls, options)
+        return cls(**options)
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The named parts of the loss, each an unweighted scalar; at least one."""

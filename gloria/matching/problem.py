@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gloria.checks import check_choice, check_integer, check_positive, check_temperature
-from gloria.errors import BackendError
+from gloria.errors import BackendError, OptionError
 
 AttentionVariant = Literal["regions", "words_then_regions"]
 WordAggregation = Literal["logsumexp", "logmeanexp", "max", "mean"]
@@ -127,6 +127,11 @@ class MatchingOptions:
         check_positive("attention_temperature", self.attention_temperature)
         check_temperature("match_temperature", self.match_temperature)
         check_integer("memory_budget", self.memory_budget, 1)
+        if isinstance(self.aggregation, type):
+            name = self.aggregation.__name__
+            raise OptionError(
+                f"aggregation must be an aggregator; got its class. Make one: {name}()."
+            )
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
 

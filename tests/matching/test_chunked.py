@@ -323,7 +323,9 @@ def test_packing_and_unpacking_are_inverse():
 def peak_bytes(function, tmp_path):
     """The most that torch's allocator had given out at a time while ``function`` ran."""
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU],
+        profile_memory=True,
+        acc_events=True,  # or torch 2.11 warns
     ) as profile:
         function()
     path = tmp_path / "trace.json"
