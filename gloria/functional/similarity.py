@@ -210,9 +210,7 @@ def local_attention(
             texts).
         word_mask: ``(text, word)`` boolean, True = a real word.
         region_mask: ``(image, region)`` boolean, or None.
-        attention: as in :func:`local_similarity`.
-        product: as in :func:`local_similarity`.
-        attention_temperature: as in :func:`local_similarity`.
+        attention, product, attention_temperature: as in :func:`local_similarity`.
 
     Returns:
         Attention weights, ``(pair, word, region)``.
@@ -325,26 +323,11 @@ def max_similarities(
 ) -> MaxSimilarities:
     """:func:`max_similarity` over the regions and over the words at once.
 
-    Inputs are checked and normalised once, and ``chunked`` multiplies once for both.
-
-    Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``.
-        word_mask: ``(text, word)`` boolean, True = a real word, or None.
-        region_mask: ``(image, region)`` boolean, or None.
-        reduction: as in :func:`max_similarity`.
-        product: as in :func:`max_similarity`.
-        backend: as in :func:`max_similarity`.
-        memory_budget: as in :func:`max_similarity`.
+    Inputs are checked and normalised once, and ``chunked`` multiplies once for both. Arguments and
+    errors are those of :func:`max_similarity`.
 
     Returns:
         Both matrices, each ``(image, text)``.
-
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
-            BackendError: as :func:`max_similarity`.
-
-    Source: Yao et al., FILIP (ICLR 2022), eq. 3-6.
 
     Example:
         >>> import torch

@@ -59,11 +59,7 @@ class GlobalContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
         )
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:

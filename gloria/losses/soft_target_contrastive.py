@@ -55,6 +55,7 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
     """
 
     presets: ClassVar = {"paper": {"target_temperature": 1.0, "pair_weight": 0.0}}
+    _shown = (*SimilarityLoss._shown, "target_temperature", "pair_weight")
 
     def __init__(
         self,
@@ -68,11 +69,7 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 0.5,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
         )
         check_positive("target_temperature", target_temperature)
         check_share("pair_weight", pair_weight)
@@ -117,10 +114,3 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""
         return global_similarity(image_embeddings, text_embeddings)
-
-    def extra_repr(self) -> str:
-        """Show the weights and how the targets are made."""
-        return (
-            f"{super().extra_repr()}, target_temperature={self.target_temperature}, "
-            f"pair_weight={self.pair_weight}"
-        )
