@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -463,11 +463,12 @@ def create_model(
         text_head=text_head,
         word_head=word_head,
     )
+    is_told = isinstance(loss, str) and _is_json(loss_options)
     model.composition = {
         "embedding_dim": embedding_dim,
         "projection": projection,
-        "loss": loss if isinstance(loss, str) and _is_json(loss_options) else None,
-        "loss_options": dict(loss_options or {}) if _is_json(loss_options) else None,
+        "loss": loss if is_told else None,
+        "loss_options": dict(loss_options or {}) if is_told else None,
     }
     return model
 
@@ -487,60 +488,47 @@ def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] 
 def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count: int) -> None:
     """What an encoder does not keep of its contract would surface far from it, or never."""
     _check_kind(encoder, features, ImageFeatures)
-    grid = features.grid
+    grid: Any = features.grid
     if (
         not isinstance(grid, Sequence)
         or len(grid) != 2
-        or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
-        or any(side < 0 for side in grid)
+        or not all(isinstance(side, Integral | torch.SymInt) and side >= 0 for side in grid)
     ):
-        raise ContractError(
-            f"{type(encoder).__name__} must return grid = (height, width), two integers; "
-            f"got {grid!r}."
-        )
-    height, width = grid
-    regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
+        _refuse(encoder, "grid = (height, width), two integers", repr(grid))
+    regions: dict[str, int | str] = {
+        "image": count,
+        "height * width of grid": grid[0] * grid[1],
+    }
     _check_part(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
     if features.region_mask is not None:
         _check_part(encoder, features, "region_mask", regions)
 
 
-def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
-    name = type(encoder).__name__
-    if not isinstance(tokenized, TokenizedText):
-        raise ContractError(
-            f"{name}.tokenize must return a TokenizedText; got {type(tokenized).__name__}."
-        )
-    tensors = {**tokenized.inputs, "word_ids": tokenized.word_ids}
-    for part, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise ContractError(
-                f"{name}.tokenize must return {part} as a tensor; got {type(value).__name__}."
-            )
-    if not len(tokenized.word_ids) == len(tokenized.tokens) == count:
-        raise ContractError(
-            f"{name}.tokenize must return as many texts as it is given, {count}; got "
-            f"{len(tokenized.word_ids)} rows of word_ids and {len(tokenized.tokens)} of tokens."
-        )
-
-
 def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
     """As of images; the number of word positions is the encoder's own."""
     _check_kind(encoder, features, TextFeatures)
-    words = features.words
+    words, tokens = features.words, features.tokens
     has_axes = isinstance(words, Tensor) and words.dim() == 3
     axes = {"text": count, "word": words.shape[1] if has_axes else "any"}
     _check_part(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
     _check_part(encoder, features, "word_mask", axes)
-    tokens = features.tokens
     if not isinstance(tokens, Sequence) or len(tokens) != count:
         got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
-        raise ContractError(
-            f"{type(encoder).__name__} must return tokens, a list of words of each of the {count} "
-            f"texts; got {got}."
-        )
+        _refuse(encoder, f"tokens, a list of words of each of the {count} texts", got)
+
+
+def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
+    how = ".tokenize"
+    _check_kind(encoder, tokenized, TokenizedText, how)
+    for part, value in {**tokenized.inputs, "word_ids": tokenized.word_ids}.items():
+        if not isinstance(value, Tensor):
+            _refuse(encoder, f"{part} as a tensor", type(value).__name__, how)
+    rows, lists = len(tokenized.word_ids), len(tokenized.tokens)
+    if not rows == lists == count:
+        got = f"{rows} rows of word_ids and {lists} of tokens"
+        _refuse(encoder, f"as many texts as it is given, {count}", got, how)
 
 
 def _check_loss(loss: nn.Module, value: Tensor) -> None:
@@ -549,17 +537,12 @@ def _check_loss(loss: nn.Module, value: Tensor) -> None:
     got: Any = type(value).__name__
     if isinstance(value, Tensor):
         got = tuple(value.shape) if value.dim() else value.dtype
-    raise ContractError(
-        f"{type(loss).__name__} must return a scalar floating-point tensor; got {got}."
-    )
+    _refuse(loss, "a scalar floating-point tensor", got)
 
 
-def _check_kind(encoder: object, features: object, expected: type) -> None:
-    if not isinstance(features, expected):
-        raise ContractError(
-            f"{type(encoder).__name__} must return {expected.__name__}; "
-            f"got {type(features).__name__}."
-        )
+def _check_kind(encoder: object, returned: object, expected: type, how: str = "") -> None:
+    if not isinstance(returned, expected):
+        _refuse(encoder, expected.__name__, type(returned).__name__, how)
 
 
 def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, int | str]) -> None:
@@ -567,18 +550,20 @@ def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, in
     value = getattr(features, name)
     shape = tuple(axes.values())
     is_mask = name.endswith("mask")
-    fault = ""
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        fault = f"{name} of shape ({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}"
-    elif value.device != features.pooled.device:
-        fault = f"{name} on the device of pooled, {features.pooled.device}; got {value.device}"
-    elif is_mask and value.dtype != torch.bool:
-        fault = f"a boolean {name}, True = real; got {value.dtype}"
-    elif not is_mask and not value.is_floating_point():
-        fault = f"{name} as floating-point numbers; got {value.dtype}"
-    if fault:
-        raise ContractError(f"{type(encoder).__name__} must return {fault}.")
+        sizes = f"({', '.join(map(str, shape))}) = ({', '.join(axes)})"
+        _refuse(encoder, f"{name} of shape {sizes}", got)
+    if value.device != features.pooled.device:
+        _refuse(encoder, f"{name} on the device of pooled, {features.pooled.device}", value.device)
+    if is_mask and value.dtype != torch.bool:
+        _refuse(encoder, f"a boolean {name}, True = real", value.dtype)
+    if not is_mask and not value.is_floating_point():
+        _refuse(encoder, f"{name} as floating-point numbers", value.dtype)
+
+
+def _refuse(part: object, expected: str, got: object, how: str = "") -> NoReturn:
+    raise ContractError(f"{type(part).__name__}{how} must return {expected}; got {got}.")
 
 
 def _is_json(options: Mapping[str, Any] | None) -> bool:
