@@ -492,7 +492,8 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
     if (
         not isinstance(grid, Sequence)
         or len(grid) != 2
-        or not all(isinstance(side, Integral | torch.SymInt) and side >= 0 for side in grid)
+        or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
+        or any(side < 0 for side in grid)
     ):
         _refuse(encoder, "grid = (height, width), two integers", repr(grid))
     regions: dict[str, int | str] = {

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import gloria
 from gloria.catalog import default_catalog
-from gloria.checks import height_width, require
+from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
@@ -146,8 +146,7 @@ def load_model(
         UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
     """
     folder = find_model(folder, revision=revision)
-    config = _read_config(folder)
-    size = _read_size(config, folder)
+    config, file = _read_config(folder), folder / "config.json"
     recipe = config["model"]
     if isinstance(recipe, str):
         raise CheckpointError(
@@ -163,12 +162,13 @@ def load_model(
     except MemoryError:  # no fault of the folder
         raise
     except Exception as cause:  # what a plugin raises, too
-        damaged = CheckpointError(
-            f"{folder / 'config.json'} describes a model that can't be made: {describe(cause)}."
-        )
-        _tell_of_plugins(damaged, config, folder)
-        raise damaged from cause
-    model.trained_image_size = size
+        fault = CheckpointError(f"{file} describes a model that can't be made: {describe(cause)}.")
+        _tell_of_plugins(fault, config, folder)
+        raise fault from cause
+    try:
+        model.trained_image_size = config.get("trained_image_size")  # not in folders of before
+    except OptionError as cause:
+        raise CheckpointError(f"{file} is damaged: {cause}") from cause
     return model.to(device).eval()
 
 
@@ -225,16 +225,11 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
 
 def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Put weights into a model, all of them and every one of its own.
-
-    Args:
-        model: takes them.
-        weights: by their names in the model.
-        source: the file they are from, for the message.
+    """Put weights by name into a model, all of them and every one of its own.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
-            then.
+        CheckpointError: a weight is missing, unexpected or of another shape, which names the
+            ``source`` of the weights; nothing is loaded then.
         OptionError: the model is on the meta device.
     """
     own = model.state_dict()
@@ -482,12 +477,9 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
         return "it was composed by hand, or its loss or a head was replaced."
     if composition["loss"] is None:
         return "its loss was given as an object, or with options that are no JSON."
-    encoders: dict[str, Any] = {
-        "image_encoder": model.image_encoder,
-        "text_encoder": model.text_encoder,
-    }
     recipes: dict[str, Any] = {}
-    for name, encoder in encoders.items():
+    for name in ("image_encoder", "text_encoder"):
+        encoder: Any = getattr(model, name)
         if not isinstance(unwrapped(encoder), SavesRecipe):
             return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
@@ -568,17 +560,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"This is gloria {gloria.__version__}; a newer one may be needed."
         )
     return config
-
-
-def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
-    """The size of the images of training; folders of before it was recorded do not have it."""
-    try:
-        size: tuple[int, int] | None = height_width(
-            "trained_image_size", config.get("trained_image_size")
-        )
-    except OptionError as cause:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {cause}") from cause
-    return size
 
 
 def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:
