@@ -44,20 +44,17 @@ class Catalog:
         )
         self.aggregators: Registry[Aggregator] = Registry("aggregator", _fault_of_aggregator)
         self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:fault_of_module")
-        self._records: list[PluginRecord] | None = None
-        self._lock = RLock()
-        with registering_as(BUILT_IN):
-            _register_built_ins(self)
-
-    @property
-    def registries(self) -> dict[str, Registry[Any]]:
-        """The registries by the last word of the hook that fills them."""
-        return {
+        self.registries: dict[str, Registry[Any]] = {
             "image_encoders": self.image_encoders,
             "text_encoders": self.text_encoders,
             "aggregators": self.aggregators,
             "losses": self.losses,
         }
+        """By the last word of the hook that fills them."""
+        self._records: list[PluginRecord] | None = None
+        self._lock = RLock()
+        with registering_as(BUILT_IN):
+            _register_built_ins(self)
 
     def plugins(self) -> list[PluginRecord]:
         """What became of each installed plugin; looks for them if that has not been done.
@@ -109,11 +106,7 @@ class Catalog:
     ) -> Any:
         """Make something by its name in the registry ``kind``.
 
-        Args:
-            kind: key of a registry.
-            name: a registered name, or ``"source:rest"``.
-            options: keyword arguments for the factory.
-            offered: more of them, for a factory that has them; others do without.
+        What is ``offered`` are more options, for a factory that has them; others do without.
         """
         registry = self._registry_with(kind, name)
         with self._telling_plugins():

@@ -108,10 +108,7 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
 
 def check_positive(name: str, value: float) -> None:
     """Require a finite number above zero, that float32 can divide by."""
-    _check_real(name, value, "a number above 0")
-    if not 1e-30 <= value < float("inf"):
-        why = ", too small for float32" if 0 < value < 1 else ""
-        raise OptionError(f"{name} must be a finite number above 0; got {value}{why}.")
+    _check_number(name, value, " above 0", 1e-30)
 
 
 def check_temperature(name: str, value: float | Tensor) -> None:
@@ -124,26 +121,20 @@ def check_temperature(name: str, value: float | Tensor) -> None:
 
 def check_weight(name: str, value: float) -> None:
     """Require a finite number of at least zero."""
-    _check_real(name, value, "a number of at least 0")
-    if not 0 <= value < float("inf"):
-        raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
+    _check_number(name, value, " of at least 0", 0)
 
 
 def check_share(name: str, value: float) -> None:
     """Require a number from 0 to 1."""
-    _check_real(name, value, "a number from 0 to 1")
-    if not 0 <= value <= 1:
-        raise OptionError(f"{name} must be a number from 0 to 1; got {value}.")
+    _check_number(name, value, " from 0 to 1", 0, 1)
 
 
 def check_finite(name: str, value: float | Tensor) -> None:
     """Require a finite number, or a tensor of one element, which may be learned."""
     if isinstance(value, Tensor):
         _check_single(name, value)
-        return
-    _check_real(name, value, "a number")
-    if not -float("inf") < value < float("inf"):
-        raise OptionError(f"{name} must be a finite number; got {value}.")
+    else:
+        _check_number(name, value, "", -math.inf)
 
 
 def check_fusion_weights(weights: Sequence[float]) -> None:
@@ -342,10 +333,17 @@ def _check_single(name: str, value: Tensor) -> None:
     # a learned value is bounded by its module; reading it here would synchronise
 
 
-def _check_real(name: str, value: Any, expected: str) -> None:
+def _check_number(
+    name: str, value: Any, which: str, lowest: float, highest: float = math.inf
+) -> None:
+    number: Any = value
     # numpy's scalars are Real too
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise DtypeError(f"{name} must be {expected}; got {value!r}.")
+        raise DtypeError(f"{name} must be a number{which}; got {value!r}.")
+    if not lowest <= number <= highest or abs(number) == math.inf:
+        finite = "finite " if highest == math.inf else ""
+        small = ", too small for float32" if 0 < number < lowest else ""
+        raise OptionError(f"{name} must be a {finite}number{which}; got {value}{small}.")
 
 
 def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None:

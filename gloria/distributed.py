@@ -95,9 +95,6 @@ def gather_batch(
             as in :func:`gather`.
         group: None = the default process group.
 
-    Returns:
-        The same names, and the same tensors on every rank.
-
     Raises what :func:`gather` raises; also, on all ranks:
         OptionError: ranks name different tensors; or have words of different lengths without a
             ``word_mask``, as nothing would tell padding from words.
@@ -233,10 +230,7 @@ def _plain_terms(loss: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor
 def _shared_terms(loss: Any, names: Sequence[str], share: _Share) -> dict[str, Tensor]:
     """The terms of all ranks' pairs; each rank does the part of the work that it can do alone.
 
-    Args:
-        loss: the loss, or the local loss in it.
-        names: what this loss takes of the batch.
-        share: this rank's part of the batch.
+    Of the loss, or of the local loss in it, which takes ``names`` of the batch.
     """
     kind = type(loss)  # exactly: what a subclass changes is not known, so every rank computes all
     terms: dict[str, Tensor]
@@ -280,10 +274,8 @@ class _Facts(NamedTuple):
 class _Share:
     """What this rank has of a batch, and the facts of everybody's.
 
-    Args:
-        given: makes the arguments of a loss by name; what it raises, all ranks hear of.
-        group: of the ranks.
-        of_pairs: each tensor has one row per pair of this rank, at least one.
+    ``given`` makes the arguments of a loss by name: what it raises, all ranks hear of. If they are
+    ``of_pairs``, each tensor has one row per pair of this rank, at least one.
     """
 
     def __init__(

@@ -336,11 +336,8 @@ class GLoRIA(nn.Module):
     def attention_maps(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Where each word of text k looks in image k, ``(pair, word, region)``.
 
-        The ``attention_maps`` of the model's loss, or of its ``local_loss``.
-
-        Args:
-            images: what :meth:`encode_image` returned.
-            texts: what :meth:`encode_text` returned.
+        The ``attention_maps`` of the model's loss, or of its ``local_loss``, from what
+        :meth:`encode_image` and :meth:`encode_text` returned.
 
         Raises:
             OptionError: the model's loss attends to nothing.
@@ -352,14 +349,9 @@ class GLoRIA(nn.Module):
         return weights
 
     def lay_over(self, grid_maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Maps on the image encoder's region grid, laid over an image of ``size``.
+        """Maps on the image encoder's region grid, laid over an image of ``size`` in pixels.
 
-        Args:
-            grid_maps: ``(..., grid height, grid width)``.
-            size: ``(height, width)`` in pixels.
-
-        Returns:
-            ``(..., height, width)``.
+        From ``(..., grid height, grid width)`` to ``(..., height, width)``.
         """
         geometry: RegionGeometry | None = getattr(self.image_encoder, "region_geometry", None)
         stride, offset = geometry or (None, None)

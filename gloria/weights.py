@@ -175,14 +175,13 @@ def load_model(
 def find_model(folder: str | Path, *, revision: str | None = None) -> Path:
     """The folder of a saved model: the one that is named, or the local copy of a repository.
 
+    It may hold no model.
+
     Args:
         folder: a folder; or, as a string, the name ``"owner/name"`` of a repository on the Hugging
             Face hub, unless there is a folder of that name. Without network, the local cache of
             the hub is looked into.
         revision: of the repository: a branch, tag or commit; None = the newest.
-
-    Returns:
-        The folder, which may hold no model.
 
     Raises:
         CheckpointError: the repository is out of reach.
@@ -355,10 +354,8 @@ def write_text(path: str | Path, text: str) -> None:
 def remove_drafts(folder: Path) -> None:
     """Remove what :func:`write_folder` and :func:`write_file` had begun when they were killed.
 
-    An old folder that was aside while the new one was not in place comes back.
-
-    Args:
-        folder: into which nobody else is writing now.
+    An old folder that was aside while the new one was not in place comes back. Nobody else may be
+    writing into the folder now.
     """
     for path in folder.glob(".*"):
         draft = _DRAFT.fullmatch(path.name)

@@ -188,26 +188,8 @@ def global_local_contrastive_loss(
 
     ``global_weight · L_global + local_weight · L_local``; see
     :class:`~gloria.losses.GlobalLocalContrastiveLoss`, which can also weight the directions.
-
-    Args:
-        image_embeddings: ``(image, dim)``.
-        text_embeddings: ``(text, dim)``, text k belonging to image k.
-        regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
-        words: ``(text, word, dim)``.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
-        global_temperature: divides the cosine.
-        local_temperature: divides the local similarity.
-        global_weight: of the global loss.
-        local_weight: of the local loss.
-        **matching: goes to :func:`local_similarity`.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as the
-            functions it is made of.
+    ``matching`` goes to :func:`local_similarity`. The dim of regions and words may differ from the
+    embeddings'.
 
     Example:
         >>> import torch

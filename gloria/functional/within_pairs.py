@@ -89,10 +89,7 @@ def sparc_cross_entropy(
     and the mean over the pairs. Other pairs play no part: memory is ``(pair, word, region)``.
 
     Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``, text k belonging to image k.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
+        regions, words, word_mask, region_mask: as in :func:`sparse_attention`.
         temperature: divides the cosines; above 0 (a tensor is taken as it is).
 
     Returns:
@@ -148,10 +145,7 @@ def mgca_cross_entropy(
     no part: memory is ``(pair, word, region)`` and ``(pair, region, region)``.
 
     Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``, text k belonging to image k.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
+        regions, words, word_mask, region_mask: as in :func:`sparse_attention`.
         attention_temperature: divides the cosines of the attention; above 0.
         temperature: divides the cosines of the contrast; above 0 (a tensor is taken as it is).
 

@@ -22,13 +22,11 @@ class ColBERTLoss(LateInteractionLoss):
 
     Args:
         temperature: τ, divides S. Paper: none, 1.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
         image_to_text_weight: w_it. Paper: 0, the query alone chooses; a sum over words would give
             long texts the better of short ones along a row.
         text_to_image_weight: w_ti. Paper: 1.
-        backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: as in :func:`~gloria.functional.max_similarity`.
+        backend, memory_budget: as in :func:`~gloria.functional.max_similarity`.
 
     Presets: ``"paper"`` (the defaults).
 

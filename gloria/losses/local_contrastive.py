@@ -34,12 +34,9 @@ class LocalContrastiveLoss(RegionWordLoss):
             ``(values, mask, dim)``.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
         temperature: τ, divides Z.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
-        image_to_text_weight: w_it.
-        text_to_image_weight: w_ti.
-        backend: ``"auto"`` or the name of a matching backend.
-        memory_budget: as in :func:`~gloria.functional.local_similarity`.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
+        image_to_text_weight, text_to_image_weight: w_it and w_ti.
+        backend, memory_budget: as in :func:`~gloria.functional.local_similarity`.
 
     Presets:
         - ``"paper"`` (the defaults): the printed formulas; ``"regions"`` on raw products, 1/4,

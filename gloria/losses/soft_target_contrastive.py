@@ -31,10 +31,8 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
             MedCLIP: 0, as its images and texts are not paired. The default, ours, is above 0
             because with targets from the texts themselves, texts that are all alike would
             otherwise leave nothing to learn.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
-        image_to_text_weight: w_it. MedCLIP: 1/2.
-        text_to_image_weight: w_ti. MedCLIP: 1/2.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
+        image_to_text_weight, text_to_image_weight: w_it and w_ti. MedCLIP: 1/2 each.
 
     Presets: ``"paper"``: MedCLIP's constants; made for label similarities.
 
