@@ -94,12 +94,13 @@ class Catalog:
             UnknownNameError: gives the nearest names and the list, and the plugins not loaded.
             MissingDependencyError: what makes it cannot be imported.
         """
-        with self._telling_plugins():
-            self._registry_with(kind, name).get(name)
+        with self._registry_with(kind, name) as registry:
+            registry.get(name)
 
     def takes(self, kind: str, name: str, argument: str) -> bool:
         """Whether what makes a name of the registry ``kind`` has an argument of this name."""
-        return self._registry_with(kind, name).takes(name, argument)
+        with self._registry_with(kind, name) as registry:
+            return registry.takes(name, argument)
 
     def create(
         self, kind: str, name: str, options: dict[str, Any], offered: Mapping[str, Any] = {}
@@ -108,23 +109,21 @@ class Catalog:
 
         What is ``offered`` are more options, for a factory that has them; others do without.
         """
-        registry = self._registry_with(kind, name)
-        with self._telling_plugins():
+        with self._registry_with(kind, name) as registry:
             taken = {key: value for key, value in offered.items() if registry.takes(name, key)}
             return registry.create(name, **taken, **options)
 
-    def _registry_with(self, kind: str, name: str) -> Registry[Any]:
-        """The registry ``kind``, after asking the plugins for a name that it does not know."""
+    @contextmanager
+    def _registry_with(self, kind: str, name: str) -> Iterator[Registry[Any]]:
+        """The registry ``kind``; for a name that it does not know, the plugins are asked first.
+
+        An error says which were not loaded: the name may be one of theirs.
+        """
         registry = self.registries[kind]
         if name not in registry:
             self.plugins()
-        return registry
-
-    @contextmanager
-    def _telling_plugins(self) -> Iterator[None]:
-        """An unknown name may be that of a plugin that was not loaded."""
         try:
-            yield
+            yield registry
         except UnknownNameError as error:
             for record in self.plugins():
                 if record.status != "loaded":

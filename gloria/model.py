@@ -488,10 +488,7 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
         or any(side < 0 for side in grid)
     ):
         _refuse(encoder, "grid = (height, width), two integers", repr(grid))
-    regions: dict[str, int | str] = {
-        "image": count,
-        "height * width of grid": grid[0] * grid[1],
-    }
+    regions = {"image": count, "height * width of grid": grid[0] * grid[1]}
     _check_part(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
     if features.region_mask is not None:

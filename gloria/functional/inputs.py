@@ -24,14 +24,8 @@ def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
     """Require vectors of images and texts, of one width and on one device."""
     check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
     check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
-    check_same_size(
-        "dim",
-        "image_embeddings",
-        image_embeddings.shape[1],
-        "text_embeddings",
-        text_embeddings.shape[1],
-        _PROJECT,
-    )
+    images, texts = image_embeddings.shape[1], text_embeddings.shape[1]
+    check_same_size("dim", "image_embeddings", images, "text_embeddings", texts, _PROJECT)
     check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
 
 

@@ -86,8 +86,7 @@ def global_contrastive_terms(
     Returns:
         Two scalars.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError: as the two functions it is made of.
+    Raises what the two functions raise.
 
     Example:
         >>> import torch

@@ -215,9 +215,7 @@ def local_attention(
     Returns:
         Attention weights, ``(pair, word, region)``.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_similarity`; also when the number of images and texts differ.
+    Raises what :func:`local_similarity` raises; also ShapeError for other texts than images.
 
     Source: GLoRIA, section 3, the attention weights.
 
@@ -279,9 +277,7 @@ def max_similarity(
         ``(image, text)``. The number of images and of texts may differ, and may be 0. The gradient
         of a maximum goes to the token that has it; of equal ones, to the first.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
-            BackendError: as :func:`local_similarity`.
+    Raises what :func:`local_similarity` raises.
 
     Departures: FILIP selects a quarter of the tokens of each sample before this, to save time; here
     all real tokens count. ColBERT fills its queries with [MASK] tokens; here the caller may, by

@@ -40,9 +40,7 @@ def sparse_attention(
     Returns:
         Weights, ``(pair, word, region)``.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Source: Bica et al., SPARC (2024), the alignment weights.
 
@@ -95,9 +93,7 @@ def sparc_cross_entropy(
     Returns:
         Two scalars. A text of one word adds 0.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Source: Bica et al., SPARC (2024), the fine-grained loss.
 
@@ -152,9 +148,7 @@ def mgca_cross_entropy(
     Returns:
         Two scalars. A text of one word, or an image of one region, adds 0 to its side.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Departures: see :class:`~gloria.losses.MGCALoss`.
 

@@ -244,20 +244,15 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """
     # a compiled module takes (*args, **kwargs)
     parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
-    for parameter in parameters:
-        required = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        )
-        if required and parameter.name not in LOSS_INPUTS:
-            raise OptionError(
-                f"loss {type(loss).__name__} asks for {parameter.name!r}; what a loss can ask for "
-                f"is {', '.join(LOSS_INPUTS)}."
-            )
     named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
-    if not named:
+    fault = "" if named else "names nothing that it takes in its forward, so it would get nothing"
+    for each in parameters:
+        is_open = each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if each.default is each.empty and not is_open and each.name not in LOSS_INPUTS:
+            fault = f"asks for {each.name!r}"
+    if fault:
         raise OptionError(
-            f"loss {type(loss).__name__} names nothing that it takes in its forward, so it would "
-            f"be given nothing; what a loss can ask for is {', '.join(LOSS_INPUTS)}."
+            f"loss {type(loss).__name__} {fault}; what a loss can ask for is "
+            f"{', '.join(LOSS_INPUTS)}."
         )
     return named
