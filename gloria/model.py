@@ -286,9 +286,7 @@ class GLoRIA(nn.Module):
     def trained_kind(self) -> Literal["global", "local", "both"]:
         """Which similarities the loss trains; what :meth:`similarity` gives unless told.
 
-        Raises:
-            OptionError: neither: the loss does not see the pooled vectors and has no similarity of
-                its own.
+        Of a loss that sees no pooled vectors and has no similarity of its own, an OptionError.
         """
         is_local = self._find_local_loss() is not None
         if "image_embeddings" in self._loss_inputs:

@@ -53,15 +53,12 @@ FORMAT = 1
 
 
 def save_model(model: GLoRIA, folder: str | Path) -> Path:
-    """Save a model as a folder, all or nothing; a model that was saved there is replaced.
+    """Save a model as a folder, all or nothing, and return that; a saved model there is replaced.
 
     A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
     with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
     them into a model you compose the same way. What :func:`torch.compile` or
     :class:`~gloria.distributed.AcrossRanks` wraps is saved as if it were not wrapped.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost; or the
@@ -134,9 +131,8 @@ def load_model(
     """Load a saved model, in eval mode and in torch's default dtype, whatever it was saved in.
 
     Args:
-        folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
-            repository on the Hugging Face hub that holds the same: see :func:`find_model`.
-        revision: of the repository: a branch, tag or commit; None = the newest.
+        folder, revision: what :func:`save_model` wrote, here or in a repository on the Hugging Face
+            hub, as for :func:`find_model`.
         device: where to put it.
 
     Raises:
@@ -272,10 +268,8 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
         path: the file, ``.safetensors``; an existing one is replaced.
 
-    Raises:
-        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`.
-        OptionError: the image encoder is another one, or the file has another ending; or the
-            weights are spread over processes, or on the meta device.
+    Raises what :func:`save_model` raises for a model; also
+        OptionError: the image encoder is another one, or the file has another ending.
         OSError: the file can't be written.
 
     Example::

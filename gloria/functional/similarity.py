@@ -77,9 +77,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
         Cosines in [-1, 1], ``(image, text)``.
 
     Raises:
-        ShapeError: wrong rank, or dims that differ.
-        DtypeError: not floating-point tensors.
-        DeviceError: they are on different devices.
+        ShapeError, DtypeError, DeviceError: they are no such vectors, or do not fit together.
 
     Source: GLoRIA, section 3, the similarity inside the global contrastive loss.
 

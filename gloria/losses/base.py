@@ -132,6 +132,10 @@ class GlobalLocalLoss(PairLoss):
     """
 
     _shown: ClassVar[tuple[str, ...]] = ("global_weight", "local_weight")
+    local_terms: Callable[..., dict[str, Tensor]]
+    """Of regions, words and masks the named terms of the local part, each an unweighted scalar."""
+    local_weights: Callable[[], dict[str, float]]
+    """The weight of each local term within the local part."""
 
     def __init__(
         self, global_loss: SimilarityLoss, *, global_weight: float, local_weight: float
@@ -176,16 +180,6 @@ class GlobalLocalLoss(PairLoss):
             f"local_{name}": term for name, term in parts.items()
         }
 
-    def local_terms(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The named terms of the local part, each an unweighted scalar."""
-        raise NotImplementedError
-
-    def local_weights(self) -> dict[str, float]:
-        """The weight of each local term within the local part."""
-        raise NotImplementedError
-
     def weights(self) -> dict[str, float]:
         """The weight of each term: its part's weight times its weight within that part."""
         whole, parts = self.global_loss.weights().items(), self.local_weights().items()
@@ -196,6 +190,9 @@ class GlobalLocalLoss(PairLoss):
 
 class RegionWordLoss(SimilarityLoss):
     """Symmetric InfoNCE on a similarity of regions and words; subclasses define that."""
+
+    similarity: Callable[..., Tensor]
+    """Of every image with every text, ``(image, text)``; their numbers may differ."""
 
     def forward(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
@@ -208,12 +205,6 @@ class RegionWordLoss(SimilarityLoss):
     ) -> dict[str, Tensor]:
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
         return self.terms_of(self.similarity(regions, words, word_mask, region_mask))
-
-    def similarity(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
-        """Of every image with every text, ``(image, text)``; their numbers may differ."""
-        raise NotImplementedError
 
 
 class LateInteractionLoss(RegionWordLoss):
