@@ -215,11 +215,8 @@ def check_options(
 ) -> None:
     """Require that a class or function takes options of these names, and needs no others.
 
-    Args:
-        subject: what it makes, for the message.
-        maker: one that takes any ``**options``, or has no signature, takes them all.
-        given: the names.
-        more: names that are known besides.
+    One that takes any ``**options``, or has no signature, takes them all. ``subject`` is what it
+    makes, for the message; ``more`` are names that are known besides.
 
     Raises:
         UnknownOptionError: it does not take one; the message has the nearest name, and all.

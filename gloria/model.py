@@ -52,8 +52,6 @@ from gloria.wrapping import unwrapped
 
 Texts = Sequence[str] | TokenizedText
 
-_HEADS = ("image_head", "region_head", "text_head", "word_head")
-
 
 class GLoRIAOutput(NamedTuple):
     """What a training step returns; ``loss`` first, as training frameworks expect."""
@@ -137,7 +135,7 @@ class GLoRIA(nn.Module):
         if name == "loss":
             check_module("loss", value)
             self._loss_inputs = inputs_of(value)
-        if name in ("loss", *_HEADS):
+        if name == "loss" or name.endswith("_head"):
             before = getattr(self, name, value)
             if unwrapped(before) is not unwrapped(value):
                 self.composition = None
@@ -401,7 +399,7 @@ def create_model(
         projection: ``"linear"`` or ``"mlp"`` (ConVIRT's).
         loss: a registered name or a module.
         image_options: keyword arguments for the image encoder, when it is a name.
-        text_options: for the text encoder, when it is a name.
+        text_options: for the text encoder, when it is a name; ``"small_bert"`` needs ``reports``.
         loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say.
 
     Example:
@@ -432,15 +430,9 @@ def create_model(
     text_head = word_head = None
     width = embedding_dim
     if width is None:
-        width = language.word_dim
-        check_same_size(
-            "width",
-            "text_encoder.pooled_dim",
-            language.pooled_dim,
-            "text_encoder.word_dim",
-            width,
-            "Give embedding_dim to project both to one width.",
-        )
+        width, pooled = language.word_dim, language.pooled_dim
+        hint = "Give embedding_dim to project both to one width."
+        check_same_size("width", "text_encoder.pooled_dim", pooled, "its word_dim", width, hint)
     else:
         text_head = Projection(language.pooled_dim, width, kind=projection)
         word_head = Projection(language.word_dim, width, kind=projection)
@@ -453,7 +445,7 @@ def create_model(
         text_head=text_head,
         word_head=word_head,
     )
-    is_told = isinstance(loss, str) and _is_json(loss_options)
+    is_told = isinstance(loss, str) and is_json(dict(loss_options or {}))
     model.composition = {
         "embedding_dim": embedding_dim,
         "projection": projection,
@@ -554,9 +546,10 @@ def _refuse(part: object, expected: str, got: object, how: str = "") -> NoReturn
     raise ContractError(f"{type(part).__name__}{how} must return {expected}; got {got}.")
 
 
-def _is_json(options: Mapping[str, Any] | None) -> bool:
+def is_json(value: object) -> bool:
+    """Whether a value can be written as JSON."""
     try:
-        json.dumps(dict(options or {}))
-    except TypeError:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
         return False
     return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -196,7 +195,7 @@ class Registry(Generic[T]):
     def entries(self) -> tuple[Entry, ...]:
         """Everything registered, sorted by name."""
         entries = self._entries.copy().values()  # a copy: other threads may be registering
-        return tuple(sorted(entries, key=operator.attrgetter("name")))
+        return tuple(sorted(entries, key=lambda entry: entry.name))
 
     def list(self, pattern: str | None = None) -> Names:
         """The names that can be created, sorted.

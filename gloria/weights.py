@@ -40,7 +40,7 @@ from gloria.errors import (
     UnknownNameError,
     reason,
 )
-from gloria.model import GLoRIA, create_model
+from gloria.model import GLoRIA, create_model, is_json
 from gloria.registry import describe
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
@@ -169,9 +169,7 @@ def load_model(
 
 
 def find_model(folder: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a saved model: the one that is named, or the local copy of a repository.
-
-    It may hold no model.
+    """The folder of a model, if it is one: the one that is named, or a repository's local copy.
 
     Args:
         folder: a folder; or, as a string, the name ``"owner/name"`` of a repository on the Hugging
@@ -511,12 +509,10 @@ def _check_recipe(recipe: Any, folder: Path) -> None:
     if not isinstance(recipe, Recipe):
         raise ContractError(f"its recipe must be a Recipe; it is a {type(recipe).__name__}.")
     for option, value in recipe.options.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as cause:
+        if not is_json(value):
             raise ContractError(
                 f"options in its recipe must be JSON values; {option!r} is {value!r}."
-            ) from cause
+            )
     for file in recipe.files.values():
         if not (folder / file).is_file():
             raise ContractError(

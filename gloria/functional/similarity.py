@@ -277,9 +277,7 @@ def max_similarity(
 
     Raises what :func:`local_similarity` raises.
 
-    Departures: FILIP selects a quarter of the tokens of each sample before this, to save time; here
-    all real tokens count. ColBERT fills its queries with [MASK] tokens; here the caller may, by
-    counting them as real.
+    Departures: see :class:`~gloria.losses.FILIPLoss` and :class:`~gloria.losses.ColBERTLoss`.
 
     Source: Khattab & Zaharia, ColBERT (SIGIR 2020), eq. 3; Yao et al., FILIP (ICLR 2022), eq. 3-6.
 
