@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from gloria.errors import PluginWarning, UnknownNameError
-from gloria.plugins import DISABLE, PluginRecord, load_plugins
-from gloria.registry import BUILT_IN, PresetRegistry, Registry, describe, registering_as
+from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
+from gloria.registry import BUILT_IN, Registry, describe, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
     from torch import nn
@@ -36,30 +36,32 @@ class Catalog:
     """
 
     def __init__(self) -> None:
-        self.image_encoders: Registry[ImageEncoder] = Registry("image encoder", _image_encoder)
-        self.text_encoders: Registry[TextEncoder] = Registry("text encoder", _text_encoder)
-        self.aggregators: Registry[Aggregator] = Registry("aggregator", _aggregator)
-        self.losses: PresetRegistry[nn.Module] = PresetRegistry("loss", _loss)
-        self._records: list[PluginRecord] | None = None
-        self._lock = RLock()
-        with registering_as(BUILT_IN):
-            _register_built_ins(self)
-
-    @property
-    def registries(self) -> dict[str, Registry[Any]]:
-        """The registries by the last word of the hook that fills them."""
-        return {
+        self.image_encoders: Registry[ImageEncoder] = Registry(
+            "image encoder", "gloria.checks:fault_of_image_encoder"
+        )
+        self.text_encoders: Registry[TextEncoder] = Registry(
+            "text encoder", "gloria.checks:fault_of_text_encoder"
+        )
+        self.aggregators: Registry[Aggregator] = Registry("aggregator", _fault_of_aggregator)
+        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:fault_of_module")
+        self.registries: dict[str, Registry[Any]] = {
             "image_encoders": self.image_encoders,
             "text_encoders": self.text_encoders,
             "aggregators": self.aggregators,
             "losses": self.losses,
         }
+        """By the last word of the hook that fills them."""
+        self._records: list[PluginRecord] | None = None
+        self._lock = RLock()
+        with registering_as(BUILT_IN):
+            _register_built_ins(self)
 
     def plugins(self) -> list[PluginRecord]:
         """What became of each installed plugin; looks for them if that has not been done.
 
         Warns:
-            PluginWarning: once for every faulty plugin.
+            PluginWarning: once for every faulty plugin, and for a name in
+                ``GLORIA_DISABLE_PLUGINS`` that is none's.
         """
         with self._lock:
             if self._records is not None:
@@ -70,6 +72,8 @@ class Catalog:
             except BaseException:
                 self._records = None
                 raise
+        for name in disabled_in_vain(self._records):
+            warn(PluginWarning(f"{DISABLE} names {name!r}: no such plugin."), stacklevel=2)
         for record in self._records:
             if record.status == "skipped":
                 advice = f"{DISABLE}={record.name} leaves it out."
@@ -90,41 +94,36 @@ class Catalog:
             UnknownNameError: gives the nearest names and the list, and the plugins not loaded.
             MissingDependencyError: what makes it cannot be imported.
         """
-        with self._telling_plugins():
-            self._registry_with(kind, name).get(name)
+        with self._registry_with(kind, name) as registry:
+            registry.get(name)
 
     def takes(self, kind: str, name: str, argument: str) -> bool:
         """Whether what makes a name of the registry ``kind`` has an argument of this name."""
-        return self._registry_with(kind, name).takes(name, argument)
+        with self._registry_with(kind, name) as registry:
+            return registry.takes(name, argument)
 
     def create(
         self, kind: str, name: str, options: dict[str, Any], offered: Mapping[str, Any] = {}
     ) -> Any:
         """Make something by its name in the registry ``kind``.
 
-        Args:
-            kind: key of a registry.
-            name: a registered name, or ``"source:rest"``.
-            options: keyword arguments for the factory.
-            offered: more of them, for a factory that has them; others do without.
+        What is ``offered`` are more options, for a factory that has them; others do without.
         """
-        registry = self._registry_with(kind, name)
-        with self._telling_plugins():
+        with self._registry_with(kind, name) as registry:
             taken = {key: value for key, value in offered.items() if registry.takes(name, key)}
             return registry.create(name, **taken, **options)
 
-    def _registry_with(self, kind: str, name: str) -> Registry[Any]:
-        """The registry ``kind``, after asking the plugins for a name that it does not know."""
+    @contextmanager
+    def _registry_with(self, kind: str, name: str) -> Iterator[Registry[Any]]:
+        """The registry ``kind``; for a name that it does not know, the plugins are asked first.
+
+        An error says which were not loaded: the name may be one of theirs.
+        """
         registry = self.registries[kind]
         if name not in registry:
             self.plugins()
-        return registry
-
-    @contextmanager
-    def _telling_plugins(self) -> Iterator[None]:
-        """An unknown name may be that of a plugin that was not loaded."""
         try:
-            yield
+            yield registry
         except UnknownNameError as error:
             for record in self.plugins():
                 if record.status != "loaded":
@@ -184,26 +183,8 @@ def _models_of(package: str) -> list[str]:
     return names
 
 
-def _image_encoder(thing: object) -> str:
-    from gloria.checks import fault_of_image_encoder  # imports torch
-
-    return fault_of_image_encoder(thing)
-
-
-def _text_encoder(thing: object) -> str:
-    from gloria.checks import fault_of_text_encoder
-
-    return fault_of_text_encoder(thing)
-
-
-def _aggregator(thing: object) -> str:
+def _fault_of_aggregator(thing: object) -> str:
     return "" if callable(thing) else f"it is not callable, it is {describe(thing)}"
-
-
-def _loss(thing: object) -> str:
-    from gloria.checks import fault_of_module
-
-    return fault_of_module(thing)
 
 
 _catalog = Catalog()
@@ -285,7 +266,9 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         options = _with_aggregation(options)
     elif name == "global_local_contrastive" and isinstance(options.get("local_options"), dict):
         options["local_options"] = _with_aggregation(options["local_options"])
-    loss: nn.Module = _catalog.create("losses", name, {"preset": preset, **options})
+    if preset is not None:
+        options["preset"] = preset
+    loss: nn.Module = _catalog.create("losses", name, options)
     return loss
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -106,10 +107,8 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
 
 
 def check_positive(name: str, value: float) -> None:
-    """Require a finite number above zero."""
-    _check_real(name, value, "a number above 0")
-    if not 0 < value < float("inf"):
-        raise OptionError(f"{name} must be a finite number above 0; got {value}.")
+    """Require a finite number above zero, that float32 can divide by."""
+    _check_number(name, value, " above 0", 1e-30)
 
 
 def check_temperature(name: str, value: float | Tensor) -> None:
@@ -122,26 +121,20 @@ def check_temperature(name: str, value: float | Tensor) -> None:
 
 def check_weight(name: str, value: float) -> None:
     """Require a finite number of at least zero."""
-    _check_real(name, value, "a number of at least 0")
-    if not 0 <= value < float("inf"):
-        raise OptionError(f"{name} must be a finite number of at least 0; got {value}.")
+    _check_number(name, value, " of at least 0", 0)
 
 
 def check_share(name: str, value: float) -> None:
     """Require a number from 0 to 1."""
-    _check_real(name, value, "a number from 0 to 1")
-    if not 0 <= value <= 1:
-        raise OptionError(f"{name} must be a number from 0 to 1; got {value}.")
+    _check_number(name, value, " from 0 to 1", 0, 1)
 
 
 def check_finite(name: str, value: float | Tensor) -> None:
     """Require a finite number, or a tensor of one element, which may be learned."""
     if isinstance(value, Tensor):
         _check_single(name, value)
-        return
-    _check_real(name, value, "a number")
-    if not -float("inf") < value < float("inf"):
-        raise OptionError(f"{name} must be a finite number; got {value}.")
+    else:
+        _check_number(name, value, "", -math.inf)
 
 
 def check_fusion_weights(weights: Sequence[float]) -> None:
@@ -161,16 +154,16 @@ def check_boolean(name: str, value: Any) -> None:
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:
-    """Require an integer, within the bounds that are given."""
+    """Require an integer; with bounds, from the lowest, to the highest."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DtypeError(f"{name} must be an integer; got {value!r}.")
-    number = int(value)
-    if lowest is not None and highest is not None and not lowest <= number <= highest:
-        raise OptionError(f"{name} must be from {lowest} to {highest}; got {value}.")
-    if lowest is not None and number < lowest:
-        raise OptionError(f"{name} must be at least {lowest}; got {value}.")
-    if highest is not None and number > highest:
-        raise OptionError(f"{name} must be at most {highest}; got {value}.")
+    low, high = (
+        (-math.inf if lowest is None else lowest),
+        (math.inf if highest is None else highest),
+    )
+    if not low <= int(value) <= high:
+        bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise OptionError(f"{name} must be {bounds}; got {value}.")
 
 
 def height_width(name: str, size: Any) -> Any:
@@ -218,34 +211,36 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def check_options(
-    subject: str, maker: Callable[..., Any], given: Iterable[str], *more: str
+    subject: str, maker: Callable[..., Any], given: Collection[str], *more: str
 ) -> None:
-    """Require that a class or function takes options of these names.
+    """Require that a class or function takes options of these names, and needs no others.
 
-    Args:
-        subject: what it makes, for the message.
-        maker: one that takes any ``**options``, or has no signature, takes them all.
-        given: the names.
-        more: names that are known besides.
+    One that takes any ``**options``, or has no signature, takes them all. ``subject`` is what it
+    makes, for the message; ``more`` are names that are known besides.
 
     Raises:
         UnknownOptionError: it does not take one; the message has the nearest name, and all.
+        OptionError: it needs another one.
     """
     try:
         parameters = inspect.signature(maker, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # as some callables of C
         return
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return
-    unnamed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    known = [*more, *(each.name for each in parameters if each.kind not in unnamed)]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    named = [
+        each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    known = [*more, *(each.name for each in named)]
     for name in given:
-        if name not in known:
+        if name not in known and not takes_any:
             raise UnknownOptionError(
                 f"{subject} has no option {name!r}."
                 + _nearest(name, known)
                 + f" It has {', '.join(known) or 'none'}."
             )
+    needed = [each.name for each in named if each.default is each.empty and each.name not in given]
+    if needed:
+        raise OptionError(f"{subject} must be given {' and '.join(map(repr, needed))}.")
 
 
 def check_image_encoder(name: str, value: Any) -> None:
@@ -335,10 +330,17 @@ def _check_single(name: str, value: Tensor) -> None:
     # a learned value is bounded by its module; reading it here would synchronise
 
 
-def _check_real(name: str, value: Any, expected: str) -> None:
+def _check_number(
+    name: str, value: Any, which: str, lowest: float, highest: float = math.inf
+) -> None:
+    number: Any = value
     # numpy's scalars are Real too
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise DtypeError(f"{name} must be {expected}; got {value!r}.")
+        raise DtypeError(f"{name} must be a number{which}; got {value!r}.")
+    if not lowest <= number <= highest or abs(number) == math.inf:
+        finite = "finite " if highest == math.inf else ""
+        small = ", too small for float32" if 0 < number < lowest else ""
+        raise OptionError(f"{name} must be a {finite}number{which}; got {value}{small}.")
 
 
 def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None:

@@ -42,10 +42,7 @@ def cosine_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exps of ``cos / temperature`` over texts and over images, ``(image,)``, ``(text,)``.
 
-    Args:
-        image_embeddings: ``(image, dim)``, float32 or float64.
-        text_embeddings: ``(text, dim)``, of the same dtype.
-        temperature: of no axis and of the same dtype.
+    All three in float32 or float64, the temperature without an axis.
     """
     over_texts = image_embeddings.new_empty(len(image_embeddings))
     over_images = text_embeddings.new_full((len(text_embeddings),), -torch.inf)

@@ -43,28 +43,17 @@ from gloria.errors import (
     ShapeError,
 )
 from gloria.losses import (
+    LOSS_INPUTS,
     ColBERTLoss,
     FILIPLoss,
     GlobalLocalContrastiveLoss,
-    GlobalLocalLoss,
     LocalContrastiveLoss,
     MGCALoss,
     PairLoss,
     SPARCLoss,
 )
 
-# How a loss is shared out. Exact classes: what a subclass changes is not known, so of a subclass,
-# and of any other loss, every rank computes all.
-BY_ROWS = (LocalContrastiveLoss, ColBERTLoss, FILIPLoss)
-"""Losses whose terms come from pair matrices: each rank computes the rows of its own images."""
-
-BY_PAIRS = (SPARCLoss, MGCALoss)
-"""Losses whose local terms are means over pairs: each rank computes those of its own."""
-
-LOCAL = ("regions", "words", "word_mask", "region_mask")
-"""What a local loss, or the local part of a loss, takes."""
-
-RAGGED = ("words", "word_mask")
+_RAGGED = ("words", "word_mask")
 """Inputs whose second axis is as long as a rank's longest text."""
 
 
@@ -72,8 +61,8 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The tensors of all ranks of a group, concatenated along axis 0 in the order of ranks.
 
     Differentiable, once: the gradients that all ranks send back to this rank's part are added up,
-    half precision in float32 (see the top of this module for what averaging makes of that). Every
-    rank must call it, and ``backward`` through it, as often and in the same order.
+    half precision in float32. Every rank must call it, and ``backward`` through it, as often and in
+    the same order.
 
     Args:
         tensor: of at least one axis. Axis 0 may be of another length on every rank, and empty.
@@ -105,9 +94,6 @@ def gather_batch(
             of words on every rank; what is added is 0, and not real in ``word_mask``. Other tensors
             as in :func:`gather`.
         group: None = the default process group.
-
-    Returns:
-        The same names, and the same tensors on every rank.
 
     Raises what :func:`gather` raises; also, on all ranks:
         OptionError: ranks name different tensors; or have words of different lengths without a
@@ -154,18 +140,15 @@ class AcrossRanks(PairLoss):
             neither copy nor pickle a group, nor then this loss; a ``state_dict`` knows none.
 
     Raises, on all ranks, so that none waits for another:
-        ShapeError: a rank has no pair, tensors of a rank differ in it, or other axes between ranks;
-            or the words and the ``word_mask`` of a rank differ in shape.
-        OptionError: an input is None, or needs a gradient, on some ranks only; a number or string
-            differs between ranks, or is given on some only; or captions differ in length without a
-            ``word_mask``.
-        DtypeError, DeviceError: dtypes or kinds of device differ between ranks.
+        ShapeError, DtypeError, DeviceError, OptionError: a rank has no pair, or tensors that do not
+            fit together; or ranks differ in what is given, its axes, dtypes, kinds of device, need
+            of a gradient, or in a number or string.
         EmptyTextError, EmptyImageError: a text has no word, an image no region.
-        ContractError, OptionError: when it is made, the loss is no module, or this rank is not in
-            the group.
         TypeError, OptionError: the arguments of a rank are not those of the loss, or one is
             something else than a tensor, number, string or None; on the other ranks an OptionError
             that names the rank.
+        ContractError, OptionError: when it is made, the loss is no module, is compiled or is
+            AcrossRanks already, or this rank is not in the group.
 
     Example:
         >>> import torch
@@ -244,33 +227,30 @@ def _plain_terms(loss: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor
     return {"loss": loss(*args, **kwargs)}
 
 
-def _shared_terms(loss: nn.Module, names: Sequence[str], share: _Share) -> dict[str, Tensor]:
+def _shared_terms(loss: Any, names: Sequence[str], share: _Share) -> dict[str, Tensor]:
     """The terms of all ranks' pairs; each rank does the part of the work that it can do alone.
 
-    Args:
-        loss: the loss, or the local loss in it.
-        names: what this loss takes of the batch.
-        share: this rank's part of the batch.
+    Of the loss, or of the local loss in it, which takes ``names`` of the batch.
     """
-    if isinstance(loss, BY_ROWS) and type(loss) in BY_ROWS:
-        return _terms_by_rows(loss, share)
-    if isinstance(loss, GlobalLocalLoss) and type(loss) in (GlobalLocalContrastiveLoss, *BY_PAIRS):
-        whole = loss.global_loss.terms(**share.whole("image_embeddings", "text_embeddings"))
-        if isinstance(loss, GlobalLocalContrastiveLoss):
-            return loss.join(whole, _shared_terms(loss.local_loss, LOCAL, share))
-        return loss.join(whole, share.mean(loss.local_terms(**share.own(*LOCAL))))
-    return _plain_terms(loss, **share.whole(*names))
-
-
-def _terms_by_rows(
-    loss: LocalContrastiveLoss | ColBERTLoss | FILIPLoss, share: _Share
-) -> dict[str, Tensor]:
-    """Own images against all texts; what every rank computed, one below the other."""
-    inputs = share.own("regions", "region_mask") | share.whole("words", "word_mask")
-    if not isinstance(loss, FILIPLoss):
-        return loss.terms_of(share.stack(loss.similarity(**inputs)))
-    matrices = loss.similarities(**inputs)
-    return {name: loss.terms_of(share.stack(rows))[name] for name, rows in matrices.items()}
+    kind = type(loss)  # exactly: what a subclass changes is not known, so every rank computes all
+    terms: dict[str, Tensor]
+    if kind in (LocalContrastiveLoss, ColBERTLoss, FILIPLoss):
+        # own images against all texts; what every rank computed, one below the other
+        inputs = share.own("regions", "region_mask") | share.whole("words", "word_mask")
+        if kind is FILIPLoss:
+            matrices = loss.similarities(**inputs)
+            return {name: loss.terms_of(share.stack(rows))[name] for name, rows in matrices.items()}
+        terms = loss.terms_of(share.stack(loss.similarity(**inputs)))
+    elif kind in (GlobalLocalContrastiveLoss, SPARCLoss, MGCALoss):
+        whole = loss.global_loss.terms(**share.whole(*LOSS_INPUTS[:2]))
+        if kind is GlobalLocalContrastiveLoss:
+            parts = _shared_terms(loss.local_loss, LOSS_INPUTS[2:], share)
+        else:  # means over pairs: each rank's over its own
+            parts = share.mean(loss.local_terms(**share.own(*LOSS_INPUTS[2:])))
+        terms = loss.join(whole, parts)
+    else:
+        terms = _plain_terms(loss, **share.whole(*names))
+    return terms
 
 
 class _Facts(NamedTuple):
@@ -287,22 +267,15 @@ class _Facts(NamedTuple):
     def of(cls, value: Tensor) -> _Facts:
         is_mask = value.dtype == torch.bool and value.dim() == 2
         empty = (~value.any(1)).nonzero().flatten().tolist() if is_mask else []
-        return cls(
-            tuple(value.shape),
-            value.dtype,
-            value.device.type,
-            torch.is_grad_enabled() and value.requires_grad,
-            empty,
-        )
+        needs = torch.is_grad_enabled() and value.requires_grad
+        return cls(tuple(value.shape), value.dtype, value.device.type, needs, empty)
 
 
 class _Share:
     """What this rank has of a batch, and the facts of everybody's.
 
-    Args:
-        given: makes the arguments of a loss by name; what it raises, all ranks hear of.
-        group: of the ranks.
-        of_pairs: each tensor has one row per pair of this rank, at least one.
+    ``given`` makes the arguments of a loss by name: what it raises, all ranks hear of. If they are
+    ``of_pairs``, each tensor has one row per pair of this rank, at least one.
     """
 
     def __init__(
@@ -313,9 +286,7 @@ class _Share:
         of_pairs: bool,
     ) -> None:
         self.group = group
-        self.given: Mapping[str, Any] = {}
-        mine: dict[str, Any] = {}
-        fault = None
+        mine, fault = {}, None
         try:
             self.given = given()
             mine = _facts_of(self.given)
@@ -350,6 +321,13 @@ class _Share:
             for name, value in self.own(*names).items()
         }
 
+    def _gathered(self, name: str, tensor: Tensor) -> Tensor:
+        shapes = [facts[name].shape for facts in self.facts]
+        if name in _RAGGED:
+            missing = max(shape[1] for shape in shapes) - tensor.shape[1]
+            tensor = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+        return _gather(tensor, [shape[0] for shape in shapes], self.group)
+
     def stack(self, rows: Tensor) -> Tensor:
         """One row per pair of this rank, to one row per pair of all."""
         return _gather(rows, self.pairs, self.group)
@@ -360,13 +338,6 @@ class _Share:
         weighted = torch.stack(list(terms.values()))[None] * part
         sums = _gather(weighted, [1] * len(self.pairs), self.group).sum(0)
         return dict(zip(terms, sums.unbind(), strict=True))
-
-    def _gathered(self, name: str, tensor: Tensor) -> Tensor:
-        shapes = [facts[name].shape for facts in self.facts]
-        if name in RAGGED:
-            missing = max(shape[1] for shape in shapes) - tensor.shape[1]
-            tensor = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
-        return _gather(tensor, [shape[0] for shape in shapes], self.group)
 
 
 def _facts_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -393,18 +364,16 @@ def _check_agreement(everyone: Sequence[Mapping[str, Any]]) -> None:
                 f"{name} must be a tensor on every rank, or on none; it is none on rank "
                 f"{_listed(lacking)} of {len(everyone)}."
             )
-        first = 2 if name in RAGGED else 1
-        if any(len(facts.shape) < first for facts in every):
+        first = 2 if name in _RAGGED else 1
+        shapes, dtypes, devices, needs, _ = zip(*every, strict=True)
+        if any(len(shape) < first for shape in shapes):
             raise ShapeError(f"{name} must have {first} axes or more; the first is gathered along.")
-        _check_same(name, "kind of device", [facts.device for facts in every], DeviceError)
-        _check_same(name, "dtype", [facts.dtype for facts in every], DtypeError)
-        _check_same(name, "number of axes", [len(facts.shape) for facts in every], ShapeError)
-        _check_same(
-            name, f"axes from axis {first} on", [f.shape[first:] for f in every], ShapeError
-        )
-        _check_same(
-            name, "need of a gradient", [facts.needs_gradient for facts in every], OptionError
-        )
+        rest = [shape[first:] for shape in shapes]
+        _check_same(name, "kind of device", devices, DeviceError)
+        _check_same(name, "dtype", dtypes, DtypeError)
+        _check_same(name, "number of axes", [len(shape) for shape in shapes], ShapeError)
+        _check_same(name, f"axes from axis {first} on", rest, ShapeError)
+        _check_same(name, "need of a gradient", needs, OptionError)
 
 
 def _check_words(everyone: Sequence[Mapping[str, _Facts]]) -> None:
@@ -436,18 +405,16 @@ def _check_pairs(everyone: Sequence[Mapping[str, _Facts]]) -> None:
                 f"gave {', '.join(f'{size} {name}' for name, size in sizes.items()) or 'nothing'}. "
                 f"Let the sampler leave out incomplete batches (drop_last=True)."
             )
-        for name, error, what in _MASKS:
-            if name in facts and facts[name].empty_rows:
+        for column, row, error in _SIDES:
+            mask = facts.get(f"{column}_mask")
+            if mask and mask.empty_rows:
                 raise error(
-                    f"every {what}; {name} of rank {rank} has none in row "
-                    f"{_listed(facts[name].empty_rows)}."
+                    f"every {row} must have at least one real {column}; {column}_mask of rank "
+                    f"{rank} has none in row {_listed(mask.empty_rows)}."
                 )
 
 
-_MASKS = (
-    ("word_mask", EmptyTextError, "text must have at least one real word"),
-    ("region_mask", EmptyImageError, "image must have at least one real region"),
-)
+_SIDES = (("word", "text", EmptyTextError), ("region", "image", EmptyImageError))
 
 
 def _check_same(name: str, what: str, values: Sequence[Any], error: type[Exception]) -> None:

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,6 @@ from gloria.types import (
 from gloria.wrapping import unwrapped
 
 Texts = Sequence[str] | TokenizedText
-
-_HEADS = ("image_head", "region_head", "text_head", "word_head")
 
 
 class GLoRIAOutput(NamedTuple):
@@ -137,7 +135,7 @@ class GLoRIA(nn.Module):
         if name == "loss":
             check_module("loss", value)
             self._loss_inputs = inputs_of(value)
-        if name in ("loss", *_HEADS):
+        if name == "loss" or name.endswith("_head"):
             before = getattr(self, name, value)
             if unwrapped(before) is not unwrapped(value):
                 self.composition = None
@@ -286,9 +284,7 @@ class GLoRIA(nn.Module):
     def trained_kind(self) -> Literal["global", "local", "both"]:
         """Which similarities the loss trains; what :meth:`similarity` gives unless told.
 
-        Raises:
-            OptionError: neither: the loss does not see the pooled vectors and has no similarity of
-                its own.
+        Of a loss that sees no pooled vectors and has no similarity of its own, an OptionError.
         """
         is_local = self._find_local_loss() is not None
         if "image_embeddings" in self._loss_inputs:
@@ -336,11 +332,8 @@ class GLoRIA(nn.Module):
     def attention_maps(self, images: ImageFeatures, texts: TextFeatures) -> Tensor:
         """Where each word of text k looks in image k, ``(pair, word, region)``.
 
-        The ``attention_maps`` of the model's loss, or of its ``local_loss``.
-
-        Args:
-            images: what :meth:`encode_image` returned.
-            texts: what :meth:`encode_text` returned.
+        The ``attention_maps`` of the model's loss, or of its ``local_loss``, from what
+        :meth:`encode_image` and :meth:`encode_text` returned.
 
         Raises:
             OptionError: the model's loss attends to nothing.
@@ -352,14 +345,9 @@ class GLoRIA(nn.Module):
         return weights
 
     def lay_over(self, grid_maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Maps on the image encoder's region grid, laid over an image of ``size``.
+        """Maps on the image encoder's region grid, laid over an image of ``size`` in pixels.
 
-        Args:
-            grid_maps: ``(..., grid height, grid width)``.
-            size: ``(height, width)`` in pixels.
-
-        Returns:
-            ``(..., height, width)``.
+        From ``(..., grid height, grid width)`` to ``(..., height, width)``.
         """
         geometry: RegionGeometry | None = getattr(self.image_encoder, "region_geometry", None)
         stride, offset = geometry or (None, None)
@@ -411,7 +399,7 @@ def create_model(
         projection: ``"linear"`` or ``"mlp"`` (ConVIRT's).
         loss: a registered name or a module.
         image_options: keyword arguments for the image encoder, when it is a name.
-        text_options: for the text encoder, when it is a name.
+        text_options: for the text encoder, when it is a name; ``"small_bert"`` needs ``reports``.
         loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say.
 
     Example:
@@ -442,15 +430,9 @@ def create_model(
     text_head = word_head = None
     width = embedding_dim
     if width is None:
-        width = language.word_dim
-        check_same_size(
-            "width",
-            "text_encoder.pooled_dim",
-            language.pooled_dim,
-            "text_encoder.word_dim",
-            width,
-            "Give embedding_dim to project both to one width.",
-        )
+        width, pooled = language.word_dim, language.pooled_dim
+        hint = "Give embedding_dim to project both to one width."
+        check_same_size("width", "text_encoder.pooled_dim", pooled, "its word_dim", width, hint)
     else:
         text_head = Projection(language.pooled_dim, width, kind=projection)
         word_head = Projection(language.word_dim, width, kind=projection)
@@ -463,11 +445,12 @@ def create_model(
         text_head=text_head,
         word_head=word_head,
     )
+    is_told = isinstance(loss, str) and is_json(dict(loss_options or {}))
     model.composition = {
         "embedding_dim": embedding_dim,
         "projection": projection,
-        "loss": loss if isinstance(loss, str) and _is_json(loss_options) else None,
-        "loss_options": dict(loss_options or {}) if _is_json(loss_options) else None,
+        "loss": loss if is_told else None,
+        "loss_options": dict(loss_options or {}) if is_told else None,
     }
     return model
 
@@ -487,60 +470,45 @@ def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] 
 def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count: int) -> None:
     """What an encoder does not keep of its contract would surface far from it, or never."""
     _check_kind(encoder, features, ImageFeatures)
-    grid = features.grid
+    grid: Any = features.grid
     if (
         not isinstance(grid, Sequence)
         or len(grid) != 2
         or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
         or any(side < 0 for side in grid)
     ):
-        raise ContractError(
-            f"{type(encoder).__name__} must return grid = (height, width), two integers; "
-            f"got {grid!r}."
-        )
-    height, width = grid
-    regions: dict[str, int | str] = {"image": count, "height * width of grid": height * width}
+        _refuse(encoder, "grid = (height, width), two integers", repr(grid))
+    regions = {"image": count, "height * width of grid": grid[0] * grid[1]}
     _check_part(encoder, features, "pooled", {"image": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "regions", {**regions, "region_dim": encoder.region_dim})
     if features.region_mask is not None:
         _check_part(encoder, features, "region_mask", regions)
 
 
-def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
-    name = type(encoder).__name__
-    if not isinstance(tokenized, TokenizedText):
-        raise ContractError(
-            f"{name}.tokenize must return a TokenizedText; got {type(tokenized).__name__}."
-        )
-    tensors = {**tokenized.inputs, "word_ids": tokenized.word_ids}
-    for part, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise ContractError(
-                f"{name}.tokenize must return {part} as a tensor; got {type(value).__name__}."
-            )
-    if not len(tokenized.word_ids) == len(tokenized.tokens) == count:
-        raise ContractError(
-            f"{name}.tokenize must return as many texts as it is given, {count}; got "
-            f"{len(tokenized.word_ids)} rows of word_ids and {len(tokenized.tokens)} of tokens."
-        )
-
-
 def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: int) -> None:
     """As of images; the number of word positions is the encoder's own."""
     _check_kind(encoder, features, TextFeatures)
-    words = features.words
+    words, tokens = features.words, features.tokens
     has_axes = isinstance(words, Tensor) and words.dim() == 3
     axes = {"text": count, "word": words.shape[1] if has_axes else "any"}
     _check_part(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
     _check_part(encoder, features, "word_mask", axes)
-    tokens = features.tokens
     if not isinstance(tokens, Sequence) or len(tokens) != count:
         got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
-        raise ContractError(
-            f"{type(encoder).__name__} must return tokens, a list of words of each of the {count} "
-            f"texts; got {got}."
-        )
+        _refuse(encoder, f"tokens, a list of words of each of the {count} texts", got)
+
+
+def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
+    how = ".tokenize"
+    _check_kind(encoder, tokenized, TokenizedText, how)
+    for part, value in {**tokenized.inputs, "word_ids": tokenized.word_ids}.items():
+        if not isinstance(value, Tensor):
+            _refuse(encoder, f"{part} as a tensor", type(value).__name__, how)
+    rows, lists = len(tokenized.word_ids), len(tokenized.tokens)
+    if not rows == lists == count:
+        got = f"{rows} rows of word_ids and {lists} of tokens"
+        _refuse(encoder, f"as many texts as it is given, {count}", got, how)
 
 
 def _check_loss(loss: nn.Module, value: Tensor) -> None:
@@ -549,17 +517,12 @@ def _check_loss(loss: nn.Module, value: Tensor) -> None:
     got: Any = type(value).__name__
     if isinstance(value, Tensor):
         got = tuple(value.shape) if value.dim() else value.dtype
-    raise ContractError(
-        f"{type(loss).__name__} must return a scalar floating-point tensor; got {got}."
-    )
+    _refuse(loss, "a scalar floating-point tensor", got)
 
 
-def _check_kind(encoder: object, features: object, expected: type) -> None:
-    if not isinstance(features, expected):
-        raise ContractError(
-            f"{type(encoder).__name__} must return {expected.__name__}; "
-            f"got {type(features).__name__}."
-        )
+def _check_kind(encoder: object, returned: object, expected: type, how: str = "") -> None:
+    if not isinstance(returned, expected):
+        _refuse(encoder, expected.__name__, type(returned).__name__, how)
 
 
 def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, int | str]) -> None:
@@ -567,23 +530,26 @@ def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, in
     value = getattr(features, name)
     shape = tuple(axes.values())
     is_mask = name.endswith("mask")
-    fault = ""
     if not isinstance(value, Tensor) or tuple(value.shape) != shape:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        fault = f"{name} of shape ({', '.join(map(str, shape))}) = ({', '.join(axes)}); got {got}"
-    elif value.device != features.pooled.device:
-        fault = f"{name} on the device of pooled, {features.pooled.device}; got {value.device}"
-    elif is_mask and value.dtype != torch.bool:
-        fault = f"a boolean {name}, True = real; got {value.dtype}"
-    elif not is_mask and not value.is_floating_point():
-        fault = f"{name} as floating-point numbers; got {value.dtype}"
-    if fault:
-        raise ContractError(f"{type(encoder).__name__} must return {fault}.")
+        sizes = f"({', '.join(map(str, shape))}) = ({', '.join(axes)})"
+        _refuse(encoder, f"{name} of shape {sizes}", got)
+    if value.device != features.pooled.device:
+        _refuse(encoder, f"{name} on the device of pooled, {features.pooled.device}", value.device)
+    if is_mask and value.dtype != torch.bool:
+        _refuse(encoder, f"a boolean {name}, True = real", value.dtype)
+    if not is_mask and not value.is_floating_point():
+        _refuse(encoder, f"{name} as floating-point numbers", value.dtype)
 
 
-def _is_json(options: Mapping[str, Any] | None) -> bool:
+def _refuse(part: object, expected: str, got: object, how: str = "") -> NoReturn:
+    raise ContractError(f"{type(part).__name__}{how} must return {expected}; got {got}.")
+
+
+def is_json(value: object) -> bool:
+    """Whether a value can be written as JSON."""
     try:
-        json.dumps(dict(options or {}))
-    except TypeError:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
         return False
     return True

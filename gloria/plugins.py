@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -80,6 +80,12 @@ def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:
             _unregister(registries, origin)
         raise
     return records
+
+
+def disabled_in_vain(records: Sequence[PluginRecord]) -> list[str]:
+    """What ``GLORIA_DISABLE_PLUGINS`` names that is no installed plugin."""
+    known = {"all"}.union(*(_names(each.name, each.distribution) for each in records))
+    return sorted(_disabled() - known)
 
 
 def _installed() -> list[tuple[Origin, EntryPoint]]:
@@ -189,9 +195,17 @@ def _unregister(registries: Mapping[str, Registry[Any]], origin: Origin) -> None
         registry.unregister(origin)
 
 
+def _disabled() -> set[str]:
+    return {_normalized(name.strip()) for name in os.environ.get(DISABLE, "").split(",")} - {""}
+
+
 def _is_disabled(origin: Origin) -> bool:
-    disabled = {_normalized(name.strip()) for name in os.environ.get(DISABLE, "").split(",")}
-    return bool(disabled & {"all", _normalized(origin.plugin), _normalized(origin.distribution)})
+    return not _disabled().isdisjoint(_names(origin.plugin, origin.distribution))
+
+
+def _names(plugin: str, distribution: str) -> set[str]:
+    """What leaves a plugin out."""
+    return {"all", _normalized(plugin), _normalized(distribution)}
 
 
 def _normalized(name: str) -> str:

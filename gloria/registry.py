@@ -7,17 +7,16 @@ which is imported when it is first used.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from pkgutil import resolve_name
+from typing import Any, Generic, Literal, TypeVar, overload
 from warnings import warn
 
 from gloria.errors import (
@@ -111,11 +110,13 @@ class Registry(Generic[T]):
 
     A **name** stands for a factory called with the user's options. A **source**, registered with
     a trailing colon, stands for many: ``"timm:resnet50"`` calls the factory of ``"timm:"`` with
-    ``("resnet50", **options)``.
+    ``("resnet50", **options)``. A factory may have presets, named constants to start from: with
+    an option ``preset`` its ``from_preset(preset, **options)`` is called.
 
     Args:
         kind: what the things are, in the singular, for messages.
-        check: says what is wrong with a thing that a factory made; empty = nothing.
+        check: says what is wrong with a thing that a factory made, empty = nothing; or where to
+            import that from.
 
     Example:
         >>> colors = Registry("color")
@@ -129,7 +130,7 @@ class Registry(Generic[T]):
         3
     """
 
-    def __init__(self, kind: str, check: Callable[[object], str] = lambda thing: "") -> None:
+    def __init__(self, kind: str, check: Target = lambda thing: "") -> None:
         self.kind = kind
         self._check = check
         self._entries: dict[str, Entry] = {}
@@ -189,12 +190,12 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is registered, or the source of ``"source:rest"``."""
-        return isinstance(name, str) and "".join(name.partition(":")[:2]) in self._entries
+        return isinstance(name, str) and self.origin(name) is not None
 
     def entries(self) -> tuple[Entry, ...]:
         """Everything registered, sorted by name."""
         entries = self._entries.copy().values()  # a copy: other threads may be registering
-        return tuple(sorted(entries, key=operator.attrgetter("name")))
+        return tuple(sorted(entries, key=lambda entry: entry.name))
 
     def list(self, pattern: str | None = None) -> Names:
         """The names that can be created, sorted.
@@ -259,17 +260,18 @@ class Registry(Generic[T]):
             MissingDependencyError: a package is missing or broken; the cause is chained.
             ContractError: the factory made something that is of no use here.
         """
-        return self._make(name, self.get(name), options)
-
-    def _make(self, name: str, factory: Callable[..., T], options: dict[str, Any], *more: str) -> T:
-        """What the factory behind a name makes, checked; ``more`` are options besides its own."""
         from gloria.checks import check_options  # imports torch
 
-        entry, _ = self._find(name)
-        made = f"{self.kind} {entry}"
-        check_options(made, factory, options, *more)
+        factory: Any = self.get(name)
+        made = f"{self.kind} {self._find(name)[0]}"
+        known = []
+        if hasattr(factory, "from_preset"):
+            known = ["preset"]
+            if "preset" in options:
+                factory = partial(factory.from_preset, options.pop("preset"))
+        check_options(made, factory, options, *known)
         try:
-            thing = factory(**options)
+            thing: T = factory(**options)
         except GloriaError:
             raise
         except ImportError as cause:
@@ -282,12 +284,9 @@ class Registry(Generic[T]):
                 raise UnknownOptionError(
                     f"{made} has no option {unknown[1]!r}: {error}."
                 ) from error
-            inside = error.__traceback__ and error.__traceback__.tb_next
-            if isinstance(error, TypeError) and inside is None:
-                raise OptionError(f"{made} needs other options: {error}.") from error
-            error.add_note(f"while creating {self.kind} {name!r}: {entry}")
+            error.add_note(f"while creating {made}")
             raise
-        if complaint := self._check(thing):
+        if complaint := _imported(self._check)(thing):
             raise ContractError(f"{made} made no {self.kind}: {complaint}.")
         return thing
 
@@ -320,40 +319,17 @@ class Registry(Generic[T]):
 
     def _sourced(self, name: str) -> Names:
         """A name with the sources that serve it or, where none does, with those that can't tell."""
+        # what follows a dot may be a tag, such as timm's of weights, that no list has
+        untagged = name.partition(".")[0]
         serve, may = [], []
         for entry in self.entries():
-            if not entry.name.endswith(":"):
-                continue
             if entry.list_names is None:
-                may.append(entry.name + name)
+                may += [entry.name + name] if entry.name.endswith(":") else []
                 continue
-            try:
-                known = self._load(entry, entry.list_names)()
-                # what follows a dot may be a tag, such as timm's of weights, that no list has
-                if name in known or name.partition(".")[0] in known:
+            with suppress(GloriaError):
+                if {entry.name + name, entry.name + untagged} & {*self._names_of(entry)}:
                     serve.append(entry.name + name)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # as in _match; here it is only not suggested
-                continue
         return serve or may
-
-    def _load(self, entry: Entry, target: Target) -> Callable[..., Any]:
-        """Import a target."""
-        if not isinstance(target, str):
-            return target
-        module, _, attribute = target.partition(":")
-        try:
-            loaded = operator.attrgetter(attribute)(importlib.import_module(module))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as cause:  # SystemExit too, and whatever else is no Exception
-            raise MissingDependencyError(
-                f"{self.kind} {entry} cannot be imported: {describe(cause)}."
-            ) from cause
-        if not callable(loaded):
-            raise ContractError(f"{self.kind} {entry} is not callable; got {describe(loaded)}.")
-        return cast(Callable[..., Any], loaded)
 
     def _match(self, entry: Entry, pattern: str) -> Iterable[str]:
         fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]  # what every match begins with
@@ -362,18 +338,36 @@ class Registry(Generic[T]):
         if not (fixed.startswith(entry.name) or entry.name.startswith(fixed)):
             return []
         try:
-            names = [entry.name + name for name in self._load(entry, entry.list_names)()]
+            return [name for name in self._names_of(entry) if fnmatchcase(name, pattern)]
+        except GloriaError as cause:
+            if fixed.startswith(entry.name):
+                raise
+            warn(PluginWarning(str(cause)), stacklevel=4)
+            return []
+
+    def _names_of(self, entry: Entry) -> Names:
+        """The names that a source serves, with it in front."""
+        try:
+            return [entry.name + name for name in self._load(entry, entry.list_names)()]
         except KeyboardInterrupt:
             raise
-        except BaseException as cause:
-            complaint = f"{self.kind}s {entry} are not listed: {describe(cause)}"
-            if not fixed.startswith(entry.name):
-                warn(PluginWarning(complaint), stacklevel=4)
-                return []
-            if isinstance(cause, GloriaError):
-                raise
-            raise ContractError(f"{complaint}.") from cause
-        return [name for name in names if fnmatchcase(name, pattern)]
+        except BaseException as cause:  # SystemExit too, and whatever else is no Exception
+            kind = MissingDependencyError if isinstance(cause, ImportError) else ContractError
+            raise kind(f"{self.kind}s {entry} are not listed: {describe(cause)}") from cause
+
+    def _load(self, entry: Entry, target: Target | None) -> Callable[..., Any]:
+        """Import a target."""
+        try:
+            loaded: Callable[..., Any] = _imported(target)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as cause:  # as above
+            raise MissingDependencyError(
+                f"{self.kind} {entry} cannot be imported: {describe(cause)}."
+            ) from cause
+        if not callable(loaded):
+            raise ContractError(f"{self.kind} {entry} is not callable; got {describe(loaded)}.")
+        return loaded
 
     def _check_name(self, name: object) -> None:
         if not isinstance(name, str):
@@ -401,33 +395,11 @@ class Registry(Generic[T]):
             )
 
 
-class PresetRegistry(Registry[T]):
-    """A registry of things that may have presets, sets of named constants to start from."""
-
-    def create(self, name: str, /, *, preset: str | None = None, **options: Any) -> T:
-        """Make the thing behind a name.
-
-        Args:
-            name: a registered name, or ``"source:rest"``.
-            preset: make it with the factory's ``from_preset(preset, **options)``.
-            options: keyword arguments for the factory.
-
-        Raises:
-            OptionError: a preset was asked for, and there are none.
-
-        Raises what :meth:`Registry.create` does, too.
-        """
-        factory: Any = self.get(name)
-        more = ["preset"] if hasattr(factory, "from_preset") else []
-        if preset is not None:
-            if not more:
-                entry, _ = self._find(name)
-                raise OptionError(f"{self.kind} {entry} has no presets; got preset={preset!r}.")
-            factory = partial(factory.from_preset, preset)
-        return self._make(name, factory, options, *more)
-
-
 Names = list[str]  # inside Registry, `list` is the method
+
+
+def _imported(target: Target | None) -> Any:
+    return resolve_name(target) if isinstance(target, str) else target
 
 
 def describe_target(target: Target) -> str:

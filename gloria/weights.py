@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import gloria
 from gloria.catalog import default_catalog
-from gloria.checks import height_width, require
+from gloria.checks import require
 from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
@@ -40,7 +40,7 @@ from gloria.errors import (
     UnknownNameError,
     reason,
 )
-from gloria.model import GLoRIA, create_model
+from gloria.model import GLoRIA, create_model, is_json
 from gloria.registry import describe
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
@@ -53,15 +53,12 @@ FORMAT = 1
 
 
 def save_model(model: GLoRIA, folder: str | Path) -> Path:
-    """Save a model as a folder, all or nothing; a model that was saved there is replaced.
+    """Save a model as a folder, all or nothing, and return that; a saved model there is replaced.
 
     A model made by :func:`gloria.create_model` from named or self-describing encoders comes back
     with :func:`load_model`. Of any other, the weights are saved, and :func:`load_weights` puts
     them into a model you compose the same way. What :func:`torch.compile` or
     :class:`~gloria.distributed.AcrossRanks` wraps is saved as if it were not wrapped.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: the folder is a file, or holds something else, which would be lost; or the
@@ -134,9 +131,8 @@ def load_model(
     """Load a saved model, in eval mode and in torch's default dtype, whatever it was saved in.
 
     Args:
-        folder: what :func:`save_model` wrote; or, as a string, the name ``"owner/name"`` of a
-            repository on the Hugging Face hub that holds the same: see :func:`find_model`.
-        revision: of the repository: a branch, tag or commit; None = the newest.
+        folder, revision: what :func:`save_model` wrote, here or in a repository on the Hugging Face
+            hub, as for :func:`find_model`.
         device: where to put it.
 
     Raises:
@@ -146,8 +142,7 @@ def load_model(
         UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
     """
     folder = find_model(folder, revision=revision)
-    config = _read_config(folder)
-    size = _read_size(config, folder)
+    config, file = _read_config(folder), folder / "config.json"
     recipe = config["model"]
     if isinstance(recipe, str):
         raise CheckpointError(
@@ -163,26 +158,24 @@ def load_model(
     except MemoryError:  # no fault of the folder
         raise
     except Exception as cause:  # what a plugin raises, too
-        damaged = CheckpointError(
-            f"{folder / 'config.json'} describes a model that can't be made: {describe(cause)}."
-        )
-        _tell_of_plugins(damaged, config, folder)
-        raise damaged from cause
-    model.trained_image_size = size
+        fault = CheckpointError(f"{file} describes a model that can't be made: {describe(cause)}.")
+        _tell_of_plugins(fault, config, folder)
+        raise fault from cause
+    try:
+        model.trained_image_size = config.get("trained_image_size")  # not in folders of before
+    except OptionError as cause:
+        raise CheckpointError(f"{file} is damaged: {cause}") from cause
     return model.to(device).eval()
 
 
 def find_model(folder: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a saved model: the one that is named, or the local copy of a repository.
+    """The folder of a model, if it is one: the one that is named, or a repository's local copy.
 
     Args:
         folder: a folder; or, as a string, the name ``"owner/name"`` of a repository on the Hugging
             Face hub, unless there is a folder of that name. Without network, the local cache of
             the hub is looked into.
         revision: of the repository: a branch, tag or commit; None = the newest.
-
-    Returns:
-        The folder, which may hold no model.
 
     Raises:
         CheckpointError: the repository is out of reach.
@@ -225,16 +218,11 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
 
 def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Put weights into a model, all of them and every one of its own.
-
-    Args:
-        model: takes them.
-        weights: by their names in the model.
-        source: the file they are from, for the message.
+    """Put weights by name into a model, all of them and every one of its own.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape; nothing is loaded
-            then.
+        CheckpointError: a weight is missing, unexpected or of another shape, which names the
+            ``source`` of the weights; nothing is loaded then.
         OptionError: the model is on the meta device.
     """
     own = model.state_dict()
@@ -278,10 +266,8 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
         path: the file, ``.safetensors``; an existing one is replaced.
 
-    Raises:
-        DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`.
-        OptionError: the image encoder is another one, or the file has another ending; or the
-            weights are spread over processes, or on the meta device.
+    Raises what :func:`save_model` raises for a model; also
+        OptionError: the image encoder is another one, or the file has another ending.
         OSError: the file can't be written.
 
     Example::
@@ -360,10 +346,8 @@ def write_text(path: str | Path, text: str) -> None:
 def remove_drafts(folder: Path) -> None:
     """Remove what :func:`write_folder` and :func:`write_file` had begun when they were killed.
 
-    An old folder that was aside while the new one was not in place comes back.
-
-    Args:
-        folder: into which nobody else is writing now.
+    An old folder that was aside while the new one was not in place comes back. Nobody else may be
+    writing into the folder now.
     """
     for path in folder.glob(".*"):
         draft = _DRAFT.fullmatch(path.name)
@@ -482,12 +466,9 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
         return "it was composed by hand, or its loss or a head was replaced."
     if composition["loss"] is None:
         return "its loss was given as an object, or with options that are no JSON."
-    encoders: dict[str, Any] = {
-        "image_encoder": model.image_encoder,
-        "text_encoder": model.text_encoder,
-    }
     recipes: dict[str, Any] = {}
-    for name, encoder in encoders.items():
+    for name in ("image_encoder", "text_encoder"):
+        encoder: Any = getattr(model, name)
         if not isinstance(unwrapped(encoder), SavesRecipe):
             return f"its {name}, a {type(encoder).__name__}, has no recipe method."
         (folder / name).mkdir()
@@ -528,12 +509,10 @@ def _check_recipe(recipe: Any, folder: Path) -> None:
     if not isinstance(recipe, Recipe):
         raise ContractError(f"its recipe must be a Recipe; it is a {type(recipe).__name__}.")
     for option, value in recipe.options.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as cause:
+        if not is_json(value):
             raise ContractError(
                 f"options in its recipe must be JSON values; {option!r} is {value!r}."
-            ) from cause
+            )
     for file in recipe.files.values():
         if not (folder / file).is_file():
             raise ContractError(
@@ -568,17 +547,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"This is gloria {gloria.__version__}; a newer one may be needed."
         )
     return config
-
-
-def _read_size(config: dict[str, Any], folder: Path) -> tuple[int, int] | None:
-    """The size of the images of training; folders of before it was recorded do not have it."""
-    try:
-        size: tuple[int, int] | None = height_width(
-            "trained_image_size", config.get("trained_image_size")
-        )
-    except OptionError as cause:
-        raise CheckpointError(f"{folder / 'config.json'} is damaged: {cause}") from cause
-    return size
 
 
 def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:

@@ -260,7 +260,9 @@ def test_a_misspelt_preset_gives_the_nearest():
 
 
 def test_an_option_that_is_missing_is_named():
-    with pytest.raises(OptionError, match=r"text encoder 'small_bert' .*'reports'\.$"):
+    with pytest.raises(
+        OptionError, match=r"text encoder 'small_bert' .* must be given 'reports'\.$"
+    ):
         catalog.create_text_encoder("small_bert")
 
 

@@ -93,7 +93,7 @@ def test_sizes():
         check_same_size("dim", "a", 3, "b", 4)
 
 
-@pytest.mark.parametrize("value", [1, 0.1, 1e-300, np.float64(0.1)])
+@pytest.mark.parametrize("value", [1, 0.1, 1e-30, np.float64(0.1)])
 def test_positive_numbers_pass(value):
     check_positive("x", value)
     check_temperature("x", value)
@@ -103,6 +103,12 @@ def test_positive_numbers_pass(value):
 def test_numbers_that_are_not_positive(value):
     with pytest.raises(OptionError, match=f"^x must be a finite number above 0; got {value}"):
         check_positive("x", value)
+
+
+@pytest.mark.parametrize("value", [1e-31, 1e-40, np.float32(1e-40)])
+def test_a_number_that_float32_cannot_divide_by_is_refused(value):
+    with pytest.raises(OptionError, match=f"above 0; got {value}, too small for float32"):
+        check_temperature("x", value)
 
 
 @pytest.mark.parametrize("value", [True, False, "1", None, [1.0], 1j, torch.tensor(0.1)])

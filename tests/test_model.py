@@ -163,8 +163,8 @@ def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.inputs, "a TokenizedText; got dict"),
-        (lambda t: None, "a TokenizedText; got NoneType"),
+        (lambda t: t.inputs, "TokenizedText; got dict"),
+        (lambda t: None, "TokenizedText; got NoneType"),
         (lambda t: t._replace(word_ids=t.word_ids.tolist()), "word_ids as a tensor; got list"),
         (
             lambda t: t._replace(inputs={"input_ids": t.inputs["input_ids"].tolist()}),

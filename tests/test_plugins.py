@@ -638,7 +638,7 @@ def test_an_encoder_must_tell_its_widths(install_faulty, key, lacking):
 
 
 @pytest.mark.parametrize(
-    "switch", ["faulty", "a-faulty", "A_Faulty", "other, faulty ,", "all", "ALL", "a.faulty,all"]
+    "switch", ["faulty", "a-faulty", "A_Faulty", "a-faulty, faulty ,", "all", "ALL", "a.faulty,all"]
 )
 def test_a_plugin_is_disabled_by_its_name_or_its_distribution(
     install_faulty, healthy, monkeypatch, switch
@@ -651,6 +651,14 @@ def test_a_plugin_is_disabled_by_its_name_or_its_distribution(
     assert switch in records["faulty"].cause
     assert caught == []
     assert ("healthy" in catalog.list("losses")) == ("all" not in switch.lower())
+
+
+def test_a_misspelt_name_in_the_switch_is_told_once(healthy, monkeypatch):
+    monkeypatch.setenv("GLORIA_DISABLE_PLUGINS", "helthy, ,zz_healthy")
+    catalog = Catalog()
+    _, caught = discover(catalog)
+    assert caught == ["GLORIA_DISABLE_PLUGINS names 'helthy': no such plugin."]
+    assert "healthy" not in catalog.list("losses")
 
 
 def test_an_unknown_name_tells_which_plugins_are_not_loaded(install_faulty, healthy, monkeypatch):

@@ -20,7 +20,7 @@ from gloria.errors import (
     UnknownNameError,
     UnknownOptionError,
 )
-from gloria.registry import BUILT_IN, IN_PROCESS, Origin, PresetRegistry, Registry, registering_as
+from gloria.registry import BUILT_IN, IN_PROCESS, Origin, Registry, registering_as
 
 
 @pytest.fixture
@@ -269,9 +269,7 @@ def test_other_errors_of_a_factory_pass_and_say_where(registry):
     registry.register("x", Fraction)
     with pytest.raises(ZeroDivisionError) as caught:
         registry.create("x", numerator=1, denominator=0)
-    assert caught.value.__notes__ == [
-        "while creating number 'x': 'x' (in-process, fractions:Fraction)"
-    ]
+    assert caught.value.__notes__ == ["while creating number 'x' (in-process, fractions:Fraction)"]
 
 
 def test_an_option_that_what_takes_any_hands_on_is_told_from_a_fault_within(registry):
@@ -291,6 +289,8 @@ def test_an_option_that_what_takes_any_hands_on_is_told_from_a_fault_within(regi
     registry.register("none", lambda: 1)
     with pytest.raises(UnknownOptionError, match=r"has no option 'a'\. It has none\.$"):
         registry.create("none", a=1)
+    with pytest.raises(UnknownOptionError, match=r"has no option 'preset'\. It has none\.$"):
+        registry.create("none", preset="paper")
 
 
 def test_errors_of_gloria_pass_unchanged(registry):
@@ -317,9 +317,7 @@ def test_what_is_made_is_checked():
 # --- presets --------------------------------------------------------------------------------------
 
 
-def test_a_preset_is_made_by_from_preset_with_overrides():
-    registry = PresetRegistry("loss")
-
+def test_a_preset_is_made_by_from_preset_with_overrides(registry):
     class Loss:
         def __init__(self, preset, **options):
             self.made = (preset, options)
@@ -328,13 +326,6 @@ def test_a_preset_is_made_by_from_preset_with_overrides():
 
     registry.register("loss", Loss)
     assert registry.create("loss", preset="paper", margin=1).made == ("paper", {"margin": 1})
-
-
-def test_a_preset_of_something_without_presets():
-    registry = PresetRegistry("loss")
-    registry.register("x", int)
-    with pytest.raises(OptionError, match=r"'x' .* has no presets; got preset='paper'"):
-        registry.create("x", preset="paper")
 
 
 def test_elsewhere_preset_is_an_option_like_any_other(registry):

@@ -68,11 +68,9 @@ class Weldon(nn.Module):
         self.lowest = lowest
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return weldon(values, mask, dim, self.highest, self.lowest)
 
     def extra_repr(self) -> str:
-        """Show both counts."""
         return f"highest={self.highest}, lowest={self.lowest}"
 
 
@@ -88,7 +86,6 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.tensor([float(p)]))
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         # the bound lets the gradient through, so that a p pushed below it can come back
         p = (self.p + (self.p.clamp_min(1.0) - self.p).detach()).squeeze(0)
         return gem(values, mask, dim, p)
@@ -109,7 +106,6 @@ class AttentionPooling(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         mask = check_reduction(values, mask, dim)
         if dim % values.dim() == values.dim() - 1:
             raise ShapeError("dim must not be the last axis: features are read from there.")

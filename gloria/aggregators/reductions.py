@@ -111,7 +111,6 @@ class Sum(nn.Module):
     """Module twin of :func:`masked_sum`."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_sum(values, mask, dim)
 
 
@@ -119,7 +118,6 @@ class Mean(nn.Module):
     """Module twin of :func:`masked_mean`."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_mean(values, mask, dim)
 
 
@@ -127,7 +125,6 @@ class Max(nn.Module):
     """Module twin of :func:`masked_max`."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_max(values, mask, dim)
 
 
@@ -135,7 +132,6 @@ class First(nn.Module):
     """Module twin of :func:`masked_first`."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_first(values, mask, dim)
 
 
@@ -148,11 +144,9 @@ class LogSumExp(nn.Module):
         self.temperature = temperature
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_logsumexp(values, mask, dim, self.temperature)
 
     def extra_repr(self) -> str:
-        """Show the temperature."""
         return f"temperature={self.temperature}"
 
 
@@ -160,7 +154,6 @@ class LogMeanExp(LogSumExp):
     """Module twin of :func:`masked_logmeanexp`; ``temperature`` divides the values."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return masked_logmeanexp(values, mask, dim, self.temperature)
 
 
@@ -173,11 +166,9 @@ class LastNSum(nn.Module):
         self.n = n
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return last_n(values, mask, dim, self.n, "sum")
 
     def extra_repr(self) -> str:
-        """Show n."""
         return f"n={self.n}"
 
 
@@ -185,7 +176,6 @@ class LastNMean(LastNSum):
     """Mean of the last ``n`` kept values."""
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-        """Reduce ``dim``."""
         return last_n(values, mask, dim, self.n, "mean")
 
 

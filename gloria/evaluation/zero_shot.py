@@ -200,7 +200,7 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         ShapeError: the shapes differ.
         DtypeError: one is no floating-point tensor.
         OptionError: ``temperature`` is not above 0.
-        DataError: a score is NaN.
+        DataError: a score is NaN or infinite.
 
     Example:
         >>> pair_probability(torch.tensor([0.3, 0.1]), torch.tensor([0.1, 0.1]))
@@ -211,8 +211,8 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         if not isinstance(scores, Tensor) or not scores.is_floating_point():
             given = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
             raise DtypeError(f"{name} must be a floating-point tensor; got {given}.")
-        if scores.isnan().any():
-            raise DataError(f"{name} holds NaN.")
+        if not scores.isfinite().all():
+            raise DataError(f"{name} holds NaN or infinity.")
     if positive.shape != negative.shape:
         raise ShapeError(
             f"positive and negative must be of one shape; got {tuple(positive.shape)} and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,14 +24,8 @@ def check_global(image_embeddings: Tensor, text_embeddings: Tensor) -> None:
     """Require vectors of images and texts, of one width and on one device."""
     check_tensor("image_embeddings", image_embeddings, ("image", "dim"))
     check_tensor("text_embeddings", text_embeddings, ("text", "dim"))
-    check_same_size(
-        "dim",
-        "image_embeddings",
-        image_embeddings.shape[1],
-        "text_embeddings",
-        text_embeddings.shape[1],
-        _PROJECT,
-    )
+    images, texts = image_embeddings.shape[1], text_embeddings.shape[1]
+    check_same_size("dim", "image_embeddings", images, "text_embeddings", texts, _PROJECT)
     check_same_device("text_embeddings", text_embeddings, "image_embeddings", image_embeddings)
 
 
@@ -52,23 +46,38 @@ def check_local(
     check_tensor("words", words, ("text", "word", "dim"))
     check_same_size("dim", "regions", regions.shape[2], "words", words.shape[2], _PROJECT)
     check_same_device("words", words, "regions", regions)
-    if word_mask is not None or needs_word_mask:
-        check_mask("word_mask", word_mask, tuple(words.shape[:2]), ("text", "word"))
-    if word_mask is not None:
-        check_same_device("word_mask", word_mask, "words", words)
-    if region_mask is not None:
-        check_mask("region_mask", region_mask, tuple(regions.shape[:2]), ("image", "region"))
-        check_same_device("region_mask", region_mask, "regions", regions)
-    word_counts = None
-    if word_mask is not None:
-        word_counts = check_not_empty(word_mask, "text", "word", EmptyTextError)
-    elif words.shape[0] and not words.shape[1]:
-        raise EmptyTextError(f"words must hold at least one word; got {tuple(words.shape)}.")
-    if region_mask is not None:
-        check_not_empty(region_mask, "image", "region", EmptyImageError)
-    elif regions.shape[0] and not regions.shape[1]:
-        raise EmptyImageError(f"regions must hold at least one region; got {tuple(regions.shape)}.")
+    word_counts = _count_real(words, word_mask, "text", "word", EmptyTextError, needs_word_mask)
+    _count_real(regions, region_mask, "image", "region", EmptyImageError, False)
     return word_counts
+
+
+def _count_real(
+    vectors: Tensor,
+    mask: Any,
+    row: str,
+    column: str,
+    error: type[EmptyTextError] | type[EmptyImageError],
+    needs_mask: bool,
+) -> list[int] | None:
+    """Require a mask that fits and something real in each row, and count it, where that is told."""
+    name = f"{column}_mask"
+    if mask is None and not needs_mask:
+        if vectors.shape[0] and not vectors.shape[1]:
+            raise error(f"{column}s must hold at least one {column}; got {tuple(vectors.shape)}.")
+        return None
+    check_mask(name, mask, tuple(vectors.shape[:2]), (row, column))
+    check_same_device(name, mask, f"{column}s", vectors)
+    # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
+    if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
+        return None
+    counts: list[int] = mask.sum(1).tolist()  # a device is read once for both
+    if 0 in counts:
+        index = counts.index(0)
+        raise error(
+            f"every {row} needs at least one real {column}; {row} {index} has none in {name}. "
+            f"Drop such {row}s, or give them a {column}, before matching."
+        )
+    return counts
 
 
 def check_pairs(
@@ -92,23 +101,6 @@ def check_matched(images: int, texts: int, what: str = "similarity must be squar
             f"{what} at least one pair, text k belonging to image k; got {images} images and "
             f"{texts} texts."
         )
-
-
-def check_not_empty(
-    mask: Tensor, row: str, column: str, error: type[EmptyTextError] | type[EmptyImageError]
-) -> list[int] | None:
-    """Require something real in each row, and count it: a device is read once for both."""
-    # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
-    if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
-        return None
-    counts: list[int] = mask.sum(1).tolist()
-    if 0 in counts:
-        index = counts.index(0)
-        raise error(
-            f"every {row} needs at least one real {column}; {row} {index} has none in "
-            f"{column}_mask. Drop such {row}s, or give them a {column}, before matching."
-        )
-    return counts
 
 
 def multiplied_vectors(

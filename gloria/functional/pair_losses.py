@@ -17,6 +17,7 @@ from gloria.checks import (
     check_share,
     check_temperature,
     check_tensor,
+    check_weight,
 )
 from gloria.contrastive import cosine_logsumexp
 from gloria.errors import ShapeError
@@ -85,8 +86,7 @@ def global_contrastive_terms(
     Returns:
         Two scalars.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError: as the two functions it is made of.
+    Raises what the two functions raise.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ def global_contrastive_loss(
         tensor(True)
     """
     terms = global_contrastive_terms(image_embeddings, text_embeddings, temperature)
-    return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
+    return _weighted(terms, image_to_text_weight, text_to_image_weight)
 
 
 def local_contrastive_loss(
@@ -158,6 +158,14 @@ def local_contrastive_loss(
     """
     similarity = local_similarity(regions, words, word_mask, region_mask, **matching)
     terms = contrastive_cross_entropy(similarity, temperature)
+    return _weighted(terms, image_to_text_weight, text_to_image_weight)
+
+
+def _weighted(
+    terms: ContrastiveTerms, image_to_text_weight: float, text_to_image_weight: float
+) -> Tensor:
+    check_weight("image_to_text_weight", image_to_text_weight)
+    check_weight("text_to_image_weight", text_to_image_weight)
     return image_to_text_weight * terms.image_to_text + text_to_image_weight * terms.text_to_image
 
 
@@ -179,26 +187,8 @@ def global_local_contrastive_loss(
 
     ``global_weight · L_global + local_weight · L_local``; see
     :class:`~gloria.losses.GlobalLocalContrastiveLoss`, which can also weight the directions.
-
-    Args:
-        image_embeddings: ``(image, dim)``.
-        text_embeddings: ``(text, dim)``, text k belonging to image k.
-        regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
-        words: ``(text, word, dim)``.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
-        global_temperature: divides the cosine.
-        local_temperature: divides the local similarity.
-        global_weight: of the global loss.
-        local_weight: of the local loss.
-        **matching: goes to :func:`local_similarity`.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as the
-            functions it is made of.
+    ``matching`` goes to :func:`local_similarity`. The dim of regions and words may differ from the
+    embeddings'.
 
     Example:
         >>> import torch
@@ -207,6 +197,8 @@ def global_local_contrastive_loss(
         >>> global_local_contrastive_loss(pooled, pooled, words, words, mask)  # 4 ln 8
         tensor(8.3178)
     """
+    check_weight("global_weight", global_weight)
+    check_weight("local_weight", local_weight)
     whole = global_contrastive_loss(
         image_embeddings, text_embeddings, temperature=global_temperature
     )

@@ -77,9 +77,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
         Cosines in [-1, 1], ``(image, text)``.
 
     Raises:
-        ShapeError: wrong rank, or dims that differ.
-        DtypeError: not floating-point tensors.
-        DeviceError: they are on different devices.
+        ShapeError, DtypeError, DeviceError: they are no such vectors, or do not fit together.
 
     Source: GLoRIA, section 3, the similarity inside the global contrastive loss.
 
@@ -210,16 +208,12 @@ def local_attention(
             texts).
         word_mask: ``(text, word)`` boolean, True = a real word.
         region_mask: ``(image, region)`` boolean, or None.
-        attention: as in :func:`local_similarity`.
-        product: as in :func:`local_similarity`.
-        attention_temperature: as in :func:`local_similarity`.
+        attention, product, attention_temperature: as in :func:`local_similarity`.
 
     Returns:
         Attention weights, ``(pair, word, region)``.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_similarity`; also when the number of images and texts differ.
+    Raises what :func:`local_similarity` raises; also ShapeError for other texts than images.
 
     Source: GLoRIA, section 3, the attention weights.
 
@@ -281,13 +275,9 @@ def max_similarity(
         ``(image, text)``. The number of images and of texts may differ, and may be 0. The gradient
         of a maximum goes to the token that has it; of equal ones, to the first.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
-            BackendError: as :func:`local_similarity`.
+    Raises what :func:`local_similarity` raises.
 
-    Departures: FILIP selects a quarter of the tokens of each sample before this, to save time; here
-    all real tokens count. ColBERT fills its queries with [MASK] tokens; here the caller may, by
-    counting them as real.
+    Departures: see :class:`~gloria.losses.FILIPLoss` and :class:`~gloria.losses.ColBERTLoss`.
 
     Source: Khattab & Zaharia, ColBERT (SIGIR 2020), eq. 3; Yao et al., FILIP (ICLR 2022), eq. 3-6.
 
@@ -325,26 +315,11 @@ def max_similarities(
 ) -> MaxSimilarities:
     """:func:`max_similarity` over the regions and over the words at once.
 
-    Inputs are checked and normalised once, and ``chunked`` multiplies once for both.
-
-    Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``.
-        word_mask: ``(text, word)`` boolean, True = a real word, or None.
-        region_mask: ``(image, region)`` boolean, or None.
-        reduction: as in :func:`max_similarity`.
-        product: as in :func:`max_similarity`.
-        backend: as in :func:`max_similarity`.
-        memory_budget: as in :func:`max_similarity`.
+    Inputs are checked and normalised once, and ``chunked`` multiplies once for both. Arguments and
+    errors are those of :func:`max_similarity`.
 
     Returns:
         Both matrices, each ``(image, text)``.
-
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError,
-            BackendError: as :func:`max_similarity`.
-
-    Source: Yao et al., FILIP (ICLR 2022), eq. 3-6.
 
     Example:
         >>> import torch

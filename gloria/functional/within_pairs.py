@@ -40,9 +40,7 @@ def sparse_attention(
     Returns:
         Weights, ``(pair, word, region)``.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Source: Bica et al., SPARC (2024), the alignment weights.
 
@@ -89,18 +87,13 @@ def sparc_cross_entropy(
     and the mean over the pairs. Other pairs play no part: memory is ``(pair, word, region)``.
 
     Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``, text k belonging to image k.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
+        regions, words, word_mask, region_mask: as in :func:`sparse_attention`.
         temperature: divides the cosines; above 0 (a tensor is taken as it is).
 
     Returns:
         Two scalars. A text of one word adds 0.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Source: Bica et al., SPARC (2024), the fine-grained loss.
 
@@ -148,19 +141,14 @@ def mgca_cross_entropy(
     no part: memory is ``(pair, word, region)`` and ``(pair, region, region)``.
 
     Args:
-        regions: ``(image, region, dim)``.
-        words: ``(text, word, dim)``, text k belonging to image k.
-        word_mask: ``(text, word)`` boolean, True = a real word.
-        region_mask: ``(image, region)`` boolean, or None.
+        regions, words, word_mask, region_mask: as in :func:`sparse_attention`.
         attention_temperature: divides the cosines of the attention; above 0.
         temperature: divides the cosines of the contrast; above 0 (a tensor is taken as it is).
 
     Returns:
         Two scalars. A text of one word, or an image of one region, adds 0 to its side.
 
-    Raises:
-        ShapeError, DtypeError, DeviceError, OptionError, EmptyTextError, EmptyImageError: as
-            :func:`local_attention`.
+    Raises what :func:`local_attention` raises.
 
     Departures: see :class:`~gloria.losses.MGCALoss`.
 

@@ -26,7 +26,8 @@ LOSS_INPUTS = (
 """The tensors a registered loss can name as arguments of its ``forward``; it gets those it names.
 
 Shapes: ``(image, dim)``, ``(text, dim)``, ``(image, region, dim)``, ``(text, word, dim)``,
-``(text, word)``, ``(image, region)`` or None.
+``(text, word)``, ``(image, region)`` or None. Text k belongs to image k; the masks are boolean,
+True = real, and without one all are.
 """
 
 
@@ -37,6 +38,8 @@ class PairLoss(nn.Module):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    _shown: ClassVar[tuple[str, ...]] = ()
+    """The attributes that ``print`` shows."""
     __call__: Callable[..., Tensor]  # to type checkers; nn.Module says Any
 
     @classmethod
@@ -48,8 +51,9 @@ class PairLoss(nn.Module):
             UnknownOptionError: the loss has no such option.
         """
         check_choice("preset", preset, cls.presets)
-        check_options(cls.__name__, cls, overrides)
-        return cls(**{**cls.presets[preset], **overrides})
+        options = {**cls.presets[preset], **overrides}
+        check_options(cls.__name__, cls, options)
+        return cls(**options)
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The named parts of the loss, each an unweighted scalar; at least one."""
@@ -67,6 +71,9 @@ class PairLoss(nn.Module):
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
+
 
 class SimilarityLoss(PairLoss):
     """Symmetric InfoNCE on a pair matrix: ``w_it · CE(S / τ, rows) + w_ti · CE(S / τ, columns)``.
@@ -81,9 +88,10 @@ class SimilarityLoss(PairLoss):
         text_to_image_weight: w_ti.
     """
 
+    _shown: ClassVar[tuple[str, ...]] = ("image_to_text_weight", "text_to_image_weight")
+
     def __init__(
         self,
-        *,
         temperature: float,
         learnable: bool,
         minimum_temperature: float,
@@ -110,13 +118,6 @@ class SimilarityLoss(PairLoss):
             "text_to_image": self.text_to_image_weight,
         }
 
-    def extra_repr(self) -> str:
-        """Show the weights."""
-        return (
-            f"image_to_text_weight={self.image_to_text_weight}, "
-            f"text_to_image_weight={self.text_to_image_weight}"
-        )
-
 
 class GlobalLocalLoss(PairLoss):
     """``global_weight · L_global + local_weight · L_local``.
@@ -129,6 +130,12 @@ class GlobalLocalLoss(PairLoss):
         global_weight: of the global loss.
         local_weight: of the local loss.
     """
+
+    _shown: ClassVar[tuple[str, ...]] = ("global_weight", "local_weight")
+    local_terms: Callable[..., dict[str, Tensor]]
+    """Of regions, words and masks the named terms of the local part, each an unweighted scalar."""
+    local_weights: Callable[[], dict[str, float]]
+    """The weight of each local term within the local part."""
 
     def __init__(
         self, global_loss: SimilarityLoss, *, global_weight: float, local_weight: float
@@ -149,16 +156,7 @@ class GlobalLocalLoss(PairLoss):
         word_mask: Tensor,
         region_mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            image_embeddings: ``(image, dim)``.
-            text_embeddings: ``(text, dim)``, text k belonging to image k.
-            regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
-            words: ``(text, word, dim)``.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
+        """The loss, a scalar, from :data:`LOSS_INPUTS`; the widths of the two parts may differ."""
         return self.total(
             self.terms(image_embeddings, text_embeddings, regions, words, word_mask, region_mask)
         )
@@ -182,16 +180,6 @@ class GlobalLocalLoss(PairLoss):
             f"local_{name}": term for name, term in parts.items()
         }
 
-    def local_terms(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The named terms of the local part, each an unweighted scalar."""
-        raise NotImplementedError
-
-    def local_weights(self) -> dict[str, float]:
-        """The weight of each local term within the local part."""
-        raise NotImplementedError
-
     def weights(self) -> dict[str, float]:
         """The weight of each term: its part's weight times its weight within that part."""
         whole, parts = self.global_loss.weights().items(), self.local_weights().items()
@@ -199,25 +187,17 @@ class GlobalLocalLoss(PairLoss):
             f"local_{name}": self.local_weight * weight for name, weight in parts
         }
 
-    def extra_repr(self) -> str:
-        """Show the weights."""
-        return f"global_weight={self.global_weight}, local_weight={self.local_weight}"
-
 
 class RegionWordLoss(SimilarityLoss):
     """Symmetric InfoNCE on a similarity of regions and words; subclasses define that."""
 
+    similarity: Callable[..., Tensor]
+    """Of every image with every text, ``(image, text)``; their numbers may differ."""
+
     def forward(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> Tensor:
-        """The loss, a scalar.
-
-        Args:
-            regions: ``(image, region, dim)``.
-            words: ``(text, word, dim)``, text k belonging to image k.
-            word_mask: ``(text, word)`` boolean, True = a real word.
-            region_mask: ``(image, region)`` boolean, or None: all regions are real.
-        """
+        """The loss, a scalar, from :data:`LOSS_INPUTS`."""
         return self.total(self.terms(regions, words, word_mask, region_mask))
 
     def terms(
@@ -226,12 +206,6 @@ class RegionWordLoss(SimilarityLoss):
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
         return self.terms_of(self.similarity(regions, words, word_mask, region_mask))
 
-    def similarity(
-        self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
-    ) -> Tensor:
-        """Of every image with every text, ``(image, text)``; their numbers may differ."""
-        raise NotImplementedError
-
 
 class LateInteractionLoss(RegionWordLoss):
     """Symmetric InfoNCE on a hard maximum over regions or words.
@@ -239,46 +213,37 @@ class LateInteractionLoss(RegionWordLoss):
     Args:
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
         memory_budget: as in :func:`~gloria.functional.max_similarity`.
-        rest: of :class:`SimilarityLoss`.
+        temperature and what follows: of :class:`SimilarityLoss`.
     """
 
-    def __init__(self, *, backend: str, memory_budget: int | None, **rest: Any) -> None:
-        super().__init__(**rest)
+    _shown = (*RegionWordLoss._shown, "backend")
+
+    def __init__(self, *contrast: Any, backend: str, memory_budget: int | None) -> None:
+        super().__init__(*contrast)
         check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
         if memory_budget is not None:
             check_integer("memory_budget", memory_budget, 1)
         self.backend = backend
         self.memory_budget = memory_budget
 
-    def extra_repr(self) -> str:
-        """Show the hyper-parameters."""
-        return f"{super().extra_repr()}, backend={self.backend!r}"
-
 
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
-
-    What :func:`torch.compile` made of a loss wraps it too.
 
     Raises:
         OptionError: ``forward`` requires an argument that is not one of them, or names none.
     """
     # a compiled module takes (*args, **kwargs)
     parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
-    for parameter in parameters:
-        required = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        )
-        if required and parameter.name not in LOSS_INPUTS:
-            raise OptionError(
-                f"loss {type(loss).__name__} asks for {parameter.name!r}; what a loss can ask for "
-                f"is {', '.join(LOSS_INPUTS)}."
-            )
     named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
-    if not named:
+    fault = "" if named else "names nothing that it takes in its forward, so it would get nothing"
+    for each in parameters:
+        is_open = each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if each.default is each.empty and not is_open and each.name not in LOSS_INPUTS:
+            fault = f"asks for {each.name!r}"
+    if fault:
         raise OptionError(
-            f"loss {type(loss).__name__} names nothing that it takes in its forward, so it would "
-            f"be given nothing; what a loss can ask for is {', '.join(LOSS_INPUTS)}."
+            f"loss {type(loss).__name__} {fault}; what a loss can ask for is "
+            f"{', '.join(LOSS_INPUTS)}."
         )
     return named

@@ -22,13 +22,11 @@ class ColBERTLoss(LateInteractionLoss):
 
     Args:
         temperature: τ, divides S. Paper: none, 1.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
         image_to_text_weight: w_it. Paper: 0, the query alone chooses; a sum over words would give
             long texts the better of short ones along a row.
         text_to_image_weight: w_ti. Paper: 1.
-        backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: as in :func:`~gloria.functional.max_similarity`.
+        backend, memory_budget: as in :func:`~gloria.functional.max_similarity`.
 
     Presets: ``"paper"`` (the defaults).
 
@@ -62,14 +60,9 @@ class ColBERTLoss(LateInteractionLoss):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
-            backend=backend,
-            memory_budget=memory_budget,
-        )
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight,
+            backend=backend, memory_budget=memory_budget,
+        )  # fmt: skip
 
     def similarity(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None

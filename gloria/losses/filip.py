@@ -23,12 +23,10 @@ class FILIPLoss(LateInteractionLoss):
 
     Args:
         temperature: τ, divides both matrices. Paper: learned, from 0.07.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ; CLIP's is 0.01.
-        image_to_text_weight: w_it. Paper: 1/2.
-        text_to_image_weight: w_ti. Paper: 1/2.
-        backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
-        memory_budget: as in :func:`~gloria.functional.max_similarities`.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound;
+            CLIP's is 0.01.
+        image_to_text_weight, text_to_image_weight: w_it and w_ti. Paper: 1/2 each.
+        backend, memory_budget: as in :func:`~gloria.functional.max_similarity`.
 
     Presets: ``"paper"`` (the defaults).
 
@@ -62,14 +60,9 @@ class FILIPLoss(LateInteractionLoss):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
-            backend=backend,
-            memory_budget=memory_budget,
-        )
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight,
+            backend=backend, memory_budget=memory_budget,
+        )  # fmt: skip
 
     def terms(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None

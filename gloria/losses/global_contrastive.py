@@ -17,11 +17,9 @@ class GlobalContrastiveLoss(SimilarityLoss):
 
     Args:
         temperature: τ, divides the cosine. Paper and published code: 0.1 (a scale of 10).
-        learnable: learn τ, starting from ``temperature`` (SPARC, 2024, found it better for every
-            method it compared).
-        minimum_temperature: lower bound of a learned τ.
-        image_to_text_weight: w_it. ConVIRT: 0.75.
-        text_to_image_weight: w_ti. ConVIRT: 0.25.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound
+            (SPARC, 2024, found it better for every method it compared).
+        image_to_text_weight, text_to_image_weight: w_it and w_ti.
 
     Presets: ``"paper"``, ``"official"`` and ``"stable"`` (all τ = 0.1), ``"convirt"``
     (Zhang et al., 2020, eq. 4: 0.75 and 0.25, τ = 0.1).
@@ -39,14 +37,10 @@ class GlobalContrastiveLoss(SimilarityLoss):
     """
 
     presets: ClassVar = {
-        "paper": {"temperature": 0.1},
-        "official": {"temperature": 0.1},
-        "stable": {"temperature": 0.1},
-        "convirt": {
-            "temperature": 0.1,
-            "image_to_text_weight": 0.75,
-            "text_to_image_weight": 0.25,
-        },
+        "paper": {},
+        "official": {},
+        "stable": {},
+        "convirt": {"image_to_text_weight": 0.75, "text_to_image_weight": 0.25},
     }
 
     def __init__(
@@ -59,11 +53,7 @@ class GlobalContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
         )
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:

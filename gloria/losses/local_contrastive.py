@@ -34,12 +34,9 @@ class LocalContrastiveLoss(RegionWordLoss):
             ``(values, mask, dim)``.
         match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
         temperature: τ, divides Z.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
-        image_to_text_weight: w_it.
-        text_to_image_weight: w_ti.
-        backend: ``"auto"`` or the name of a matching backend.
-        memory_budget: as in :func:`~gloria.functional.local_similarity`.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
+        image_to_text_weight, text_to_image_weight: w_it and w_ti.
+        backend, memory_budget: as in :func:`~gloria.functional.local_similarity`.
 
     Presets:
         - ``"paper"`` (the defaults): the printed formulas; ``"regions"`` on raw products, 1/4,
@@ -74,6 +71,11 @@ class LocalContrastiveLoss(RegionWordLoss):
             "temperature": 1 / 50,
         },
     }
+    _shown = (
+        *("attention", "product", "attention_temperature", "aggregation", "match_temperature"),
+        *RegionWordLoss._shown,
+        "backend",
+    )
 
     def __init__(
         self,
@@ -92,11 +94,7 @@ class LocalContrastiveLoss(RegionWordLoss):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
         )
         # checks its values, so that a wrong one is an error here and not at the first batch
         budget = memory_budget_on("cpu", memory_budget)
@@ -151,13 +149,4 @@ class LocalContrastiveLoss(RegionWordLoss):
             attention=self.attention,
             product=self.product,
             attention_temperature=self.attention_temperature,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the hyper-parameters."""
-        return (
-            f"attention={self.attention!r}, product={self.product!r}, "
-            f"attention_temperature={self.attention_temperature}, "
-            f"aggregation={self.aggregation!r}, match_temperature={self.match_temperature}, "
-            f"{super().extra_repr()}, backend={self.backend!r}"
         )

@@ -55,6 +55,7 @@ class MGCALoss(GlobalLocalLoss):
     """
 
     presets: ClassVar = {"official": {}}
+    _shown = (*GlobalLocalLoss._shown, "attention_temperature")
 
     def __init__(
         self,
@@ -103,7 +104,3 @@ class MGCALoss(GlobalLocalLoss):
             product="cosine",
             attention_temperature=self.attention_temperature,
         )
-
-    def extra_repr(self) -> str:
-        """Show the weights and the attention's temperature."""
-        return f"{super().extra_repr()}, attention_temperature={self.attention_temperature}"

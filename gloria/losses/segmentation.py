@@ -57,8 +57,7 @@ def dice_bce(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
     """``1 - Dice + BCE``: the mean over classes, and over all pixels.
 
     Args:
-        logits: ``(image, class, height, width)``.
-        masks: boolean, same shape, True = the class covers the pixel.
+        logits, masks: as in :func:`focal_log_dice`.
         smooth: as in :func:`soft_dice`.
 
     Raises what :func:`focal_log_dice` raises.
@@ -79,8 +78,7 @@ def focal_loss(logits: Tensor, masks: Tensor, *, gamma: float = 2.0) -> Tensor:
     ``mean((1 - p)**gamma * -log p)``, with p the probability of what a pixel is.
 
     Args:
-        logits: ``(image, class, height, width)``.
-        masks: boolean, same shape, True = the class covers the pixel.
+        logits, masks: as in :func:`focal_log_dice`.
         gamma: 0 = plain cross-entropy. The two classes weigh the same, as in the published code.
 
     Raises what :func:`focal_log_dice` raises.
@@ -107,8 +105,7 @@ def soft_dice(logits: Tensor, masks: Tensor, *, smooth: float = 1.0) -> Tensor:
     ``(2 sum(p m) + smooth) / (sum(p) + sum(m) + smooth)``.
 
     Args:
-        logits: ``(image, class, height, width)``.
-        masks: boolean, same shape, True = the class covers the pixel.
+        logits, masks: as in :func:`focal_log_dice`.
         smooth: pixels added above and below; above 0.
 
     Returns:

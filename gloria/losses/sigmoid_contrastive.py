@@ -23,8 +23,7 @@ class SigmoidContrastiveLoss(PairLoss):
         temperature: τ, divides the cosine. Paper: starts at 1/10 (there exp(t') = 10 multiplies).
         bias: b, added to every logit. Paper: starts at -10, so that the many negatives cost little
             at first.
-        learnable: learn τ and b.
-        minimum_temperature: lower bound of a learned τ.
+        learnable, minimum_temperature: learn τ and b, τ above this bound.
 
     Presets: ``"paper"`` (the defaults).
 

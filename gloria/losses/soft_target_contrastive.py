@@ -31,10 +31,8 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
             MedCLIP: 0, as its images and texts are not paired. The default, ours, is above 0
             because with targets from the texts themselves, texts that are all alike would
             otherwise leave nothing to learn.
-        learnable: learn τ, starting from ``temperature``.
-        minimum_temperature: lower bound of a learned τ.
-        image_to_text_weight: w_it. MedCLIP: 1/2.
-        text_to_image_weight: w_ti. MedCLIP: 1/2.
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
+        image_to_text_weight, text_to_image_weight: w_it and w_ti. MedCLIP: 1/2 each.
 
     Presets: ``"paper"``: MedCLIP's constants; made for label similarities.
 
@@ -55,6 +53,7 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
     """
 
     presets: ClassVar = {"paper": {"target_temperature": 1.0, "pair_weight": 0.0}}
+    _shown = (*SimilarityLoss._shown, "target_temperature", "pair_weight")
 
     def __init__(
         self,
@@ -68,11 +67,7 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 0.5,
     ) -> None:
         super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
+            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
         )
         check_positive("target_temperature", target_temperature)
         check_share("pair_weight", pair_weight)
@@ -117,10 +112,3 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
     def similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Cosine of every image with every text, ``(image, text)``; their numbers may differ."""
         return global_similarity(image_embeddings, text_embeddings)
-
-    def extra_repr(self) -> str:
-        """Show the weights and how the targets are made."""
-        return (
-            f"{super().extra_repr()}, target_temperature={self.target_temperature}, "
-            f"pair_weight={self.pair_weight}"
-        )

@@ -23,10 +23,8 @@ class SPARCLoss(GlobalLocalLoss):
     Args:
         global_temperature: divides the cosine of ``L_g``.
         local_temperature: divides the cosine of ``L_f``.
-        learnable: learn both temperatures, starting from these.
-        minimum_temperature: lower bound of a learned temperature.
-        global_weight: of ``L_g``.
-        local_weight: of ``L_f``.
+        learnable, minimum_temperature: learn both, starting from these, above this bound.
+        global_weight, local_weight: of ``L_g`` and ``L_f``.
 
     Presets: ``"paper"`` (the defaults): the equations, the threshold 1 / regions, and learned
     temperatures. The paper's two weights and the start of its temperatures could not be checked

@@ -221,18 +221,11 @@ class Found(NamedTuple):
 
 
 class Matcher:
-    """Forward and backward of one problem, tile by tile.
+    """Forward and backward of one problem, tile by tile; its words are packed.
 
     A tile is ``(packed word, image, region)``. The *pulls* of a tile are what its weights gather
     from the regions: ``G a``, a tile itself, or, where that is cheaper, ``c (image, packed word,
     dim)``.
-
-    Args:
-        regions: ``(image, region, dim)``.
-        words: ``(packed word, dim)``.
-        region_mask: ``(image, region)`` boolean, or None.
-        packing: of the words.
-        options: the attention and the memory budget.
     """
 
     def __init__(

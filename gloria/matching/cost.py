@@ -27,7 +27,6 @@ from typing import NamedTuple
 import torch
 
 from gloria.checks import check_choice, check_integer, check_positive
-from gloria.errors import OptionError
 from gloria.matching.chunked import CACHE_TILE, WORKING_TILES, gram_is_cheaper
 from gloria.matching.problem import Problem
 from gloria.matching.triton import bytes_of_image, images_together
@@ -110,11 +109,7 @@ def count(problem: Problem, backend: str, real_words: int | None = None) -> Cost
     check_choice("backend", backend, COUNTED)
     positions = problem.texts * problem.words
     real_words = positions if real_words is None else real_words
-    check_integer("real_words", real_words, 0)
-    if real_words > positions:
-        raise OptionError(
-            f"real_words must be at most texts · words = {positions}; got {real_words}."
-        )
+    check_integer("real_words", real_words, 0, positions)
     return COUNTED[backend](problem, real_words)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gloria.checks import check_choice, check_integer, check_positive, check_temperature
-from gloria.errors import BackendError
+from gloria.errors import BackendError, OptionError
 
 AttentionVariant = Literal["regions", "words_then_regions"]
 WordAggregation = Literal["logsumexp", "logmeanexp", "max", "mean"]
@@ -130,6 +130,11 @@ class MatchingOptions:
         check_positive("attention_temperature", self.attention_temperature)
         check_temperature("match_temperature", self.match_temperature)
         check_integer("memory_budget", self.memory_budget, 1)
+        if isinstance(self.aggregation, type):
+            name = self.aggregation.__name__
+            raise OptionError(
+                f"aggregation must be an aggregator; got its class. Make one: {name}()."
+            )
         if not callable(self.aggregation):
             check_choice("aggregation", self.aggregation, WORD_AGGREGATIONS)
 
@@ -176,13 +181,6 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, regions: Tensor, words: Tensor, options: MatchingOptions) -> Problem:
         """The problem that these tensors pose."""
-        return cls(
-            images=regions.shape[0],
-            regions=regions.shape[1],
-            texts=words.shape[0],
-            words=words.shape[1],
-            dim=regions.shape[2],
-            dtype=torch.promote_types(regions.dtype, words.dtype),
-            device=regions.device.type,
-            options=options,
-        )
+        (images, patches, dim), (texts, positions, _) = regions.shape, words.shape
+        dtype = torch.promote_types(regions.dtype, words.dtype)
+        return cls(images, patches, texts, positions, dim, dtype, regions.device.type, options)

@@ -35,8 +35,14 @@ def why_not_here(
         kernels: imports the kernels, and triton with them; None: the device is elsewhere, and
             nothing here is asked.
     """
-    machine = _why_no_kernels(device, kernels)
-    reasons = [] if machine is None else [machine]
+    reasons = []
+    if kernels and not INSTALLED:
+        reasons.append("triton is not installed: pip install gloria-torch[triton].")
+    elif device != "cuda" and not (device == "cpu" and INTERPRETED):
+        reasons.append(f"It runs on CUDA and ROCm devices; the tensors are on {device}.")
+    elif kernels and not torch.compiler.is_compiling():
+        # a trace cannot ask; if something is wrong, it fails when the kernel runs
+        reasons += filter(None, [what_is_wrong(device, kernels)])
     reasons += why_only_the_definition(device)
     if dtype not in DTYPES:
         reasons.append(f"It takes float32, bfloat16 and float16; got {dtype}.")
@@ -57,16 +63,6 @@ def ceil_div(size: int, step: int) -> int:
 def capturing(tensor: Tensor) -> bool:
     """Whether a CUDA graph is being captured, so that nothing may wait for the device."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _why_no_kernels(device: str, kernels: Callable[[], object] | None) -> str | None:
-    if kernels and not INSTALLED:
-        return "triton is not installed: pip install gloria-torch[triton]."
-    if device != "cuda" and not (device == "cpu" and INTERPRETED):
-        return f"It runs on CUDA and ROCm devices; the tensors are on {device}."
-    if kernels is None or torch.compiler.is_compiling():
-        return None  # what follows cannot be traced; if it fails, it does when the kernel runs
-    return what_is_wrong(device, kernels)
 
 
 @functools.cache

@@ -93,6 +93,8 @@ def test_pairs_of_scores_are_a_softmax_of_two():
         pair_probability(positive, negative.long())
     with pytest.raises(DataError, match="positive holds NaN"):
         pair_probability(positive * float("nan"), negative)
+    with pytest.raises(DataError, match="positive holds NaN or infinity"):
+        pair_probability(positive + float("inf"), negative + float("inf"))
 
 
 PROMPTS = {

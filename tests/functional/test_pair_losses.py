@@ -14,6 +14,7 @@ from gloria.functional import (
     PRODUCTS,
     contrastive_cross_entropy,
     global_contrastive_loss,
+    global_local_contrastive_loss,
     global_similarity,
     local_attention,
     local_contrastive_loss,
@@ -21,6 +22,7 @@ from gloria.functional import (
 )
 from gloria.matching import ATTENTION_VARIANTS, WORD_AGGREGATIONS
 
+DIRECTIONS = ("image_to_text_weight", "text_to_image_weight")
 HALF = (torch.float16, torch.bfloat16)
 attention_variants = pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 products = pytest.mark.parametrize("product", PRODUCTS)
@@ -239,3 +241,21 @@ def test_a_number_that_would_change_the_matrix_is_refused(shape):
             loss(similarity, number)
     with pytest.raises(ShapeError, match="^bias " + got):
         sigmoid_cross_entropy(similarity, bias=number)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_weights_of_terms_are_checked_as_the_losses_check_them(weight, make_pairs):
+    pairs = make_pairs(2, 2, 3, 4, 5)
+    pooled = torch.eye(2)
+    for loss, inputs, names in (
+        (global_contrastive_loss, (pooled, pooled), DIRECTIONS),
+        (local_contrastive_loss, pairs, DIRECTIONS),
+        (
+            global_local_contrastive_loss,
+            (pooled, pooled, *pairs),
+            ("global_weight", "local_weight"),
+        ),
+    ):
+        for name in names:
+            with pytest.raises(OptionError, match=f"{name} must be a finite number of at least 0"):
+                loss(*inputs, **{name: weight})

@@ -1,5 +1,6 @@
 """Fixtures of the tests of matching."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -38,6 +39,25 @@ class AliveBytes(TorchDispatchMode):
 def alive_bytes():
     """A mode that follows the memory of tensors; it takes those that do not count."""
     return AliveBytes
+
+
+@pytest.fixture
+def peak_bytes():
+    """The most that torch's allocator had given out at a time while a function ran."""
+
+    def peak_bytes(function):
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU],
+            profile_memory=True,
+            acc_events=True,  # or torch 2.11 warns
+        ) as profile:
+            function()
+        events = profile.profiler.kineto_results.events()
+        given = [event for event in events if event.name() == "[memory]"]
+        given.sort(key=lambda event: event.start_ns())
+        return max(itertools.accumulate(event.nbytes() for event in given))
+
+    return peak_bytes
 
 
 class Launches(TorchDispatchMode):

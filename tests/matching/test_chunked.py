@@ -1,6 +1,5 @@
 """The tiled backend against the definition in float64: values, gradients, memory, compilation."""
 
-import json
 import math
 from functools import partial
 
@@ -320,29 +319,9 @@ def test_packing_and_unpacking_are_inverse():
 # Memory.
 
 
-def peak_bytes(function, tmp_path):
-    """The most that torch's allocator had given out at a time while ``function`` ran."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        function()
-    path = tmp_path / "trace.json"
-    profile.export_chrome_trace(str(path))
-    events = [
-        event
-        for event in json.loads(path.read_text())["traceEvents"]
-        if event.get("name") == "[memory]"
-    ]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event["ts"]):
-        live += event["args"]["Bytes"]
-        peak = max(peak, live)
-    return peak
-
-
 @pytest.mark.parametrize("budget", [2**20, 2**22, 2**24])
 @attention_variants
-def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pairs, tmp_path):
+def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pairs, peak_bytes):
     inputs = inputs_of(make_pairs(8, 24, 49, 40, 64, dtype=torch.float32))
     regions, words = (each.detach().requires_grad_() for each in inputs[:2])
     results = inputs.regions.nbytes + 2 * inputs.words.nbytes  # gradients; one is unpacked
@@ -355,7 +334,7 @@ def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pai
         torch.autograd.grad(cosine, (regions, words), torch.ones_like(cosine))
 
     run()
-    assert peak_bytes(run, tmp_path) <= budget + results + cosines
+    assert peak_bytes(run) <= budget + results + cosines
 
 
 @pytest.mark.parametrize("compiled", [False, True])

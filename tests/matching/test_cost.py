@@ -165,8 +165,8 @@ def test_roofline():
     "backend, real_words, error, message",
     [
         ("fused", 3, OptionError, "backend must be one of 'einops', 'chunked', 'triton'; got 'fu"),
-        ("einops", -1, OptionError, "real_words must be at least 0; got -1"),
-        ("einops", 13, OptionError, "real_words must be at most texts · words = 12; got 13"),
+        ("einops", -1, OptionError, "real_words must be from 0 to 12; got -1"),
+        ("einops", 13, OptionError, "real_words must be from 0 to 12; got 13"),
         ("einops", 1.5, DtypeError, "real_words must be an integer; got 1.5"),
     ],
 )

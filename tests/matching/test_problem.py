@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gloria.aggregators import GeM
 from gloria.errors import DtypeError, OptionError
 from gloria.matching import MatchingOptions
 
@@ -46,6 +47,8 @@ def test_unknown_choices_are_listed():
         match="aggregation must be one of 'logsumexp', 'logmeanexp', 'max', 'mean'; got 'sum'",
     ):
         MatchingOptions(**{**GOOD, "aggregation": "sum"})
+    with pytest.raises(OptionError, match=r"an aggregator; got its class\. Make one: GeM\(\)"):
+        MatchingOptions(**{**GOOD, "aggregation": GeM})
 
 
 def test_options_are_frozen_and_compare_by_value():

@@ -150,18 +150,10 @@ def blocks_of_keys(queries: Packed, keys: Packed, vector: int, budget: int) -> I
 def maxima(
     queries: Tensor, keys: Tensor, rows: Packed, block: Packed, budget: int, with_winners: bool
 ) -> tuple[Tensor, Tensor]:
-    """The highest score of each row with each key of a block, and where it is.
+    """The highest score of each row with each key of a block, and where it is, ``(row, key)``.
 
-    Args:
-        queries: ``(token, dim)``.
-        keys: ``(token, dim)``.
-        rows: which of the queries.
-        block: which of the keys.
-        budget: bytes.
-        with_winners: also say which key token won; costs a slower maximum.
-
-    Returns:
-        Maxima ``(row, key)`` and winners ``(row, key)``, int32 positions in ``keys``.
+    Queries and keys are ``(token, dim)``. The winners are int32 positions in ``keys``; without them
+    the maximum is faster.
     """
     columns, height = block.take(keys), len(rows.positions)
     highest = queries.new_empty(height, len(block.lengths))

@@ -97,41 +97,28 @@ def test_a_second_derivative_is_refused(make_pairs):
         first.sum().backward()
 
 
-def peak(function):
-    """Most bytes that the function held at once beyond what was there before."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        result = function()
-    held = highest = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest, result
-
-
 @pytest.mark.parametrize("budget", [2**20, 2**22])
 @pytest.mark.parametrize(
     "sizes",  # image, text, region, word, dim
     [(32, 32, 100, 60, 32), (64, 1, 200, 2, 128), (2, 300, 10, 40, 128)],
 )
 @pytest.mark.parametrize("masked_regions", [False, True])
-def test_memory_stays_within_the_budget(masked_regions, sizes, budget, make_pairs):
+def test_memory_stays_within_the_budget(masked_regions, sizes, budget, make_pairs, peak_bytes):
     """Beside the result and the gradients."""
     inputs = inputs_of(make_pairs, *sizes, masked_regions=masked_regions)
     result = 4 * sizes[0] * sizes[1]
-    taken, _ = peak(lambda: chunked.summed_maxima(inputs, budget))
+    taken = peak_bytes(lambda: chunked.summed_maxima(inputs, budget))
     assert taken - result <= budget
-    taken, _ = peak(lambda: chunked.both_summed_maxima(inputs, budget))
+    taken = peak_bytes(lambda: chunked.both_summed_maxima(inputs, budget))
     assert taken - 2 * result <= budget
     owed = sum(each.nbytes for each in inputs[:2])
-    taken, _ = peak(lambda: gradients(inputs, budget))
+    taken = peak_bytes(lambda: gradients(inputs, budget))
     assert taken - owed - 3 * result <= budget
-    taken, _ = peak(lambda: gradients_of_both(inputs, budget))
+    taken = peak_bytes(lambda: gradients_of_both(inputs, budget))
     assert taken - 2 * owed - 6 * result <= budget  # either side has its own until they are added
 
 
-def test_the_definition_takes_more(make_pairs):
+def test_the_definition_takes_more(make_pairs, peak_bytes):
     """Or else the budget would prove nothing."""
     inputs = inputs_of(make_pairs, 32, 32, 100, 60, 32)
-    assert peak(lambda: einops.summed_maxima(inputs, 0))[0] > 32 * 32 * 100 * 60 * 4
+    assert peak_bytes(lambda: einops.summed_maxima(inputs, 0)) > 32 * 32 * 100 * 60 * 4
