@@ -494,8 +494,10 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
     _check_part(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
     _check_part(encoder, features, "word_mask", axes)
-    if not isinstance(tokens, Sequence) or len(tokens) != count:
-        got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
+    got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
+    if got == f"{count} lists" and any(isinstance(each, str) for each in tokens):
+        got = "strings"
+    if got != f"{count} lists":
         _refuse(encoder, f"tokens, a list of words of each of the {count} texts", got)
 
 

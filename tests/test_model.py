@@ -315,6 +315,7 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
             r"tokens, a list of words of each of the 3 texts; got 1 lists",
         ),
         (lambda f: f._replace(tokens=None), r"tokens, .*; got NoneType"),
+        (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got strings"),
     ],
 )
 def test_text_features_of_other_shapes_are_refused_by_name(change, message):
