@@ -44,14 +44,21 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.arguments import (
     IMAGE_SIZE,
     MODEL,
-    add_pixel_arguments,
     add_workers_argument,
     locate_model,
     parse_names,
     pick_image_size,
     refuse_unread,
 )
-from gloria.cli.train import COLUMNS
+from gloria.cli.reading import (
+    COLUMNS,
+    add_reading_arguments,
+    find_splits,
+    find_validation,
+    leave_out_broken,
+    read_reports,
+    tell_unread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,37 +132,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--labels", type=Path, metavar="FILE", help="of chexpert-plus, which needs it"
     )
-    data.add_argument(
-        "--sections",
-        type=parse_names,
-        metavar="NAME,...",
-        help="of the reports, as in training; default: the whole report",
-    )
+    add_reading_arguments(data)
     data.add_argument(
         "--classes",
         type=parse_names,
         metavar="NAME,...",
         help="columns of labels of a csv; without them, images ask for their own reports",
     )
-    for name, default in USUAL.items():
-        data.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=default,
-            metavar="NAME",
-            help=f"of a csv; default: {default}",
-        )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
         "--report-column",
         metavar="NAME",
         help="of a csv; images without a report are left out; default: report, if it is there and, "
         "with --classes, in every row",
-    )
-    data.add_argument(
-        "--skip-broken",
-        action="store_true",
-        default=None,  # as the options that only some formats read
-        help="read every image first; leave out those that are broken or not there",
     )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
@@ -165,7 +154,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
     data.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    add_pixel_arguments(data, " of a csv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -314,6 +302,7 @@ def _begin(
     """What is in the folder, if it is of these settings and models; else an empty beginning."""
     import gloria
     from gloria.errors import CheckpointError
+    from gloria.evaluation.settings import describe_changes
 
     given = {name: getattr(args, name) for name in ("format", "data", *READ_BY, "image_size")}
     # as they are when they are read again
@@ -338,15 +327,8 @@ def _begin(
         before, known = USUAL | results["settings"], results["models"]
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
-    changed = [
-        f"{name} was {before.get(name)!r}, is {value!r}"
-        for name, value in chosen.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{file} is of other settings: {'; '.join(changed)}. Give another --out."
-        )
+    if changed := describe_changes(before, chosen):
+        raise CheckpointError(f"{file} is of other settings: {changed}. Give another --out.")
     for name, model in known.items():
         if name in hashes and model["sha256"] != hashes[name]:
             raise CheckpointError(
@@ -426,7 +408,9 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
     names, note = _name_splits(args)
-    parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
+    parts = [
+        leave_out_broken(args, _read(args, channels, classes, split=name), name) for name in names
+    ]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
@@ -457,11 +441,11 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.transfer import TransferData
     from gloria.errors import GloriaWarning
 
-    there = _read_splits(args)
-    split = next((name for name in ("test", "val") if name in there), None)
+    there = find_splits(args)
+    split = "test" if "test" in there else find_validation(there)
     note = ""
-    if split == "val":
-        note = "Images of the split val, by which `gloria train` chose the model in best/."
+    if split is not None and split != "test":
+        note = f"Images of the split {split}, by which `gloria train` chose the model in best/."
     elif there and split is None:
         note = (
             f"{args.data} has no split test and no split val: all its images are taken. Figures "
@@ -469,7 +453,7 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
         )
         warnings.warn(note, GloriaWarning, stacklevel=2)
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
-    pairs = _whole(args, _read(args, channels, (), split=split))
+    pairs = leave_out_broken(args, _read(args, channels, (), split=split), split)
     return TransferData.of_pairs(args.format, pairs, note=note)
 
 
@@ -482,54 +466,21 @@ def _read(
     **options: Any,
 ) -> Radiographs:
     """The images of a data set, or of a split of it."""
-    from gloria.data import (
-        MIMICCXR,
-        RSNA,
-        SIIM,
-        CheXpert,
-        CheXpertPlus,
-        ImageReportTable,
-        ReportPolicy,
-    )
+    from gloria.data import RSNA, SIIM, CheXpert
 
-    size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    with_reports = {**size, "policy": ReportPolicy(args.sections), "skip_incomplete": True}
+    options |= {"size": args.image_size, "channels": channels}
     if args.format == "rsna":
-        return RSNA(args.data, args.images, **size)
+        return RSNA(args.data, args.images, **options)
     if args.format == "siim":
-        return SIIM(args.data, args.images, **size)
+        return SIIM(args.data, args.images, **options)
+    options["classes"] = classes
     if args.format == "chexpert":
-        return CheXpert(args.data, root=args.images, classes=classes, **size, **options)
+        return CheXpert(args.data, root=args.images, **options)
     if args.format == "chexpert-plus":
-        files: dict[str, Any] = {"root": args.images, "labels": args.labels}
-        return CheXpertPlus(args.data, split, classes=classes, **files, **with_reports, **options)
-    if args.format == "mimic-cxr":
-        return MIMICCXR(args.data, split, classes=classes, **with_reports)
-    return ImageReportTable(
-        args.data,
-        split,
-        classes=classes,
-        image_column=args.image_column,
-        report_column=args.report_column,
-        split_column=args.split_column,
-        patient_column=args.patient_column,
-        bits=args.bits,
-        window=args.window,
-        check_files=not args.skip_broken,
-        **with_reports,
-    )
-
-
-def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
-    """The images that can be read, if only these were asked for; what is left out is told."""
-    from gloria.cli.progress import Progress, say
-
-    if args.skip_broken:
-        with Progress(len(data), "read", args.quiet) as progress:
-            data = data.without_broken(progress=progress.advance)
-    if data.skipped:
-        say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
-    return data
+        options["labels"] = args.labels
+    if args.format == "csv":
+        options["patient_column"] = args.patient_column
+    return read_reports(args, split, skip_incomplete=True, **options)
 
 
 def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
@@ -541,16 +492,12 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     from gloria.cli.progress import say
     from gloria.errors import GloriaWarning
 
-    if args.format == "mimic-cxr":
-        return ("train", "validate", "test"), ""
-    validation = "valid" if args.format == "chexpert-plus" else "val"
+    there = find_splits(args)
+    validation = find_validation(there) or "val"
     names = ("train", validation, "test")
-    there = _read_splits(args)
     lacking = [name for name in names if name not in there]
     if not lacking:
-        if others := sorted(set(there) - set(names)):
-            told = ", ".join(map(repr, others))
-            say(f"rows of other splits are not read: {told}", args.quiet)
+        tell_unread(args, there, names)
         return names, ""
     how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
@@ -569,19 +516,6 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         stacklevel=2,
     )
     return (None,), drawn
-
-
-def _read_splits(args: argparse.Namespace) -> list[str]:
-    """The splits that a table names; it may lack the usual column, but none that was asked for."""
-    from gloria.data import read_splits
-    from gloria.data.rows import read_header
-
-    column = args.split_column
-    if args.format not in ("csv", "chexpert-plus"):
-        return []
-    if column == USUAL["split_column"] and column not in read_header(args.data):
-        return []
-    return read_splits(args.data, column)
 
 
 def _hash_prompts(path: Path) -> str:

@@ -17,11 +17,13 @@ def check_out(folder: Path, *models: str) -> None:
         models: names of the models that will be saved in it.
 
     Raises:
-        OptionError: it is a file, or can't be made or written into.
+        OptionError: it is a file or a saved model, or can't be made or written into.
         CheckpointError: where a model will be, there is something else.
     """
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"out must be a folder; {folder} is a file.")
+    if (folder / "model.safetensors").exists():
+        raise OptionError(f"out must be a folder of its own; {folder} is a saved model.")
     for name in models:
         check_nothing_is_lost(folder / name)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]

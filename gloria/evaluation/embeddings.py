@@ -32,6 +32,7 @@ from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
+from gloria.evaluation.settings import describe_changes
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 from gloria.weights import write_file, write_text
@@ -255,15 +256,10 @@ def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict
             f"this version of gloria writes format {FORMAT}. Choose another folder, or delete this "
             f"one."
         )
-    changed = [
-        f"{name} was {before.get(name)}, is {settings.get(name)}"
-        for name in sorted(before.keys() | settings.keys())
-        if before.get(name) != settings.get(name)
-    ]
-    if changed:
+    if changed := describe_changes(before, settings):
         raise DataError(
-            f"{folder} has features of another model or of images prepared otherwise: "
-            f"{'; '.join(changed)}. Choose another folder, or delete this one."
+            f"{folder} has features of another model or of images prepared otherwise: {changed}. "
+            f"Choose another folder, or delete this one."
         )
     return (height, width), rows
 

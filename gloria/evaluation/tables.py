@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from gloria.checks import check_choice
@@ -50,12 +51,7 @@ class Spread(NamedTuple):
             >>> Spread.of([1.0, 2.0, 3.0])
             Spread(mean=2.0, sd=1.0, runs=3)
         """
-        # plain sums round otherwise from Python 3.12 on, and a figure its last digit
-        mean = math.fsum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean, math.nan, 1)
-        squares = math.fsum((value - mean) ** 2 for value in values)
-        return cls(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+        return cls(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 Cell = float | Interval | Spread | None

@@ -25,7 +25,7 @@ from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.checkpoints import Standing, as_json, resume, save_checkpoint
+from gloria.training.checkpoints import Standing, alone_in, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import check_initialized, parameter_groups, prepare, update
 from gloria.types import ScheduledLoss
@@ -157,7 +157,8 @@ def train(
             ``settings`` is called as a field of the recipe, which tells runs apart, too.
         NonFiniteLossError: the loss, the gradient or the validation loss is NaN or infinite; the
             last checkpoint stays.
-        CheckpointError: the run in ``folder`` had other settings, or is damaged.
+        CheckpointError: the run in ``folder`` had other settings, or is damaged, or another process
+            trains into it.
     """
     if not isinstance(unwrapped(model), GLoRIA):
         raise DtypeError(
@@ -180,40 +181,41 @@ def train(
         raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
     fixed = as_json({**own, **(settings or {})})
     standing = Standing(0, [])
-    if folder is not None:
-        for place in (folder, folder / "checkpoints"):
-            remove_drafts(place)
-        standing = resume(folder / "checkpoints", model, optimizer, fixed)
+    with nullcontext() if folder is None else alone_in(folder):
+        if folder is not None:
+            for place in (folder, folder / "checkpoints"):
+                remove_drafts(place)
+            standing = resume(folder / "checkpoints", model, optimizer, fixed)
 
-    batches = StepBatches(
-        len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
-    )
-    model.train()
-    loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
-    for images, reports in loaded:
-        record = _train_step(model, optimizer, images, reports, recipe, standing.step)
-        standing.step += 1
-        standing.history.append(record)
-        done = standing.step == recipe.steps
-        if validation is not None and (done or standing.step % recipe.validate_every == 0):
-            with _in_precision(recipe, model):
-                record["validation_loss"] = validation_loss(
-                    model, validation, recipe.batch_size, recipe.augmentation, workers=workers
-                )
-            if record["validation_loss"] < standing.best:
-                standing.best = record["validation_loss"]
-                if folder is not None:
-                    save_model(model, folder / "best")
-        due = done or standing.step % recipe.checkpoint_every == 0
-        try:
-            if on_step is not None:
-                on_step(record)
-        except BaseException:
-            due = True
-            raise
-        finally:
-            if folder is not None and due:
-                save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
+        batches = StepBatches(
+            len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
+        )
+        model.train()
+        loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
+        for images, reports in loaded:
+            record = _train_step(model, optimizer, images, reports, recipe, standing.step)
+            standing.step += 1
+            standing.history.append(record)
+            done = standing.step == recipe.steps
+            if validation is not None and (done or standing.step % recipe.validate_every == 0):
+                with _in_precision(recipe, model):
+                    record["validation_loss"] = validation_loss(
+                        model, validation, recipe.batch_size, recipe.augmentation, workers=workers
+                    )
+                if record["validation_loss"] < standing.best:
+                    standing.best = record["validation_loss"]
+                    if folder is not None:
+                        save_model(model, folder / "best")
+            due = done or standing.step % recipe.checkpoint_every == 0
+            try:
+                if on_step is not None:
+                    on_step(record)
+            except BaseException:
+                due = True
+                raise
+            finally:
+                if folder is not None and due:
+                    save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
     model.eval()
     return standing.history
 

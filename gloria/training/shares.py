@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from gloria.checks import check_integer, check_share
 from gloria.data.pairs import LabelledItems
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, OptionError
+from gloria.evaluation.tables import Spread
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
@@ -110,17 +110,10 @@ def name_share(fraction: float) -> str:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """``mean`` and ``sd``, the sample standard deviation, of the values that are there.
-
-    Returns:
-        None for a mean of no value, and for the standard deviation of fewer than two.
-
-    Example:
-        >>> spread([0.25, None, 0.75])
-        {'mean': 0.5, 'sd': 0.3535533905932738}
-    """
+    """Of the values that are there; None where they are too few."""
     defined = [value for value in values if value is not None]
+    found = Spread.of(defined) if defined else None
     return {
-        "mean": mean(defined) if defined else None,
-        "sd": stdev(defined) if len(defined) > 1 else None,
+        "mean": found.mean if found else None,
+        "sd": found.sd if found and found.runs > 1 else None,
     }
