@@ -59,13 +59,13 @@ from gloria.cli.reading import (
     read_reports,
     tell_unread,
 )
+from gloria.cli.results import accept_data, open_results, show_results, write_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gloria.data import Radiographs
     from gloria.data.transfer import TransferData
-    from gloria.evaluation.tables import Table
     from gloria.training.transfer import TransferSettings
 
 FORMATS = ("phantom", "csv", "chexpert", "chexpert-plus", "mimic-cxr", "rsna", "siim")
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.cli.progress import Progress, say
     from gloria.errors import DataError, OptionError
     from gloria.training.devices import pick_device
-    from gloria.training.transfer import count_resamples, count_work, evaluate_task
+    from gloria.training.transfer import count_resamples, count_work, evaluate_task, why_not
     from gloria.weights import hash_model, load_model
 
     _check(args)
@@ -184,17 +184,19 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "phantom":
         _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = _begin(args, settings, hashes)
+    results = open_results(args.out, _describe(args, settings), USUAL, hashes)
+    done = {name: found["tasks"] for name, found in results["models"].items()}
     todo = [
         (name, task)
         for name in models
         for task in args.tasks
-        if task not in results["models"].get(name, {"tasks": {}})["tasks"]
-        and task not in results["skipped"]
+        if task not in done.get(name, ()) and task not in results["skipped"]
     ]
     if todo:
         data = _read_data(args, channels.pop())
-        _accept(args, results, data, settings)
+        accept_data(args.out, results, data)
+        reasons = {task: why_not(task, data, settings) for task in args.tasks}
+        results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
     if all(task in results["skipped"] for task in args.tasks):
         why = "; ".join(f"{task}: {results['skipped'][task]}" for task in args.tasks)
         raise DataError(f"nothing that was asked for can be evaluated. {why}.")
@@ -205,18 +207,13 @@ def run(args: argparse.Namespace) -> int:
         with Progress(count_work(task, data, settings), task, args.quiet) as progress:
             intervals = progress.then(count_resamples(task, settings), f"{task}, intervals")
             report = evaluate_task(
-                task,
-                models[name],
-                data,
-                settings,
-                progress=progress.advance,
-                resampled=intervals,
+                task, models[name], data, settings, progress=progress.advance, resampled=intervals
             )
         model = results["models"].setdefault(name, {"sha256": hashes[name], "tasks": {}})
         model["tasks"][task] = report
-        _write(args.out, results)
-    _write(args.out, results)
-    print(json.dumps(results, indent=2) if args.json else _text(results))
+        write_results(args.out, results)
+    write_results(args.out, results)
+    print(json.dumps(results, indent=2) if args.json else show_results(results))
     say(f"\nTables and all figures: {args.out}", args.quiet)
     return 0
 
@@ -296,92 +293,16 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
     )
 
 
-def _begin(
-    args: argparse.Namespace, settings: TransferSettings, hashes: Mapping[str, str]
-) -> dict[str, Any]:
-    """What is in the folder, if it is of these settings and models; else an empty beginning."""
-    import gloria
-    from gloria.errors import CheckpointError
-    from gloria.evaluation.settings import describe_changes
+def _describe(args: argparse.Namespace, settings: TransferSettings) -> dict[str, Any]:
+    """What decides the figures, in JSON values."""
+    from gloria.data.prompts import read_prompts
 
     given = {name: getattr(args, name) for name in ("format", "data", *READ_BY, "image_size")}
-    # as they are when they are read again
-    chosen = {**json.loads(json.dumps(given, default=str)), **settings.description()}
     if args.prompts is not None:  # their texts count, whatever the file is called
-        chosen["prompts"] = _hash_prompts(args.prompts)
-    empty: dict[str, Any] = {
-        "gloria": gloria.__version__,
-        "settings": chosen,
-        "note": "",
-        "data": None,
-        "skipped": {},
-        "left_out": {},
-        "models": {},
-    }
-    file = args.out / "results.json"
-    if not file.is_file():
-        return empty
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        # an option that there was not yet stood at its default
-        before, known = USUAL | results["settings"], results["models"]
-    except (ValueError, KeyError, TypeError) as cause:
-        raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
-    if changed := describe_changes(before, chosen):
-        raise CheckpointError(f"{file} is of other settings: {changed}. Give another --out.")
-    for name, model in known.items():
-        if name in hashes and model["sha256"] != hashes[name]:
-            raise CheckpointError(
-                f"{file} is of another model in {name}, which was written anew since. Give another "
-                f"--out."
-            )
-    return empty | results
-
-
-def _accept(
-    args: argparse.Namespace,
-    results: dict[str, Any],
-    data: TransferData,
-    settings: TransferSettings,
-) -> None:
-    """Note what the data are and do not permit; refuse others than those of earlier results."""
-    from gloria.errors import CheckpointError
-    from gloria.training.transfer import why_not
-
-    digest = data.fingerprint()
-    if results["data"] not in (None, digest):
-        raise CheckpointError(
-            f"{args.out / 'results.json'} is of other data in {args.data}, which changed since. "
-            f"Give another --out."
-        )
-    results |= {"data": digest, "note": data.note}
-    reasons = {task: why_not(task, data, settings) for task in args.tasks}
-    results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
-    if args.format != "phantom":
-        results["ids"] = _write_ids(args.out / "ids", data)
-        results["left_out"] = _left_out(data)
-
-
-def _left_out(data: TransferData) -> dict[str, list[str]]:
-    """Split: why images of it were left out; "data": of all, before splits were drawn of it."""
-    found = {name: list(part.skipped) for name, part in data.labelled._asdict().items()}
-    if found["train"] == found["val"] == found["test"]:  # of splits on disk no two name one row
-        found = {"data": found["train"]}
-    return {name: reasons for name, reasons in found.items() if reasons}
-
-
-def _write_ids(folder: Path, data: TransferData) -> dict[str, str]:
-    """The lists of which images are trained and tested on, for others to use; their hashes."""
-    from gloria.data import write_ids
-
-    # without labels nothing is trained, and the splits are the gallery
-    parts = {**(data.labelled._asdict() if data.classes else {}), "gallery": data.gallery}
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
-        name: write_ids(folder / f"{name}.txt", list(part.ids), about="of gloria evaluate")
-        for name, part in parts.items()
-        if part is not None and len(part)
-    }
+        sets = read_prompts(args.prompts).items()
+        texts = [[name, each.prompts, each.negative_prompts] for name, each in sets]
+        given["prompts"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return {**json.loads(json.dumps(given, default=str)), **settings.description()}
 
 
 def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
@@ -516,73 +437,6 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         stacklevel=2,
     )
     return (None,), drawn
-
-
-def _hash_prompts(path: Path) -> str:
-    """SHA-256 of the prompts in a file."""
-    from gloria.data.prompts import read_prompts
-
-    texts = [
-        [name, each.prompts, each.negative_prompts] for name, each in read_prompts(path).items()
-    ]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _write(out: Path, results: dict[str, Any]) -> None:
-    """Both files, each whole or not at all."""
-    from gloria.evaluation.tables import as_markdown
-    from gloria.weights import write_text
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    parts = ["# Evaluation\n", *([f"{results['note']}\n"] if results["note"] else [])]
-    parts += [as_markdown(table, _published(results)) for table in _tables(results)]
-    parts += [f"{remark}\n" for remark in _remarks(results)]
-    write_text(out / "tables.md", "\n".join(parts))
-
-
-def _text(results: dict[str, Any]) -> str:
-    from gloria.evaluation.tables import as_text
-
-    parts = [as_text(table, _published(results)) for table in _tables(results)]
-    parts += _remarks(results)
-    return "\n\n".join([*parts, *([results["note"]] if results["note"] else [])])
-
-
-def _published(results: dict[str, Any]) -> list[str]:
-    """The data sets whose published rows stand below: the one that this is; of phantoms, all."""
-    from gloria.evaluation.published import DATA_SETS
-
-    form = results["settings"]["format"]
-    return [each for each in DATA_SETS if form == "phantom" or form.startswith(each.lower())]
-
-
-def _remarks(results: dict[str, Any]) -> list[str]:
-    """What is not in the tables: tasks, and images."""
-    return [
-        *(f"{task} skipped: {reason}." for task, reason in results["skipped"].items()),
-        *(
-            f"left out of {name}: {len(reasons)} images, which results.json names."
-            for name, reasons in results["left_out"].items()
-        ),
-    ]
-
-
-def _tables(results: dict[str, Any]) -> list[Table]:
-    """Of each task, with a row for each model that has it."""
-    from gloria.data.transfer import TASKS
-    from gloria.training.transfer import transfer_table
-
-    tables = []
-    for task in TASKS:
-        reports = {
-            name: model["tasks"][task]
-            for name, model in results["models"].items()
-            if task in model["tasks"]
-        }
-        if reports:
-            tables.append(transfer_table(task, reports))
-    return tables
 
 
 def _percents(text: str) -> tuple[float, ...]:

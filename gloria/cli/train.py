@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,17 +316,10 @@ def _check(args: argparse.Namespace) -> TrainingRecipe:
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
             "no weights to start from."
         )
+    own = [each.name for each in fields(TrainingRecipe) if each.name in args]
     recipe = TrainingRecipe(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        clip_norm=args.clip_norm,
-        precision=args.precision,
+        **{name: getattr(args, name) for name in own},
         text_policy=random_sentences if args.one_sentence else None,
-        validate_every=args.validate_every,
-        checkpoint_every=args.checkpoint_every,
-        seed=args.seed,
     )
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)

@@ -134,16 +134,9 @@ def bootstrap_mean(
     Args:
         values: figure: its value for each unit, ``(unit,)``; all figures of the same units. NaN =
             the unit does not have the figure; it is drawn, and has no part in the mean.
-        resamples: as in :func:`bootstrap`.
-        level: as in :func:`bootstrap`.
-        seed: as in :func:`bootstrap`.
 
-    Returns:
-        Figure: its interval.
-
-    Raises:
-        DataError: there is no unit, or the figures are not of equally many; else as
-            :func:`bootstrap`.
+    The other arguments, what is returned and raised are those of :func:`bootstrap`; besides,
+    figures of other numbers of units are a :class:`~gloria.errors.DataError`.
 
     Example:
         >>> bootstrap_mean({"dice": [0.5, 0.7, 0.6, 0.6]})["dice"].value

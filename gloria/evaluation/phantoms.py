@@ -175,10 +175,7 @@ def mention_maps(
     Returns:
         ``(example, height, width)`` on the CPU, in weight per region.
 
-    Raises:
-        DataError: there is no example, or the text encoder's words are not those of
-            :func:`~gloria.data.phantom.split_words`.
-        OptionError: the model's loss has no local part.
+    Raises what :func:`evaluate_grounding` raises.
     """
     if not examples:
         raise DataError("examples must hold at least one; there is no map to make.")
@@ -207,11 +204,6 @@ def score_maps(
         maps: ``(example, height, width)``, laid over the image; not negative.
         items: what the examples are of.
         examples: of :func:`grounding_examples`.
-
-    Returns:
-        ``peak_near_mask``, ``auroc``, ``correct_side``, their counts, and ``per_finding``.
-
-    Raises what the functions of :mod:`gloria.evaluation.grounding` raise.
     """
     shown = [(items[each.item], each.mention.finding) for each in examples]
     masks = torch.stack(

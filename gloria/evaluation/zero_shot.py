@@ -79,20 +79,15 @@ def zero_shot_probabilities(
     class: an image may have several findings or none. What an image's similarities with all texts
     have in common cancels, so that images can be compared.
 
-    Args:
-        model: as in :func:`zero_shot_scores`.
-        images: as there.
-        prompts: by class, in the order of the columns, each with negative prompts.
+    Args as in :func:`zero_shot_scores`, and:
+        prompts: each with negative prompts.
         temperature: as in :func:`pair_probability`.
-        kind: as in :func:`zero_shot_scores`.
-        reduction: as there, of the positive and of the negative prompts.
 
     Returns:
         ``(image, class)`` in [0, 1], on the model's device and without gradients.
 
-    Raises:
-        OptionError: a class has no negative prompt, or ``temperature`` is not above 0; and as
-            :func:`zero_shot_scores`, as the other errors.
+    Raises what :func:`zero_shot_scores` raises, and:
+        OptionError: a class has no negative prompt, or ``temperature`` is not above 0.
     """
     positive, negative = _positive(prompts), {}
     for name, each in prompts.items():
@@ -164,10 +159,7 @@ def ensemble_embeddings(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor
     Returns:
         ``(class, dim)``, for :func:`~gloria.functional.global_similarity`.
 
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``prompt_class`` does not hold integers.
-        OptionError: a class has no prompt.
+    Errors as in :func:`class_scores`.
 
     Source: CLIP (Radford et al., 2021), section 3.1.4.
 

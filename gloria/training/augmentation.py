@@ -64,16 +64,8 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor]:
         """Vary each image as :meth:`__call__` does, and move its masks along.
 
-        Args:
-            images: as in :meth:`__call__`.
-            masks: boolean, ``(image, class, height, width)``; their border is repeated, too.
-            generator: as in :meth:`__call__`.
-
-        Returns:
-            Images, the same as without masks, and their masks.
-
-        Raises:
-            ShapeError: the images are smaller than the crop, or the masks not of their size.
+        ``masks`` are boolean, ``(image, class, height, width)``; their border is repeated, too.
+        Masks of another size than the images are a :class:`~gloria.errors.ShapeError`.
         """
         if masks.shape[0] != images.shape[0] or masks.shape[2:] != images.shape[2:]:
             raise ShapeError(

@@ -167,10 +167,7 @@ def evaluate_classifier(
     Returns:
         As :func:`~gloria.evaluation.classification.multilabel_auroc`.
 
-    Raises:
-        DtypeError: ``classifier`` is none, but an encoder, say.
-        ShapeError: labels are not as many as images and classes.
-        DataError: there is no image, or a label is not 1, 0 or -1.
+    Raises what :func:`train_classifier` raises of its classifier and images.
     """
     _check_classifier(classifier)
     check_integer("batch_size", batch_size, 1)

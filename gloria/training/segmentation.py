@@ -167,34 +167,20 @@ def segmentation_efficiency(
 ) -> dict[str, Any]:
     """Test Dice and IoU of U-Nets on image encoders, trained on shares of the masks.
 
-    Rows, splits, shares and seeds are those of :func:`~gloria.training.label_efficiency`.
-
-    Args:
-        rows: encoders by name. None of them is changed.
-        train: the whole of the masks.
-        validation: chooses each model's weights and thresholds, whole for every share.
-        test: of patients who are in neither of the others; used once for each model.
-        fractions: shares of the training patients.
-        seeds: one model is trained for each.
+    Args as in :func:`~gloria.training.label_efficiency`, of images with masks, and:
         recipe: of each model, but for its seed; None = :class:`SegmentationRecipe`'s defaults.
         width: as in :func:`~gloria.heads.segmentation_model`.
-        workers: processes that load images.
-        progress: called with the number of models trained since the last call.
         on_overlap: called with the row, fraction and seed of each model and the counts of the test
             images, ``(image, class)``: for intervals over images, say.
 
     Returns:
-        What ``json.dumps`` takes. ``result["classes"]`` names them, and
-        ``result["rows"][name]["10%"]`` has, for each of ``dice_positives``, ``dice_all``,
-        ``iou_positives`` and ``iou_all``, the ``mean`` and ``sd`` over seeds (sample standard
-        deviation; None for one seed, or where no test image is positive), the same ``per_class`` by
-        name, and ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id list),
-        ``best_step``, ``validation_dice``, and under ``test`` the figures of
-        :func:`~gloria.evaluation.segmentation.evaluate_segmentation`, those ``per_class`` by name.
+        As there, for each of ``dice_positives``, ``dice_all``, ``iou_positives`` and ``iou_all``
+        (None where no test image is positive); of each run ``validation_dice``, and under ``test``
+        the figures of :func:`~gloria.evaluation.segmentation.evaluate_segmentation`, those
+        ``per_class`` by name.
 
     Raises:
-        OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
-            range; or a batch is one image, and BatchNorms that learn need more.
+        OptionError: as there.
         DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`; or the three sets
             have different classes, or not one mask for each of them.
     """

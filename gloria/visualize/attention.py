@@ -63,7 +63,6 @@ def overlay_attention(
     *,
     alpha: float = _ALPHA,
     highest: float | None = None,
-    colormap: str = _COLORMAP,
 ) -> Array:
     """Lay an attention map over an image.
 
@@ -78,7 +77,6 @@ def overlay_attention(
         alpha: how much the strongest attention hides of the image, 0 to 1.
         highest: the attention that gets the strongest colour. None = the map's own maximum: fine
             for one map, but a flat one then looks strong. Give maps that are compared the same.
-        colormap: any of matplotlib's, by name.
 
     Returns:
         ``(height, width, 3)`` in [0, 1].
@@ -96,7 +94,7 @@ def overlay_attention(
     if highest is None:
         highest = float(weights.max()) or 1.0
     check_positive("highest", highest)
-    return _blend(picture, weights, highest, alpha, colormap)
+    return _blend(picture, weights, highest, alpha)
 
 
 def plot_attention(
@@ -222,11 +220,9 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
     return without_math(figure)
 
 
-def _blend(
-    picture: Array, weights: Array, highest: float, alpha: float = _ALPHA, colormap: str = _COLORMAP
-) -> Array:
+def _blend(picture: Array, weights: Array, highest: float, alpha: float = _ALPHA) -> Array:
     strength = np.clip(weights / highest, 0, 1)
-    colours = _colormap(colormap)(strength)[..., :3]
+    colours = require("matplotlib", "viz").colormaps[_COLORMAP](strength)[..., :3]
     opacity = alpha * strength[..., None]
     return np.asarray((1 - opacity) * picture + opacity * colours, dtype=np.float64)
 
@@ -333,7 +329,7 @@ def _add_key(figure: Any, outlined: bool) -> None:
 def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
     cm = require("matplotlib.cm", "viz")
     colors = require("matplotlib.colors", "viz")
-    scale = cm.ScalarMappable(colors.Normalize(0, highest), _colormap(_COLORMAP))
+    scale = cm.ScalarMappable(colors.Normalize(0, highest), _COLORMAP)
     length = min(1.0, 2.5 / len(panels))
     bar = figure.colorbar(
         scale, ax=panels, fraction=0.02, pad=0.01, aspect=25, shrink=length, anchor=(0, 1)
@@ -341,13 +337,6 @@ def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
     bar.outline.set_visible(False)
     bar.set_label("attention per region", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=FAINT)
-
-
-def _colormap(name: str) -> Any:
-    maps = require("matplotlib", "viz").colormaps
-    if name not in maps:
-        raise OptionError(f"colormap must be a name in matplotlib.colormaps; got {name!r}.")
-    return maps[name]
 
 
 def _height_to_width(image: Picture) -> float:

@@ -78,9 +78,7 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
     return without_math(figure)
 
 
-def plot_comparison(
-    figures: Mapping[str, Mapping[str, float]], *, title: str = "", x_label: str = ""
-) -> Figure:
+def plot_comparison(figures: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
     """Figures beside their controls: one line per figure, one dot per model or control.
 
     Args:
@@ -88,7 +86,6 @@ def plot_comparison(
             any number of them, all on one scale. A line need not have all of them: leave out
             what is missing.
         title: over the figure.
-        x_label: what is measured.
 
     Returns:
         A matplotlib figure. ``"chance"`` is drawn as a tick and not as a dot.
@@ -115,7 +112,7 @@ def plot_comparison(
     series = list(dict.fromkeys(name for values in figures.values() for name in values))
     result = new_figure(6.4, 0.9 + 0.36 * len(figures) + (0.35 if title else 0))
     axes = result.subplots()
-    style_axes(axes, title, x_label=x_label)
+    style_axes(axes, title)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     positions = range(len(figures))
