@@ -55,16 +55,11 @@ def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> 
 
 
 def refuse_unread(
-    args: argparse.Namespace,
-    read_by: Mapping[str, Collection[str]],
-    usual: Mapping[str, str],
+    args: argparse.Namespace, read_by: Mapping[str, Collection[str]], usual: Mapping[str, str]
 ) -> None:
     """An option that the format does not read is an error, not ignored.
 
-    Args:
-        args: what was given.
-        read_by: option: the formats that read it.
-        usual: option: its default, if that is not None.
+    ``read_by`` has the formats that read an option, ``usual`` its default if that is not None.
     """
     for name, formats in read_by.items():
         if args.format not in formats and getattr(args, name) != usual.get(name):

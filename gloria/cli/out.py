@@ -10,11 +10,7 @@ from gloria.weights import check_nothing_is_lost
 
 
 def check_out(folder: Path, *models: str) -> None:
-    """Require that the folder ``--out`` can be made and written into; nothing of it is left.
-
-    Args:
-        folder: the folder.
-        models: names of the models that will be saved in it.
+    """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left.
 
     Raises:
         OptionError: it is a file or a saved model, or can't be made or written into.

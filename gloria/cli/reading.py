@@ -40,13 +40,7 @@ def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def read_reports(args: argparse.Namespace, split: str | None, **options: Any) -> Radiographs:
-    """The images of a split, or of all, of a format that has reports.
-
-    Args:
-        args: the options.
-        split: as the data call it; None = all rows.
-        options: of the data set, besides those that ``args`` have.
-    """
+    """The images of a split (None: of all), of a format that has reports."""
     from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
 
     options["policy"] = ReportPolicy(args.sections)

@@ -17,11 +17,7 @@ def open_results(
 ) -> dict[str, Any]:
     """What is in the folder, if it is of these settings and models; else an empty beginning.
 
-    Args:
-        out: the folder.
-        settings: in JSON values.
-        usual: what those are taken for that older results do not have.
-        hashes: of the models, by name.
+    Settings that older results do not have are taken for the ``usual``; ``hashes`` are the models'.
     """
     import gloria
     from gloria.errors import CheckpointError

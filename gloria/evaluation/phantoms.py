@@ -61,15 +61,12 @@ def evaluate_gallery(
 
     Args:
         model: any; evaluated in eval mode, its modes are left as they were.
-        items: a 5xN split, each item with exactly one finding.
+        items: a 5xN split, each item with exactly one of the five findings.
         ks: the K of precision@K; those above the number of items are left out.
 
     Returns:
         ``image_to_text`` and ``text_to_image`` precision@K, each ``{K: figure}``, and
         ``zero_shot_accuracy``: the mean over each class's prompts, an image at a time.
-
-    Raises:
-        DataError: there is no item, or one without exactly one of the five findings.
     """
     labels = torch.tensor([_label(number, item) for number, item in enumerate(items)])
     images = encode_images(model, pictures(items))
@@ -91,13 +88,8 @@ def grounding_examples(items: Sequence[PhantomItem]) -> list[Example]:
     """Every positive mention, each with another image of the same finding as control.
 
     The control is the next item whose report mentions the finding, the first after the last. A
-    finding that a single item mentions has no control and is left out.
-
-    Args:
-        items: any split.
-
-    Returns:
-        By finding, in the order of :data:`~gloria.data.phantom.FINDINGS`, then by item.
+    finding that a single item mentions has no control and is left out. In the order of
+    :data:`~gloria.data.phantom.FINDINGS`, then by item.
     """
     examples = []
     for name in FINDINGS:

@@ -33,7 +33,6 @@ class MaskedItems(Sized, Protocol):
 
     def __getitem__(self, index: int, /) -> Masked:
         """One item."""
-        ...
 
 
 class Overlap(NamedTuple):
@@ -85,8 +84,7 @@ def count_overlap(predicted: Tensor, masks: Tensor) -> Overlap:
         Counts, each ``(...)``.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: one of them is not boolean.
+        ShapeError, DtypeError: the shapes differ, or one of them is not boolean.
 
     Example:
         >>> overlap = count_overlap(torch.tensor([[True, True, False]]), torch.ones(1, 3).bool())

@@ -126,12 +126,7 @@ def as_text(table: Table, published: Collection[str] = DATA_SETS) -> str:
 
 
 def as_markdown(table: Table, published: Collection[str] = DATA_SETS) -> str:
-    """A table as Markdown, with a heading.
-
-    Args:
-        table: what to show.
-        published: as in :func:`as_text`.
-    """
+    """A table as Markdown, with a heading; arguments as in :func:`as_text`."""
     parts = [f"## {table.title}", f"{table.caption}.", markdown(table.lines())]
     if below := _published(table.task, published):
         parts.append(f"*{NOT_COMPARABLE[0].upper()}{NOT_COMPARABLE[1:]}:*")

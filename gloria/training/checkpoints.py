@@ -105,10 +105,7 @@ def save_checkpoint(
 
 
 def resume(
-    folder: Path,
-    model: GLoRIA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
+    folder: Path, model: GLoRIA, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> Standing:
     """Put the newest checkpoint into model and optimizer; step 0 if there is none.
 

@@ -32,11 +32,10 @@ from gloria.heads.segmentation import SegmentationModel, segmentation_model
 from gloria.losses.segmentation import focal_log_dice
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
-from gloria.training.steps import prepare
-from gloria.training.supervised import SupervisedRecipe, fit
+from gloria.training.steps import OnStep, Recipe, prepare
+from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
 from gloria.wrapping import unwrapped
 
@@ -48,11 +47,10 @@ class MaskedImages(LabelledItems, MaskedItems, Protocol):
 
     def select(self, ids: Iterable[str], /) -> Self:
         """The images of an id list."""
-        ...
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe(SupervisedRecipe):
+class SegmentationRecipe(Recipe):
     """How to train a segmentation model. Batch, rate and loss are the published ones.
 
     Attributes:

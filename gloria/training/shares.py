@@ -13,11 +13,7 @@ from gloria.evaluation.tables import Spread
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
-    """Require something to train, before anything is trained.
-
-    Raises:
-        OptionError: there is no row, fraction or seed, one comes twice, or one is out of range.
-    """
+    """Require rows, fractions and seeds, each once and in range, before anything is trained."""
     for fraction in fractions:
         check_share("fractions", fraction)
         if fraction == 0:
@@ -31,11 +27,7 @@ def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Seque
 
 
 def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
-    """The classes of ``train``, which the other sets must have, in the same order.
-
-    Raises:
-        DataError: one has other classes.
-    """
+    """The classes of ``train``, which the other sets must have, in the same order."""
     classes = list(train.classes)
     for name, data in others.items():
         if list(data.classes) != classes:
@@ -80,12 +72,7 @@ def tabulate(
     row: dict[str, Any] = {}
     for fraction, draws in shares.items():
         runs = [
-            {
-                "seed": seed,
-                "images": len(ids),
-                "share": hash_ids(ids),
-                **run(fraction, seed, ids),
-            }
+            {"seed": seed, "images": len(ids), "share": hash_ids(ids), **run(fraction, seed, ids)}
             for seed, ids in draws.items()
         ]
         tested = [each["test"] for each in runs]

@@ -230,7 +230,11 @@ class _Given(NamedTuple):
     ) -> dict[str, Interval | None]:
         """Bootstrap intervals; None for a figure that all units together do not define."""
         whole = figures(torch.arange(units))
-        defined = [name for name, figure in whole.items() if _is_defined(figure)]
+        defined = [
+            name
+            for name, figure in whole.items()
+            if not isinstance(figure, Sequence) or any(value is not None for value in figure)
+        ]
 
         def some(index: Tensor) -> dict[str, Figure]:
             found = figures(index)
@@ -487,10 +491,6 @@ def _name_gallery(data: TransferData, labels: Tensor) -> str:
     return f"{data.name}, {size}"
 
 
-def _is_defined(figure: Figure) -> bool:
-    return not isinstance(figure, Sequence) or any(value is not None for value in figure)
-
-
 def _mean_of_draws(draws: Sequence[Sequence[float | None]]) -> list[float | None]:
     """Of each class, the mean over draws of labels; None where one of them has none."""
     means: list[float | None] = []
@@ -526,7 +526,7 @@ def _write(cell: Interval | Spread | None) -> Report | None:
     return None if cell is None else dict(cell._asdict())
 
 
-def _read(cell: Any) -> Cell:
-    if isinstance(cell, Mapping):
-        return Interval(**cell) if "low" in cell else Spread(**cell)
-    return None if cell is None else float(cell)
+def _read(cell: Mapping[str, Any] | None) -> Cell:
+    if cell is None:
+        return None
+    return Interval(**cell) if "low" in cell else Spread(**cell)

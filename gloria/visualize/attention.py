@@ -58,11 +58,7 @@ class GroundingExample:
 
 
 def overlay_attention(
-    image: Picture,
-    attention: Picture,
-    *,
-    alpha: float = _ALPHA,
-    highest: float | None = None,
+    image: Picture, attention: Picture, *, alpha: float = _ALPHA, highest: float | None = None
 ) -> Array:
     """Lay an attention map over an image.
 
@@ -85,7 +81,6 @@ def overlay_attention(
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN.
         OptionError: ``alpha`` is not from 0 to 1, or ``highest`` not positive.
-        MissingDependencyError: matplotlib is not installed.
     """
     picture = _picture(image)
     weights = _map("attention", attention, picture.shape[:2])
@@ -126,12 +121,6 @@ def plot_attention(
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN; no word.
         DtypeError, OptionError: ``columns`` is no integer of at least 1.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        maps = model.attention(image, "Small left pleural effusion.")
-        save_figure(plot_attention(picture, maps.words, maps.maps), "attention.png")
     """
     picture = _picture(image)
     layers = _maps(maps, words, picture.shape[:2])
@@ -180,7 +169,6 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
         DataError: no example, or rows with different maps; values out of range or NaN.
         ShapeError: the shapes do not fit.
         OptionError: ``start`` and ``stop`` are no words of the sentence.
-        MissingDependencyError: matplotlib is not installed.
     """
     if not examples:
         raise DataError("examples must hold at least one row; there is nothing to draw.")

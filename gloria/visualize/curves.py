@@ -35,12 +35,6 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
 
     Raises:
         DataError: there is no record, or one without ``step``.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        history = train(model, pairs, TrainingRecipe(steps=700))
-        save_figure(plot_training_curves(history), "curves.png")
     """
     if not history:
         raise DataError("history must hold at least one record; there is nothing to draw.")
@@ -92,11 +86,6 @@ def plot_comparison(figures: Mapping[str, Mapping[str, float]], *, title: str = 
 
     Raises:
         DataError: there is no figure, one without values, or a value that is not finite.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        plot_comparison({"precision@5": {"trained": 0.84, "untrained": 0.21, "chance": 0.2}})
     """
     if not figures:
         raise DataError("figures must hold at least one figure; there is nothing to draw.")
