@@ -53,11 +53,7 @@ DASHES = "-\u2013\u2014"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
-
-    Args:
-        argv: the arguments after ``gloria``; None = those of this process.
-    """
+    """Run one command, of ``argv`` or this process's arguments, and return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all

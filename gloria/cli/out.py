@@ -10,12 +10,7 @@ from gloria.weights import check_nothing_is_lost
 
 
 def check_out(folder: Path, *models: str) -> None:
-    """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left.
-
-    Raises:
-        OptionError: it is a file or a saved model, or can't be made or written into.
-        CheckpointError: where a model will be, there is something else.
-    """
+    """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"out must be a folder; {folder} is a file.")
     if (folder / "model.safetensors").exists():

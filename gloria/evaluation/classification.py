@@ -52,8 +52,8 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
         The AUROC of each class, their mean, and the classes that lack positive or negative images.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``scores`` is not floating-point, or ``labels`` not integer.
+        ShapeError, DtypeError: the shapes differ, ``scores`` is not floating-point, or ``labels``
+            not integer.
         OptionError: a label is not 1, 0 or -1.
         DataError: there is no image or no class, or a score is NaN.
 
@@ -183,8 +183,8 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
         labels: ``(image,)`` integers, the true class.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``scores`` is not floating-point, or ``labels`` does not hold integers.
+        ShapeError, DtypeError: the shapes do not fit, ``scores`` is not floating-point, or
+            ``labels`` not integer.
         OptionError: a label is no class.
         DataError: there is no image, or ``scores`` holds NaN.
 

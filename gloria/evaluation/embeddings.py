@@ -153,8 +153,7 @@ def store_images(
         batch_size: images encoded at a time; it does not change the result.
         shard_size: images read and written at a time.
         workers: processes that load images.
-        progress: called with the number of images that are done since the last call, as
-            ``tqdm.update``.
+        progress: called with the number of images that are done since the last call.
 
     Returns:
         The features of all images of ``data`` that can be read, with its ``bits``; the others are

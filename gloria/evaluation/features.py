@@ -205,11 +205,8 @@ def pair_similarity(
         texts: of :func:`encode_texts`, at least one.
         kind: as in :meth:`~gloria.model.GLoRIA.similarity`.
         block: images at a time; it does not change the result.
-        aggregation: as in :meth:`~gloria.model.GLoRIA.similarity`.
-        weights: of the global and the local part, as in
-            :meth:`~gloria.model.GLoRIA.similarity`.
-        progress: called with the number of images compared with all texts since the last call, as
-            ``tqdm.update``.
+        aggregation, weights: likewise.
+        progress: called with the number of images compared with all texts since the last call.
 
     Returns:
         ``(image, text)``, both in the order given.

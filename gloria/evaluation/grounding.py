@@ -34,8 +34,8 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
         ``(...)``, 0 to 1.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
+        ShapeError, DtypeError: the shapes differ, ``maps`` is not floating-point, or ``mask`` not
+            boolean.
         OptionError: the tolerance is negative.
         DataError: a map holds NaN, or a mask is empty.
 
@@ -126,8 +126,7 @@ def left_share(maps: Tensor) -> Tensor:
         ``(...)`` in float64, 0 to 1.
 
     Raises:
-        ShapeError: ``maps`` has no height and width.
-        DtypeError: ``maps`` is not floating-point.
+        ShapeError, DtypeError: ``maps`` has no height and width, or is not floating-point.
         DataError: a map is negative, NaN or all zero.
 
     Example:

@@ -41,13 +41,7 @@ TOLERANCE = 4
 
 
 class Example(NamedTuple):
-    """A positive mention of a finding that the film shows.
-
-    Attributes:
-        item: index of the image and its report.
-        other: index of the image of another item whose report mentions the same finding.
-        mention: where in the report.
-    """
+    """A mention of a finding in an item's report, and another item that mentions it, as control."""
 
     item: int
     other: int

@@ -50,7 +50,7 @@ def evaluate_pairs(
         weights: of the global and the local similarity in their sum.
         batch_size: images, and texts, encoded at a time; it does not change the result.
         progress: called with the number of images encoded, and later of images compared, since the
-            last call, as ``tqdm.update``: in all, twice the number of images.
+            last call: in all, twice the number of images.
 
     Returns:
         ``"global"``, ``"local"`` and ``"both"``, or the one that the model's loss trains; each as

@@ -31,9 +31,7 @@ def evaluate_retrieval(
     Returns:
         ``image_to_text`` and ``text_to_image``, each as :func:`evaluate_queries` gives it.
 
-    Raises:
-        ShapeError, DtypeError, DataError: as :func:`recall_at_k`.
-        OptionError: a K is below 1 or above the number of images or texts.
+    Raises what :func:`recall_at_k` raises.
 
     Example:
         >>> similarity = torch.tensor([[0.9, 0.1], [0.8, 0.2]])

@@ -36,13 +36,7 @@ class MaskedItems(Sized, Protocol):
 
 
 class Overlap(NamedTuple):
-    """Pixels of predicted masks and of true ones, counted.
-
-    Attributes:
-        both: in the predicted and in the true mask.
-        predicted: in the predicted mask.
-        marked: in the true mask.
-    """
+    """Pixels, counted: in the predicted and the true mask, in the predicted, in the true one."""
 
     both: Tensor
     predicted: Tensor

@@ -122,8 +122,7 @@ def class_scores(
         ``(image, class)``.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``prompt_class`` does not hold integers.
+        ShapeError, DtypeError: the shapes do not fit, or ``prompt_class`` does not hold integers.
         OptionError: a class has no prompt, or the reduction is unknown.
         DataError: ``similarity`` holds NaN.
 
@@ -139,10 +138,8 @@ def class_scores(
     check_choice("reduction", reduction, ("mean", "max"))
     members = _members(prompt_class, similarity.shape[1], "similarity")
     check_no_nan("similarity", similarity)
-    of_class = [similarity[:, each] for each in members]
-    if reduction == "mean":
-        return torch.stack([scores.mean(1) for scores in of_class], dim=1)
-    return torch.stack([scores.amax(1) for scores in of_class], dim=1)
+    reduce = torch.mean if reduction == "mean" else torch.amax
+    return torch.stack([reduce(similarity[:, each], 1) for each in members], dim=1)
 
 
 def ensemble_embeddings(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
@@ -189,8 +186,7 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         The shape of ``positive``, in [0, 1].
 
     Raises:
-        ShapeError: the shapes differ.
-        DtypeError: one is no floating-point tensor.
+        ShapeError, DtypeError: the shapes differ, or one is no floating-point tensor.
         OptionError: ``temperature`` is not above 0.
         DataError: a score is NaN.
 

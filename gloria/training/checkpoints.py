@@ -33,11 +33,7 @@ class Standing:
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a checkpoint gives them back: lists for tuples, and Python's own numbers.
-
-    Raises:
-        OptionError: one has no value in JSON.
-    """
+    """Settings as a checkpoint gives them back: lists for tuples, and Python's own numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.generic):
@@ -91,12 +87,7 @@ def save_checkpoint(
             torch.save(optimizer.state_dict(), target / "optimizer.pt")
         except RuntimeError as cause:  # torch has no other class for a full disk
             raise OSError(str(cause)) from cause
-        record = {
-            "step": standing.step,
-            "best": standing.best,
-            "history": standing.history,
-            "settings": settings,
-        }
+        record = {**vars(standing), "settings": settings}
         (target / "progress.json").write_text(json.dumps(record))
 
     write_folder(folder / f"step-{standing.step:06d}", write)

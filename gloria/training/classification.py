@@ -318,9 +318,7 @@ class _Images:
     ) -> Iterator[Tensor]:
         """Normalised batches ``(image, channel, height, width)``, on the classifier's device.
 
-        Args:
-            batches: the numbers of each batch's images.
-            augmented: a seed; None = not augmented, but as large as if they were.
+        ``augmented`` is a seed; None = not augmented, but as large as if they were.
         """
         rows = ([self._rows[index] for index in batch] for batch in batches)
         loaded = load_batches(

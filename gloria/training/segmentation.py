@@ -135,7 +135,12 @@ def train_segmenter(
     def losses(batches: StepBatches) -> Iterator[Tensor]:
         loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
         for step, (images, masks) in enumerate(loaded):
-            yield _loss(model, images, masks, recipe, step)
+            if recipe.augmentation is not None:
+                generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
+                images, masks = recipe.augmentation.with_masks(images, masks, generator)
+            with isolated(recipe.seed, step, 2):
+                logits = model(prepare(images, model.device, model.image_input))
+            yield recipe.loss(logits, masks.to(model.device))
 
     best = fit(
         model,
@@ -237,17 +242,6 @@ def _count_classes(name: str, items: MaskedItems) -> int:
     if not len(items):
         raise DataError(f"{name} must hold at least one image.")
     return stack_masked([items[0]])[1].shape[1]
-
-
-def _loss(
-    model: SegmentationModel, images: Tensor, masks: Tensor, recipe: SegmentationRecipe, step: int
-) -> Tensor:
-    if recipe.augmentation is not None:
-        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
-        images, masks = recipe.augmentation.with_masks(images, masks, generator)
-    with isolated(recipe.seed, step, 2):
-        logits = model(prepare(images, model.device, model.image_input))
-    return recipe.loss(logits, masks.to(model.device))
 
 
 def _validate(

@@ -56,14 +56,10 @@ def tabulate(
     figures: Sequence[str],
     run: Callable[[float, int, Sequence[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """One row: by share, its runs, and the spreads of their figures.
+    """One row: by share of :func:`draw_shares`, its runs, and the spreads of their figures.
 
-    Args:
-        shares: what :func:`draw_shares` gave.
-        classes: their names.
-        figures: their names.
-        run: trains on a share, ``run(fraction, seed, ids)``, and gives what is noted of it: under
-            ``test`` the figures, and those of each class ``per_class`` by name.
+    ``run(fraction, seed, ids)`` trains on a share, and gives what is noted of it: under ``test``
+    the figures, and those of each class ``per_class`` by name.
     """
 
     def spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -54,11 +54,7 @@ class Recipe:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, for an optimizer; biases, norms and other vectors do not decay.
-
-    Raises:
-        OptionError: every parameter is frozen.
-    """
+    """What is trained, of which something must be; biases, norms and other vectors don't decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise OptionError(
@@ -71,11 +67,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def check_initialized(model: nn.Module) -> None:
-    """Require that each parameter and buffer has its shape, which a lazy layer's has not yet.
-
-    Raises:
-        OptionError: one has none; the message names it.
-    """
+    """Require that each parameter and buffer has its shape, which a lazy layer's has not yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise OptionError(
@@ -98,17 +90,11 @@ def update(
     step: int,
     terms: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Update the optimizer's parameters by the gradient of a loss.
-
-    Args:
-        optimizer: whose learning rate is set here.
-        loss: a scalar.
-        recipe: gives the learning rate, and the norm that longer gradients are scaled down to.
-        step: which one, counted from 0.
-        terms: what else to log.
+    """Update the optimizer's parameters by the gradient of a loss, in a step counted from 0.
 
     Returns:
-        ``step``, counted from 1, ``learning_rate``, ``loss``, its terms, ``gradient_norm``.
+        What is logged: ``step``, counted from 1, ``learning_rate``, ``loss``, its terms,
+        ``gradient_norm``.
 
     Raises:
         NonFiniteLossError: one of them is NaN or infinite; nothing was updated.

@@ -72,11 +72,7 @@ def fit(
 
 @contextmanager
 def naming_batch(batch_size: int, images: int) -> Iterator[None]:
-    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
-
-    Raises:
-        OptionError: a channel of the batch has one value only, which has no variance.
-    """
+    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch."""
     try:
         yield
     except ValueError as cause:
