@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from gloria.cli.arguments import add_pixel_arguments, parse_names
@@ -89,7 +89,7 @@ def find_splits(args: argparse.Namespace) -> list[str]:
     return read_splits(args.data, column)
 
 
-def find_validation(splits: Iterable[str]) -> str | None:
+def find_validation(splits: Collection[str]) -> str | None:
     """The split that validates; None if there is none."""
     return next((name for name in VALIDATION if name in splits), None)
 

@@ -423,7 +423,7 @@ def _read(
 
     pairs = read(args.train_split)
     splits = find_splits(args)
-    args.val_split = args.val_split or find_validation(splits)
+    args.val_split = args.val_split or find_validation(set(splits) - {args.train_split})
     tell_unread(args, splits, (args.train_split, args.val_split))
     if args.val_split is None:
         say(f"no rows with split {' or '.join(VALIDATION)}: nothing is validated", args.quiet)

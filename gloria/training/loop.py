@@ -57,7 +57,7 @@ class TrainingRecipe(Recipe):
 
     Adam's published recipe is in the paper, section 4; this one learns from scratch in minutes.
 
-    Attributes:
+    Attributes, beside those of every :class:`~gloria.training.steps.Recipe`:
         warmup_steps: of a linear warm-up; at most a tenth of ``steps`` is used.
         betas: AdamW's.
         augmentation: None = none.
