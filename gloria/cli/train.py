@@ -316,11 +316,9 @@ def _check(args: argparse.Namespace) -> TrainingRecipe:
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
             "no weights to start from."
         )
-    own = [each.name for each in fields(TrainingRecipe) if each.name in args]
-    recipe = TrainingRecipe(
-        **{name: getattr(args, name) for name in own},
-        text_policy=random_sentences if args.one_sentence else None,
-    )
+    named = {each.name for each in fields(TrainingRecipe)}
+    own = {name: value for name, value in vars(args).items() if name in named}
+    recipe = TrainingRecipe(**own, text_policy=random_sentences if args.one_sentence else None)
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)
     check_integer("workers", args.workers, 0)

@@ -199,12 +199,10 @@ def figures(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _shown(items: Sequence[PhantomItem]) -> list[Example]:
     """One example to look at for each finding: the first that has one."""
-    examples = grounding_examples(items)
-    return [
-        next(each for each in examples if each.mention.finding == finding)
-        for finding in FINDINGS
-        if any(each.mention.finding == finding for each in examples)
-    ]
+    first: dict[str, Example] = {}
+    for each in grounding_examples(items):  # in the order of the findings
+        first.setdefault(each.mention.finding, each)
+    return list(first.values())
 
 
 def _maps(model: GLoRIA, items: Sequence[PhantomItem], *, other_image: bool = False) -> Tensor:
