@@ -29,13 +29,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import gloria
-from gloria.errors import (
-    BrokenItemError,
-    GloriaError,
-    GloriaWarning,
-    IncompleteItemError,
-    reason,
-)
+from gloria.errors import BrokenItemError, GloriaError, GloriaWarning, IncompleteItemError, reason
 
 # command: what `gloria --help` says about it; the code is in gloria/cli/<command>.py
 COMMANDS = {
@@ -57,15 +51,9 @@ LEFT_OUT_BY = {BrokenItemError: "skip_broken", IncompleteItemError: "skip_incomp
 DASHES = "-\u2013\u2014"
 """What options begin with, also those that a text program made longer."""
 
-EXIT_CODES = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
-
-    Args:
-        argv: the arguments after ``gloria``; None = those of this process.
-    """
+    """Run one command, of ``argv`` or this process's arguments, and return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
@@ -141,7 +129,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     before = list(takewhile(lambda word: word.startswith("-"), arguments))
     chosen = next(iter(arguments[len(before) :]), None)
     # an option that is cut short might be another one tomorrow
-    parser = _Parser("gloria", description=gloria.__doc__, epilog=EXIT_CODES, allow_abbrev=False)
+    codes = "Exit code: 0 done, 1 done and check-splits found a leak, 2 an error."
+    parser = _Parser("gloria", description=gloria.__doc__, epilog=codes, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"gloria {gloria.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.check_options(before)

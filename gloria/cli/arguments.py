@@ -55,16 +55,11 @@ def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> 
 
 
 def refuse_unread(
-    args: argparse.Namespace,
-    read_by: Mapping[str, Collection[str]],
-    usual: Mapping[str, str],
+    args: argparse.Namespace, read_by: Mapping[str, Collection[str]], usual: Mapping[str, str]
 ) -> None:
     """An option that the format does not read is an error, not ignored.
 
-    Args:
-        args: what was given.
-        read_by: option: the formats that read it.
-        usual: option: its default, if that is not None.
+    ``read_by`` has the formats that read an option, ``usual`` its default if that is not None.
     """
     for name, formats in read_by.items():
         if args.format not in formats and getattr(args, name) != usual.get(name):
@@ -80,11 +75,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def locate_model(name: Path, quiet: bool) -> Path:
-    """The folder of a saved model, or of its copy from the hub; says if the hub is asked.
-
-    Raises:
-        CheckpointError: the repository is out of reach, or the model is of a run that was stopped.
-    """
+    """The folder of a saved model, or of its copy from the hub; says if the hub is asked."""
     from gloria.cli.progress import say
     from gloria.errors import CheckpointError
     from gloria.training.checkpoints import last_step
@@ -104,17 +95,7 @@ def locate_model(name: Path, quiet: bool) -> Path:
 
 
 def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[int, int]:
-    """``(height, width)`` in pixels to fit images into.
-
-    Args:
-        given: the side that was asked for; None = what the models were trained on or, where that
-            is unknown, what their image encoders were made for.
-        models: by folder.
-
-    Raises:
-        OptionError: no pixel was asked for; or nothing was, and the models do not say it, or say
-            different things.
-    """
+    """``(height, width)`` to fit images into: as given, as trained, or as encoders need them."""
     from gloria.checks import check_integer
     from gloria.cli.progress import say
 

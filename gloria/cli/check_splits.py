@@ -57,12 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Read, compare, report."""
     from gloria.checks import check_integer
     from gloria.cli.progress import Progress
-    from gloria.data.leaks import (
-        PATIENT_PATTERN,
-        describe_leaks,
-        find_leaks,
-        read_split_files,
-    )
+    from gloria.data.leaks import PATIENT_PATTERN, describe_leaks, find_leaks, read_split_files
     from gloria.errors import DataError
 
     check_integer("first", args.first, 0)

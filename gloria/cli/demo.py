@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     check_out(args.out, "model")
     args.out.mkdir(parents=True, exist_ok=True)
-    with Progress(DemoData.count(settings), "draw", args.quiet) as drawing:
+    with Progress(sum(settings.splits().values()), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)
     with StepProgress(settings.steps, "train", args.quiet) as training:
         metrics = run_demo(

@@ -44,21 +44,28 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.arguments import (
     IMAGE_SIZE,
     MODEL,
-    add_pixel_arguments,
     add_workers_argument,
     locate_model,
     parse_names,
     pick_image_size,
     refuse_unread,
 )
-from gloria.cli.train import COLUMNS
+from gloria.cli.reading import (
+    COLUMNS,
+    add_reading_arguments,
+    find_splits,
+    find_validation,
+    leave_out_broken,
+    read_reports,
+    tell_unread,
+)
+from gloria.cli.results import accept_data, open_results, show_results, write_results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gloria.data import Radiographs
     from gloria.data.transfer import TransferData
-    from gloria.evaluation.tables import Table
     from gloria.training.transfer import TransferSettings
 
 FORMATS = ("phantom", "csv", "chexpert", "chexpert-plus", "mimic-cxr", "rsna", "siim")
@@ -125,37 +132,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--labels", type=Path, metavar="FILE", help="of chexpert-plus, which needs it"
     )
-    data.add_argument(
-        "--sections",
-        type=parse_names,
-        metavar="NAME,...",
-        help="of the reports, as in training; default: the whole report",
-    )
+    add_reading_arguments(data)
     data.add_argument(
         "--classes",
         type=parse_names,
         metavar="NAME,...",
         help="columns of labels of a csv; without them, images ask for their own reports",
     )
-    for name, default in USUAL.items():
-        data.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=default,
-            metavar="NAME",
-            help=f"of a csv; default: {default}",
-        )
     data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
     data.add_argument(
         "--report-column",
         metavar="NAME",
         help="of a csv; images without a report are left out; default: report, if it is there and, "
         "with --classes, in every row",
-    )
-    data.add_argument(
-        "--skip-broken",
-        action="store_true",
-        default=None,  # as the options that only some formats read
-        help="read every image first; leave out those that are broken or not there",
     )
     data.add_argument("--prompts", type=Path, metavar="FILE", help="YAML or JSON; default: ours")
     data.add_argument(
@@ -165,7 +154,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of each class for retrieval and zero-shot; default: 200, phantoms 100",
     )
     data.add_argument("--image-size", type=int, metavar="PX", help=IMAGE_SIZE)
-    add_pixel_arguments(data, " of a csv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -174,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.cli.progress import Progress, say
     from gloria.errors import DataError, OptionError
     from gloria.training.devices import pick_device
-    from gloria.training.transfer import count_resamples, count_work, evaluate_task
+    from gloria.training.transfer import count_resamples, count_work, evaluate_task, why_not
     from gloria.weights import hash_model, load_model
 
     _check(args)
@@ -196,17 +184,19 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "phantom":
         _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = _begin(args, settings, hashes)
+    results = open_results(args.out, _describe(args, settings), USUAL, hashes)
+    done = {name: found["tasks"] for name, found in results["models"].items()}
     todo = [
         (name, task)
         for name in models
         for task in args.tasks
-        if task not in results["models"].get(name, {"tasks": {}})["tasks"]
-        and task not in results["skipped"]
+        if task not in done.get(name, ()) and task not in results["skipped"]
     ]
     if todo:
         data = _read_data(args, channels.pop())
-        _accept(args, results, data, settings)
+        accept_data(args.out, results, data)
+        reasons = {task: why_not(task, data, settings) for task in args.tasks}
+        results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
     if all(task in results["skipped"] for task in args.tasks):
         why = "; ".join(f"{task}: {results['skipped'][task]}" for task in args.tasks)
         raise DataError(f"nothing that was asked for can be evaluated. {why}.")
@@ -217,18 +207,13 @@ def run(args: argparse.Namespace) -> int:
         with Progress(count_work(task, data, settings), task, args.quiet) as progress:
             intervals = progress.then(count_resamples(task, settings), f"{task}, intervals")
             report = evaluate_task(
-                task,
-                models[name],
-                data,
-                settings,
-                progress=progress.advance,
-                resampled=intervals,
+                task, models[name], data, settings, progress=progress.advance, resampled=intervals
             )
         model = results["models"].setdefault(name, {"sha256": hashes[name], "tasks": {}})
         model["tasks"][task] = report
-        _write(args.out, results)
-    _write(args.out, results)
-    print(json.dumps(results, indent=2) if args.json else _text(results))
+        write_results(args.out, results)
+    write_results(args.out, results)
+    print(json.dumps(results, indent=2) if args.json else show_results(results))
     say(f"\nTables and all figures: {args.out}", args.quiet)
     return 0
 
@@ -308,98 +293,16 @@ def _settings(args: argparse.Namespace) -> TransferSettings:
     )
 
 
-def _begin(
-    args: argparse.Namespace, settings: TransferSettings, hashes: Mapping[str, str]
-) -> dict[str, Any]:
-    """What is in the folder, if it is of these settings and models; else an empty beginning."""
-    import gloria
-    from gloria.errors import CheckpointError
+def _describe(args: argparse.Namespace, settings: TransferSettings) -> dict[str, Any]:
+    """What decides the figures, in JSON values."""
+    from gloria.data.prompts import read_prompts
 
     given = {name: getattr(args, name) for name in ("format", "data", *READ_BY, "image_size")}
-    # as they are when they are read again
-    chosen = {**json.loads(json.dumps(given, default=str)), **settings.description()}
     if args.prompts is not None:  # their texts count, whatever the file is called
-        chosen["prompts"] = _hash_prompts(args.prompts)
-    empty: dict[str, Any] = {
-        "gloria": gloria.__version__,
-        "settings": chosen,
-        "note": "",
-        "data": None,
-        "skipped": {},
-        "left_out": {},
-        "models": {},
-    }
-    file = args.out / "results.json"
-    if not file.is_file():
-        return empty
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        # an option that there was not yet stood at its default
-        before, known = USUAL | results["settings"], results["models"]
-    except (ValueError, KeyError, TypeError) as cause:
-        raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
-    changed = [
-        f"{name} was {before.get(name)!r}, is {value!r}"
-        for name, value in chosen.items()
-        if before.get(name) != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{file} is of other settings: {'; '.join(changed)}. Give another --out."
-        )
-    for name, model in known.items():
-        if name in hashes and model["sha256"] != hashes[name]:
-            raise CheckpointError(
-                f"{file} is of another model in {name}, which was written anew since. Give another "
-                f"--out."
-            )
-    return empty | results
-
-
-def _accept(
-    args: argparse.Namespace,
-    results: dict[str, Any],
-    data: TransferData,
-    settings: TransferSettings,
-) -> None:
-    """Note what the data are and do not permit; refuse others than those of earlier results."""
-    from gloria.errors import CheckpointError
-    from gloria.training.transfer import why_not
-
-    digest = data.fingerprint()
-    if results["data"] not in (None, digest):
-        raise CheckpointError(
-            f"{args.out / 'results.json'} is of other data in {args.data}, which changed since. "
-            f"Give another --out."
-        )
-    results |= {"data": digest, "note": data.note}
-    reasons = {task: why_not(task, data, settings) for task in args.tasks}
-    results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
-    if args.format != "phantom":
-        results["ids"] = _write_ids(args.out / "ids", data)
-        results["left_out"] = _left_out(data)
-
-
-def _left_out(data: TransferData) -> dict[str, list[str]]:
-    """Split: why images of it were left out; "data": of all, before splits were drawn of it."""
-    found = {name: list(part.skipped) for name, part in data.labelled._asdict().items()}
-    if found["train"] == found["val"] == found["test"]:  # of splits on disk no two name one row
-        found = {"data": found["train"]}
-    return {name: reasons for name, reasons in found.items() if reasons}
-
-
-def _write_ids(folder: Path, data: TransferData) -> dict[str, str]:
-    """The lists of which images are trained and tested on, for others to use; their hashes."""
-    from gloria.data import write_ids
-
-    # without labels nothing is trained, and the splits are the gallery
-    parts = {**(data.labelled._asdict() if data.classes else {}), "gallery": data.gallery}
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
-        name: write_ids(folder / f"{name}.txt", list(part.ids), about="of gloria evaluate")
-        for name, part in parts.items()
-        if part is not None and len(part)
-    }
+        sets = read_prompts(args.prompts).items()
+        texts = [[name, each.prompts, each.negative_prompts] for name, each in sets]
+        given["prompts"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return {**json.loads(json.dumps(given, default=str)), **settings.description()}
 
 
 def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
@@ -426,7 +329,9 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
     names, note = _name_splits(args)
-    parts = [_whole(args, _read(args, channels, classes, split=name)) for name in names]
+    parts = [
+        leave_out_broken(args, _read(args, channels, classes, split=name), name) for name in names
+    ]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
@@ -457,11 +362,11 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.data.transfer import TransferData
     from gloria.errors import GloriaWarning
 
-    there = _read_splits(args)
-    split = next((name for name in ("test", "val") if name in there), None)
+    there = find_splits(args)
+    split = "test" if "test" in there else find_validation(there)
     note = ""
-    if split == "val":
-        note = "Images of the split val, by which `gloria train` chose the model in best/."
+    if split is not None and split != "test":
+        note = f"Images of the split {split}, by which `gloria train` chose the model in best/."
     elif there and split is None:
         note = (
             f"{args.data} has no split test and no split val: all its images are taken. Figures "
@@ -469,7 +374,7 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
         )
         warnings.warn(note, GloriaWarning, stacklevel=2)
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
-    pairs = _whole(args, _read(args, channels, (), split=split))
+    pairs = leave_out_broken(args, _read(args, channels, (), split=split), split)
     return TransferData.of_pairs(args.format, pairs, note=note)
 
 
@@ -482,54 +387,21 @@ def _read(
     **options: Any,
 ) -> Radiographs:
     """The images of a data set, or of a split of it."""
-    from gloria.data import (
-        MIMICCXR,
-        RSNA,
-        SIIM,
-        CheXpert,
-        CheXpertPlus,
-        ImageReportTable,
-        ReportPolicy,
-    )
+    from gloria.data import RSNA, SIIM, CheXpert
 
-    size: dict[str, Any] = {"size": args.image_size, "channels": channels}
-    with_reports = {**size, "policy": ReportPolicy(args.sections), "skip_incomplete": True}
+    options |= {"size": args.image_size, "channels": channels}
     if args.format == "rsna":
-        return RSNA(args.data, args.images, **size)
+        return RSNA(args.data, args.images, **options)
     if args.format == "siim":
-        return SIIM(args.data, args.images, **size)
+        return SIIM(args.data, args.images, **options)
+    options["classes"] = classes
     if args.format == "chexpert":
-        return CheXpert(args.data, root=args.images, classes=classes, **size, **options)
+        return CheXpert(args.data, root=args.images, **options)
     if args.format == "chexpert-plus":
-        files: dict[str, Any] = {"root": args.images, "labels": args.labels}
-        return CheXpertPlus(args.data, split, classes=classes, **files, **with_reports, **options)
-    if args.format == "mimic-cxr":
-        return MIMICCXR(args.data, split, classes=classes, **with_reports)
-    return ImageReportTable(
-        args.data,
-        split,
-        classes=classes,
-        image_column=args.image_column,
-        report_column=args.report_column,
-        split_column=args.split_column,
-        patient_column=args.patient_column,
-        bits=args.bits,
-        window=args.window,
-        check_files=not args.skip_broken,
-        **with_reports,
-    )
-
-
-def _whole(args: argparse.Namespace, data: Radiographs) -> Radiographs:
-    """The images that can be read, if only these were asked for; what is left out is told."""
-    from gloria.cli.progress import Progress, say
-
-    if args.skip_broken:
-        with Progress(len(data), "read", args.quiet) as progress:
-            data = data.without_broken(progress=progress.advance)
-    if data.skipped:
-        say(f"{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
-    return data
+        options["labels"] = args.labels
+    if args.format == "csv":
+        options["patient_column"] = args.patient_column
+    return read_reports(args, split, skip_incomplete=True, **options)
 
 
 def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]:
@@ -541,16 +413,12 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     from gloria.cli.progress import say
     from gloria.errors import GloriaWarning
 
-    if args.format == "mimic-cxr":
-        return ("train", "validate", "test"), ""
-    validation = "valid" if args.format == "chexpert-plus" else "val"
+    there = find_splits(args)
+    validation = find_validation(there) or "val"
     names = ("train", validation, "test")
-    there = _read_splits(args)
     lacking = [name for name in names if name not in there]
     if not lacking:
-        if others := sorted(set(there) - set(names)):
-            told = ", ".join(map(repr, others))
-            say(f"rows of other splits are not read: {told}", args.quiet)
+        tell_unread(args, there, names)
         return names, ""
     how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
@@ -569,86 +437,6 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         stacklevel=2,
     )
     return (None,), drawn
-
-
-def _read_splits(args: argparse.Namespace) -> list[str]:
-    """The splits that a table names; it may lack the usual column, but none that was asked for."""
-    from gloria.data import read_splits
-    from gloria.data.rows import read_header
-
-    column = args.split_column
-    if args.format not in ("csv", "chexpert-plus"):
-        return []
-    if column == USUAL["split_column"] and column not in read_header(args.data):
-        return []
-    return read_splits(args.data, column)
-
-
-def _hash_prompts(path: Path) -> str:
-    """SHA-256 of the prompts in a file."""
-    from gloria.data.prompts import read_prompts
-
-    texts = [
-        [name, each.prompts, each.negative_prompts] for name, each in read_prompts(path).items()
-    ]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
-def _write(out: Path, results: dict[str, Any]) -> None:
-    """Both files, each whole or not at all."""
-    from gloria.evaluation.tables import as_markdown
-    from gloria.weights import write_text
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    parts = ["# Evaluation\n", *([f"{results['note']}\n"] if results["note"] else [])]
-    parts += [as_markdown(table, _published(results)) for table in _tables(results)]
-    parts += [f"{remark}\n" for remark in _remarks(results)]
-    write_text(out / "tables.md", "\n".join(parts))
-
-
-def _text(results: dict[str, Any]) -> str:
-    from gloria.evaluation.tables import as_text
-
-    parts = [as_text(table, _published(results)) for table in _tables(results)]
-    parts += _remarks(results)
-    return "\n\n".join([*parts, *([results["note"]] if results["note"] else [])])
-
-
-def _published(results: dict[str, Any]) -> list[str]:
-    """The data sets whose published rows stand below: the one that this is; of phantoms, all."""
-    from gloria.evaluation.published import DATA_SETS
-
-    form = results["settings"]["format"]
-    return [each for each in DATA_SETS if form == "phantom" or form.startswith(each.lower())]
-
-
-def _remarks(results: dict[str, Any]) -> list[str]:
-    """What is not in the tables: tasks, and images."""
-    return [
-        *(f"{task} skipped: {reason}." for task, reason in results["skipped"].items()),
-        *(
-            f"left out of {name}: {len(reasons)} images, which results.json names."
-            for name, reasons in results["left_out"].items()
-        ),
-    ]
-
-
-def _tables(results: dict[str, Any]) -> list[Table]:
-    """Of each task, with a row for each model that has it."""
-    from gloria.data.transfer import TASKS
-    from gloria.training.transfer import transfer_table
-
-    tables = []
-    for task in TASKS:
-        reports = {
-            name: model["tasks"][task]
-            for name, model in results["models"].items()
-            if task in model["tasks"]
-        }
-        if reports:
-            tables.append(transfer_table(task, reports))
-    return tables
 
 
 def _percents(text: str) -> tuple[float, ...]:

@@ -33,7 +33,6 @@ PACKAGES = {
     "transformers": "transformers",
     "open_clip_torch": "open_clip",
     "huggingface_hub": "huggingface_hub",
-    "torchmetrics": "torchmetrics",
     "pillow": "PIL",
     "pydicom": "pydicom",
     "pyyaml": "yaml",
@@ -63,12 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect(catalog: Catalog, check: bool = False) -> dict[str, Any]:
-    """Everything that ``gloria info`` shows, as JSON-serialisable data.
-
-    Args:
-        catalog: whose names and plugins to show.
-        check: import every package to see whether it works.
-    """
+    """Everything that ``gloria info`` shows, as JSON-serialisable data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluginWarning)  # they are part of the report
         plugins = catalog.plugins()

@@ -10,18 +10,11 @@ from gloria.weights import check_nothing_is_lost
 
 
 def check_out(folder: Path, *models: str) -> None:
-    """Require that the folder ``--out`` can be made and written into; nothing of it is left.
-
-    Args:
-        folder: the folder.
-        models: names of the models that will be saved in it.
-
-    Raises:
-        OptionError: it is a file, or can't be made or written into.
-        CheckpointError: where a model will be, there is something else.
-    """
+    """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"out must be a folder; {folder} is a file.")
+    if (folder / "model.safetensors").exists():
+        raise OptionError(f"out must be a folder of its own; {folder} is a saved model.")
     for name in models:
         check_nothing_is_lost(folder / name)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]

@@ -87,10 +87,11 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     from gloria.matching.problem import memory_budget_on
     from gloria.training.devices import parse_device, pick_device
 
-    texts = args.images if args.texts is None else args.texts
-    for name in ("images", "regions", "words", "dim"):
-        check_integer(name, getattr(args, name), 1)
-    check_integer("texts", texts, 1)
+    sizes = {name: getattr(args, name) for name in ("images", "regions", "texts", "words", "dim")}
+    if args.texts is None:
+        sizes["texts"] = args.images
+    for name, size in sizes.items():
+        check_integer(name, size, 1)
     mean_words = args.words if args.mean_words is None else args.mean_words
     check_positive("mean-words", mean_words)
     if mean_words > args.words:
@@ -111,11 +112,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         own = Device(1e12 * args.tflops, 1e9 * args.bandwidth)
 
     problem = Problem(
-        images=args.images,
-        regions=args.regions,
-        texts=texts,
-        words=args.words,
-        dim=args.dim,
+        **sizes,
         dtype=getattr(torch, DTYPES[args.dtype]),
         device=device,
         options=MatchingOptions(args.attention, 1 / 4, 1 / 5, "logsumexp", budget),
@@ -132,7 +129,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 
     backends = {}
     for name in COUNTED:
-        cost = count(problem, name, round(texts * mean_words))
+        cost = count(problem, name, round(sizes["texts"] * mean_words))
         backends[name] = {
             "forward": cost.forward._asdict(),
             "backward": cost.backward._asdict(),
@@ -146,12 +143,8 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
             },
         }
     return {
-        "images": args.images,
-        "regions": args.regions,
-        "texts": texts,
-        "words": args.words,
+        **sizes,
         "mean_words": mean_words,
-        "dim": args.dim,
         "dtype": args.dtype,
         "attention": args.attention,
         "memory_budget": budget,

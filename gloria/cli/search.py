@@ -25,6 +25,9 @@ from gloria.cli.arguments import (
     pick_image_size,
 )
 
+SHOWN = 10
+"""How many of the images that are left out are named, each with its reason."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -101,10 +104,11 @@ def run(args: argparse.Namespace) -> int:
                 shortlist=shortlist,
                 progress=progress.advance,
             )
-    for fault in images.broken:
+    for fault in images.broken[:SHOWN]:
         say(f"left out: {fault}", False)
-    if images.broken:
-        say(f"{len(images.broken)} of {len(data)} images can't be read and are left out", False)
+    if count := len(images.broken):
+        more = f"; --json names those after the first {SHOWN}, too" if count > SHOWN else ""
+        say(f"{count} of {len(data)} images are left out{more}", False)
     if args.json:
         report = {
             "text": args.text,

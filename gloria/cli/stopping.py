@@ -22,11 +22,7 @@ class Stopping:
         self._asked = False
 
     def check(self) -> None:
-        """Stop here if that was asked for.
-
-        Raises:
-            KeyboardInterrupt: it was.
-        """
+        """Raise the KeyboardInterrupt here, if one was asked for."""
         if self._asked:
             raise KeyboardInterrupt
 

@@ -1,8 +1,8 @@
 r"""Train GLoRIA on your own images and reports.
 
 The CSV file has a header and one row per pair: an image path (relative to the file), a report, and
-a split, "train" or "val". Without a "val" split nothing is validated. CheXpert Plus and
-MIMIC-CXR-JPG are read as they are released.
+a split, "train" or "val" ("valid", "validate" and "validation" will do). Without the latter nothing
+is validated. CheXpert Plus and MIMIC-CXR-JPG are read as they are released.
 
   gloria train --data my.csv --out runs/mine
   gloria train --format mimic-cxr --data mimic-cxr-jpg/2.1.0 --sections findings,impression \
@@ -32,18 +32,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gloria.cli.arguments import (
     MODEL,
-    add_pixel_arguments,
     add_workers_argument,
     locate_model,
-    parse_names,
     pick_image_size,
     refuse_unread,
+)
+from gloria.cli.reading import (
+    COLUMNS,
+    VALIDATION,
+    add_reading_arguments,
+    find_splits,
+    find_validation,
+    leave_out_broken,
+    read_reports,
+    tell_unread,
 )
 
 if TYPE_CHECKING:
@@ -51,12 +60,7 @@ if TYPE_CHECKING:
     from gloria.model import GLoRIA
     from gloria.training import TrainingRecipe
 
-# format: what it calls the validation split
-VALIDATION_SPLITS = {"csv": "val", "chexpert-plus": "valid", "mimic-cxr": "validate"}
-
-COLUMNS = {"image_column": "image", "report_column": "report", "split_column": "split"}
-"""What the columns of a CSV file are called unless said otherwise."""
-
+FORMATS = ("csv", "chexpert-plus", "mimic-cxr")
 READ_BY = {"images": ("chexpert-plus",), **dict.fromkeys(("bits", "window", *COLUMNS), ("csv",))}
 """Option: the formats that read it, if not all do."""
 
@@ -86,35 +90,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the CSV file, or MIMIC-CXR's folder",
     )
-    data.add_argument("--format", default="csv", choices=VALIDATION_SPLITS, help="of the data")
+    data.add_argument("--format", default="csv", choices=FORMATS, help="of the data")
     data.add_argument(
         "--images", type=Path, metavar="DIR", help="CheXpert Plus's images; default: beside the CSV"
     )
+    add_reading_arguments(data)
     data.add_argument(
-        "--sections",
-        type=parse_names,
-        metavar="NAME,...",
-        help="of the reports, such as findings,impression; default: the whole report",
+        "--report-column", default=COLUMNS["report_column"], metavar="NAME", help="of a csv"
     )
     data.add_argument(
         "--skip-incomplete", action="store_true", help="leave out pairs without a word to read"
     )
-    data.add_argument(
-        "--skip-broken",
-        action="store_true",
-        help="read every image first; leave out those that are broken or not there",
-    )
-    for name, default in COLUMNS.items():
-        data.add_argument(
-            f"--{name.replace('_', '-')}", default=default, metavar="NAME", help="of the CSV file"
-        )
     data.add_argument(
         "--train-split", default="train", metavar="NAME", help="the split that trains"
     )
     data.add_argument(
         "--val-split",
         metavar="NAME",
-        help="the split that validates; default: what the format calls it",
+        help=f"the split that validates; default: {', '.join(VALIDATION)}, the first that is there",
     )
     data.add_argument(
         "--image-size",
@@ -130,7 +123,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(1, 3),
         help="of the images; 1: grayscale; default: 1",
     )
-    add_pixel_arguments(data)
     add_workers_argument(data, default=2)
 
     # what is not given is not there, and told from a default that is
@@ -279,7 +271,6 @@ def run(args: argparse.Namespace) -> int:
 
             def after_step(record: dict[str, float]) -> None:
                 if record["step"] == stands + 1:  # not before: the run may be refused
-                    args.out.mkdir(parents=True, exist_ok=True)
                     write_text(args.out / "left_out.json", json.dumps(left_out, indent=1) + "\n")
                 progress(record)
                 stopping.check()
@@ -296,7 +287,8 @@ def run(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         stands = last_step(args.out / "checkpoints")
-        say(f"{args.out} stands at step {stands}; the same command goes on from there", False)
+        on = f"stands at step {stands}; the same command goes on from there"
+        say(f"{args.out} {on if stands else 'has no checkpoint: the command starts anew'}", False)
         raise
     _save(args.out, model, history)
     return 0
@@ -324,18 +316,9 @@ def _check(args: argparse.Namespace) -> TrainingRecipe:
             "pretrained needs image-encoder, such as timm:resnet50: the small default encoder has "
             "no weights to start from."
         )
-    recipe = TrainingRecipe(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        weight_decay=args.weight_decay,
-        clip_norm=args.clip_norm,
-        precision=args.precision,
-        text_policy=random_sentences if args.one_sentence else None,
-        validate_every=args.validate_every,
-        checkpoint_every=args.checkpoint_every,
-        seed=args.seed,
-    )
+    named = {each.name for each in fields(TrainingRecipe)}
+    own = {name: value for name, value in vars(args).items() if name in named}
+    recipe = TrainingRecipe(**own, text_policy=random_sentences if args.one_sentence else None)
     if args.embedding_dim is not None:
         check_integer("embedding-dim", args.embedding_dim, 1)
     check_integer("workers", args.workers, 0)
@@ -431,58 +414,19 @@ def _read(
 ) -> tuple[Radiographs, Radiographs | None]:
     """The pairs that train, and those that validate, if there are any."""
     from gloria.cli.progress import say
-    from gloria.data import read_splits
 
-    usual = VALIDATION_SPLITS[args.format]
-    pairs = _read_split(args, size, args.train_split)
-    splits = [args.val_split or usual]
-    if args.format == "csv":
-        splits = read_splits(args.data, args.split_column)
-    if args.val_split is None and usual in splits:
-        args.val_split = usual
-    if others := set(splits) - {args.train_split, args.val_split}:
-        names = ", ".join(map(repr, sorted(others)))
-        say(f"rows of other splits are not read: {names}", args.quiet)
+    def read(split: str) -> Radiographs:
+        options = {"channels": args.channels, "skip_incomplete": args.skip_incomplete}
+        return leave_out_broken(args, read_reports(args, split, size=size, **options), split)
+
+    pairs = read(args.train_split)
+    splits = find_splits(args)
+    args.val_split = args.val_split or find_validation(set(splits) - {args.train_split})
+    tell_unread(args, splits, (args.train_split, args.val_split))
     if args.val_split is None:
-        say(f"no rows with split {usual!r}: nothing is validated", args.quiet)
+        say(f"no rows with split {' or '.join(VALIDATION)}: nothing is validated", args.quiet)
         return pairs, None
-    return pairs, _read_split(args, size, args.val_split)
-
-
-def _read_split(args: argparse.Namespace, size: tuple[int, int], split: str) -> Radiographs:
-    """The pairs of a split, in the format they are in."""
-    from gloria.cli.progress import Progress, say
-    from gloria.data import MIMICCXR, CheXpertPlus, ImageReportTable, ReportPolicy
-
-    common: dict[str, Any] = {
-        "size": size,
-        "channels": args.channels,
-        "policy": ReportPolicy(args.sections),
-        "skip_incomplete": args.skip_incomplete,
-    }
-    data: Radiographs
-    if args.format == "chexpert-plus":
-        data = CheXpertPlus(args.data, split, root=args.images, **common)
-    elif args.format == "mimic-cxr":
-        data = MIMICCXR(args.data, split, **common)
-    else:
-        data = ImageReportTable(
-            args.data,
-            split,
-            bits=args.bits,
-            window=args.window,
-            check_files=not args.skip_broken,
-            image_column=args.image_column,
-            report_column=args.report_column,
-            split_column=args.split_column,
-            **common,
-        )
-    if args.skip_broken:
-        with Progress(len(data), f"read {split}", args.quiet) as progress:
-            data = data.without_broken(progress=progress.advance)
-    if data.skipped:
-        say(f"{split}: {len(data.skipped)} left out, first: {data.skipped[0]}", False)
-    return data
+    return pairs, read(args.val_split)
 
 
 def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:

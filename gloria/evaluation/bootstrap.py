@@ -51,10 +51,8 @@ def bootstrap(
 
     A mean over classes is always one over the same classes: those that all units together define.
     A resample in which one of them has no value (no positive image of it for a sensitivity, none
-    that was called positive for a PPV) is left out and counted, since the mean over the others
-    would be another figure. That is as if it were drawn again, with fewer draws; where many are
-    left out, the interval is one of the resamples that define every class, and the figure is better
-    given class by class.
+    that was called positive for a PPV) is left out and counted, as if it were drawn again. Where
+    many are left out, the figure is better given class by class.
 
     Args:
         figures: gives the figures of some units, ``figures(index)`` with ``index (unit,)`` integers
@@ -65,8 +63,7 @@ def bootstrap(
         resamples: draws; 1,000 give the ends to about a twentieth of the interval's width.
         level: the share of draws inside, above 0 and below 1.
         seed: decides the draws. Figures of one seed and number of units share them.
-        progress: called with the number of resamples drawn since the last call, as
-            ``tqdm.update`` is.
+        progress: called with the number of resamples drawn since the last call.
 
     Returns:
         Figure: its interval.
@@ -134,16 +131,9 @@ def bootstrap_mean(
     Args:
         values: figure: its value for each unit, ``(unit,)``; all figures of the same units. NaN =
             the unit does not have the figure; it is drawn, and has no part in the mean.
-        resamples: as in :func:`bootstrap`.
-        level: as in :func:`bootstrap`.
-        seed: as in :func:`bootstrap`.
 
-    Returns:
-        Figure: its interval.
-
-    Raises:
-        DataError: there is no unit, or the figures are not of equally many; else as
-            :func:`bootstrap`.
+    The other arguments, what is returned and raised are those of :func:`bootstrap`; besides,
+    figures of other numbers of units are a :class:`~gloria.errors.DataError`.
 
     Example:
         >>> bootstrap_mean({"dice": [0.5, 0.7, 0.6, 0.6]})["dice"].value

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gloria.checks import check_choice, check_finite, check_same_size, check_tensor, require
+from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_integers, check_labels
 
@@ -52,8 +52,8 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
         The AUROC of each class, their mean, and the classes that lack positive or negative images.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``scores`` is not floating-point, or ``labels`` not integer.
+        ShapeError, DtypeError: the shapes differ, ``scores`` is not floating-point, or ``labels``
+            not integer.
         OptionError: a label is not 1, 0 or -1.
         DataError: there is no image or no class, or a score is NaN.
 
@@ -72,15 +72,11 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
 def auroc_of_some(scores: Tensor, labels: Tensor) -> Callable[[Tensor], list[float | None]]:
     """:func:`multilabel_auroc` of some images at a time, for resampling: they are ranked once.
 
-    Args:
-        scores: as in :func:`multilabel_auroc`.
-        labels: as in :func:`multilabel_auroc`.
+    Arguments and errors are the same.
 
     Returns:
         A function of ``index (image,)``, integers on the CPU in which an image may come several
         times, that gives the AUROC of each class; None where it is undefined.
-
-    Raises what :func:`multilabel_auroc` raises.
 
     Example:
         >>> scores = torch.tensor([[0.2], [0.9], [0.4]])
@@ -88,7 +84,7 @@ def auroc_of_some(scores: Tensor, labels: Tensor) -> Callable[[Tensor], list[flo
         >>> auroc(torch.tensor([0, 1, 1])), auroc(torch.tensor([1, 2, 2]))
         ([1.0], [None])
     """
-    scores, labels = check_multilabel(scores, labels)
+    scores, labels = _check_multilabel(scores, labels)
     ranks = [column.unique(return_inverse=True)[1] for column in scores.T]  # equals share one
 
     def auroc(index: Tensor) -> list[float | None]:
@@ -121,13 +117,10 @@ def multilabel_metrics(
         The seven names to their figures. A figure without a denominator is None, and so is what
         takes a decision in a class without a threshold.
 
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``scores`` is not floating-point, ``labels`` not integer, or ``thresholds``
-            something else, such as a tensor.
-        OptionError: a label is not 1, 0 or -1, or the number is not finite.
-        DataError: there is no image or no class, a score is NaN, or these are the very images that
-            the thresholds were chosen on.
+    Raises what :func:`multilabel_auroc` raises, and:
+        DtypeError: ``thresholds`` are something else, such as a tensor.
+        OptionError: the number is not finite.
+        DataError: these are the very images that the thresholds were chosen on.
 
     Example:
         >>> scores = torch.tensor([[0.2], [0.9], [0.4]])
@@ -135,7 +128,7 @@ def multilabel_metrics(
         >>> figures["sensitivity"]["mean"], figures["ppv"]["mean"]
         (0.5, 1.0)
     """
-    scores, labels = check_multilabel(scores, labels)
+    scores, labels = _check_multilabel(scores, labels)
     if not isinstance(thresholds, Thresholds):
         thresholds = _same_for_all(thresholds, scores.shape[1])
     if thresholds.chosen_on is not None and _same(thresholds.chosen_on, _sort(scores, labels)):
@@ -190,8 +183,8 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
         labels: ``(image,)`` integers, the true class.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``scores`` is not floating-point, or ``labels`` does not hold integers.
+        ShapeError, DtypeError: the shapes do not fit, ``scores`` is not floating-point, or
+            ``labels`` not integer.
         OptionError: a label is no class.
         DataError: there is no image, or ``scores`` holds NaN.
 
@@ -248,9 +241,6 @@ class Thresholds:
         Raises:
             ShapeError: another number of classes.
 
-        Example:
-            >>> Thresholds(torch.tensor([0.5, 0.8])).decide(torch.tensor([[0.5, 0.7]]))
-            tensor([[ True, False]])
         """
         check_tensor("scores", scores, ("image", "class"))
         check_same_size("classes", "scores", scores.shape[1], "thresholds", len(self.values))
@@ -288,7 +278,7 @@ def choose_thresholds(
         tensor([0.5000], dtype=torch.float64)
     """
     check_choice("maximize", maximize, ("f1", "youden"))
-    scores, labels = check_multilabel(validation_scores, validation_labels)
+    scores, labels = _check_multilabel(validation_scores, validation_labels)
     values = [
         _threshold(column[label >= 0], label[label >= 0], maximize)
         for column, label in zip(scores.T, labels.T, strict=True)
@@ -296,14 +286,8 @@ def choose_thresholds(
     return Thresholds(torch.tensor(values, dtype=torch.float64), _sort(scores, labels))
 
 
-def check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Require scores and labels of images for classes.
-
-    Returns:
-        The scores in float64 and the labels in int64, on the CPU, where sums have one order.
-
-    Raises what :func:`multilabel_auroc` raises.
-    """
+def _check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores in float64 and labels in int64, on the CPU, where sums have one order; checked."""
     check_tensor("scores", scores, ("image", "class"))
     check_integers("labels", labels)
     if labels.shape != scores.shape:
@@ -362,30 +346,25 @@ def _decision_metrics(
     decided: Tensor, labels: Tensor, undefined: list[int]
 ) -> dict[str, ClassMetric]:
     """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
-    metrics = require("torchmetrics.functional.classification", "tasks")
-    counts = metrics.multilabel_stat_scores(
-        decided.int(),
-        labels,
-        num_labels=labels.shape[1],
-        average=None,
-        ignore_index=-1,
-        validate_args=False,  # they would refuse a single class
-    )
-    figures: dict[str, list[float | None]] = {}
-    for number, (tp, fp, tn, fn, _) in enumerate(counts.reshape(-1, 5).tolist()):
-        ratios = {
-            "accuracy": (tp + tn, tp + tn + fp + fn),
-            "sensitivity": (tp, tp + fn),
-            "specificity": (tn, tn + fp),
-            "ppv": (tp, tp + fp),
-            "npv": (tn, tn + fn),
-            "f1": (2 * tp, 2 * tp + fp + fn),
-        }
-        for name, (part, whole) in ratios.items():
-            # torchmetrics would make it 0 where there is nothing to divide by
-            value = None if number in undefined or not whole else part / whole
-            figures.setdefault(name, []).append(value)
-    return {name: _metric(per_class) for name, per_class in figures.items()}
+    truths = labels == 1, labels == 0
+    tp, fn, fp, tn = ((called & truth).sum(0) for truth in truths for called in (decided, ~decided))
+    ratios = {
+        "accuracy": (tp + tn, tp + tn + fp + fn),
+        "sensitivity": (tp, tp + fn),
+        "specificity": (tn, tn + fp),
+        "ppv": (tp, tp + fp),
+        "npv": (tn, tn + fn),
+        "f1": (2 * tp, 2 * tp + fp + fn),
+    }
+    return {
+        name: _metric(
+            [
+                part / whole if whole and number not in undefined else None
+                for number, (part, whole) in enumerate(torch.stack(ratio, 1).tolist())
+            ]
+        )
+        for name, ratio in ratios.items()
+    }
 
 
 def _threshold(scores: Tensor, labels: Tensor, maximize: str) -> float:

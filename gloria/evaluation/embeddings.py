@@ -32,6 +32,7 @@ from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
+from gloria.evaluation.settings import describe_changes
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 from gloria.weights import write_file, write_text
@@ -152,8 +153,7 @@ def store_images(
         batch_size: images encoded at a time; it does not change the result.
         shard_size: images read and written at a time.
         workers: processes that load images.
-        progress: called with the number of images that are done since the last call, as
-            ``tqdm.update``.
+        progress: called with the number of images that are done since the last call.
 
     Returns:
         The features of all images of ``data`` that can be read, with its ``bits``; the others are
@@ -255,15 +255,10 @@ def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict
             f"this version of gloria writes format {FORMAT}. Choose another folder, or delete this "
             f"one."
         )
-    changed = [
-        f"{name} was {before.get(name)}, is {settings.get(name)}"
-        for name in sorted(before.keys() | settings.keys())
-        if before.get(name) != settings.get(name)
-    ]
-    if changed:
+    if changed := describe_changes(before, settings):
         raise DataError(
-            f"{folder} has features of another model or of images prepared otherwise: "
-            f"{'; '.join(changed)}. Choose another folder, or delete this one."
+            f"{folder} has features of another model or of images prepared otherwise: {changed}. "
+            f"Choose another folder, or delete this one."
         )
     return (height, width), rows
 

@@ -88,15 +88,7 @@ def encode_items(
     workers: int = 0,
     progress: Callable[[int], Any] = lambda encoded: None,
 ) -> ImageFeatures:
-    """As :func:`encode_images`, of the images of items with a length, read by index.
-
-    Args:
-        model: any; its modes are left as they were.
-        items: each with an ``image``.
-        batch_size: images loaded and encoded at a time; it does not change the result.
-        workers: processes that load items.
-        progress: as in :func:`encode_images`.
-    """
+    """As :func:`encode_images`, of items with an ``image``; ``workers`` processes load them."""
     check_integer("batch_size", batch_size, 1)
     check_integer("workers", workers, 0)
     batches = in_batches(len(items), batch_size)
@@ -167,7 +159,7 @@ def encode_prompts(model: GLoRIA, texts: Sequence[str], *, stacklevel: int = 2) 
     Args:
         model: any; its modes are left as they were.
         texts: strings.
-        stacklevel: whose line the warning is of, as in :func:`warnings.warn`; 2 = the caller's.
+        stacklevel: of the warning; 2 = the caller's line.
 
     Warns:
         UnknownWordWarning: there are such words, and the text encoder can tell; it names them.
@@ -213,11 +205,8 @@ def pair_similarity(
         texts: of :func:`encode_texts`, at least one.
         kind: as in :meth:`~gloria.model.GLoRIA.similarity`.
         block: images at a time; it does not change the result.
-        aggregation: as in :meth:`~gloria.model.GLoRIA.similarity`.
-        weights: of the global and the local part, as in
-            :meth:`~gloria.model.GLoRIA.similarity`.
-        progress: called with the number of images compared with all texts since the last call, as
-            ``tqdm.update``.
+        aggregation, weights: likewise.
+        progress: called with the number of images compared with all texts since the last call.
 
     Returns:
         ``(image, text)``, both in the order given.
@@ -276,11 +265,7 @@ def similarity_by_kind(
 
 
 def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    """Features of several batches as those of one.
-
-    Args:
-        parts: at least one; all on one grid, and all with a ``region_mask`` or none.
-    """
+    """Features of several batches as those of one; all have a ``region_mask``, or none has."""
     masks = [part.region_mask for part in parts if part.region_mask is not None]
     return ImageFeatures(
         torch.cat([part.pooled for part in parts]),
@@ -291,17 +276,11 @@ def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
 
 
 def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures:
-    """The features of some of the images, ``region_mask`` with them.
+    """The features of some of the images, in the order of ``index``, ``region_mask`` with them.
 
     Args:
         images: of ``image`` images.
         index: a slice, or ``(chosen,)`` integers or ``(image,)`` booleans on the features' device.
-
-    Returns:
-        ``pooled (chosen, dim)`` and ``regions (chosen, region, dim)``, in the order of ``index``.
-
-    Raises:
-        IndexError: an index is beyond the last image.
     """
     return ImageFeatures(
         images.pooled[index],
@@ -312,19 +291,7 @@ def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures
 
 
 def select_texts(texts: TextFeatures, index: Iterable[int]) -> TextFeatures:
-    """The features of some of the texts, ``tokens`` with them.
-
-    Args:
-        texts: of ``text`` texts.
-        index: which, in any order; one may come twice.
-
-    Returns:
-        ``pooled (chosen, dim)`` and ``words (chosen, word, dim)``, as wide as before, in the order
-        of ``index``.
-
-    Raises:
-        IndexError: an index is beyond the last text.
-    """
+    """The features of some of the texts, as wide as before, in the order of ``index``."""
     chosen = list(index)
     return TextFeatures(
         texts.pooled[chosen],

@@ -34,8 +34,8 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
         ``(...)``, 0 to 1.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
+        ShapeError, DtypeError: the shapes differ, ``maps`` is not floating-point, or ``mask`` not
+            boolean.
         OptionError: the tolerance is negative.
         DataError: a map holds NaN, or a mask is empty.
 
@@ -64,17 +64,11 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
     map: ``AUROC = (sum of the mask's ranks - p (p + 1) / 2) / (p n)``, with equal values at their
     mean rank, p pixels in the mask and n outside.
 
-    Args:
-        maps: ``(..., height, width)``.
-        mask: boolean, same shape, True = the finding.
+    Args and errors as in :func:`pointing_hit`; besides, a mask that covers the image is a
+    :class:`~gloria.errors.DataError`.
 
     Returns:
         ``(...)`` in float64; 0.5 is chance.
-
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
-        DataError: a map holds NaN, or a mask is empty or covers the image.
 
     Example:
         >>> attention = torch.tensor([[0.1, 0.2, 0.2, 0.7]])
@@ -100,18 +94,11 @@ def correct_side(maps: Tensor, mask: Tensor) -> Tensor:
     The halves are left and right; the finding's is the one with more of its mask. Made for
     findings of one side: what it says of one in the middle is chance.
 
-    Args:
-        maps: ``(..., height, width)``, not negative.
-        mask: boolean, same shape, True = the finding.
+    Args and errors as in :func:`pointing_hit`; besides, a map that is negative or all zero, and a
+    mask that is the same in both halves, are a :class:`~gloria.errors.DataError`.
 
     Returns:
         ``(...)``: 1 on the finding's side, 0 on the other, 0.5 exactly balanced.
-
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``maps`` is not floating-point, or ``mask`` not boolean.
-        DataError: a map is negative, NaN or all zero; or a mask is empty, or the same in both
-            halves.
 
     Example:
         >>> attention = torch.tensor([[0.6, 0.1, 0.1, 0.2]])
@@ -139,8 +126,7 @@ def left_share(maps: Tensor) -> Tensor:
         ``(...)`` in float64, 0 to 1.
 
     Raises:
-        ShapeError: ``maps`` has no height and width.
-        DtypeError: ``maps`` is not floating-point.
+        ShapeError, DtypeError: ``maps`` has no height and width, or is not floating-point.
         DataError: a map is negative, NaN or all zero.
 
     Example:

@@ -41,13 +41,7 @@ TOLERANCE = 4
 
 
 class Example(NamedTuple):
-    """A positive mention of a finding that the film shows.
-
-    Attributes:
-        item: index of the image and its report.
-        other: index of the image of another item whose report mentions the same finding.
-        mention: where in the report.
-    """
+    """A mention of a finding in an item's report, and another item that mentions it, as control."""
 
     item: int
     other: int
@@ -61,15 +55,12 @@ def evaluate_gallery(
 
     Args:
         model: any; evaluated in eval mode, its modes are left as they were.
-        items: a 5xN split, each item with exactly one finding.
+        items: a 5xN split, each item with exactly one of the five findings.
         ks: the K of precision@K; those above the number of items are left out.
 
     Returns:
         ``image_to_text`` and ``text_to_image`` precision@K, each ``{K: figure}``, and
         ``zero_shot_accuracy``: the mean over each class's prompts, an image at a time.
-
-    Raises:
-        DataError: there is no item, or one without exactly one of the five findings.
     """
     labels = torch.tensor([_label(number, item) for number, item in enumerate(items)])
     images = encode_images(model, pictures(items))
@@ -91,13 +82,8 @@ def grounding_examples(items: Sequence[PhantomItem]) -> list[Example]:
     """Every positive mention, each with another image of the same finding as control.
 
     The control is the next item whose report mentions the finding, the first after the last. A
-    finding that a single item mentions has no control and is left out.
-
-    Args:
-        items: any split.
-
-    Returns:
-        By finding, in the order of :data:`~gloria.data.phantom.FINDINGS`, then by item.
+    finding that a single item mentions has no control and is left out. In the order of
+    :data:`~gloria.data.phantom.FINDINGS`, then by item.
     """
     examples = []
     for name in FINDINGS:
@@ -175,10 +161,7 @@ def mention_maps(
     Returns:
         ``(example, height, width)`` on the CPU, in weight per region.
 
-    Raises:
-        DataError: there is no example, or the text encoder's words are not those of
-            :func:`~gloria.data.phantom.split_words`.
-        OptionError: the model's loss has no local part.
+    Raises what :func:`evaluate_grounding` raises.
     """
     if not examples:
         raise DataError("examples must hold at least one; there is no map to make.")
@@ -207,11 +190,6 @@ def score_maps(
         maps: ``(example, height, width)``, laid over the image; not negative.
         items: what the examples are of.
         examples: of :func:`grounding_examples`.
-
-    Returns:
-        ``peak_near_mask``, ``auroc``, ``correct_side``, their counts, and ``per_finding``.
-
-    Raises what the functions of :mod:`gloria.evaluation.grounding` raise.
     """
     shown = [(items[each.item], each.mention.finding) for each in examples]
     masks = torch.stack(

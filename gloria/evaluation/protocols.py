@@ -50,7 +50,7 @@ def evaluate_pairs(
         weights: of the global and the local similarity in their sum.
         batch_size: images, and texts, encoded at a time; it does not change the result.
         progress: called with the number of images encoded, and later of images compared, since the
-            last call, as ``tqdm.update``: in all, twice the number of images.
+            last call: in all, twice the number of images.
 
     Returns:
         ``"global"``, ``"local"`` and ``"both"``, or the one that the model's loss trains; each as
@@ -93,14 +93,10 @@ def evaluate_image_queries(
 
     The similarity is the cosine of the pooled embeddings, whatever the model's loss trains.
 
-    Args:
-        model: any; evaluated in eval mode, its modes are left as they were.
+    Args as in :func:`evaluate_pairs`, and:
         queries: each image positive for exactly one of ``classes``.
-        candidates: likewise.
-        classes: of both data sets.
-        ks: the K of precision and recall, each at most the number of candidates.
-        batch_size: images encoded at a time; it does not change the result.
-        progress: called with the number of images encoded since the last call, as ``tqdm.update``.
+        candidates: likewise; ``ks`` are at most as many.
+        progress: called with the number of images encoded since the last call.
 
     Returns:
         As :func:`~gloria.evaluation.retrieval.evaluate_queries` gives it.
@@ -138,15 +134,9 @@ def evaluate_text_queries(
 ) -> dict[str, dict[str, float]]:
     """Text-image retrieval, as of 8x200: a candidate is right if it is of the query's class.
 
-    Args:
-        model: any; evaluated in eval mode, its modes are left as they were.
+    Args as in :func:`evaluate_pairs`, and:
         queries: ``{class: texts}``, such as :data:`~gloria.data.protocols.TEXT_QUERIES`.
         candidates: each image positive for exactly one of the classes asked for.
-        ks: the K of precision and recall, each at most the number of candidates.
-        aggregation: as in :func:`evaluate_pairs`.
-        weights: as in :func:`evaluate_pairs`.
-        batch_size: images encoded at a time; it does not change the result.
-        progress: as in :func:`evaluate_pairs`: in all, twice the number of candidates.
 
     Returns:
         ``"global"``, ``"local"`` and ``"both"``, or the one that the model's loss trains; each as

@@ -14,15 +14,7 @@ from typing import NamedTuple
 
 
 class PublishedTable(NamedTuple):
-    """One published table.
-
-    Attributes:
-        data: the data set.
-        protocol: what was done with it.
-        columns: figures, as the paper names them.
-        rows: model: its figures as printed, in the order of ``columns``.
-        decimals: how many are printed.
-    """
+    """One published table: data set, what was done with it, columns, and figures as printed."""
 
     data: str
     protocol: str

@@ -31,9 +31,7 @@ def evaluate_retrieval(
     Returns:
         ``image_to_text`` and ``text_to_image``, each as :func:`evaluate_queries` gives it.
 
-    Raises:
-        ShapeError, DtypeError, DataError: as :func:`recall_at_k`.
-        OptionError: a K is below 1 or above the number of images or texts.
+    Raises what :func:`recall_at_k` raises.
 
     Example:
         >>> similarity = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
@@ -101,9 +99,7 @@ def precision_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> d
         >>> precision_at_k(similarity, torch.tensor([[True, False, True]]), [1, 2, 3])
         {1: 1.0, 2: 1.0, 3: 0.6666666666666666}
     """
-    _check(similarity, relevant)
-    check_ks(ks, similarity.shape[1])
-    found = _found(similarity, relevant, max(ks, default=0))
+    found = _found(similarity, relevant, ks)
     return {k: float(found[:, k - 1].mean()) / k for k in ks}
 
 
@@ -121,10 +117,8 @@ def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict
         >>> recall_at_k(similarity, torch.eye(2, dtype=torch.bool), [1, 2])
         {1: 0.5, 2: 1.0}
     """
-    _check(similarity, relevant)
-    check_ks(ks, similarity.shape[1])
+    found = _found(similarity, relevant, ks)
     _check_answerable(relevant)
-    found = _found(similarity, relevant, max(ks, default=0))
     total = relevant.sum(1)
     return {k: float((found[:, k - 1] / total).mean()) for k in ks}
 
@@ -141,9 +135,8 @@ def median_rank(similarity: Tensor, relevant: Tensor) -> float:
         >>> median_rank(similarity, torch.eye(2, dtype=torch.bool))
         1.5
     """
-    _check(similarity, relevant)
+    found = _found(similarity, relevant)
     _check_answerable(relevant)
-    found = _found(similarity, relevant, similarity.shape[1])
     ranks = (found == 0).sum(1) + 1
     return float(ranks.double().quantile(0.5))
 
@@ -160,9 +153,8 @@ def mean_average_precision(similarity: Tensor, relevant: Tensor) -> float:
         >>> mean_average_precision(similarity, torch.tensor([[True, False, True]]))
         0.8333333333333333
     """
-    _check(similarity, relevant)
+    found = _found(similarity, relevant)
     _check_answerable(relevant)
-    found = _found(similarity, relevant, similarity.shape[1])
     ranks = torch.arange(1, found.shape[1] + 1, device=found.device)
     is_relevant = found.diff(dim=1, prepend=torch.zeros_like(found[:, :1]))
     return float((is_relevant * found / ranks).sum(1).div(relevant.sum(1)).mean())
@@ -179,8 +171,7 @@ def class_relevance(query_labels: Tensor, candidate_labels: Tensor) -> Tensor:
         ``(query, candidate)`` boolean.
 
     Raises:
-        ShapeError: labels are not a vector.
-        DtypeError: labels are not integers.
+        ShapeError, DtypeError: labels are no vector, or no integers.
 
     Example:
         >>> class_relevance(torch.tensor([0, 1]), torch.tensor([1, 0, 1]))
@@ -218,8 +209,16 @@ def check_ks(ks: Sequence[int], candidates: int) -> None:
             )
 
 
-def _found(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
-    """How many relevant candidates stand among the first 1, 2, ... k, ``(query, k)``, float64."""
+def _found(similarity: Tensor, relevant: Tensor, ks: Sequence[int] | None = None) -> Tensor:
+    """How many relevant candidates stand among the first 1, 2, ... K, ``(query, K)``, float64.
+
+    K is the largest of ``ks``; None = all candidates.
+    """
+    _check(similarity, relevant)
+    k = similarity.shape[1]
+    if ks is not None:
+        check_ks(ks, k)
+        k = max(ks, default=0)
     # One more than k shows whether the last place is contested by an equal.
     values, order = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
     tied = (values[:, 1:] == values[:, :-1]).any(1)

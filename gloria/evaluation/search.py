@@ -22,13 +22,7 @@ BLOCK = 256
 
 
 class Found(NamedTuple):
-    """An image that was found.
-
-    Attributes:
-        id: its name in its data set.
-        path: its file.
-        score: the model's similarity with the text.
-    """
+    """An image that was found, and the model's similarity of it with the text."""
 
     id: str
     path: Path
@@ -57,11 +51,7 @@ def search_images(
         text: what to look for.
         top: how many images to give, if there are so many.
         shortlist: how many images are compared region by region; at least ``top``.
-        progress: called with the number of images compared region by region since the last call,
-            as ``tqdm.update``.
-
-    Returns:
-        ``top`` images, or all.
+        progress: called with the number of images compared region by region since the last call.
 
     Raises:
         OptionError: ``top`` is below 1, or ``shortlist`` below ``top``.

@@ -33,17 +33,10 @@ class MaskedItems(Sized, Protocol):
 
     def __getitem__(self, index: int, /) -> Masked:
         """One item."""
-        ...
 
 
 class Overlap(NamedTuple):
-    """Pixels of predicted masks and of true ones, counted.
-
-    Attributes:
-        both: in the predicted and in the true mask.
-        predicted: in the predicted mask.
-        marked: in the true mask.
-    """
+    """Pixels, counted: in the predicted and the true mask, in the predicted, in the true one."""
 
     both: Tensor
     predicted: Tensor
@@ -85,8 +78,7 @@ def count_overlap(predicted: Tensor, masks: Tensor) -> Overlap:
         Counts, each ``(...)``.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: one of them is not boolean.
+        ShapeError, DtypeError: the shapes differ, or one of them is not boolean.
 
     Example:
         >>> overlap = count_overlap(torch.tensor([[True, True, False]]), torch.ones(1, 3).bool())
@@ -246,21 +238,15 @@ def evaluate_segmentation(
 ) -> dict[str, Any]:
     """Dice and IoU of a model on a data set, on positives and on all.
 
-    Args:
-        model: any; evaluated in eval mode, its modes are left as they were.
-        items: images and masks, such as :class:`~gloria.data.SIIM` or
-            :class:`~gloria.data.PhantomMasks`.
+    Args as in :func:`measure_overlap`, and:
         thresholds: of :func:`choose_mask_thresholds` on validation data, one per class; or one for
             all.
-        batch_size: images segmented at a time; it does not change the result.
-        progress: called with the number of items done since the last call.
 
     Returns:
         As :func:`summarize_overlap`, and the ``thresholds``.
 
-    Raises:
-        OptionError: a threshold is not in [0, 1], or their number not that of the classes.
-        What :func:`measure_overlap` raises.
+    Raises what :func:`measure_overlap` raises, and:
+        OptionError: the number of thresholds is not that of the classes.
     """
     given = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
     if len(given) not in (1, model.classes):

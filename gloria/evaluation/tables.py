@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from gloria.checks import check_choice
@@ -50,12 +51,7 @@ class Spread(NamedTuple):
             >>> Spread.of([1.0, 2.0, 3.0])
             Spread(mean=2.0, sd=1.0, runs=3)
         """
-        # plain sums round otherwise from Python 3.12 on, and a figure its last digit
-        mean = math.fsum(values) / len(values)
-        if len(values) == 1:
-            return cls(mean, math.nan, 1)
-        squares = math.fsum((value - mean) ** 2 for value in values)
-        return cls(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+        return cls(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 Cell = float | Interval | Spread | None
@@ -130,12 +126,7 @@ def as_text(table: Table, published: Collection[str] = DATA_SETS) -> str:
 
 
 def as_markdown(table: Table, published: Collection[str] = DATA_SETS) -> str:
-    """A table as Markdown, with a heading.
-
-    Args:
-        table: what to show.
-        published: as in :func:`as_text`.
-    """
+    """A table as Markdown, with a heading; arguments as in :func:`as_text`."""
     parts = [f"## {table.title}", f"{table.caption}.", markdown(table.lines())]
     if below := _published(table.task, published):
         parts.append(f"*{NOT_COMPARABLE[0].upper()}{NOT_COMPARABLE[1:]}:*")

@@ -79,20 +79,15 @@ def zero_shot_probabilities(
     class: an image may have several findings or none. What an image's similarities with all texts
     have in common cancels, so that images can be compared.
 
-    Args:
-        model: as in :func:`zero_shot_scores`.
-        images: as there.
-        prompts: by class, in the order of the columns, each with negative prompts.
+    Args as in :func:`zero_shot_scores`, and:
+        prompts: each with negative prompts.
         temperature: as in :func:`pair_probability`.
-        kind: as in :func:`zero_shot_scores`.
-        reduction: as there, of the positive and of the negative prompts.
 
     Returns:
         ``(image, class)`` in [0, 1], on the model's device and without gradients.
 
-    Raises:
-        OptionError: a class has no negative prompt, or ``temperature`` is not above 0; and as
-            :func:`zero_shot_scores`, as the other errors.
+    Raises what :func:`zero_shot_scores` raises, and:
+        OptionError: a class has no negative prompt, or ``temperature`` is not above 0.
     """
     positive, negative = _positive(prompts), {}
     for name, each in prompts.items():
@@ -127,8 +122,7 @@ def class_scores(
         ``(image, class)``.
 
     Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``prompt_class`` does not hold integers.
+        ShapeError, DtypeError: the shapes do not fit, or ``prompt_class`` does not hold integers.
         OptionError: a class has no prompt, or the reduction is unknown.
         DataError: ``similarity`` holds NaN.
 
@@ -144,10 +138,8 @@ def class_scores(
     check_choice("reduction", reduction, ("mean", "max"))
     members = _members(prompt_class, similarity.shape[1], "similarity")
     check_no_nan("similarity", similarity)
-    of_class = [similarity[:, each] for each in members]
-    if reduction == "mean":
-        return torch.stack([scores.mean(1) for scores in of_class], dim=1)
-    return torch.stack([scores.amax(1) for scores in of_class], dim=1)
+    reduce = torch.mean if reduction == "mean" else torch.amax
+    return torch.stack([reduce(similarity[:, each], 1) for each in members], dim=1)
 
 
 def ensemble_embeddings(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
@@ -164,10 +156,7 @@ def ensemble_embeddings(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor
     Returns:
         ``(class, dim)``, for :func:`~gloria.functional.global_similarity`.
 
-    Raises:
-        ShapeError: the shapes do not fit.
-        DtypeError: ``prompt_class`` does not hold integers.
-        OptionError: a class has no prompt.
+    Errors as in :func:`class_scores`.
 
     Source: CLIP (Radford et al., 2021), section 3.1.4.
 
@@ -197,8 +186,7 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
         The shape of ``positive``, in [0, 1].
 
     Raises:
-        ShapeError: the shapes differ.
-        DtypeError: one is no floating-point tensor.
+        ShapeError, DtypeError: the shapes differ, or one is no floating-point tensor.
         OptionError: ``temperature`` is not above 0.
         DataError: a score is NaN or infinite.
 

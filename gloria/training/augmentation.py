@@ -45,17 +45,10 @@ class Augmentation:
             check_integer("crop", self.crop, 1)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Vary each image ``(image, channel, height, width)`` on its own.
+        """Vary each image ``(image, channel, height, width)``, in [0, 1], on its own.
 
-        Args:
-            images: values in [0, 1].
-            generator: a CPU generator, the only source of randomness.
-
-        Returns:
-            Images of the same size, or of the crop's.
-
-        Raises:
-            ShapeError: the images are smaller than the crop.
+        The only source of randomness is the generator, one of the CPU. Images come out in their
+        size, or the crop's; smaller ones than that are a :class:`~gloria.errors.ShapeError`.
         """
         return self.with_masks(images, images[:, :0].bool(), generator)[0]
 
@@ -64,16 +57,8 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor]:
         """Vary each image as :meth:`__call__` does, and move its masks along.
 
-        Args:
-            images: as in :meth:`__call__`.
-            masks: boolean, ``(image, class, height, width)``; their border is repeated, too.
-            generator: as in :meth:`__call__`.
-
-        Returns:
-            Images, the same as without masks, and their masks.
-
-        Raises:
-            ShapeError: the images are smaller than the crop, or the masks not of their size.
+        ``masks`` are boolean, ``(image, class, height, width)``; their border is repeated, too.
+        Masks of another size than the images are a :class:`~gloria.errors.ShapeError`.
         """
         if masks.shape[0] != images.shape[0] or masks.shape[2:] != images.shape[2:]:
             raise ShapeError(

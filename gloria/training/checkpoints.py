@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 
 from gloria.errors import CheckpointError, OptionError
+from gloria.evaluation.settings import describe_changes
 from gloria.model import GLoRIA
 from gloria.weights import load_weights, save_model, write_folder
 
@@ -30,11 +33,7 @@ class Standing:
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a checkpoint gives them back: lists for tuples, and Python's own numbers.
-
-    Raises:
-        OptionError: one has no value in JSON.
-    """
+    """Settings as a checkpoint gives them back: lists for tuples, and Python's own numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.generic):
@@ -43,6 +42,30 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = json.loads(json.dumps(dict(settings), default=plain))
     return found
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process trains into a folder, which is made; one that is killed frees it.
+
+    Raises:
+        CheckpointError: one does. Not told on Windows, nor of a disk without locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            import fcntl
+
+            lock = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not by closing: processes that load items have it open, too
+            stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
+        except BlockingIOError as cause:
+            raise CheckpointError(f"another process is training into {folder}.") from cause
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def save_checkpoint(
@@ -64,12 +87,7 @@ def save_checkpoint(
             torch.save(optimizer.state_dict(), target / "optimizer.pt")
         except RuntimeError as cause:  # torch has no other class for a full disk
             raise OSError(str(cause)) from cause
-        record = {
-            "step": standing.step,
-            "best": standing.best,
-            "history": standing.history,
-            "settings": settings,
-        }
+        record = {**vars(standing), "settings": settings}
         (target / "progress.json").write_text(json.dumps(record))
 
     write_folder(folder / f"step-{standing.step:06d}", write)
@@ -78,10 +96,7 @@ def save_checkpoint(
 
 
 def resume(
-    folder: Path,
-    model: GLoRIA,
-    optimizer: torch.optim.Optimizer,
-    settings: dict[str, Any],
+    folder: Path, model: GLoRIA, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> Standing:
     """Put the newest checkpoint into model and optimizer; step 0 if there is none.
 
@@ -107,14 +122,9 @@ def resume(
             f"{newest} is damaged ({type(cause).__name__}: {cause}). Remove it to start this run "
             f"again."
         ) from cause
-    changed = [
-        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
-        for name in sorted(before.keys() | settings.keys())
-        if before.get(name) != settings.get(name)
-    ]
-    if changed:
+    if changed := describe_changes(before, settings):
         raise CheckpointError(
-            f"{newest} belongs to a run with other settings: {'; '.join(changed)}. Resume with the "
+            f"{newest} belongs to a run with other settings: {changed}. Resume with the "
             f"same ones, or choose another folder for a new run, which may start from the weights "
             f"of this one."
         )

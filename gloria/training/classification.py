@@ -25,11 +25,10 @@ from gloria.evaluation.classification import ClassMetric, multilabel_auroc
 from gloria.evaluation.features import evaluating, in_batches
 from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
-from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
-from gloria.training.steps import prepare
-from gloria.training.supervised import SupervisedRecipe, fit
+from gloria.training.steps import OnStep, Recipe, prepare
+from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
 from gloria.wrapping import unwrapped
 
@@ -39,11 +38,10 @@ class LabelledImages(LabelledItems, Protocol):
 
     def __getitem__(self, index: int, /) -> HasImage:
         """One item."""
-        ...
 
 
 @dataclass(frozen=True)
-class ClassifierRecipe(SupervisedRecipe):
+class ClassifierRecipe(Recipe):
     """How to train a classifier. The defaults are for a linear probe.
 
     Attributes:
@@ -136,7 +134,7 @@ def train_classifier(
         True
     """
     _check_classifier(classifier)
-    recipe = recipe or _usual_recipe(classifier.frozen)
+    recipe = recipe or (PROBE if classifier.frozen else FINE_TUNING)
     loss = _weighted_loss(classifier, class_weight, pos_weight)
     examples = _examples("train", train, classifier, recipe, workers)
     watched = _examples("validation", validation, classifier, recipe, workers)
@@ -167,10 +165,7 @@ def evaluate_classifier(
     Returns:
         As :func:`~gloria.evaluation.classification.multilabel_auroc`.
 
-    Raises:
-        DtypeError: ``classifier`` is none, but an encoder, say.
-        ShapeError: labels are not as many as images and classes.
-        DataError: there is no image, or a label is not 1, 0 or -1.
+    Raises what :func:`train_classifier` raises of its classifier and images.
     """
     _check_classifier(classifier)
     check_integer("batch_size", batch_size, 1)
@@ -210,11 +205,8 @@ def label_efficiency(
         fractions: shares of the training patients.
         seeds: one classifier is trained for each.
         recipe: of each classifier, but for its seed; None = :data:`PROBE` or :data:`FINE_TUNING`.
-        class_weight: as in :func:`train_classifier`.
-        pos_weight: likewise.
-        workers: processes that load images.
-        progress: called with the number of classifiers trained since the last call, as
-            ``tqdm.update`` is.
+        class_weight, pos_weight, workers: as in :func:`train_classifier`.
+        progress: called with the number of classifiers trained since the last call.
         on_scores: called with the row, fraction and seed of each classifier and its logits of the
             test images, ``(image, class)``: for intervals over images, say.
 
@@ -235,7 +227,7 @@ def label_efficiency(
     """
     check_runs(rows, fractions, seeds)
     classes = check_classes(train, validation=validation, test=test)
-    recipe = recipe or _usual_recipe(frozen)
+    recipe = recipe or (PROBE if frozen else FINE_TUNING)
     number = {name: index for index, name in enumerate(train.ids)}
     shares = draw_shares(train, fractions, seeds)
 
@@ -279,12 +271,11 @@ def label_efficiency(
     }
 
 
-class _Features:
+class _Features(NamedTuple):
     """Inputs of a linear layer: the pooled vectors of images, computed once."""
 
-    def __init__(self, pooled: Tensor, labels: Tensor) -> None:
-        self.pooled = pooled
-        self.labels = labels
+    pooled: Tensor
+    labels: Tensor
 
     def take(self, rows: Sequence[int]) -> _Features:
         """Those of some of the images."""
@@ -327,9 +318,7 @@ class _Images:
     ) -> Iterator[Tensor]:
         """Normalised batches ``(image, channel, height, width)``, on the classifier's device.
 
-        Args:
-            batches: the numbers of each batch's images.
-            augmented: a seed; None = not augmented, but as large as if they were.
+        ``augmented`` is a seed; None = not augmented, but as large as if they were.
         """
         rows = ([self._rows[index] for index in batch] for batch in batches)
         loaded = load_batches(
@@ -442,10 +431,6 @@ def _check_classifier(value: Any) -> None:
             f"classifier must be an ImageClassifier; got {type(value).__name__}. "
             f"ImageClassifier(encoder, classes) makes one of an image encoder."
         )
-
-
-def _usual_recipe(frozen: bool) -> ClassifierRecipe:
-    return PROBE if frozen else FINE_TUNING
 
 
 def _weighted_loss(

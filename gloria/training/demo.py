@@ -30,9 +30,10 @@ from gloria.evaluation.phantoms import (
     pictures,
 )
 from gloria.model import GLoRIA
-from gloria.training.loop import OnStep, TrainingRecipe, train
+from gloria.training.loop import TrainingRecipe, train
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
+from gloria.training.steps import OnStep
 from gloria.visualize import (
     GroundingExample,
     plot_comparison,
@@ -64,6 +65,15 @@ class DemoSettings:
     grounding_items: int = 400
     steps: int = 700
 
+    def splits(self) -> dict[str, int]:
+        """How many phantoms are drawn of each split."""
+        return {
+            "train": self.train_items,
+            "val": self.validation_items,
+            f"test_5x{self.per_class}": 5 * self.per_class,
+            "test": self.grounding_items,
+        }
+
     def recipe(self, seed: int) -> TrainingRecipe:
         """How to train."""
         return TrainingRecipe(steps=self.steps, seed=seed, validate_every=max(self.steps // 7, 1))
@@ -86,34 +96,14 @@ class DemoData:
 
     @classmethod
     def draw(
-        cls,
-        settings: DemoSettings,
-        *,
-        seed: int,
-        progress: Callable[[int], Any] = lambda drawn: None,
+        cls, settings: DemoSettings, *, seed: int, progress: Callable[[int], Any] = lambda drawn: 0
     ) -> DemoData:
         """Draw them all: about 3 ms each, which starting processes would not make faster."""
-
-        def draw(split: str, count: int | None) -> list[PhantomItem]:
-            dataset = PhantomDataset(split, count=count, seed=seed)
-            return list(dataset.draw(progress=progress))
-
-        return cls(
-            draw("train", settings.train_items),
-            draw("val", settings.validation_items),
-            draw(f"test_5x{settings.per_class}", None),
-            draw("test", settings.grounding_items),
+        splits = (
+            PhantomDataset(split, count=count, seed=seed)
+            for split, count in settings.splits().items()
         )
-
-    @staticmethod
-    def count(settings: DemoSettings) -> int:
-        """How many phantoms a demo draws."""
-        return (
-            settings.train_items
-            + settings.validation_items
-            + 5 * settings.per_class
-            + settings.grounding_items
-        )
+        return cls(*(list(each.draw(progress=progress)) for each in splits))
 
 
 def run_demo(
@@ -209,12 +199,10 @@ def figures(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _shown(items: Sequence[PhantomItem]) -> list[Example]:
     """One example to look at for each finding: the first that has one."""
-    examples = grounding_examples(items)
-    return [
-        next(each for each in examples if each.mention.finding == finding)
-        for finding in FINDINGS
-        if any(each.mention.finding == finding for each in examples)
-    ]
+    first: dict[str, Example] = {}
+    for each in grounding_examples(items):  # in the order of the findings
+        first.setdefault(each.mention.finding, each)
+    return list(first.values())
 
 
 def _maps(model: GLoRIA, items: Sequence[PhantomItem], *, other_image: bool = False) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from gloria.checks import check_choice, check_integer, check_positive, check_weight
+from gloria.checks import check_choice, check_integer
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError
@@ -25,16 +25,22 @@ from gloria.evaluation.features import evaluating
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.checkpoints import Standing, as_json, resume, save_checkpoint
+from gloria.training.checkpoints import Standing, alone_in, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.steps import check_initialized, parameter_groups, prepare, update
+from gloria.training.steps import (
+    OnStep,
+    Recipe,
+    check_initialized,
+    parameter_groups,
+    prepare,
+    update,
+)
 from gloria.types import ScheduledLoss
 from gloria.weights import remove_drafts, save_model
 from gloria.wrapping import unwrapped
 
 Precision = Literal["float32", "bfloat16"]
 
-OnStep = Callable[[dict[str, float]], None]
 TextPolicy = Callable[[Sequence[str], torch.Generator], list[str]]
 
 
@@ -43,58 +49,43 @@ class Pairs(Sized, Protocol):
 
     def __getitem__(self, index: int, /) -> Pair:
         """One pair."""
-        ...
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
+class TrainingRecipe(Recipe):
     """How to train. The defaults train small encoders from scratch.
 
     Adam's published recipe is in the paper, section 4; this one learns from scratch in minutes.
 
-    Attributes:
-        steps: optimizer steps.
-        batch_size: pairs in a step.
-        learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
-        warmup_steps: steps of warm-up; at most a tenth of ``steps`` is used.
+    Attributes, beside those of every :class:`~gloria.training.steps.Recipe`:
+        warmup_steps: of a linear warm-up; at most a tenth of ``steps`` is used.
         betas: AdamW's.
-        weight_decay: AdamW's; not applied to biases, norms and other vectors.
-        clip_norm: gradients are scaled down to this norm.
         augmentation: None = none.
         text_policy: what of a batch's reports is read in a step, from the reports and a generator;
             :func:`gloria.data.random_sentences`, say, or a :class:`~gloria.data.ReportPolicy`.
             None = all.
-        validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
-        seed: decides order, augmentation, text policy and dropout.
         precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
             Weights, gradients, the loss and the update are in float32 all the same.
     """
 
     steps: int = 700
-    batch_size: int = 32
     learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    validate_every: int = 100
     warmup_steps: int = 60
     betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     text_policy: TextPolicy | None = None
-    validate_every: int = 100
     checkpoint_every: int = 200
-    seed: int = 0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "validate_every", "checkpoint_every"):
-            check_integer(name, getattr(self, name), 1)
+        super().__post_init__()
+        check_integer("checkpoint_every", self.checkpoint_every, 1)
         # one pair has nothing to be told apart from: its loss is 0 whatever the model does
         check_integer("batch_size", self.batch_size, 2)
         check_integer("warmup_steps", self.warmup_steps, 0)
-        check_integer("seed", self.seed, 0)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("clip_norm", self.clip_norm)
-        check_weight("weight_decay", self.weight_decay)
         check_choice("precision", self.precision, get_args(Precision))
         if self.text_policy is not None and not callable(self.text_policy):
             raise DtypeError(
@@ -157,7 +148,8 @@ def train(
             ``settings`` is called as a field of the recipe, which tells runs apart, too.
         NonFiniteLossError: the loss, the gradient or the validation loss is NaN or infinite; the
             last checkpoint stays.
-        CheckpointError: the run in ``folder`` had other settings, or is damaged.
+        CheckpointError: the run in ``folder`` had other settings, or is damaged, or another process
+            trains into it.
     """
     if not isinstance(unwrapped(model), GLoRIA):
         raise DtypeError(
@@ -180,40 +172,41 @@ def train(
         raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
     fixed = as_json({**own, **(settings or {})})
     standing = Standing(0, [])
-    if folder is not None:
-        for place in (folder, folder / "checkpoints"):
-            remove_drafts(place)
-        standing = resume(folder / "checkpoints", model, optimizer, fixed)
+    with nullcontext() if folder is None else alone_in(folder):
+        if folder is not None:
+            for place in (folder, folder / "checkpoints"):
+                remove_drafts(place)
+            standing = resume(folder / "checkpoints", model, optimizer, fixed)
 
-    batches = StepBatches(
-        len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
-    )
-    model.train()
-    loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
-    for images, reports in loaded:
-        record = _train_step(model, optimizer, images, reports, recipe, standing.step)
-        standing.step += 1
-        standing.history.append(record)
-        done = standing.step == recipe.steps
-        if validation is not None and (done or standing.step % recipe.validate_every == 0):
-            with _in_precision(recipe, model):
-                record["validation_loss"] = validation_loss(
-                    model, validation, recipe.batch_size, recipe.augmentation, workers=workers
-                )
-            if record["validation_loss"] < standing.best:
-                standing.best = record["validation_loss"]
-                if folder is not None:
-                    save_model(model, folder / "best")
-        due = done or standing.step % recipe.checkpoint_every == 0
-        try:
-            if on_step is not None:
-                on_step(record)
-        except BaseException:
-            due = True
-            raise
-        finally:
-            if folder is not None and due:
-                save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
+        batches = StepBatches(
+            len(pairs), recipe.batch_size, recipe.seed, range(standing.step, recipe.steps)
+        )
+        model.train()
+        loaded = load_batches(pairs, batches, collate, workers=workers, seed=recipe.seed)
+        for images, reports in loaded:
+            record = _train_step(model, optimizer, images, reports, recipe, standing.step)
+            standing.step += 1
+            standing.history.append(record)
+            done = standing.step == recipe.steps
+            if validation is not None and (done or standing.step % recipe.validate_every == 0):
+                with _in_precision(recipe, model):
+                    record["validation_loss"] = validation_loss(
+                        model, validation, recipe.batch_size, recipe.augmentation, workers=workers
+                    )
+                if record["validation_loss"] < standing.best:
+                    standing.best = record["validation_loss"]
+                    if folder is not None:
+                        save_model(model, folder / "best")
+            due = done or standing.step % recipe.checkpoint_every == 0
+            try:
+                if on_step is not None:
+                    on_step(record)
+            except BaseException:
+                due = True
+                raise
+            finally:
+                if folder is not None and due:
+                    save_checkpoint(folder / "checkpoints", model, optimizer, standing, fixed)
     model.eval()
     return standing.history
 
@@ -288,14 +281,7 @@ def _train_step(
     images = prepare(images, model.device, model.image_encoder.image_input)
     with isolated(recipe.seed, step, 2), _in_precision(recipe, model):
         output = model(images, reports)
-    return update(
-        optimizer,
-        output.loss,
-        step=step,
-        learning_rate=recipe.learning_rate_at(step),
-        clip_norm=recipe.clip_norm,
-        terms=output.terms,
-    )
+    return update(optimizer, output.loss, recipe, step=step, terms=output.terms)
 
 
 def _in_precision(recipe: TrainingRecipe, model: GLoRIA) -> AbstractContextManager[Any]:

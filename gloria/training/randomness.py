@@ -37,13 +37,8 @@ def isolated(*parts: int) -> Iterator[None]:
 class StepBatches(Sampler[list[int]]):
     """The indices of each step's batch: a new order every epoch, incomplete batches dropped.
 
-    Which items step k sees depends on the seed and k alone, so a run can start at any step.
-
-    Args:
-        length: number of items.
-        batch_size: items in a batch; at most ``length``.
-        seed: decides the order.
-        steps: which steps to give, such as ``range(200, 700)``.
+    Which of ``length`` items step k sees depends on the seed and k alone, so a run can start at any
+    step: ``steps`` are those to give, such as ``range(200, 700)``.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, steps: Sequence[int]) -> None:

@@ -32,11 +32,10 @@ from gloria.heads.segmentation import SegmentationModel, segmentation_model
 from gloria.losses.segmentation import focal_log_dice
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
-from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
-from gloria.training.steps import prepare
-from gloria.training.supervised import SupervisedRecipe, fit
+from gloria.training.steps import OnStep, Recipe, prepare
+from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
 from gloria.wrapping import unwrapped
 
@@ -48,11 +47,10 @@ class MaskedImages(LabelledItems, MaskedItems, Protocol):
 
     def select(self, ids: Iterable[str], /) -> Self:
         """The images of an id list."""
-        ...
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe(SupervisedRecipe):
+class SegmentationRecipe(Recipe):
     """How to train a segmentation model. Batch, rate and loss are the published ones.
 
     Attributes:
@@ -137,7 +135,12 @@ def train_segmenter(
     def losses(batches: StepBatches) -> Iterator[Tensor]:
         loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)
         for step, (images, masks) in enumerate(loaded):
-            yield _loss(model, images, masks, recipe, step)
+            if recipe.augmentation is not None:
+                generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
+                images, masks = recipe.augmentation.with_masks(images, masks, generator)
+            with isolated(recipe.seed, step, 2):
+                logits = model(prepare(images, model.device, model.image_input))
+            yield recipe.loss(logits, masks.to(model.device))
 
     best = fit(
         model,
@@ -167,34 +170,20 @@ def segmentation_efficiency(
 ) -> dict[str, Any]:
     """Test Dice and IoU of U-Nets on image encoders, trained on shares of the masks.
 
-    Rows, splits, shares and seeds are those of :func:`~gloria.training.label_efficiency`.
-
-    Args:
-        rows: encoders by name. None of them is changed.
-        train: the whole of the masks.
-        validation: chooses each model's weights and thresholds, whole for every share.
-        test: of patients who are in neither of the others; used once for each model.
-        fractions: shares of the training patients.
-        seeds: one model is trained for each.
+    Args as in :func:`~gloria.training.label_efficiency`, of images with masks, and:
         recipe: of each model, but for its seed; None = :class:`SegmentationRecipe`'s defaults.
         width: as in :func:`~gloria.heads.segmentation_model`.
-        workers: processes that load images.
-        progress: called with the number of models trained since the last call.
         on_overlap: called with the row, fraction and seed of each model and the counts of the test
             images, ``(image, class)``: for intervals over images, say.
 
     Returns:
-        What ``json.dumps`` takes. ``result["classes"]`` names them, and
-        ``result["rows"][name]["10%"]`` has, for each of ``dice_positives``, ``dice_all``,
-        ``iou_positives`` and ``iou_all``, the ``mean`` and ``sd`` over seeds (sample standard
-        deviation; None for one seed, or where no test image is positive), the same ``per_class`` by
-        name, and ``runs``: each one's ``seed``, ``images``, ``share`` (the hash of its id list),
-        ``best_step``, ``validation_dice``, and under ``test`` the figures of
-        :func:`~gloria.evaluation.segmentation.evaluate_segmentation`, those ``per_class`` by name.
+        As there, for each of ``dice_positives``, ``dice_all``, ``iou_positives`` and ``iou_all``
+        (None where no test image is positive); of each run ``validation_dice``, and under ``test``
+        the figures of :func:`~gloria.evaluation.segmentation.evaluate_segmentation`, those
+        ``per_class`` by name.
 
     Raises:
-        OptionError: there is no row, fraction or seed, one comes twice, or a fraction is out of
-            range; or a batch is one image, and BatchNorms that learn need more.
+        OptionError: as there.
         DataError, ShapeError, NonFiniteLossError: as :func:`train_segmenter`; or the three sets
             have different classes, or not one mask for each of them.
     """
@@ -253,17 +242,6 @@ def _count_classes(name: str, items: MaskedItems) -> int:
     if not len(items):
         raise DataError(f"{name} must hold at least one image.")
     return stack_masked([items[0]])[1].shape[1]
-
-
-def _loss(
-    model: SegmentationModel, images: Tensor, masks: Tensor, recipe: SegmentationRecipe, step: int
-) -> Tensor:
-    if recipe.augmentation is not None:
-        generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 1))
-        images, masks = recipe.augmentation.with_masks(images, masks, generator)
-    with isolated(recipe.seed, step, 2):
-        logits = model(prepare(images, model.device, model.image_input))
-    return recipe.loss(logits, masks.to(model.device))
 
 
 def _validate(

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from gloria.checks import check_integer, check_share
 from gloria.data.pairs import LabelledItems
 from gloria.data.splits import draw_share, hash_ids
 from gloria.errors import DataError, OptionError
+from gloria.evaluation.tables import Spread
 
 
 def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Sequence[int]) -> None:
-    """Require something to train, before anything is trained.
-
-    Raises:
-        OptionError: there is no row, fraction or seed, one comes twice, or one is out of range.
-    """
+    """Require rows, fractions and seeds, each once and in range, before anything is trained."""
     for fraction in fractions:
         check_share("fractions", fraction)
         if fraction == 0:
@@ -31,11 +27,7 @@ def check_runs(rows: Mapping[str, Any], fractions: Sequence[float], seeds: Seque
 
 
 def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
-    """The classes of ``train``, which the other sets must have, in the same order.
-
-    Raises:
-        DataError: one has other classes.
-    """
+    """The classes of ``train``, which the other sets must have, in the same order."""
     classes = list(train.classes)
     for name, data in others.items():
         if list(data.classes) != classes:
@@ -64,14 +56,10 @@ def tabulate(
     figures: Sequence[str],
     run: Callable[[float, int, Sequence[str]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """One row: by share, its runs, and the spreads of their figures.
+    """One row: by share of :func:`draw_shares`, its runs, and the spreads of their figures.
 
-    Args:
-        shares: what :func:`draw_shares` gave.
-        classes: their names.
-        figures: their names.
-        run: trains on a share, ``run(fraction, seed, ids)``, and gives what is noted of it: under
-            ``test`` the figures, and those of each class ``per_class`` by name.
+    ``run(fraction, seed, ids)`` trains on a share, and gives what is noted of it: under ``test``
+    the figures, and those of each class ``per_class`` by name.
     """
 
     def spreads(tested: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -80,12 +68,7 @@ def tabulate(
     row: dict[str, Any] = {}
     for fraction, draws in shares.items():
         runs = [
-            {
-                "seed": seed,
-                "images": len(ids),
-                "share": hash_ids(ids),
-                **run(fraction, seed, ids),
-            }
+            {"seed": seed, "images": len(ids), "share": hash_ids(ids), **run(fraction, seed, ids)}
             for seed, ids in draws.items()
         ]
         tested = [each["test"] for each in runs]
@@ -110,17 +93,10 @@ def name_share(fraction: float) -> str:
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    """``mean`` and ``sd``, the sample standard deviation, of the values that are there.
-
-    Returns:
-        None for a mean of no value, and for the standard deviation of fewer than two.
-
-    Example:
-        >>> spread([0.25, None, 0.75])
-        {'mean': 0.5, 'sd': 0.3535533905932738}
-    """
+    """Of the values that are there; None where they are too few."""
     defined = [value for value in values if value is not None]
+    found = Spread.of(defined) if defined else None
     return {
-        "mean": mean(defined) if defined else None,
-        "sd": stdev(defined) if len(defined) > 1 else None,
+        "mean": found.mean if found else None,
+        "sd": found.sd if found and found.runs > 1 else None,
     }

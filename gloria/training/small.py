@@ -48,10 +48,8 @@ def small_model(
     Args:
         reports: the training reports; the vocabulary of a text encoder that brings none is built
             from them.
-        image_encoder: a registered name instead of the small one.
-        text_encoder: a registered name instead of the small one.
-        image_options: keyword arguments for the image encoder.
-        text_options: keyword arguments for the text encoder.
+        image_encoder, text_encoder: registered names instead of the small ones.
+        image_options, text_options: keyword arguments for them.
         embedding_dim: width of the shared space; None = the text encoder's own, as in
             :func:`~gloria.create_model`.
         projection: ``"linear"`` or ``"mlp"``.

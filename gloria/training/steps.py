@@ -1,25 +1,60 @@
-"""What the loops share: what an encoder is given, and one step of the optimizer."""
+"""What the loops share: a recipe, what an encoder is given, and one step of the optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
 from gloria.errors import NonFiniteLossError, OptionError
 from gloria.types import ImageInput
 
+OnStep = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train by AdamW.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: items in a step; of images with labels or masks fewer, if there are not so many.
+        learning_rate: the highest; falls to 0 as a cosine.
+        weight_decay: AdamW's; not applied to biases, norms and other vectors.
+        clip_norm: gradients are scaled down to this norm.
+        validate_every: steps between validations.
+        seed: decides order, augmentation and dropout.
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    validate_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("clip_norm", self.clip_norm)
+        check_weight("weight_decay", self.weight_decay)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step ``step``, counted from 0."""
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, for an optimizer; biases, norms and other vectors do not decay.
-
-    Raises:
-        OptionError: every parameter is frozen.
-    """
+    """What is trained, of which something must be; biases, norms and other vectors don't decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise OptionError(
@@ -32,11 +67,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def check_initialized(model: nn.Module) -> None:
-    """Require that each parameter and buffer has its shape, which a lazy layer's has not yet.
-
-    Raises:
-        OptionError: one has none; the message names it.
-    """
+    """Require that each parameter and buffer has its shape, which a lazy layer's has not yet."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise OptionError(
@@ -54,24 +85,16 @@ def prepare(images: Tensor, device: torch.device, image_input: ImageInput) -> Te
 def update(
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
+    recipe: Recipe,
     *,
     step: int,
-    learning_rate: float,
-    clip_norm: float,
     terms: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Update the optimizer's parameters by the gradient of a loss.
-
-    Args:
-        optimizer: whose learning rate is set here.
-        loss: a scalar.
-        step: which one, counted from 0.
-        learning_rate: of this step.
-        clip_norm: the gradient is scaled down to this norm.
-        terms: what else to log.
+    """Update the optimizer's parameters by the gradient of a loss, in a step counted from 0.
 
     Returns:
-        ``step``, counted from 1, ``learning_rate``, ``loss``, its terms, ``gradient_norm``.
+        What is logged: ``step``, counted from 1, ``learning_rate``, ``loss``, its terms,
+        ``gradient_norm``.
 
     Raises:
         NonFiniteLossError: one of them is NaN or infinite; nothing was updated.
@@ -79,7 +102,7 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradient_norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    gradient_norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
     values = {"loss": loss, **(terms or {}), "gradient_norm": gradient_norm}
     # one transfer for all: each would wait for the device
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
@@ -90,6 +113,7 @@ def update(
             f"step {step + 1}: {wrong} is not finite; nothing was updated. Lower the learning "
             f"rate, or look at the data of this step."
         )
+    learning_rate = recipe.learning_rate_at(step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

@@ -1,56 +1,17 @@
-"""Training on labels or masks: its recipe, and the loop that keeps the best weights."""
+"""Training on labels or masks: the loop that keeps the best weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gloria.checks import check_integer, check_positive, check_weight
 from gloria.errors import OptionError
-from gloria.training.loop import OnStep
 from gloria.training.randomness import StepBatches
-from gloria.training.steps import parameter_groups, update
-
-
-@dataclass(frozen=True)
-class SupervisedRecipe:
-    """How to train on labels or masks, by AdamW.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: images in a step; fewer if there are not so many.
-        learning_rate: of the first step; falls to 0 as a cosine.
-        weight_decay: AdamW's; not applied to biases, norms and other vectors.
-        clip_norm: gradients are scaled down to this norm.
-        validate_every: steps between validations.
-        seed: decides order, augmentation and dropout.
-    """
-
-    steps: int = 500
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    validate_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
-        check_positive("learning_rate", self.learning_rate)
-        check_positive("clip_norm", self.clip_norm)
-        check_weight("weight_decay", self.weight_decay)
-
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0."""
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+from gloria.training.steps import OnStep, Recipe, parameter_groups, update
 
 
 class Best(NamedTuple):
@@ -67,7 +28,7 @@ def fit(
     images: int,
     losses: Callable[[StepBatches], Iterable[Tensor]],
     validate: Callable[[], tuple[float, tuple[float, ...]]],
-    recipe: SupervisedRecipe,
+    recipe: Recipe,
     *,
     name: str,
     on_step: OnStep | None = None,
@@ -94,13 +55,7 @@ def fit(
     model.train()
     with naming_batch(recipe.batch_size, images):
         for step, loss in enumerate(losses(batches)):
-            record = update(
-                optimizer,
-                loss,
-                step=step,
-                learning_rate=recipe.learning_rate_at(step),
-                clip_norm=recipe.clip_norm,
-            )
+            record = update(optimizer, loss, recipe, step=step)
             best.history.append(record)
             done = step + 1
             if done == recipe.steps or done % recipe.validate_every == 0:
@@ -117,11 +72,7 @@ def fit(
 
 @contextmanager
 def naming_batch(batch_size: int, images: int) -> Iterator[None]:
-    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch.
-
-    Raises:
-        OptionError: a channel of the batch has one value only, which has no variance.
-    """
+    """Inside, BatchNorm's error on a batch of one image is said in terms of who chose the batch."""
     try:
         yield
     except ValueError as cause:

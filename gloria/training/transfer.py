@@ -42,7 +42,7 @@ from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
-from gloria.training.shares import check_runs, name_share
+from gloria.training.shares import check_runs
 from gloria.types import ImageFeatures
 
 KINDS = {"global": "global similarity", "local": "local similarity", "both": "both"}
@@ -128,10 +128,9 @@ def evaluate_task(
         model: any; it and its modes are left as they were.
         data: what it is evaluated on.
         settings: how.
-        progress: called with the work done since the last call, as ``tqdm.update`` is;
-            :func:`count_work` is all of it.
-        resampled: called afterwards, while intervals are computed, with the number of resamples
-            drawn since the last call; :func:`count_resamples` is all of them.
+        progress: called with the work done since the last call; :func:`count_work` is all of it.
+        resampled: called afterwards with the number of resamples drawn since the last call;
+            :func:`count_resamples` is all of them.
 
     Returns:
         What ``json.dumps`` takes: ``protocol``, ``columns``, ``rows`` of cells (an interval, a
@@ -190,12 +189,7 @@ def count_resamples(task: str, settings: TransferSettings) -> int:
 
 
 def transfer_table(task: str, reports: Mapping[str, Report]) -> Table:
-    """The paper's table of a task.
-
-    Args:
-        task: as in :func:`evaluate_task`.
-        reports: model: what :func:`evaluate_task` gave, all on the same data.
-    """
+    """The paper's table of a task, of each model's report by its name, all on the same data."""
     rows: dict[str, Sequence[Cell]] = {}
     for model, report in reports.items():
         for name, cells in report["rows"].items():
@@ -225,12 +219,25 @@ class _Given(NamedTuple):
         size, workers = self.settings.batch_size, self.settings.workers
         return encode_items(self.model, items, size, workers=workers, progress=self.progress)
 
+    def trainings(self) -> dict[str, Any]:
+        """What is trained of the labels."""
+        return {
+            "fractions": self.settings.fractions,
+            "seeds": self.settings.drawn,
+            "workers": self.settings.workers,
+            "progress": self.progress,
+        }
+
     def intervals(
         self, figures: Callable[[Tensor], Mapping[str, Figure]], units: int
     ) -> dict[str, Interval | None]:
         """Bootstrap intervals; None for a figure that all units together do not define."""
         whole = figures(torch.arange(units))
-        defined = [name for name, figure in whole.items() if _is_defined(figure)]
+        defined = [
+            name
+            for name, figure in whole.items()
+            if not isinstance(figure, Sequence) or any(value is not None for value in figure)
+        ]
 
         def some(index: Tensor) -> dict[str, Figure]:
             found = figures(index)
@@ -371,93 +378,91 @@ def _decisions(given: _Given, metrics: Callable[[Tensor], Mapping[str, Any]], un
 
 
 def _classification(given: _Given) -> Report:
-    data, settings = given.data, given.settings
-    aurocs: dict[float, list[Callable[[Tensor], list[float | None]]]]
-    aurocs = {fraction: [] for fraction in settings.fractions}
+    data = given.data
     labels = torch.as_tensor(data.labelled.test.labels)
-    defined = int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
+    draws: _Draws = {fraction: [] for fraction in given.settings.fractions}
+
+    def keep(row: str, fraction: float, seed: int, logits: Tensor) -> None:
+        aurocs = auroc_of_some(logits, labels)
+        draws[fraction].append(lambda index: {"auroc": aurocs(index)})
+
     details = label_efficiency(
         {"model": given.model.image_encoder},
         *data.labelled,
-        fractions=settings.fractions,
-        seeds=settings.drawn,
-        recipe=settings.classification,
-        workers=settings.workers,
-        progress=given.progress,
-        on_scores=lambda row, fraction, seed, logits: aurocs[fraction].append(
-            auroc_of_some(logits, labels)
-        ),
+        recipe=given.settings.classification,
+        on_scores=keep,
+        **given.trainings(),
     )
-
-    def auroc(index: Tensor) -> dict[str, Figure]:
-        return {
-            name_share(fraction): _mean_of_draws([of_some(index) for of_some in draws])
-            for fraction, draws in aurocs.items()
-        }
-
-    runs = details["rows"]["model"].values()
+    defined = int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
     count = len(details["classes"])
     others = "" if defined == count else f" of {count}, the others in all test images or in none"
-    return {
-        "protocol": f"{data.name}: linear classifier on the frozen image encoder, mean over "
-        f"{defined} class{'' if defined == 1 else 'es'}{others}, {len(labels)} test images; "
-        f"{_uncertainty(settings)}",
-        "columns": list(map(name_share, settings.fractions)),
-        "rows": _with_spread(
-            "",
-            list(given.intervals(auroc, len(labels)).values()),
-            [[run["test"]["auroc"] for run in share["runs"]] for share in runs],
-        ),
-        "details": details,
-    }
+    about = (
+        f"{data.name}: linear classifier on the frozen image encoder, mean over {defined} "
+        f"class{'' if defined == 1 else 'es'}{others}, {len(labels)} test images"
+    )
+    return _by_share(given, details, draws, {"": "auroc"}, about)
 
 
 def _segmentation(given: _Given) -> Report:
-    data, settings = given.data, given.settings
-    counts: dict[float, list[Overlap]] = {fraction: [] for fraction in settings.fractions}
+    data = given.data
+    draws: _Draws = {fraction: [] for fraction in given.settings.fractions}
+
+    def keep(row: str, fraction: float, seed: int, overlap: Overlap) -> None:
+        draws[fraction].append(partial(_dice, overlap))
+
     details = segmentation_efficiency(
         {"model": given.model.image_encoder},
         *data.masked,
-        fractions=settings.fractions,
-        seeds=settings.drawn,
-        recipe=settings.segmentation,
-        width=settings.width,
-        workers=settings.workers,
-        progress=given.progress,
-        on_overlap=lambda row, fraction, seed, overlap: counts[fraction].append(overlap),
+        recipe=given.settings.segmentation,
+        width=given.settings.width,
+        on_overlap=keep,
+        **given.trainings(),
     )
+    about = (
+        f"{data.name}: U-Net on the image encoder, {', '.join(data.masked.test.classes)}, "
+        f"{details['images']['test']} test images; positives: those with a mask; all images: an "
+        f"empty prediction on an empty mask counts 1"
+    )
+    return _by_share(given, details, draws, DICE, about)
+
+
+def _dice(overlap: Overlap, index: Tensor) -> dict[str, list[float | None]]:
+    of_class = summarize_overlap(Overlap(*(count[index] for count in overlap)))["per_class"]
+    return {figure: [each.get(figure) for each in of_class] for figure in DICE.values()}
+
+
+_Draws = dict[float, list[Callable[[Tensor], Mapping[str, Sequence[float | None]]]]]
+"""By share, what each training gives: figures of every class, for some of the test images."""
+
+
+def _by_share(
+    given: _Given, details: Report, draws: _Draws, figures: Mapping[str, str], about: str
+) -> Report:
+    """The report of a supervised task: rows of ``figures`` by their names, a column each share."""
     shares = details["rows"]["model"]
-    found = given.intervals(partial(_dice, counts), details["images"]["test"])
-    rows: dict[str, Any] = {}
-    for name, figure in DICE.items():
+
+    def means(index: Tensor) -> dict[str, Figure]:
+        found: dict[str, Figure] = {}
+        for share, of_share in zip(shares, draws.values(), strict=True):
+            each = [draw(index) for draw in of_share]
+            for figure in figures.values():
+                found[f"{figure}, {share}"] = _mean_of_draws([draw[figure] for draw in each])
+        return found
+
+    intervals = given.intervals(means, details["images"]["test"])
+    rows: dict[str, list[Any]] = {}
+    for name, figure in figures.items():
         rows |= _with_spread(
             name,
-            [found[f"{figure}, {share}"] for share in shares],
+            [intervals[f"{figure}, {share}"] for share in shares],
             [[run["test"].get(figure) for run in share["runs"]] for share in shares.values()],
         )
-    classes = ", ".join(data.masked.test.classes)
     return {
-        "protocol": f"{data.name}: U-Net on the image encoder, {classes}, "
-        f"{details['images']['test']} test images; positives: those with a mask; all images: an "
-        f"empty prediction on an empty mask counts 1; {_uncertainty(settings)}",
-        "columns": list(map(name_share, settings.fractions)),
+        "protocol": f"{about}; {_uncertainty(given.settings)}",
+        "columns": list(shares),
         "rows": rows,
         "details": details,
     }
-
-
-def _dice(counts: Mapping[float, Sequence[Overlap]], index: Tensor) -> dict[str, Figure]:
-    """By figure and share, of each class the mean over its draws, for some of the images."""
-    found: dict[str, Figure] = {}
-    for fraction, draws in counts.items():
-        summaries = [
-            summarize_overlap(Overlap(*(count[index] for count in draw)))["per_class"]
-            for draw in draws
-        ]
-        for figure in DICE.values():
-            of_class = [[each.get(figure) for each in summary] for summary in summaries]
-            found[f"{figure}, {name_share(fraction)}"] = _mean_of_draws(of_class)
-    return found
 
 
 _TASKS = {
@@ -485,10 +490,6 @@ def _name_gallery(data: TransferData, labels: Tensor) -> str:
     counts = labels.bincount(minlength=len(data.classes)).unique().tolist()
     size = f"{len(data.classes)}x{counts[0]}" if len(counts) == 1 else f"{len(labels)} images"
     return f"{data.name}, {size}"
-
-
-def _is_defined(figure: Figure) -> bool:
-    return not isinstance(figure, Sequence) or any(value is not None for value in figure)
 
 
 def _mean_of_draws(draws: Sequence[Sequence[float | None]]) -> list[float | None]:
@@ -526,7 +527,7 @@ def _write(cell: Interval | Spread | None) -> Report | None:
     return None if cell is None else dict(cell._asdict())
 
 
-def _read(cell: Any) -> Cell:
-    if isinstance(cell, Mapping):
-        return Interval(**cell) if "low" in cell else Spread(**cell)
-    return None if cell is None else float(cell)
+def _read(cell: Mapping[str, Any] | None) -> Cell:
+    if cell is None:
+        return None
+    return Interval(**cell) if "low" in cell else Spread(**cell)

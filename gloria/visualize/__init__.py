@@ -1,7 +1,8 @@
 """Pictures: attention over images, training curves, comparisons of figures.
 
 Every function returns a matplotlib ``Figure`` and touches no global state of matplotlib; it can be
-saved with :func:`save_figure`, or shown by a notebook as it is.
+saved with :func:`save_figure`, or shown by a notebook as it is. Without matplotlib, each is a
+:class:`~gloria.errors.MissingDependencyError`.
 """
 
 from gloria.visualize.attention import (

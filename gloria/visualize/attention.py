@@ -58,12 +58,7 @@ class GroundingExample:
 
 
 def overlay_attention(
-    image: Picture,
-    attention: Picture,
-    *,
-    alpha: float = _ALPHA,
-    highest: float | None = None,
-    colormap: str = _COLORMAP,
+    image: Picture, attention: Picture, *, alpha: float = _ALPHA, highest: float | None = None
 ) -> Array:
     """Lay an attention map over an image.
 
@@ -78,7 +73,6 @@ def overlay_attention(
         alpha: how much the strongest attention hides of the image, 0 to 1.
         highest: the attention that gets the strongest colour. None = the map's own maximum: fine
             for one map, but a flat one then looks strong. Give maps that are compared the same.
-        colormap: any of matplotlib's, by name.
 
     Returns:
         ``(height, width, 3)`` in [0, 1].
@@ -87,7 +81,6 @@ def overlay_attention(
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN.
         OptionError: ``alpha`` is not from 0 to 1, or ``highest`` not positive.
-        MissingDependencyError: matplotlib is not installed.
     """
     picture = _picture(image)
     weights = _map("attention", attention, picture.shape[:2])
@@ -96,7 +89,7 @@ def overlay_attention(
     if highest is None:
         highest = float(weights.max()) or 1.0
     check_positive("highest", highest)
-    return _blend(picture, weights, highest, alpha, colormap)
+    return _blend(picture, weights, highest, alpha)
 
 
 def plot_attention(
@@ -128,12 +121,6 @@ def plot_attention(
         ShapeError: the shapes do not fit.
         DataError: values are out of range or NaN; no word.
         DtypeError, OptionError: ``columns`` is no integer of at least 1.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        maps = model.attention(image, "Small left pleural effusion.")
-        save_figure(plot_attention(picture, maps.words, maps.maps), "attention.png")
     """
     picture = _picture(image)
     layers = _maps(maps, words, picture.shape[:2])
@@ -182,7 +169,6 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
         DataError: no example, or rows with different maps; values out of range or NaN.
         ShapeError: the shapes do not fit.
         OptionError: ``start`` and ``stop`` are no words of the sentence.
-        MissingDependencyError: matplotlib is not installed.
     """
     if not examples:
         raise DataError("examples must hold at least one row; there is nothing to draw.")
@@ -222,11 +208,9 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
     return without_math(figure)
 
 
-def _blend(
-    picture: Array, weights: Array, highest: float, alpha: float = _ALPHA, colormap: str = _COLORMAP
-) -> Array:
+def _blend(picture: Array, weights: Array, highest: float, alpha: float = _ALPHA) -> Array:
     strength = np.clip(weights / highest, 0, 1)
-    colours = _colormap(colormap)(strength)[..., :3]
+    colours = require("matplotlib", "viz").colormaps[_COLORMAP](strength)[..., :3]
     opacity = alpha * strength[..., None]
     return np.asarray((1 - opacity) * picture + opacity * colours, dtype=np.float64)
 
@@ -333,7 +317,7 @@ def _add_key(figure: Any, outlined: bool) -> None:
 def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
     cm = require("matplotlib.cm", "viz")
     colors = require("matplotlib.colors", "viz")
-    scale = cm.ScalarMappable(colors.Normalize(0, highest), _colormap(_COLORMAP))
+    scale = cm.ScalarMappable(colors.Normalize(0, highest), _COLORMAP)
     length = min(1.0, 2.5 / len(panels))
     bar = figure.colorbar(
         scale, ax=panels, fraction=0.02, pad=0.01, aspect=25, shrink=length, anchor=(0, 1)
@@ -341,13 +325,6 @@ def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
     bar.outline.set_visible(False)
     bar.set_label("attention per region", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=FAINT)
-
-
-def _colormap(name: str) -> Any:
-    maps = require("matplotlib", "viz").colormaps
-    if name not in maps:
-        raise OptionError(f"colormap must be a name in matplotlib.colormaps; got {name!r}.")
-    return maps[name]
 
 
 def _height_to_width(image: Picture) -> float:

@@ -35,12 +35,6 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
 
     Raises:
         DataError: there is no record, or one without ``step``.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        history = train(model, pairs, TrainingRecipe(steps=700))
-        save_figure(plot_training_curves(history), "curves.png")
     """
     if not history:
         raise DataError("history must hold at least one record; there is nothing to draw.")
@@ -78,9 +72,7 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
     return without_math(figure)
 
 
-def plot_comparison(
-    figures: Mapping[str, Mapping[str, float]], *, title: str = "", x_label: str = ""
-) -> Figure:
+def plot_comparison(figures: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
     """Figures beside their controls: one line per figure, one dot per model or control.
 
     Args:
@@ -88,18 +80,12 @@ def plot_comparison(
             any number of them, all on one scale. A line need not have all of them: leave out
             what is missing.
         title: over the figure.
-        x_label: what is measured.
 
     Returns:
         A matplotlib figure. ``"chance"`` is drawn as a tick and not as a dot.
 
     Raises:
         DataError: there is no figure, one without values, or a value that is not finite.
-        MissingDependencyError: matplotlib is not installed.
-
-    Example::
-
-        plot_comparison({"precision@5": {"trained": 0.84, "untrained": 0.21, "chance": 0.2}})
     """
     if not figures:
         raise DataError("figures must hold at least one figure; there is nothing to draw.")
@@ -115,7 +101,7 @@ def plot_comparison(
     series = list(dict.fromkeys(name for values in figures.values() for name in values))
     result = new_figure(6.4, 0.9 + 0.36 * len(figures) + (0.35 if title else 0))
     axes = result.subplots()
-    style_axes(axes, title, x_label=x_label)
+    style_axes(axes, title)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     positions = range(len(figures))

@@ -50,6 +50,13 @@ def test_commands_try_it_first(tmp_path, capsys, command):
     assert error.count("\n") == 1
 
 
+def test_a_saved_model_is_no_folder_of_results(tmp_path):
+    """It would be replaced as a whole, with what was written into it."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(OptionError, match=f"folder of its own; {tmp_path} is a saved model"):
+        check_out(tmp_path)
+
+
 @pytest.mark.parametrize(
     "command, name",
     [(["demo"], "model"), (["train", "--data", "none.csv"], "best")],

@@ -143,9 +143,18 @@ def test_broken_images_are_named_and_counted(search, films):
     for name in ("3.png", "empty.png"):
         assert f"left out: image {films / name} can't be read: Pillow knows no such image." in told
         assert told.count(name) == 1
-    assert "2 of 9 images can't be read and are left out" in told
+    assert "2 of 9 images are left out\n" in told
     report = json.loads(search("--quiet", "--json", images=films)[1])
     assert len(report["broken"]) == 2
+
+
+def test_a_folder_of_many_films_with_other_bits_is_told_in_few_lines(search, films):
+    for number in range(12):
+        Image.new("I;16", (64, 64), number).save(films / f"deep{number}.png")
+    _, _, told = search("--quiet", images=films)
+    assert told.count("left out: ") == 10
+    assert "12 of 20 images are left out; --json names those after the first 10, too" in told
+    assert len(json.loads(search("--quiet", "--json", images=films)[1])["broken"]) == 12
 
 
 def test_wrong_use_is_one_line(search, disk, tmp_path):

@@ -186,7 +186,8 @@ def test_a_run_that_is_stopped_saves_its_step_unless_asked_twice(
     assert [signal.getsignal(number) for number in signals] == usual
     error = capfd.readouterr().err
     assert "stopping after this step, which is saved then; once more to stop at once" in error
-    assert f"{tmp_path} stands at step {stands}; the same command goes on from there" in error
+    on = f"stands at step {stands}; the same command goes on from there"
+    assert f"{tmp_path} {on if stands else 'has no checkpoint: the command starts anew'}\n" in error
     search = ["search", "Edema.", "--images", str(table.parent), "--model"]
     for name in (tmp_path / "model", tmp_path) if stands else ():
         assert main([*search, str(name)]) == 2
@@ -233,6 +234,16 @@ def test_without_validation_rows(table, tmp_path, capsys):
     assert run(only, tmp_path) == 0
     history = json.loads((tmp_path / "history.json").read_text())
     assert all("validation_loss" not in record for record in history)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_validation_split_may_be_called_otherwise(table, tmp_path, name, capsys):
+    rows = [[*row[:2], name if row[2] == "val" else row[2]] for row in read(table)]
+    called = write(table.with_name(f"{name}.csv"), rows)
+    assert run(called, tmp_path) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert "validation_loss" in history[-1]
+    assert list(json.loads((tmp_path / "left_out.json").read_text())) == ["train", name]
 
 
 def test_a_run_that_can_not_begin_leaves_nothing(table, tmp_path, capsys):
@@ -366,7 +377,9 @@ def test_broken_and_empty_pairs_are_left_out_and_told_if_asked(table, tmp_path, 
     changed = write(table.with_name("incomplete.csv"), rows)
     assert run(changed, tmp_path, "--skip-broken", "--skip-incomplete") == 0
     error = capsys.readouterr().err
-    assert f"train: 2 left out, first: {changed}, row 5, column 'report': empty report" in error
+    assert (
+        f"train: 2 images left out, first: {changed}, row 5, column 'report': empty report" in error
+    )
     listed = json.loads((tmp_path / "left_out.json").read_text())
     assert listed["val"] == []
     assert [reason.split(",")[1] for reason in listed["train"]] == [" row 5", " row 4"]
@@ -437,7 +450,7 @@ def test_a_run_from_a_model_goes_on_from_the_same_model_only(table, tmp_path, sa
     capsys.readouterr()
     shutil.copytree(out / "model", start, dirs_exist_ok=True)
     assert run(table, out, "--model", str(start), "--steps", "2") == 2
-    assert "other settings: model was '" in capsys.readouterr().err
+    assert "other settings: model changed. Resume" in capsys.readouterr().err
     assert run(table, out, "--steps", "2") == 2
     assert "', is None" in capsys.readouterr().err
 
@@ -579,7 +592,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
     for data, options, message in (
         (table, ["--preset", "paper"], "preset was None, is 'paper'"),
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
-        (changed, ["--skip-incomplete"], "training_data was"),
+        (changed, ["--skip-incomplete"], "training_data changed"),
     ):
         assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err

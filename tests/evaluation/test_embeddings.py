@@ -212,7 +212,7 @@ def test_features_of_another_model_or_preparation_are_refused(tmp_path, model, f
     }.get(change, {})
     data = ImageFolder(films, **{"size": SIZE, **options})
     fingerprint = "b" if change == "model" else "a"
-    named = {"size": "image_size was .32, 32., is .30, 32.", "model": "model was a, is b"}
+    named = {"size": "image_size was .32, 32., is .30, 32.", "model": "model was 'a', is 'b'"}
     with pytest.raises(DataError, match=f"another model or .*{named.get(change, change + ' was')}"):
         store_images(tmp_path / "store", model, data, fingerprint=fingerprint)
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before

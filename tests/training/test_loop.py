@@ -207,6 +207,28 @@ def test_a_killed_process_resumes_to_the_bit(tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="only there folders are locked")
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    """Nor does the lock of one that was killed, or that goes on loading, stay."""
+    code = f"""
+        import sys
+        from pathlib import Path
+        from gloria.training.checkpoints import alone_in
+        with alone_in(Path({str(tmp_path)!r})):
+            print("there", flush=True)
+            sys.stdin.read()
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], **pipes) as other:
+        assert other.stdout.readline() == b"there\n"
+        with pytest.raises(CheckpointError, match="another process is training into"):
+            train(build(), PAIRS, QUICK, folder=tmp_path)
+        other.kill()
+    with pytest.raises(StopHereError):
+        train(build(), PAIRS, QUICK, folder=tmp_path, on_step=stop, workers=1)
+    assert len(train(build(), PAIRS, QUICK, folder=tmp_path)) == QUICK.steps
+
+
 def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):
     resource = pytest.importorskip("resource")
     model = build()

@@ -171,5 +171,5 @@ def test_a_comparison_of_what_is_no_number_is_an_error(value):
 
 def test_dollar_signs_are_no_formula():
     name = "$x_$"
-    plot_comparison({name: {name: 0.5}}, title=name, x_label=name).canvas.draw()
+    plot_comparison({name: {name: 0.5}}, title=name).canvas.draw()
     plot_training_curves([{"step": 1, name: 0.5}, {"step": 2, name: 1}], title=name).canvas.draw()

@@ -1,0 +1,27 @@
+"""Whether what is in a folder was made by the settings that are given now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs, setting by setting; of two hashes only that they do. Empty = nothing.
+
+    Example:
+        >>> describe_changes({"seed": 0, "data": 64 * "a"}, {"seed": 1, "data": 64 * "b"})
+        'data changed; seed was 0, is 1'
+    """
+    names = [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
+    return "; ".join(
+        f"{name} changed"
+        if _is_hash(before.get(name)) and _is_hash(now.get(name))
+        else f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in names
+    )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
