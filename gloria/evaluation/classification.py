@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
+from gloria.checks import check_choice, check_finite, check_same_size, check_tensor, require
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_integers, check_labels
 
@@ -240,7 +240,6 @@ class Thresholds:
 
         Raises:
             ShapeError: another number of classes.
-
         """
         check_tensor("scores", scores, ("image", "class"))
         check_same_size("classes", "scores", scores.shape[1], "thresholds", len(self.values))
@@ -346,25 +345,30 @@ def _decision_metrics(
     decided: Tensor, labels: Tensor, undefined: list[int]
 ) -> dict[str, ClassMetric]:
     """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
-    truths = labels == 1, labels == 0
-    tp, fn, fp, tn = ((called & truth).sum(0) for truth in truths for called in (decided, ~decided))
-    ratios = {
-        "accuracy": (tp + tn, tp + tn + fp + fn),
-        "sensitivity": (tp, tp + fn),
-        "specificity": (tn, tn + fp),
-        "ppv": (tp, tp + fp),
-        "npv": (tn, tn + fn),
-        "f1": (2 * tp, 2 * tp + fp + fn),
-    }
-    return {
-        name: _metric(
-            [
-                part / whole if whole and number not in undefined else None
-                for number, (part, whole) in enumerate(torch.stack(ratio, 1).tolist())
-            ]
-        )
-        for name, ratio in ratios.items()
-    }
+    metrics = require("torchmetrics.functional.classification", "tasks")
+    counts = metrics.multilabel_stat_scores(
+        decided.int(),
+        labels,
+        num_labels=labels.shape[1],
+        average=None,
+        ignore_index=-1,
+        validate_args=False,  # they would refuse a single class
+    )
+    figures: dict[str, list[float | None]] = {}
+    for number, (tp, fp, tn, fn, _) in enumerate(counts.reshape(-1, 5).tolist()):
+        ratios = {
+            "accuracy": (tp + tn, tp + tn + fp + fn),
+            "sensitivity": (tp, tp + fn),
+            "specificity": (tn, tn + fp),
+            "ppv": (tp, tp + fp),
+            "npv": (tn, tn + fn),
+            "f1": (2 * tp, 2 * tp + fp + fn),
+        }
+        for name, (part, whole) in ratios.items():
+            # torchmetrics would make it 0 where there is nothing to divide by
+            value = None if number in undefined or not whole else part / whole
+            figures.setdefault(name, []).append(value)
+    return {name: _metric(per_class) for name, per_class in figures.items()}
 
 
 def _threshold(scores: Tensor, labels: Tensor, maximize: str) -> float:

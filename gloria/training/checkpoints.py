@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,12 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process trains into a folder, which is made; one that is killed frees it.
 
+    A folder made here in which nothing is written does not stay.
+
     Raises:
         CheckpointError: one does. Not told on Windows, nor of a disk without locks.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
@@ -65,7 +68,12 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise CheckpointError(f"another process is training into {folder}.") from cause
         except (ImportError, OSError):
             pass
-        yield
+        try:
+            yield
+        finally:
+            if made:
+                with suppress(OSError):  # there is something in it
+                    folder.rmdir()
 
 
 def save_checkpoint(

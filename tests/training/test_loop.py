@@ -229,6 +229,18 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     assert len(train(build(), PAIRS, QUICK, folder=tmp_path)) == QUICK.steps
 
 
+def test_a_folder_in_which_nothing_was_written_does_not_stay(tmp_path):
+    from gloria.training.checkpoints import alone_in
+
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new", "used"):
+        with pytest.raises(KeyError), alone_in(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "log").touch()
+            raise KeyError
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["there", "used"]
+
+
 def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):
     resource = pytest.importorskip("resource")
     model = build()
