@@ -42,12 +42,12 @@ from peers import Run, global_peers, published
 from torch import Tensor
 from workloads import WORKLOADS, Inputs, Workload
 
+from gloria.files import write_text
 from gloria.functional import local_similarity
 from gloria.matching import ATTENTION_VARIANTS, MatchingInputs, MatchingOptions, einops
 from gloria.matching import triton as backend
 from gloria.matching.cost import Device, count
 from gloria.matching.triton_support import INTERPRETED
-from gloria.weights import write_text
 
 SMOKE = "--smoke" in sys.argv
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"

@@ -30,8 +30,8 @@ from peers import Run, assert_same, global_peers, local_peers
 from workloads import GLOBAL_WORKLOADS, WORKLOADS
 
 import gloria
+from gloria.files import write_text
 from gloria.matching.cost import COUNTED, Device, count
-from gloria.weights import write_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCES = ("definition", "matrix")

@@ -41,6 +41,7 @@ from gloria.data.phantom import PhantomItem, phantom_item
 from gloria.data.transfer import TransferData
 from gloria.errors import GloriaError, NonFiniteLossError, OptionError
 from gloria.evaluation.phantoms import evaluate_grounding
+from gloria.files import write_text
 from gloria.losses import GlobalLocalContrastiveLoss
 from gloria.model import GLoRIA
 from gloria.training.loop import TrainingRecipe, train
@@ -48,7 +49,7 @@ from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.training.transfer import PHANTOM_UNET, TransferSettings, evaluate_task
 from gloria.visualize import save_figure
-from gloria.weights import load_model, save_model, write_text
+from gloria.weights import load_model, save_model
 
 RESULTS = Path(__file__).parent / "results" / "study"
 PAGE = Path(__file__).parents[1] / "docs" / "study.md"

@@ -637,8 +637,8 @@ def test_a_kill_in_the_instant_of_replacing_costs_nothing(model, images, tmp_pat
         return os.rename(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr("gloria.weights.os.replace", replace)
-        patched.setattr("gloria.weights.shutil.rmtree", lambda *args, **options: None)
+        patched.setattr("gloria.files.os.replace", replace)
+        patched.setattr("gloria.files.shutil.rmtree", lambda *args, **options: None)
         with pytest.raises(KilledError):
             save_model(build(seed=5), tmp_path / "best")
     assert not (tmp_path / "best").exists()

@@ -70,7 +70,7 @@ def accept_data(out: Path, results: dict[str, Any], data: TransferData) -> None:
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """Both files, each whole or not at all."""
     from gloria.evaluation.tables import as_markdown
-    from gloria.weights import write_text
+    from gloria.files import write_text
 
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -229,12 +229,12 @@ def run(args: argparse.Namespace) -> int:
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
+    from gloria.files import write_text
     from gloria.training import train
     from gloria.training.checkpoints import last_step
     from gloria.training.devices import pick_device
     from gloria.training.randomness import isolated
     from gloria.training.small import small_model
-    from gloria.weights import write_text
 
     require("matplotlib", "viz")  # before hours of training, not after
     recipe = _check(args)
@@ -432,8 +432,9 @@ def _read(
 def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
     """The trained model, its history and its curves, and say where the models are."""
     from gloria.cli.progress import say
+    from gloria.files import write_text
     from gloria.visualize import plot_training_curves, save_figure
-    from gloria.weights import save_model, write_text
+    from gloria.weights import save_model
 
     save_model(model, out / "model")
     write_text(out / "history.json", json.dumps(history) + "\n")

@@ -18,7 +18,7 @@ import numpy as np
 from gloria.checks import check_integer, require
 from gloria.data.rows import read_text
 from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
-from gloria.weights import write_text
+from gloria.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)

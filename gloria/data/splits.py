@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from gloria.checks import check_integer, check_share
 from gloria.data.rows import read_rows, read_text
 from gloria.errors import DataError, OptionError, ShapeError
-from gloria.weights import write_text
+from gloria.files import write_text
 
 
 def draw_share(

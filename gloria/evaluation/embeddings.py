@@ -33,9 +33,9 @@ from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
 from gloria.evaluation.settings import describe_changes
+from gloria.files import write_file, write_text
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
-from gloria.weights import write_file, write_text
 
 FORMAT = 2
 """Version of the folder's layout, and of how images are prepared: 1 did not read EXIF."""

@@ -17,8 +17,9 @@ import torch
 
 from gloria.errors import CheckpointError, OptionError
 from gloria.evaluation.settings import describe_changes
+from gloria.files import write_folder
 from gloria.model import GLoRIA
-from gloria.weights import load_weights, save_model, write_folder
+from gloria.weights import load_weights, save_model
 
 _STEP = re.compile(r"step-(\d+)")
 

@@ -29,6 +29,7 @@ from gloria.evaluation.phantoms import (
     mention_maps,
     pictures,
 )
+from gloria.files import write_text
 from gloria.model import GLoRIA
 from gloria.training.loop import TrainingRecipe, train
 from gloria.training.randomness import isolated
@@ -41,7 +42,7 @@ from gloria.visualize import (
     plot_training_curves,
     save_figure,
 )
-from gloria.weights import save_model, write_text
+from gloria.weights import save_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,6 +22,7 @@ from gloria.data.loading import load_batches, stack_images
 from gloria.data.pairs import Pair
 from gloria.errors import DataError, DtypeError, NonFiniteLossError, OptionError
 from gloria.evaluation.features import evaluating
+from gloria.files import remove_drafts
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
@@ -36,7 +37,7 @@ from gloria.training.steps import (
     update,
 )
 from gloria.types import ScheduledLoss
-from gloria.weights import remove_drafts, save_model
+from gloria.weights import save_model
 from gloria.wrapping import unwrapped
 
 Precision = Literal["float32", "bfloat16"]
