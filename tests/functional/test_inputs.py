@@ -147,6 +147,11 @@ def inputs(**changed):
             OptionError,
             "attention_temperature must be a finite number above 0; got 0.0",
         ),
+        (  # no backend but one would learn it
+            {"attention_temperature": torch.tensor(0.25)},
+            DtypeError,
+            "attention_temperature must be a number above 0; got",
+        ),
     ],
 )
 def test_bad_input_is_named(changed, error, message):

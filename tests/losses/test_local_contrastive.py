@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tensors import random
 from torch.autograd import gradcheck
 
 from gloria.aggregators import GeM, LogSumExp
@@ -13,11 +14,6 @@ from gloria.losses import LocalContrastiveLoss
 
 PRESETS = tuple(LocalContrastiveLoss.presets)
 presets = pytest.mark.parametrize("preset", PRESETS)
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def ones(*shape):
