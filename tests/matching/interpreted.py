@@ -56,7 +56,7 @@ TOLERANCE = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Few words and regions at a time, so that any text takes several."""
-    launches = [Launch(64, 2, 1, 1)] * 2 + [Launch(16, 2, 1, 1)] * 2
+    launches = [Launch(64, 4, 1, 1)] * 2 + [Launch(16, 4, 1, 1)] * 2
     monkeypatch.setattr(triton, "choose_blocks", lambda *_: Blocks(*launches))
 
 
