@@ -199,20 +199,6 @@ def test_an_aggregator_object_equals_its_name(make_pairs):
     assert torch.equal(LocalContrastiveLoss(aggregation=LogSumExp(0.3))(*pairs), named(*pairs))
 
 
-@presets
-def test_compiles_in_one_graph(preset, make_pairs):
-    pairs = make_pairs(3, 3, 7, 5, 8, masked_regions=True, dtype=torch.float32)
-    loss = LocalContrastiveLoss.from_preset(preset, learnable=True)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    results = []
-    for function in (loss, compiled):
-        leaves = [x.clone().requires_grad_() for x in (pairs.regions, pairs.words)]
-        value = function(*leaves, pairs.word_mask, pairs.region_mask)
-        results.append((value, *torch.autograd.grad(value, (*leaves, *loss.parameters()))))
-    for eager, traced in zip(*results, strict=True):
-        torch.testing.assert_close(traced, eager)
-
-
 # A module like any other.
 
 

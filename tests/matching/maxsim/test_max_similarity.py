@@ -334,8 +334,7 @@ def test_autocast_changes_nothing(backend, make_pairs):
         assert torch.equal(max_similarity(*pairs, backend=backend), plain)
 
 
-@region_masks
-@sides
+@pytest.mark.parametrize(("maximum_over", "masked_regions"), [("regions", True), ("words", False)])
 @backends
 def test_compiles_in_one_graph(backend, maximum_over, masked_regions, make_pairs, compiled):
     pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions, dtype=torch.float32)
