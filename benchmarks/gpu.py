@@ -71,9 +71,9 @@ class Sizes:
         self.dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
         self.dtypes = list(TOLERANCE) if DEVICE == "cuda" else [torch.float32]
         self.exact = [(1, 1, 1, 1, 1), (2, 3, 5, 9, 20)]  # images, texts, regions, words, dim
-        self.workloads = {"small": WORKLOADS["small"]}
         self.pairs = [2, 3]
         self.regions, self.dim, self.words = 5, 16, 6
+        self.workloads = {"small": self.workload(2)}
         self.profile = [2]
         self.tuning = [(5, 16, 2)]  # regions, dim, pairs
         self.memory, self.largest = 2, 3

@@ -19,7 +19,7 @@ from gloria.errors import (
     UnknownNameError,
     UnknownOptionError,
 )
-from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss
+from gloria.losses import LocalContrastiveLoss
 from gloria.registry import IN_PROCESS, Origin, registering_as
 from gloria.types import ImageInput
 
@@ -151,13 +151,6 @@ def test_create_loss_with_a_preset_and_an_override():
         LocalContrastiveLoss.from_preset("official"),
     ):
         assert not torch.equal(made, value(other))
-
-
-def test_create_loss_of_the_objective():
-    assert isinstance(
-        catalog.create_loss("global_local_contrastive", preset="official"),
-        GlobalLocalContrastiveLoss,
-    )
 
 
 @pytest.mark.parametrize("name", ["gem", "sum"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tensors import random
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria import contrastive
@@ -17,11 +18,6 @@ from gloria.functional import (
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(contrastive, "BLOCK_BYTES", 100)
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def inputs(images, texts, dim, dtype=torch.float64, tau=0.2):

@@ -1,30 +1,23 @@
 """The documentation's promises: its code runs, and every loss has its section."""
 
 import re
-from pathlib import Path
 
 import pytest
+from pages import read, run
 
-import gloria
 from gloria.catalog import Catalog
 
-ROOT = Path(gloria.__file__).parents[1]
-LOSSES = (ROOT / "docs" / "losses.md").read_text()
+LOSSES = read("docs/losses.md")
 INTRODUCTION, *_SECTIONS = LOSSES.split("\n## ")
 # a section's heading ends with the registered name: "SPARC: `sparc`"
 SECTIONS = {re.search(r"`(\w+)`$", text, re.MULTILINE).group(1): text for text in _SECTIONS}
 
 
-def python_blocks(page):
-    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-
-
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_examples_of_a_loss_run(name):
     """After the features that they share, in the introduction."""
-    code = "\n".join(python_blocks(INTRODUCTION) + python_blocks(SECTIONS[name]))
-    assert f'create_loss("{name}"' in code
-    exec(compile(code, "losses.md", "exec"), {"__name__": "docs"})
+    assert f'create_loss("{name}"' in SECTIONS[name]
+    run(INTRODUCTION + SECTIONS[name])
 
 
 @pytest.mark.parametrize("entry", Catalog().losses.entries(), ids=lambda entry: entry.name)

@@ -52,11 +52,11 @@ def test_every_stage_runs_and_is_written_down(tmp_path):
 
 
 def test_stages_in_processes_of_their_own_write_into_one_file(tmp_path):
-    only = ("--only", "memory", "sanitizer")
-    done = campaign("--smoke", *only, "--output", str(tmp_path), TRITON_INTERPRET="1")
+    smoke = ("--smoke", "--only", "sanitizer")
+    done = campaign(*smoke, "--output", str(tmp_path), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     (written,) = tmp_path.glob("triton-*.json")
-    assert set(json.loads(written.read_text())) == {"machine", "memory", "sanitizer"}
+    assert set(json.loads(written.read_text())) == {"machine", "sanitizer"}
 
 
 @pytest.mark.parametrize(

@@ -44,26 +44,22 @@ def packages_after(statement):
     return {name.partition(".")[0] for name in modules_after(statement)}
 
 
-USES = {
-    "the package": "import gloria",
-    "a loss": "from gloria.losses import LocalContrastiveLoss",
-    "a loss across ranks": "from gloria.distributed import AcrossRanks",
-    "the data": "import gloria.data",
-    "the encoders": "import gloria.encoders",
-}
+THE_PACKAGE = "import gloria"
+A_LOSS = "from gloria.losses import LocalContrastiveLoss"
+ROOMS = ("losses", "distributed", "data", "encoders")
+BY_NAME = "; ".join([THE_PACKAGE, *(f"gloria.{room}" for room in ROOMS)])
 
 
-@pytest.mark.parametrize("use", USES)
-def test_torch_and_einops_are_all_it_takes(use):
+@pytest.mark.parametrize("statement", [A_LOSS, BY_NAME])
+def test_torch_and_einops_are_all_it_takes(statement):
     """Beyond what those two bring in by themselves, which is none of our doing."""
-    ours = packages_after(USES[use]) - packages_after("import torch, einops")
+    ours = packages_after(statement) - packages_after("import torch, einops")
     assert "gloria" in ours
     assert ours & HEAVY == set()
 
 
-@pytest.mark.parametrize("room", ["losses", "data"])
-def test_a_room_is_there_after_importing_the_package(room):
-    assert f"gloria.{room}" in modules_after(f"import gloria; gloria.{room}")
+def test_rooms_are_there_after_importing_the_package():
+    assert {f"gloria.{room}" for room in ROOMS} <= modules_after(BY_NAME)
 
 
 def test_the_rooms_are_those_of_the_folder():
@@ -77,11 +73,11 @@ def test_the_rooms_are_those_of_the_folder():
 
 
 def test_importing_the_package_imports_no_room():
-    assert {name for name in modules_after("import gloria") if name.startswith("gloria.")} == set()
+    assert {name for name in modules_after(THE_PACKAGE) if name.startswith("gloria.")} == set()
 
 
 def test_the_losses_know_no_registry_no_plugin_and_no_data():
-    ours = {name for name in modules_after(USES["a loss"]) if name.startswith("gloria.")}
+    ours = {name for name in modules_after(A_LOSS) if name.startswith("gloria.")}
     assert {"gloria.losses", "gloria.functional", "gloria.matching"} <= ours
     rooms = {name.split(".")[1] for name in ours}
     assert rooms <= {

@@ -1,16 +1,15 @@
 """The README's promises: its code runs, its commands are the ones CI runs, its paths exist."""
 
 import re
-from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks, read
 
 import gloria
 from gloria.cli import COMMANDS
 
-ROOT = Path(gloria.__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = read("README.md")
+BLOCKS = blocks(README)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))

@@ -42,7 +42,7 @@ def small(monkeypatch):
 
 
 def run(out, *more):
-    sizes = ["--train", "100", "--val", "24", "--test", "40", "--per-class", "4", "--steps", "2"]
+    sizes = ["--train", "40", "--val", "24", "--test", "24", "--per-class", "4", "--steps", "2"]
     command = ["run", "--out", str(out), "--device", "cpu", *sizes, *more]
     args = study.parser().parse_args(command)
     return args.function(args)

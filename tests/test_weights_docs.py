@@ -1,23 +1,18 @@
 """docs/weights.md: its code and its command run, on a checkpoint of random weights."""
 
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from pages import blocks, read, run
 from PIL import Image
 from transformers import AutoModel
 
-import gloria
 from gloria.cli import main
 from gloria.data.phantom import PhantomDataset
 
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "weights.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+PAGE = read("docs/weights.md")
 
 
 @pytest.fixture
@@ -31,9 +26,7 @@ def disk(published, tmp_path, monkeypatch):
 
 
 def test_the_code_runs(disk):
-    names = {"__name__": "docs"}
-    for code in blocks("python"):
-        exec(compile(code, "weights.md", "exec"), names)
+    names = run(PAGE)
     assert names["scores"].shape == (2, 1)
     exported, kept = names["backbone"].state_dict(), names["model"].image_encoder.model.state_dict()
     assert exported.keys() == kept.keys()
@@ -42,6 +35,6 @@ def test_the_code_runs(disk):
 
 
 def test_the_command_runs(disk):
-    (command,) = blocks("bash")
+    (command,) = blocks(PAGE, "bash")
     assert main(shlex.split(command)[1:]) == 0
     assert Path("gloria-resnet50/model.safetensors").is_file()

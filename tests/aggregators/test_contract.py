@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import random
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria.aggregators import (
@@ -53,11 +54,6 @@ AGGREGATORS = {
 @pytest.fixture(params=AGGREGATORS)
 def aggregator(request):
     return AGGREGATORS[request.param]()
-
-
-def random(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def some(*shape, seed=1):

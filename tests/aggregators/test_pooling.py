@@ -4,13 +4,10 @@ import math
 
 import pytest
 import torch
+from tensors import random
 
 from gloria.aggregators import AttentionPooling, GeM, Weldon, gem, masked_softmax, weldon
 from gloria.errors import DtypeError, OptionError, ShapeError
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def mean(kept):

@@ -3,9 +3,9 @@
 import argparse
 import json
 import re
-from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 import torch
 from PIL import Image
@@ -746,13 +746,12 @@ def test_wrong_percents_and_models(model, tmp_path, capsys):
 
 def test_the_code_and_the_commands_of_the_page(capsys):
     """Its Python runs; its commands' options are ours."""
-    page = (Path(gloria.__file__).parents[1] / "docs" / "evaluate.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(code, "evaluate.md", "exec"), {"__name__": "docs"})
+    page = pages.read("docs/evaluate.md")
+    pages.run(page)
     assert "| untrained, both |" in capsys.readouterr().out
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).replace("\\\n", "")
+    commands = "".join(pages.blocks(page, "bash")).replace("\\\n", "")
     for command in commands.splitlines():
         words = command.split()
         assert words[:2] == ["gloria", "evaluate"]

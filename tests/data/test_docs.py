@@ -1,22 +1,16 @@
 """docs/data.md: its code runs on small files in the formats it names, its commands find leaks."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import blocks, read, run
 
-import gloria
 from gloria.cli import main
 from gloria.data import ImageReportTable
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "data.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+PAGE = read("docs/data.md")
 
 
 @pytest.fixture
@@ -82,16 +76,14 @@ def disk(write_rows, write_image, write_dicom, tmp_path, monkeypatch):
 
 
 def test_the_code_and_the_commands_run(disk, capsys):
-    names = {"__name__": "docs"}
-    for code in blocks("python"):
-        exec(compile(code, "data.md", "exec"), names)
+    names = run(PAGE)
     assert len(names["test"]) == 5
     assert len(names["few"]) == 2
     drawn = [ImageReportTable("split.csv", part, size=(8, 8)) for part in ("train", "val", "test")]
     assert sorted(image for part in drawn for image in part.ids) == sorted(names["mine"].ids)
     assert len(drawn[0]) > len(drawn[2]) >= len(drawn[1]) > 0
     capsys.readouterr()
-    (commands,) = blocks("bash")
+    (commands,) = blocks(PAGE, "bash")
     leaks = {}
     for command in commands.splitlines():
         leaks[command] = main([*command.split()[1:], "--quiet"])

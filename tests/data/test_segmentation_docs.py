@@ -1,11 +1,11 @@
 """docs/segmentation.md: its code runs, on SIIM's files and on phantoms."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pages import read, run
 
 import gloria
 from gloria.data.images import normalize
@@ -16,7 +16,7 @@ from gloria.training import SegmentationRecipe, train_segmenter
 from gloria.training.randomness import isolated
 
 pytest.importorskip("segmentation_models_pytorch")
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "segmentation.md").read_text()
+PAGE = read("docs/segmentation.md")
 
 
 @pytest.fixture
@@ -42,10 +42,8 @@ def test_the_code_runs(siim, write_image):
     marked[10:20, 4:12] = 255
     write_image(Path("films/a.png"), 255 - marked)
     write_image(Path("masks/a.png"), marked)
-    names = {"__name__": "docs"}
     with isolated(0):
-        for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-            exec(compile(code, "segmentation.md", "exec"), names)
+        names = run(PAGE)
     assert 0 <= names["trained"].validation_dice <= 1
     (item,) = names["mine"]
     assert item.mask.float().mean() == pytest.approx(80 / 40**2, rel=0.1)  # padded to a square

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import ROOT, blocks, read, run
 from PIL import Image
 
 import gloria
@@ -16,8 +17,8 @@ from gloria.data.phantom import PhantomDataset
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "retrieval.md").read_text()
-SEARCH, ATTENTION, BENCHMARK = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+PAGE = read("docs/retrieval.md")
+SEARCH, ATTENTION, BENCHMARK = blocks(PAGE, "bash")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gloria.errors.TruncatedTextWarning"),
@@ -56,9 +57,7 @@ def disk(tmp_path, monkeypatch):
 def test_the_code_and_the_commands_run(disk, capsys):
     data = ImageFolder("films", size=(64, 64))
     data.records = [record._replace(report="Edema.") for record in data.records]
-    names = {"__name__": "docs", "data": data}
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(code, "retrieval.md", "exec"), names)
+    names = run(PAGE, data=data)
     assert names["fused"].shape == names["published"].shape == (6, 6)
     assert len(names["test"]) == 10
     assert (len(names["queries"]), len(names["candidates"])) == (8, 16)
@@ -74,4 +73,4 @@ def test_the_code_and_the_commands_run(disk, capsys):
 
 def test_the_benchmark_is_where_the_page_says():
     (script,) = re.findall(r"benchmarks/\w+\.py", BENCHMARK)
-    assert (Path(gloria.__file__).parents[1] / script).is_file()
+    assert (ROOT / script).is_file()

@@ -1,7 +1,6 @@
 """docs/zero-shot.md: its code runs, its file is one."""
 
-import re
-from pathlib import Path
+from pages import blocks, read, run
 
 import gloria
 from gloria.data import read_prompts
@@ -9,11 +8,7 @@ from gloria.data.phantom import PhantomDataset
 from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "zero-shot.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+PAGE = read("docs/zero-shot.md")
 
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
@@ -22,16 +17,14 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     with isolated(0):
         model = small_model([item.report for item in PhantomDataset("train", count=60)])
     gloria.save_model(model, "runs/demo/model")
-    names = {"__name__": "docs"}
-    for code in blocks("python"):
-        exec(compile(code, "zero-shot.md", "exec"), names)
+    names = run(PAGE)
     assert names["scores"].shape == names["probabilities"].shape == names["labels"].shape
     assert names["thresholds"].undefined == []
     assert "['pneumothorax', 'pneumothorax on the left'" in capsys.readouterr().out
 
 
 def test_the_file_is_one(tmp_path):
-    (tmp_path / "mine.yaml").write_text(*blocks("yaml"))
+    (tmp_path / "mine.yaml").write_text(*blocks(PAGE, "yaml"))
     prompts = read_prompts(tmp_path / "mine.yaml")["Pneumothorax"]
     assert len(prompts.prompts) == 1 + 3 * 2 * 2
     assert prompts.negative_prompts == ["no pneumothorax"]

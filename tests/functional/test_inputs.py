@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gloria import functional
+from gloria.aggregators import GeM
 from gloria.errors import (
     DeviceError,
     DtypeError,
@@ -147,6 +148,11 @@ def inputs(**changed):
             OptionError,
             "attention_temperature must be a finite number above 0; got 0.0",
         ),
+        (  # no backend but one would learn it
+            {"attention_temperature": torch.tensor(0.25)},
+            DtypeError,
+            "attention_temperature must be a number above 0; got",
+        ),
     ],
 )
 def test_bad_input_is_named(changed, error, message):
@@ -161,6 +167,7 @@ def test_bad_input_is_named(changed, error, message):
     "changed, error, message",
     [
         ({"aggregation": "sum"}, OptionError, "aggregation must be one of .*; got 'sum'"),
+        ({"aggregation": GeM}, OptionError, r"an aggregator; got its class\. Make one: GeM\(\)"),
         (
             {"aggregation": lambda values, mask, dim: values},
             ShapeError,

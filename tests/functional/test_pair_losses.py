@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import random, with_gradients
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria.errors import DtypeError, OptionError, ShapeError
@@ -42,7 +43,7 @@ def same(actual, expected):
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0, 7.0])
 @pytest.mark.parametrize("pairs", [1, 2, 7])
-def test_cross_entropy_equals_the_loop(pairs, temperature, naive, assert_values, random):
+def test_cross_entropy_equals_the_loop(pairs, temperature, naive, assert_values):
     similarity = random(pairs, pairs)
     terms = contrastive_cross_entropy(similarity, temperature)
     rows, columns = naive.contrastive_terms(similarity, temperature)
@@ -72,7 +73,7 @@ def test_a_batch_of_one_costs_nothing_and_teaches_nothing():
 
 
 @given(pairs=st.integers(1, 6), seed=seeds, temperature=st.floats(0.01, 10))
-def test_cross_entropy_properties(pairs, seed, temperature, random):
+def test_cross_entropy_properties(pairs, seed, temperature):
     similarity = random(pairs, pairs, seed=seed)
     terms = contrastive_cross_entropy(similarity, temperature)
     assert min(terms) >= 0
@@ -144,7 +145,7 @@ def test_second_derivatives(attention, masked_regions, make_pairs):
     ],
 )
 def test_extreme_features_have_finite_losses_and_gradients(
-    scale, dtype, attention, aggregation, product, random, with_gradients
+    scale, dtype, attention, aggregation, product
 ):
     """Unit vectors times the scale, and one zero vector on each side.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import random, with_gradients
 from torch.autograd import forward_ad, gradcheck
 
 from gloria.errors import BackendError
@@ -92,7 +93,7 @@ def test_local_similarity_equals_the_nested_loop(
 @products
 @attention_variants
 def test_local_similarity_of_every_dtype_is_computed_in_full_precision(
-    attention, product, dtype, make_pairs, naive, assert_values, assert_gradients, with_gradients
+    attention, product, dtype, make_pairs, naive, assert_values, assert_gradients
 ):
     """Half precision inputs cost their own rounding and not one more."""
     pairs = make_pairs(2, 3, 9, 5, 16, masked_regions=True, dtype=dtype, scale=0.5)
@@ -158,7 +159,7 @@ def test_one_image_can_be_asked_several_texts(make_pairs):
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 @pytest.mark.parametrize("images, texts, dim", [(1, 1, 1), (3, 5, 7), (4, 2, 100)])
 def test_global_similarity_equals_the_loop(
-    images, texts, dim, dtype, naive, assert_values, assert_gradients, random, with_gradients
+    images, texts, dim, dtype, naive, assert_values, assert_gradients
 ):
     v, t = random(images, dim, dtype=dtype), random(texts, dim, seed=1, dtype=dtype)
     v[0] = 0  # the clamp's side of the formula
@@ -174,7 +175,7 @@ def test_global_similarity_equals_the_loop(
 
 
 @attention_variants
-def test_one_word_and_one_region_is_their_cosine(attention, random):
+def test_one_word_and_one_region_is_their_cosine(attention):
     v, t = random(2, 1, 5), random(3, 1, 5, seed=1)
     mask = torch.ones(3, 1, dtype=torch.bool)
     for product in PRODUCTS:
@@ -185,7 +186,7 @@ def test_one_word_and_one_region_is_their_cosine(attention, random):
             same(z, global_similarity(v[:, 0], t[:, 0]))
 
 
-def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean(random):
+def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean():
     v, t = random(2, 3, 5), random(2, 1, 5, seed=1).expand(2, 7, 5)
     mask = torch.arange(7) < torch.tensor([[7], [3]])
     z = {
@@ -197,7 +198,7 @@ def test_repeated_words_add_their_logarithm_to_the_sum_and_nothing_to_the_mean(r
     same(z["logsumexp"], z["max"] + 0.2 * torch.tensor([7.0, 3.0], dtype=torch.float64).log())
 
 
-def test_attention_goes_from_uniform_to_the_best_region_with_temperature(random):
+def test_attention_goes_from_uniform_to_the_best_region_with_temperature():
     v, t = random(1, 6, 4), random(1, 1, 4, seed=1)
     mask, scores = torch.ones(1, 1, dtype=torch.bool), (v @ t.mT)[0, :, 0]
     hot = local_attention(v, t, mask, attention_temperature=1e12)
@@ -257,9 +258,7 @@ def test_permutations(make_pairs, sizes, options, seed, data):
 
 @given(sizes=sizes, options=matching_options, seed=seeds)
 @pytest.mark.parametrize("content", [math.nan, math.inf, -math.inf, 1e30])
-def test_padding_changes_no_bit_and_gets_no_gradient(
-    make_pairs, content, sizes, options, seed, with_gradients
-):
+def test_padding_changes_no_bit_and_gets_no_gradient(make_pairs, content, sizes, options, seed):
     pairs = make_pairs(*sizes, masked_regions=True, dtype=torch.float32, seed=seed)
     regions, words, word_mask, region_mask = pairs
     filled = pairs._replace(
@@ -278,9 +277,7 @@ def test_padding_changes_no_bit_and_gets_no_gradient(
 @products
 @attention_variants
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_no_backend_sees_nan_in_masked_words(
-    make_pairs, backend, attention, product, with_gradients
-):
+def test_no_backend_sees_nan_in_masked_words(make_pairs, backend, attention, product):
     """Some do without zeros there: they must not read what stands there instead."""
     pairs = make_pairs(3, 4, 10, 9, 6, dtype=torch.float32)
     filled = pairs._replace(words=pairs.words.masked_fill(~pairs.word_mask[..., None], math.nan))
@@ -333,7 +330,7 @@ def test_the_memory_budget_reaches_the_hard_maxima(make_pairs, monkeypatch):
 
 
 @given(sizes=sizes, options=matching_options, seed=seeds, more=st.integers(1, 9))
-def test_appended_padding_is_nothing(make_pairs, sizes, options, seed, more, with_gradients):
+def test_appended_padding_is_nothing(make_pairs, sizes, options, seed, more):
     """Up to the order of sums: another length vectorises another way."""
     pairs = make_pairs(*sizes, masked_regions=True, seed=seed)
     regions, words, word_mask, region_mask = pairs
@@ -386,7 +383,7 @@ def test_blocks_of_the_gallery_equal_the_whole(make_pairs, sizes, options, seed,
 
 
 @attention_variants
-def test_a_convolutional_map_needs_no_copy(attention, random, with_gradients):
+def test_a_convolutional_map_needs_no_copy(attention):
     feature_map = random(2, 6, 3, 4)  # image, dim, height, width
     regions = feature_map.flatten(2).transpose(1, 2)
     words = random(3, 1, 6, seed=1).expand(3, 5, 6)
@@ -471,7 +468,7 @@ def test_gradcheck_of_attention_maps(attention, make_pairs):
 @pytest.mark.parametrize(
     "dtype, scale", [(torch.float32, 1e15), (torch.float32, 1e-20), (torch.float16, 6e4)]
 )
-def test_extreme_embeddings_have_finite_cosines_and_gradients(dtype, scale, random, with_gradients):
+def test_extreme_embeddings_have_finite_cosines_and_gradients(dtype, scale):
     v = torch.nn.functional.normalize(random(3, 4), dim=-1) * scale
     t = torch.nn.functional.normalize(random(3, 4, seed=1), dim=-1) * scale
     value, *gradients = with_gradients(global_similarity, v.to(dtype), t.to(dtype))
@@ -500,7 +497,7 @@ def test_a_bad_image_spoils_its_row_and_a_bad_text_its_column(
     assert torch.equal(column[:, [0, 1, 3]], clean[:, [0, 1, 3]])
 
 
-def test_a_bad_embedding_spoils_its_row_or_column(random):
+def test_a_bad_embedding_spoils_its_row_or_column():
     v, t = random(3, 4), random(2, 4, seed=1)
     clean = global_similarity(v, t)
     v[1, 0] = math.nan
@@ -571,7 +568,7 @@ def test_meta_tensors_have_shapes(similarity, make_pairs):
 
 
 @attention_variants
-def test_compiles_in_one_graph_for_any_batch(attention, make_pairs, with_gradients):
+def test_compiles_in_one_graph_for_any_batch(attention, make_pairs):
     def similarity(regions, words, word_mask, region_mask):
         return local_similarity(regions, words, word_mask, region_mask, attention=attention)
 
@@ -589,7 +586,7 @@ def test_compiles_in_one_graph_for_any_batch(attention, make_pairs, with_gradien
     [("regions", "logsumexp"), ("words_then_regions", "logmeanexp"), ("regions", "max")],
 )
 def test_inside_a_compiler_an_empty_text_or_image_is_finite_with_zero_gradient(
-    attention, aggregation, random, with_gradients
+    attention, aggregation
 ):
     """Values cannot be read there, so nothing can be raised; the docstring promises this."""
 

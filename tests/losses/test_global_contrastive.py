@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tensors import random
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria import contrastive
@@ -20,11 +21,6 @@ def path(request, monkeypatch):
         monkeypatch.setattr(pair_losses, "LEAN_FROM", 0)
         monkeypatch.setattr(contrastive, "_rows_per_block", lambda texts: 2)
     return request.param
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -5,16 +5,12 @@ import math
 import pytest
 import torch
 from open_clip.loss import SigLipLoss
+from tensors import random
 from torch.autograd import gradcheck
 
 from gloria.errors import DtypeError, OptionError
 from gloria.functional import sigmoid_cross_entropy
 from gloria.losses import SigmoidContrastiveLoss
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def nested_loop(similarity, temperature, bias):

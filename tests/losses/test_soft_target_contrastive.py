@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tensors import random
 from torch.autograd import gradcheck
 
 from gloria.errors import DtypeError, OptionError, ShapeError
@@ -13,11 +14,6 @@ from gloria.functional import (
     soft_target_cross_entropy,
 )
 from gloria.losses import SoftTargetContrastiveLoss
-
-
-def random(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def nested_loop(naive, similarity, shared, temperature, target_temperature, pair_weight):

@@ -36,6 +36,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 
 pytestmark = [
     pytest.mark.usefixtures("true_bfloat16"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0"),  # of Triton 3.6
     # numpy's, of NaN that a test put there or in columns that are not stored
     pytest.mark.filterwarnings("ignore:(invalid|overflow|divide by zero|All-NaN).* encountered"),
     # torch's own, of opcheck
@@ -55,8 +56,8 @@ TOLERANCE = {
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Few words and regions at a time, so that any text takes several."""
-    launches = [Launch(64, 2, 1, 1)] * 2 + [Launch(16, 2, 1, 1)] * 2
+    """Few words and regions at a time, so that texts and images take several."""
+    launches = [Launch(64, 4, 1, 1)] * 2 + [Launch(16, 4, 1, 1)] * 2
     monkeypatch.setattr(triton, "choose_blocks", lambda *_: Blocks(*launches))
 
 
@@ -162,14 +163,14 @@ def test_half_precision_in_the_blocks_it_chooses(dtype):
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_half_precision_of_large_scores(attention, small_blocks):
     """As raw products of features are: what 1 / τ multiplies must cancel, however a is rounded."""
-    inputs, upstream = draw(2, 3, 49, 20, 64, scale=12.5**0.5, dtype=torch.bfloat16)
+    inputs, upstream = draw(2, 2, 49, 20, 64, scale=12.5**0.5, dtype=torch.bfloat16)
     assert_equals_the_definition(inputs, upstream, options(attention), (2e-3, 1e-2))
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_sharp_attention(attention, small_blocks):
     """Exponents of hundreds; under 'words_then_regions' too they then need a maximum."""
-    inputs, upstream = draw(2, 3, 37, 9, 8, masked=True)
+    inputs, upstream = draw(2, 2, 37, 9, 8, masked=True)
     assert_equals_the_definition(inputs, upstream, options(attention, 0.02), (1e-5, 1e-3))
 
 
@@ -177,18 +178,18 @@ def test_sharp_attention(attention, small_blocks):
 @pytest.mark.parametrize("scale", [1e-5, 3e-5])
 def test_short_vectors(scale, attention, small_blocks):
     """At 1e-5 the clamp of the norms' product holds, at 3e-5 for some words."""
-    inputs, upstream = draw(2, 3, 20, 9, 4, scale=scale)
+    inputs, upstream = draw(2, 2, 20, 9, 4, scale=scale)
     assert_equals_the_definition(inputs, upstream, options(attention))
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_long_vectors(attention, small_blocks):
-    inputs, upstream = draw(2, 3, 20, 9, 4, scale=1e15)
+    inputs, upstream = draw(2, 2, 20, 9, 4, scale=1e15)
     assert_equals_the_definition(inputs, upstream, options(attention))
 
 
 def test_float32_is_float64_within_1e_5(small_blocks):
-    inputs, upstream = draw(2, 3, 40, 12, 64, scale=64**-0.25)
+    inputs, upstream = draw(2, 2, 40, 12, 64, scale=64**-0.25)
     for attention in ATTENTION_VARIANTS:
         actual = triton.word_cosines(inputs, options(attention))
         expected, *_ = expected_of(inputs, upstream, options(attention))
@@ -197,7 +198,7 @@ def test_float32_is_float64_within_1e_5(small_blocks):
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_strides_do_not_matter(attention, small_blocks):
-    inputs, upstream = draw(2, 3, 20, 9, 8, masked=True)
+    inputs, upstream = draw(2, 2, 20, 9, 8, masked=True)
     turned = MatchingInputs(*(each.mT.contiguous().mT for each in inputs[:4]))
     expanded = upstream[..., :1].expand_as(upstream)
     for ours, theirs in zip(
@@ -221,10 +222,10 @@ def test_the_memory_budget_changes_nothing(attention, small_blocks):
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 @pytest.mark.parametrize("budget", [1, 2**18, 2**40])
 def test_memory_is_what_was_counted(alive_bytes, attention, budget):
-    inputs, _ = draw(6, 4, 60, 12, 32, dtype=torch.float32)
+    inputs, _ = draw(4, 3, 60, 12, 32, dtype=torch.float32)
     how = {"attention": attention, "memory_budget": budget}
     matching = MatchingOptions(attention, 0.25, 0.2, "logsumexp", budget)
-    problem = Problem(6, 60, 4, 12, 32, torch.float32, "cuda", matching)
+    problem = Problem(4, 60, 3, 12, 32, torch.float32, "cuda", matching)
     leaves = [each.requires_grad_() for each in inputs[:2]]
     with alive_bytes(*inputs[:3]) as alive:
         similarity = local_similarity(*inputs[:3], backend="triton", **how)
@@ -258,7 +259,7 @@ def test_what_is_kept_is_what_is_computed_again(attention, dtype, small_blocks, 
 
 @pytest.mark.parametrize("budget", [1, 2**26])
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
-@pytest.mark.parametrize("score", [150, 2e3, 2e4, 1e7])
+@pytest.mark.parametrize("score", [150, 2e4, 1e7])
 def test_float32_of_large_scores_is_as_exact_as_the_definition(
     score, attention, budget, small_blocks
 ):
@@ -266,7 +267,7 @@ def test_float32_of_large_scores_is_as_exact_as_the_definition(
 
     The definition in float32 is off by what the exponent amplifies of a score's rounding.
     """
-    inputs, upstream = draw(2, 3, 21, 9, 16, masked=True, scale=(score / 20) ** 0.5)
+    inputs, upstream = draw(2, 2, 21, 9, 16, masked=True, scale=(score / 20) ** 0.5)
     expected = expected_of(inputs, upstream, options(attention))
     actual = differentiate(triton, inputs, upstream, options(attention, budget=budget))
     definition = differentiate(einops, inputs, upstream, options(attention))
@@ -277,7 +278,7 @@ def test_float32_of_large_scores_is_as_exact_as_the_definition(
 @pytest.mark.parametrize("budget", [1, 2**26])
 @pytest.mark.parametrize("part", ["regions", "words"])
 def test_inputs_that_change_before_the_backward_are_refused(part, budget, small_blocks):
-    inputs, upstream = draw(2, 3, 20, 9, 8)
+    inputs, upstream = draw(2, 2, 20, 9, 8)
     leaves = {name: getattr(inputs, name).requires_grad_() for name in ("regions", "words")}
     # what is no leaf may be changed in place
     changing = {name: leaf * 1 for name, leaf in leaves.items()}
@@ -290,7 +291,7 @@ def test_inputs_that_change_before_the_backward_are_refused(part, budget, small_
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_upper_bounds_of_the_sizes_do_as_well(attention, small_blocks, monkeypatch):
     """What a captured CUDA graph runs with, for it cannot ask how many words there are."""
-    inputs, upstream = draw(2, 3, 20, 9, 8)
+    inputs, upstream = draw(2, 2, 20, 9, 8)
     known = differentiate(triton, inputs, upstream, options(attention))
     monkeypatch.setattr(triton, "capturing", lambda _: True)
     for ours, theirs in zip(
@@ -301,7 +302,7 @@ def test_upper_bounds_of_the_sizes_do_as_well(attention, small_blocks, monkeypat
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_the_same_inputs_give_the_same_bits(attention, small_blocks):
-    inputs, upstream = draw(2, 3, 20, 9, 8)
+    inputs, upstream = draw(2, 2, 20, 9, 8)
     first, second = (differentiate(triton, inputs, upstream, options(attention)) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
@@ -319,7 +320,7 @@ def test_empty_sides(sizes, attention):
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_a_text_or_an_image_without_anything_real_is_zero(attention, small_blocks):
     """Only a compiler's trace lets one through."""
-    inputs, upstream = draw(3, 4, 20, 9, 8, masked=True)
+    inputs, upstream = draw(3, 3, 20, 9, 8, masked=True)
     inputs.word_mask[1] = False
     inputs.words[1] = 0
     inputs.region_mask[2] = False
@@ -336,7 +337,7 @@ def test_a_text_or_an_image_without_anything_real_is_zero(attention, small_block
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_what_is_masked_changes_no_bit(attention, small_blocks):
-    inputs, _ = draw(2, 4, 20, 9, 8, masked=True)
+    inputs, _ = draw(2, 2, 20, 9, 8, masked=True)
     similarity = functools.partial(local_similarity, attention=attention, backend="triton")
     regions = inputs.regions.masked_fill(~inputs.region_mask[..., None], math.nan)
     words = inputs.words.masked_fill(~inputs.word_mask[..., None], math.nan)
@@ -465,7 +466,7 @@ def test_nothing_is_read_that_nobody_wrote(budget, captured, attention, small_bl
     """Fresh memory holds NaN here; masks have holes, rows are no whole octets."""
     monkeypatch.setattr(triton, "capturing", lambda _: captured)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # determinism asks for it
-    inputs, upstream = draw(3, 4, 21, 9, 5, masked=True)
+    inputs, upstream = draw(2, 3, 21, 9, 5, masked=True)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -515,7 +516,7 @@ def test_after_a_backward_nothing_is_held(small_blocks, monkeypatch):
         return found, kept
 
     monkeypatch.setattr(triton.Matcher, "forward", spy)
-    inputs, _ = draw(2, 3, 20, 9, 8)
+    inputs, _ = draw(2, 2, 20, 9, 8)
     similarity = local_similarity(inputs.regions.requires_grad_(), *inputs[1:4], backend="triton")
     assert all(each() is not None for each in matchers)
     similarity.sum().backward()
@@ -523,7 +524,7 @@ def test_after_a_backward_nothing_is_held(small_blocks, monkeypatch):
 
 
 def test_a_second_backward_computes_again(small_blocks):
-    inputs, upstream = draw(2, 3, 20, 9, 8, masked=True)
+    inputs, upstream = draw(2, 2, 20, 9, 8, masked=True)
     leaves = [each.detach().requires_grad_() for each in inputs[:2]]
     cosine = triton.word_cosines(MatchingInputs(*leaves, *inputs[2:]), options())
     first, second, third = (
@@ -606,8 +607,8 @@ def test_a_second_derivative_of_the_soft_maximum_goes_by_the_definition(mean):
 
 @pytest.mark.parametrize("aggregation", WORD_AGGREGATIONS)
 def test_similarities_of_all_aggregations(aggregation, small_blocks):
-    inputs, _ = draw(3, 4, 20, 9, 8, masked=True)
-    upstream = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    inputs, _ = draw(2, 3, 20, 9, 8, masked=True)
+    upstream = torch.randn(2, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
     def found(backend, inputs):
         leaves = [each.detach().requires_grad_() for each in inputs[:2]]
@@ -625,7 +626,7 @@ def test_a_text_without_a_word_scores_0_in_a_captured_graph(aggregation, monkeyp
     """Which has no look at the mask."""
     monkeypatch.setattr("gloria.functional.inputs.capturing", lambda _: True)
     monkeypatch.setattr(triton, "capturing", lambda _: True)
-    inputs, _ = draw(2, 4, 20, 9, 8)
+    inputs, _ = draw(2, 3, 20, 9, 8)
     inputs.word_mask[1] = False
     leaves = [each.requires_grad_() for each in inputs[:2]]
     similarity = local_similarity(
@@ -643,7 +644,7 @@ def test_a_text_without_a_word_scores_0_in_a_captured_graph(aggregation, monkeyp
 @pytest.mark.parametrize("budget", [1, 2**26])
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_side_changes_nothing_for_the_other(frozen, budget, dtype, small_blocks):
-    inputs, upstream = draw(3, 2, 21, 9, 8, masked=True, scale=0.3, dtype=dtype)
+    inputs, upstream = draw(2, 2, 21, 9, 8, masked=True, scale=0.3, dtype=dtype)
     both = differentiate(triton, inputs, upstream, options(budget=budget))[1:]
     leaves = [each.detach() for each in inputs[:2]]
     leaf = leaves[1 - frozen].requires_grad_()
@@ -656,10 +657,10 @@ def test_a_frozen_side_changes_nothing_for_the_other(frozen, budget, dtype, smal
 def test_launches_are_few(needed, most, launches_of):
     """At the published batch a device waits for the host: each launch counts."""
     launches = launches_of(triton)
-    inputs, _ = draw(4, 4, 9, 12, 16)
+    inputs, _ = draw(2, 2, 9, 12, 16)
     leaves = [each.detach() for each in inputs[:2]]
     wanted = [leaves[side].requires_grad_() for side in needed]
-    upstream = torch.ones(4, 4, device=DEVICE)
+    upstream = torch.ones(2, 2, device=DEVICE)
     with launches:
         similarity = local_similarity(*leaves, inputs.word_mask, backend="triton")
     assert len(launches.names) <= 11, launches.names

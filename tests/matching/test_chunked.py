@@ -334,7 +334,8 @@ def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pai
         torch.autograd.grad(cosine, (regions, words), torch.ones_like(cosine))
 
     run()
-    assert peak_bytes(run) <= budget + results + cosines
+    # at least the gradients: a trace without its memory would prove nothing
+    assert results / 2 < peak_bytes(run) <= budget + results + cosines
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gloria.errors import BackendError, GloriaError, OptionError
+from gloria.errors import BackendError, GloriaError
 from gloria.functional import local_similarity
 from gloria.matching import BACKENDS, Problem, choose_backend, einops, explain_backends
 from gloria.matching.dispatch import PAPER_PROBLEM
@@ -89,13 +89,6 @@ def test_explaining_asks_every_backend(picky):
     assert next(iter(answers)) == "picky"
     assert answers["picky"] == ["It wants 7 words; got 97.", "It wants cuda; got cpu."]
     assert explain_backends(PAPER_PROBLEM._replace(words=7))["picky"] == []
-
-
-def test_an_unknown_backend_is_named(make_pairs):
-    with pytest.raises(
-        OptionError, match=r"backend must be one of 'auto', .*'einops'.*; got 'fast'"
-    ):
-        local_similarity(*make_pairs(2, 2, 3, 3, 3), backend="fast")
 
 
 def test_a_problem_is_read_off_the_tensors(picky, make_pairs, monkeypatch):

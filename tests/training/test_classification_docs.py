@@ -1,17 +1,14 @@
 """docs/classification.md: its code runs, on phantoms and on files in CheXpert's format."""
 
 import csv
-import re
 from pathlib import Path
 
 import numpy as np
+from pages import read, run
 from PIL import Image
 
-import gloria
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.phantom import FINDINGS
-
-PAGE = (Path(gloria.__file__).parents[1] / "docs" / "classification.md").read_text()
 
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
@@ -27,9 +24,7 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     with Path("CheXpert-v1.0-small/train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["Path", *CLASSES], *rows])
 
-    names = {"__name__": "docs"}
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(code, "classification.md", "exec"), names)
+    names = run(read("docs/classification.md"))
     assert names["result"]["classes"] == list(FINDINGS)
     assert list(names["result"]["rows"]["random"]) == ["10%", "100%"]
     assert (names["data"].labels == -1).any()

@@ -46,12 +46,6 @@ def test_batches_can_start_at_any_step():
     assert list(StepBatches(23, 4, 8, range(40))) != whole
 
 
-def test_augmentation_without_strength_changes_nothing():
-    images = torch.rand(3, 1, 8, 8)
-    none = Augmentation(shift=0, gain=0, offset=0)
-    assert torch.equal(none(images, torch.Generator()), images)
-
-
 def test_augmentation_shifts_each_image_and_never_flips():
     images = torch.zeros(64, 1, 20, 20)
     images[:, 0, 10, 6] = 1

@@ -6,6 +6,7 @@ themselves.
 
 import pytest
 import torch
+from tensors import random, with_gradients
 from torch.library import opcheck
 
 from gloria.functional import max_similarities, max_similarity
@@ -17,15 +18,10 @@ WHOLE = 2**24
 sides = pytest.mark.parametrize("maximum_over", MAXIMA_OVER)
 
 
-pytestmark = pytest.mark.usefixtures("true_bfloat16")
-
-
-def with_gradients(regions, words, *masks, function=max_similarity, **options):
-    regions, words = (x.detach().clone().requires_grad_() for x in (regions, words))
-    value = function(regions, words, *masks, **options)
-    generator = torch.Generator().manual_seed(99)
-    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
-    return value.detach(), *torch.autograd.grad(value, (regions, words), upstream)
+pytestmark = [
+    pytest.mark.usefixtures("true_bfloat16"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0"),  # of Triton 3.6
+]
 
 
 @sides
@@ -46,8 +42,10 @@ def test_equals_the_definition(
     pairs = make_pairs(*sizes, masked_regions=sizes[0] > 1, dtype=torch.float32)
     wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
     options = {"maximum_over": maximum_over, "product": "dot"}
-    value, *gradients = with_gradients(*pairs, backend="triton", memory_budget=budget, **options)
-    expected, *references = with_gradients(*wide, backend="einops", **options)
+    value, *gradients = with_gradients(
+        max_similarity, *pairs, backend="triton", memory_budget=budget, **options
+    )
+    expected, *references = with_gradients(max_similarity, *wide, backend="einops", **options)
     assert_values(value, expected)
     for actual, reference in zip(gradients, references, strict=True):
         assert_gradients(actual, reference)
@@ -61,8 +59,8 @@ def test_half_precision_multiplies_as_it_is(
     pairs = make_pairs(3, 4, 9, 5, 16, masked_regions=True, dtype=dtype, scale=0.5)
     wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
     options = {"maximum_over": maximum_over, "product": "dot"}
-    value, *gradients = with_gradients(*pairs, backend="triton", **options)
-    expected, *references = with_gradients(*wide, backend="einops", **options)
+    value, *gradients = with_gradients(max_similarity, *pairs, backend="triton", **options)
+    expected, *references = with_gradients(max_similarity, *wide, backend="einops", **options)
     assert value.dtype == torch.float32
     assert_values(value, expected)
     for actual, reference in zip(gradients, references, strict=True):
@@ -105,13 +103,15 @@ def launched(monkeypatch):
 def test_a_frozen_side_costs_nothing(needs, budget, maximum_over, make_pairs, launched):
     pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
     options = {"maximum_over": maximum_over, "backend": "triton", "memory_budget": budget}
-    expected = dict(zip(("regions", "words"), with_gradients(*pairs, **options)[1:], strict=True))
+    expected = dict(
+        zip(
+            ("regions", "words"), with_gradients(max_similarity, *pairs, **options)[1:], strict=True
+        )
+    )
     launched.clear()
     leaf = getattr(pairs, needs).detach().requires_grad_()
     value = max_similarity(*pairs._replace(**{needs: leaf}), **options)
-    generator = torch.Generator().manual_seed(99)
-    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
-    value.backward(upstream)
+    value.backward(random(*value.shape, seed=99).to(value.dtype))
     assert torch.equal(leaf.grad, expected[needs])
     searched = needs == maximum_over
     assert ("key_gradient" in launched, "list_rows" in launched) == (searched, searched)
@@ -120,10 +120,10 @@ def test_a_frozen_side_costs_nothing(needs, budget, maximum_over, make_pairs, la
 
 def test_a_training_step_is_four_launches(make_pairs, launched):
     pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
-    with_gradients(*pairs, backend="triton")
+    with_gradients(max_similarity, *pairs, backend="triton")
     assert launched == ["sum_maxima", "list_rows", "query_gradient", "key_gradient"]
     launched.clear()
-    with_gradients(*pairs[:2], None, backend="triton")  # nothing to list
+    with_gradients(max_similarity, *pairs[:2], None, backend="triton")  # nothing to list
     assert launched == ["sum_maxima", "query_gradient", "key_gradient"]
 
 
@@ -135,8 +135,8 @@ def test_both_sides_are_what_each_is(make_pairs, assert_values, assert_gradients
         return torch.stack([over_regions, over_words])
 
     wide = pairs._replace(regions=pairs.regions.double(), words=pairs.words.double())
-    value, *gradients = with_gradients(*pairs, function=stacked, backend="triton")
-    expected, *references = with_gradients(*wide, function=stacked, backend="einops")
+    value, *gradients = with_gradients(stacked, *pairs, backend="triton")
+    expected, *references = with_gradients(stacked, *wide, backend="einops")
     assert_values(value, expected)
     for actual, reference in zip(gradients, references, strict=True):
         assert_gradients(actual, reference)
@@ -183,7 +183,9 @@ def test_padding_is_exactly_inert(maximum_over, make_pairs):
         words=pairs.words.masked_fill(~pairs.word_mask[..., None], torch.nan),
     )
     for clean, changed in zip(
-        with_gradients(*pairs, **options), with_gradients(*dirty, **options), strict=True
+        with_gradients(max_similarity, *pairs, **options),
+        with_gradients(max_similarity, *dirty, **options),
+        strict=True,
     ):
         assert torch.equal(clean, changed)
 
@@ -205,7 +207,9 @@ def test_a_bad_item_spoils_its_own_row_or_column_only(maximum_over, bad, make_pa
 def test_of_equal_maxima_the_first_takes_the_gradient():
     regions = torch.ones(1, 40, 1)
     words, mask = torch.ones(1, 1, 1), torch.ones(1, 1, dtype=torch.bool)
-    _, gradient, _ = with_gradients(regions, words, mask, product="dot", backend="triton")
+    _, gradient, _ = with_gradients(
+        max_similarity, regions, words, mask, product="dot", backend="triton"
+    )
     assert gradient.flatten().nonzero().flatten().tolist() == [0]
 
 
@@ -215,9 +219,9 @@ def test_winners_kept_or_found_again_are_the_same(budget, maximum_over, make_pai
     """To rounding: another number of keys at a time is another order of sums."""
     pairs = make_pairs(3, 4, 6, 5, 7, masked_regions=True, dtype=torch.float32)
     options = {"maximum_over": maximum_over, "backend": "triton"}
-    kept = with_gradients(*pairs, **options)
+    kept = with_gradients(max_similarity, *pairs, **options)
     for one, other in zip(
-        kept, with_gradients(*pairs, memory_budget=budget, **options), strict=True
+        kept, with_gradients(max_similarity, *pairs, memory_budget=budget, **options), strict=True
     ):
         torch.testing.assert_close(one, other)
 
@@ -231,8 +235,8 @@ def test_real_tokens_stand_anywhere(make_pairs):
     pairs = regions.float(), words.float(), word_mask, region_mask
     options = {"product": "dot", "reduction": "sum"}
     for actual, expected in zip(
-        with_gradients(*pairs, backend="triton", **options),
-        with_gradients(*pairs, backend="einops", **options),
+        with_gradients(max_similarity, *pairs, backend="triton", **options),
+        with_gradients(max_similarity, *pairs, backend="einops", **options),
         strict=True,
     ):
         torch.testing.assert_close(actual, expected)
@@ -258,7 +262,7 @@ def test_items_without_a_real_token_score_zero(make_pairs):
 def test_an_empty_batch_gives_an_empty_matrix(images, texts, maximum_over):
     mask = torch.ones(texts, 3, dtype=torch.bool)
     value, *gradients = with_gradients(
-        torch.zeros(images, 5, 4), torch.zeros(texts, 3, 4), mask, backend="triton"
+        max_similarity, torch.zeros(images, 5, 4), torch.zeros(texts, 3, 4), mask, backend="triton"
     )
     assert value.shape == (images, texts)
     assert not any(gradient.any() for gradient in gradients)
@@ -270,11 +274,11 @@ def test_nothing_is_read_that_nobody_wrote(budget, maximum_over, make_pairs):
     """Fresh memory holds NaN here, and the largest integers."""
     pairs = make_pairs(3, 4, 21, 9, 5, masked_regions=True, dtype=torch.float32)
     options = {"maximum_over": maximum_over, "backend": "triton", "memory_budget": budget}
-    expected = with_gradients(*pairs, **options)
+    expected = with_gradients(max_similarity, *pairs, **options)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        actual = with_gradients(*pairs, **options)
+        actual = with_gradients(max_similarity, *pairs, **options)
     finally:
         torch.use_deterministic_algorithms(deterministic)
     assert all(torch.equal(*each) for each in zip(actual, expected, strict=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensors import with_gradients
 from torch.autograd import gradcheck
 
 from gloria.errors import (
@@ -45,15 +46,6 @@ SIZES = [  # image, text, region, word, dim
     (1, 4, 1, 9, 2),
     (5, 6, 11, 13, 17),
 ]
-
-
-def with_gradients(function, regions, words, *masks, **options):
-    """Value and the gradients for regions and words of a random upstream gradient."""
-    regions, words = (x.detach().clone().requires_grad_() for x in (regions, words))
-    value = function(regions, words, *masks, **options)
-    generator = torch.Generator().manual_seed(99)
-    upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
-    return value.detach(), *torch.autograd.grad(value, (regions, words), upstream)
 
 
 # The definition.
@@ -342,8 +334,7 @@ def test_autocast_changes_nothing(backend, make_pairs):
         assert torch.equal(max_similarity(*pairs, backend=backend), plain)
 
 
-@region_masks
-@sides
+@pytest.mark.parametrize(("maximum_over", "masked_regions"), [("regions", True), ("words", False)])
 @backends
 def test_compiles_in_one_graph(backend, maximum_over, masked_regions, make_pairs, compiled):
     pairs = make_pairs(2, 3, 5, 4, 6, masked_regions=masked_regions, dtype=torch.float32)
