@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 from pathlib import Path
 
@@ -34,10 +33,8 @@ from gloria.weights import (
     hash_model,
     load_model,
     load_weights,
-    remove_drafts,
     save_model,
     why_not_loadable,
-    write_file,
 )
 
 REPORTS = ["Small left pleural effusion.", "No pneumothorax.", "Mild edema, stable."]
@@ -613,65 +610,12 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
         hash_model(tmp_path)
 
 
-def test_drafts_of_a_kill_are_removed_and_nothing_else(tmp_path):
-    kept = [".best", ".notes.txt", "model", ".model.12345678.txt", ".git.1234567.new"]
-    for name in (*kept, ".best.0123abcd.new", ".step-000002.0123abcd.old"):
-        (tmp_path / name / "inner").mkdir(parents=True)
-    (tmp_path / ".history.json.89abcdef.new").write_text("{")
-    (tmp_path / "step-000002").mkdir()
-    kept.append("step-000002")
-    remove_drafts(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
-    remove_drafts(tmp_path / "none")
-
-
-def test_a_kill_in_the_instant_of_replacing_costs_nothing(model, images, tmp_path, monkeypatch):
-    save_model(model, tmp_path / "best")
-
-    class KilledError(BaseException):
-        pass
-
-    def replace(source, target):
-        if str(source).endswith(".new"):
-            raise KilledError  # the old one is aside already
-        return os.rename(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("gloria.files.os.replace", replace)
-        patched.setattr("gloria.files.shutil.rmtree", lambda *args, **options: None)
-        with pytest.raises(KilledError):
-            save_model(build(seed=5), tmp_path / "best")
-    assert not (tmp_path / "best").exists()
-    remove_drafts(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-    loaded = load_model(tmp_path / "best")
-    assert torch.equal(loaded.encode_image(images).pooled, model.encode_image(images).pooled)
-
-
 def test_what_stands_beside_a_saved_model_is_told_from_it(model, tmp_path):
     save_model(model, tmp_path / "run" / "model")
     with pytest.raises(CheckpointError, match=r"is no saved model\. Did you mean .*run/model\?"):
         load_model(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"config\.json is a file; a saved model is a folder"):
         load_model(tmp_path / "run" / "model" / "config.json")
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(draft):
-        draft.write_bytes(b"ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_file(path, fail)
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"old"
-    write_file(path, lambda draft: draft.write_bytes(b"new"))
-    assert path.read_bytes() == b"new"
-    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/none/file'$"):
-        write_file(tmp_path / "none" / "file", lambda draft: draft.write_bytes(b"new"))
 
 
 # --- from the hub ---------------------------------------------------------------------------------
