@@ -185,9 +185,9 @@ class GLoRIA(nn.Module):
             texts = tokenize(texts)
         features = self.text_encoder(texts.to(self.device))
         _check_text_features(self.text_encoder, features, len(texts.word_ids))
-        return features._replace(
-            pooled=self.text_head(features.pooled), words=self.word_head(features.words)
-        )
+        pooled, words = self.text_head(features.pooled), self.word_head(features.words)
+        # not by _replace, which torch 2.11 does not trace over strings
+        return TextFeatures(pooled, words, features.word_mask, features.tokens)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedText:
         """What :meth:`encode_text` makes of strings, on the CPU.
