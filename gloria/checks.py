@@ -154,14 +154,11 @@ def check_boolean(name: str, value: Any) -> None:
 def check_integer(
     name: str, value: Any, lowest: int | None = None, highest: int | None = None
 ) -> None:
-    """Require an integer; with bounds, from the lowest, to the highest."""
+    """Require an integer of at least the lowest, and at most the highest."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise DtypeError(f"{name} must be an integer; got {value!r}.")
-    low, high = (
-        (-math.inf if lowest is None else lowest),
-        (math.inf if highest is None else highest),
-    )
-    if not low <= int(value) <= high:
+    number = int(value)
+    if (lowest is not None and number < lowest) or (highest is not None and number > highest):
         bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
         raise OptionError(f"{name} must be {bounds}; got {value}.")
 
@@ -337,6 +334,8 @@ def _check_number(
     # numpy's scalars are Real too
     if isinstance(value, bool) or not isinstance(value, Real):
         raise DtypeError(f"{name} must be a number{which}; got {value!r}.")
+    # in half precision the lowest number would be 0
+    number = number if isinstance(number, int) else float(number)
     if not lowest <= number <= highest or abs(number) == math.inf:
         finite = "finite " if highest == math.inf else ""
         small = ", too small for float32" if 0 < number < lowest else ""

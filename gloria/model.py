@@ -52,6 +52,8 @@ from gloria.wrapping import unwrapped
 
 Texts = Sequence[str] | TokenizedText
 
+_HEADS = ("image_head", "region_head", "text_head", "word_head")
+
 
 class GLoRIAOutput(NamedTuple):
     """What a training step returns; ``loss`` first, as training frameworks expect."""
@@ -135,7 +137,7 @@ class GLoRIA(nn.Module):
         if name == "loss":
             check_module("loss", value)
             self._loss_inputs = inputs_of(value)
-        if name == "loss" or name.endswith("_head"):
+        if name in ("loss", *_HEADS):
             before = getattr(self, name, value)
             if unwrapped(before) is not unwrapped(value):
                 self.composition = None

@@ -99,7 +99,7 @@ def test_positive_numbers_pass(value):
     check_temperature("x", value)
 
 
-@pytest.mark.parametrize("value", [0, -1, -0.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("value", [0, -1, -0.0, np.float16(0), math.inf, -math.inf, math.nan])
 def test_numbers_that_are_not_positive(value):
     with pytest.raises(OptionError, match=f"^x must be a finite number above 0; got {value}"):
         check_positive("x", value)

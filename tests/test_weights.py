@@ -439,6 +439,12 @@ def test_an_option_of_timm_that_is_no_json_is_named(model):
     assert re.search("options in its recipe .* JSON values; 'act_layer'", why_not_loadable(model))
 
 
+def test_a_head_of_the_users_own_that_comes_and_goes_changes_nothing(model):
+    for value in (nn.Linear(2, 2), nn.Linear(3, 3), None):
+        model.probe_head = value
+    assert why_not_loadable(model) == ""
+
+
 def test_whether_it_will_load_can_be_asked_beforehand(model):
     state = torch.random.get_rng_state()
     assert why_not_loadable(model) == ""

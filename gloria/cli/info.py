@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 def collect(catalog: Catalog, check: bool = False) -> dict[str, Any]:
     """Everything that ``gloria info`` shows, as JSON-serialisable data."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PluginWarning)  # they are part of the report
+        # faulty plugins are part of the report
+        warnings.filterwarnings("ignore", "plugin ", PluginWarning)
         plugins = catalog.plugins()
     return {
         "versions": versions(check),

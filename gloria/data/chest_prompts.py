@@ -27,7 +27,7 @@ _OF_LOBES = tuple(f"of the {lobe}" for lobe in _LOBES if lobe != "lingula")
 
 
 def _each(severity: str, subtype: str, location: Sequence[str] = ("",)) -> Combinations:
-    """Each severity with each subtype and location; of the first two, | separates several."""
+    """Each severity ("|mild": none, or mild) and subtype, separated by |, with each location."""
     return Combinations(severity=severity.split("|"), subtype=subtype.split("|"), location=location)
 
 

@@ -12,33 +12,37 @@ import torch
 
 from gloria.errors import DataError, DtypeError, OptionError
 
-# What a section is called here, and its headings in MIMIC-CXR and CheXpert Plus. Only known ones
-# end a section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
-_HEADINGS = {
-    "accession number": "accession number",
-    "addendum": "addendum",
-    "comparison": "comparison|comparisons",
-    "end of impression": "end of impression",
-    "examination": "exam|examination|type of examination",
-    "final report": "final report",
-    "findings": "finding|finding(s)|findings",
-    "history": "clinical history|clinical information|history",
-    # where findings and impression are in one, what is concluded is there
-    "impression": "conclusion|conclusions|final impression|findings & impression|"
-    "findings and impression|findings/impression|impression|impression(s)|impression/findings|"
-    "impressions",
-    "indication": "clinical indication|indication|reason for exam|reason for examination|"
-    "reason for this exam|reason for this examination",
-    "narrative": "narrative",
-    "notification": "notification",
-    "procedure": "procedure",
-    "procedure comments": "procedure comments",
-    "recommendation": "recommendation|recommendation(s)|recommendations",
-    "summary": "summary",
-    "technique": "technique",
-    "wet read": "wet read",
+# What a section is called here, and how else in headings of MIMIC-CXR and CheXpert Plus. Only known
+# ones end a section: a line of an impression such as "LINES AND TUBES: UNCHANGED." stays in it.
+_HEADINGS: dict[str, tuple[str, ...]] = {
+    "accession number": (),
+    "addendum": (),
+    "comparison": ("comparisons",),
+    "end of impression": (),
+    "examination": ("exam", "type of examination"),
+    "final report": (),
+    "findings": ("finding", "finding(s)"),
+    "history": ("clinical history", "clinical information"),
+    "impression": (
+        *("conclusion", "conclusions", "final impression", "impression(s)", "impressions"),
+        # both in one: what is concluded is there
+        *("findings & impression", "findings and impression"),
+        *("findings/impression", "impression/findings"),
+    ),
+    "indication": (
+        *("clinical indication", "reason for exam", "reason for examination"),
+        *("reason for this exam", "reason for this examination"),
+    ),
+    "narrative": (),
+    "notification": (),
+    "procedure": (),
+    "procedure comments": (),
+    "recommendation": ("recommendation(s)", "recommendations"),
+    "summary": (),
+    "technique": (),
+    "wet read": (),
 }
-_SECTIONS = {each: name for name, headings in _HEADINGS.items() for each in headings.split("|")}
+_SECTIONS = {each: name for name, others in _HEADINGS.items() for each in (name, *others)}
 _NAMES = "|".join(map(re.escape, _SECTIONS))
 _MAIN = "|".join(
     re.escape(heading.capitalize())

@@ -14,13 +14,13 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         >>> describe_changes({"seed": 0, "data": 64 * "a"}, {"seed": 1, "data": 64 * "b"})
         'data changed; seed was 0, is 1'
     """
-    names = [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
-    return "; ".join(
-        f"{name} changed"
-        if _is_hash(before.get(name)) and _is_hash(now.get(name))
-        else f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in names
-    )
+    changes = []
+    for name in sorted(before.keys() | now.keys()):
+        was, value = before.get(name), now.get(name)
+        if was != value:
+            hashes = _is_hash(was) and _is_hash(value)
+            changes.append(f"{name} changed" if hashes else f"{name} was {was!r}, is {value!r}")
+    return "; ".join(changes)
 
 
 def _is_hash(value: Any) -> bool:

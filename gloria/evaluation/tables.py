@@ -10,7 +10,6 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import NamedTuple
 
 from gloria.checks import check_choice
@@ -51,7 +50,12 @@ class Spread(NamedTuple):
             >>> Spread.of([1.0, 2.0, 3.0])
             Spread(mean=2.0, sd=1.0, runs=3)
         """
-        return cls(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+        # not of the statistics module: what is NaN or infinite has no standard deviation there
+        mean = math.fsum(values) / len(values)
+        if len(values) == 1:
+            return cls(mean, math.nan, 1)
+        squares = math.fsum((value - mean) ** 2 for value in values)
+        return cls(mean, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
 Cell = float | Interval | Spread | None

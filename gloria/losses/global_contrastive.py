@@ -17,8 +17,8 @@ class GlobalContrastiveLoss(SimilarityLoss):
 
     Args:
         temperature: τ, divides the cosine. Paper and published code: 0.1 (a scale of 10).
-        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound
-            (SPARC, 2024, found it better for every method it compared).
+        learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
+            SPARC (2024) found a learned one better for every method that it compared.
         image_to_text_weight, text_to_image_weight: w_it and w_ti.
 
     Presets: ``"paper"``, ``"official"`` and ``"stable"`` (all τ = 0.1), ``"convirt"``

@@ -42,7 +42,8 @@ def why_not_here(
         reasons.append(f"It runs on CUDA and ROCm devices; the tensors are on {device}.")
     elif kernels and not torch.compiler.is_compiling():
         # a trace cannot ask; if something is wrong, it fails when the kernel runs
-        reasons += filter(None, [what_is_wrong(device, kernels)])
+        wrong = what_is_wrong(device, kernels)
+        reasons += [wrong] if wrong else []
     reasons += why_only_the_definition(device)
     if dtype not in DTYPES:
         reasons.append(f"It takes float32, bfloat16 and float16; got {dtype}.")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gloria.errors import CheckpointError, OptionError
+from gloria.errors import CheckpointError, OptionError, reason
 from gloria.evaluation.settings import describe_changes
 from gloria.files import write_folder
 from gloria.model import GLoRIA
@@ -49,13 +49,17 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other process trains into a folder, which is made; one that is killed frees it.
 
-    A folder made here in which nothing is written does not stay.
+    Folders made here in which nothing is written do not stay.
 
     Raises:
-        CheckpointError: one does. Not told on Windows, nor of a disk without locks.
+        CheckpointError: one does, which is not told on Windows, nor of a disk without locks; or
+            the folder can't be made.
     """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise CheckpointError(f"{folder} can't be made: {reason(cause)}.") from cause
     with ExitStack() as stack:
         try:
             import fcntl
@@ -72,9 +76,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if made:
-                with suppress(OSError):  # there is something in it
-                    folder.rmdir()
+            with suppress(OSError):  # there is something in it
+                for each in made:
+                    each.rmdir()
 
 
 def save_checkpoint(

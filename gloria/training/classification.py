@@ -27,7 +27,7 @@ from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
-from gloria.training.steps import OnStep, Recipe, prepare
+from gloria.training.steps import AdamWRecipe, OnStep, prepare
 from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
 from gloria.wrapping import unwrapped
@@ -41,7 +41,7 @@ class LabelledImages(LabelledItems, Protocol):
 
 
 @dataclass(frozen=True)
-class ClassifierRecipe(Recipe):
+class ClassifierRecipe(AdamWRecipe):
     """How to train a classifier. The defaults are for a linear probe.
 
     Attributes:

@@ -29,8 +29,8 @@ from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import Standing, alone_in, as_json, resume, save_checkpoint
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import (
+    AdamWRecipe,
     OnStep,
-    Recipe,
     check_initialized,
     parameter_groups,
     prepare,
@@ -53,12 +53,12 @@ class Pairs(Sized, Protocol):
 
 
 @dataclass(frozen=True)
-class TrainingRecipe(Recipe):
+class TrainingRecipe(AdamWRecipe):
     """How to train. The defaults train small encoders from scratch.
 
     Adam's published recipe is in the paper, section 4; this one learns from scratch in minutes.
 
-    Attributes, beside those of every :class:`~gloria.training.steps.Recipe`:
+    Attributes, beside those of every :class:`~gloria.training.steps.AdamWRecipe`:
         warmup_steps: of a linear warm-up; at most a tenth of ``steps`` is used.
         betas: AdamW's.
         augmentation: None = none.

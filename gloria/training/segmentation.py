@@ -34,7 +34,7 @@ from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
-from gloria.training.steps import OnStep, Recipe, prepare
+from gloria.training.steps import AdamWRecipe, OnStep, prepare
 from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
 from gloria.wrapping import unwrapped
@@ -50,7 +50,7 @@ class MaskedImages(LabelledItems, MaskedItems, Protocol):
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe(Recipe):
+class SegmentationRecipe(AdamWRecipe):
     """How to train a segmentation model. Batch, rate and loss are the published ones.
 
     Attributes:

@@ -19,7 +19,7 @@ OnStep = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AdamWRecipe:
     """How to train by AdamW.
 
     Attributes:
@@ -85,7 +85,7 @@ def prepare(images: Tensor, device: torch.device, image_input: ImageInput) -> Te
 def update(
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
-    recipe: Recipe,
+    recipe: AdamWRecipe,
     *,
     step: int,
     terms: Mapping[str, Tensor] | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gloria.errors import OptionError
 from gloria.training.randomness import StepBatches
-from gloria.training.steps import OnStep, Recipe, parameter_groups, update
+from gloria.training.steps import AdamWRecipe, OnStep, parameter_groups, update
 
 
 class Best(NamedTuple):
@@ -28,7 +28,7 @@ def fit(
     images: int,
     losses: Callable[[StepBatches], Iterable[Tensor]],
     validate: Callable[[], tuple[float, tuple[float, ...]]],
-    recipe: Recipe,
+    recipe: AdamWRecipe,
     *,
     name: str,
     on_step: OnStep | None = None,

@@ -19,6 +19,7 @@ import gloria
 from gloria import cli
 from gloria.catalog import Catalog
 from gloria.cli import info
+from gloria.errors import PluginWarning
 from gloria.matching.dispatch import BACKENDS, explain_backends
 
 
@@ -107,6 +108,13 @@ def test_disabled_plugins_are_shown(plugins, monkeypatch):
     facts = info.collect(Catalog())
     assert {plugin["status"] for plugin in facts["plugins"]} == {"disabled"}
     assert "GLORIA_DISABLE_PLUGINS=all" in info.render(facts)
+
+
+def test_a_misspelt_name_of_a_disabled_plugin_is_told(plugins, monkeypatch):
+    monkeypatch.setenv("GLORIA_DISABLE_PLUGINS", "baad")
+    with pytest.warns(PluginWarning, match="names 'baad': no such plugin") as caught:
+        info.collect(Catalog())
+    assert len(caught) == 1  # the faulty one is in the report
 
 
 def test_json_is_the_same_report(capsys):

@@ -87,6 +87,7 @@ def test_markdown_has_as_many_cells_in_every_line_of_a_table():
 def test_spread_is_numpys_mean_and_standard_deviation():
     values = [0.2, 0.5, 0.55, 0.9]
     assert Spread.of(values)[:2] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert math.isnan(Spread.of([0.3, math.nan]).sd)
     alone = Spread.of([0.3])
     assert (alone.mean, alone.runs) == (0.3, 1)
     assert math.isnan(alone.sd)

@@ -20,6 +20,8 @@ def blocks(text, language="python"):
 
 def run(text, **names):
     """The names that there are once all Python in a text has run."""
+    code = blocks(text)
+    assert code, "there is no Python in it"
     names = {"__name__": "docs", **names}
-    exec(compile("\n".join(blocks(text)), "docs", "exec"), names)
+    exec(compile("\n".join(code), "docs", "exec"), names)
     return names

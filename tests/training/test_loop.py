@@ -233,11 +233,18 @@ def test_a_folder_in_which_nothing_was_written_does_not_stay(tmp_path):
     from gloria.training.checkpoints import alone_in
 
     (tmp_path / "there").mkdir()
-    for name in ("there", "new", "used"):
+    for name in ("there", "new", "runs/new", "used"):
         with alone_in(tmp_path / name):
             if name == "used":
                 (tmp_path / name / "log").touch()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["there", "used"]
+
+
+def test_a_folder_that_can_not_be_made_is_told_before_a_step(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(CheckpointError, match=f"{folder} can't be made: "):
+            train(build(), PAIRS, QUICK, folder=folder, on_step=stop)
 
 
 def test_a_full_disk_is_told_and_costs_no_checkpoint(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gloria.errors import NonFiniteLossError
-from gloria.training.steps import Recipe, parameter_groups, update
+from gloria.training.steps import AdamWRecipe, parameter_groups, update
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_step_is_the_gradient_clipped_at_this_steps_rate(model):
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     loss = model(inputs()).square().mean()
     term = torch.tensor(3.0)
-    halfway = Recipe(steps=8, learning_rate=1.0, clip_norm=0.1)
+    halfway = AdamWRecipe(steps=8, learning_rate=1.0, clip_norm=0.1)
     record = update(optimizer, loss, halfway, step=4, terms={"term": term})
     assert gradient.norm() > 0.1
     expected = before - 0.5 * gradient * 0.1 / gradient.norm()
@@ -68,5 +68,5 @@ def test_nothing_is_updated_where_a_number_is_not_finite(model, name):
     else:
         model[0].weight.register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(NonFiniteLossError, match=f"step 1: .*'{name}': (inf|nan).*not finite"):
-        update(optimizer, loss, Recipe(), step=0, terms={"term": term})
+        update(optimizer, loss, AdamWRecipe(), step=0, terms={"term": term})
     assert torch.equal(weights(model), before)
