@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gloria.checks import check_texts, require
+from gloria.checks import check_integer, check_texts, require
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.errors import DataError, OptionError
 
@@ -112,10 +112,16 @@ def small_bert(
         tokenizer: gives the vocabulary size and the padding id.
         layers: number of transformer layers.
         width: width of the hidden states; the feed-forward layers are four times as wide.
-        heads: attention heads, which must divide ``width``.
+        heads: attention heads; must divide ``width``.
         dropout: probability, for the hidden states and the attention alike.
         max_length: number of position embeddings = tokens of the longest text.
+
+    Raises:
+        OptionError: ``heads`` does not divide ``width``.
     """
+    check_integer("heads", heads, 1)
+    if width % heads:
+        raise OptionError(f"heads must divide width; got width {width} and heads {heads}.")
     transformers = require("transformers", "encoders")
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),

@@ -92,6 +92,7 @@ class SimilarityLoss(PairLoss):
 
     def __init__(
         self,
+        *,
         temperature: float,
         learnable: bool,
         minimum_temperature: float,
@@ -213,13 +214,13 @@ class LateInteractionLoss(RegionWordLoss):
     Args:
         backend: ``"auto"`` or the name of a backend of :mod:`gloria.matching.maxsim`.
         memory_budget: as in :func:`~gloria.functional.max_similarity`.
-        temperature and what follows: of :class:`SimilarityLoss`.
+        rest: of :class:`SimilarityLoss`.
     """
 
     _shown = (*RegionWordLoss._shown, "backend")
 
-    def __init__(self, *contrast: Any, backend: str, memory_budget: int | None) -> None:
-        super().__init__(*contrast)
+    def __init__(self, *, backend: str, memory_budget: int | None, **rest: Any) -> None:
+        super().__init__(**rest)
         check_choice("backend", backend, ("auto", *MAXSIM_BACKENDS))
         if memory_budget is not None:
             check_integer("memory_budget", memory_budget, 1)

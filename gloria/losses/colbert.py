@@ -60,9 +60,14 @@ class ColBERTLoss(LateInteractionLoss):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(
-            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight,
-            backend=backend, memory_budget=memory_budget,
-        )  # fmt: skip
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
+            backend=backend,
+            memory_budget=memory_budget,
+        )
 
     def similarity(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None

@@ -37,10 +37,14 @@ class GlobalContrastiveLoss(SimilarityLoss):
     """
 
     presets: ClassVar = {
-        "paper": {},
-        "official": {},
-        "stable": {},
-        "convirt": {"image_to_text_weight": 0.75, "text_to_image_weight": 0.25},
+        "paper": {"temperature": 0.1},
+        "official": {"temperature": 0.1},
+        "stable": {"temperature": 0.1},
+        "convirt": {
+            "temperature": 0.1,
+            "image_to_text_weight": 0.75,
+            "text_to_image_weight": 0.25,
+        },
     }
 
     def __init__(
@@ -53,7 +57,11 @@ class GlobalContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
         )
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:

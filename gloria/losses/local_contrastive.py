@@ -94,7 +94,11 @@ class LocalContrastiveLoss(RegionWordLoss):
         memory_budget: int | None = None,
     ) -> None:
         super().__init__(
-            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
         )
         # checks its values, so that a wrong one is an error here and not at the first batch
         budget = memory_budget_on("cpu", memory_budget)

@@ -67,7 +67,11 @@ class SoftTargetContrastiveLoss(SimilarityLoss):
         text_to_image_weight: float = 0.5,
     ) -> None:
         super().__init__(
-            temperature, learnable, minimum_temperature, image_to_text_weight, text_to_image_weight
+            temperature=temperature,
+            learnable=learnable,
+            minimum_temperature=minimum_temperature,
+            image_to_text_weight=image_to_text_weight,
+            text_to_image_weight=text_to_image_weight,
         )
         check_positive("target_temperature", target_temperature)
         check_share("pair_weight", pair_weight)

@@ -181,6 +181,13 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, regions: Tensor, words: Tensor, options: MatchingOptions) -> Problem:
         """The problem that these tensors pose."""
-        (images, patches, dim), (texts, positions, _) = regions.shape, words.shape
-        dtype = torch.promote_types(regions.dtype, words.dtype)
-        return cls(images, patches, texts, positions, dim, dtype, regions.device.type, options)
+        return cls(
+            images=regions.shape[0],
+            regions=regions.shape[1],
+            texts=words.shape[0],
+            words=words.shape[1],
+            dim=regions.shape[2],
+            dtype=torch.promote_types(regions.dtype, words.dtype),
+            device=regions.device.type,
+            options=options,
+        )

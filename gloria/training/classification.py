@@ -40,7 +40,7 @@ class LabelledImages(LabelledItems, Protocol):
         """One item."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierRecipe(AdamWRecipe):
     """How to train a classifier. The defaults are for a linear probe.
 

@@ -52,7 +52,7 @@ class Pairs(Sized, Protocol):
         """One pair."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingRecipe(AdamWRecipe):
     """How to train. The defaults train small encoders from scratch.
 

@@ -49,7 +49,7 @@ class MaskedImages(LabelledItems, MaskedItems, Protocol):
         """The images of an id list."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(AdamWRecipe):
     """How to train a segmentation model. Batch, rate and loss are the published ones.
 

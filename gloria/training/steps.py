@@ -18,7 +18,7 @@ from gloria.types import ImageInput
 OnStep = Callable[[dict[str, float]], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdamWRecipe:
     """How to train by AdamW.
 

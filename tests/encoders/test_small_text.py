@@ -114,3 +114,10 @@ def test_texts_of_no_words(texts, error, message):
 def test_no_room():
     with pytest.raises(OptionError, match=r"vocab_size must be at least \d+, for the special"):
         build_word_tokenizer(REPORTS, vocab_size=20)
+
+
+def test_heads_that_do_not_divide_the_width(tokenizer):
+    with pytest.raises(OptionError, match="heads must divide width; got width 10 and heads 4"):
+        small_bert(tokenizer, width=10)
+    with pytest.raises(OptionError, match="heads must be at least 1; got 0"):
+        small_bert(tokenizer, heads=0)

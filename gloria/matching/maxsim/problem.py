@@ -50,6 +50,12 @@ class MaxSimProblem(NamedTuple):
     @classmethod
     def of(cls, queries: Tensor, keys: Tensor) -> MaxSimProblem:
         """The problem that these tensors pose."""
-        (of_queries, query_tokens, dim), (of_keys, key_tokens, _) = queries.shape, keys.shape
-        dtype = torch.promote_types(queries.dtype, keys.dtype)
-        return cls(of_queries, query_tokens, of_keys, key_tokens, dim, dtype, queries.device.type)
+        return cls(
+            queries=queries.shape[0],
+            query_tokens=queries.shape[1],
+            keys=keys.shape[0],
+            key_tokens=keys.shape[1],
+            dim=queries.shape[2],
+            dtype=torch.promote_types(queries.dtype, keys.dtype),
+            device=queries.device.type,
+        )
