@@ -187,8 +187,22 @@ def global_local_contrastive_loss(
 
     ``global_weight · L_global + local_weight · L_local``; see
     :class:`~gloria.losses.GlobalLocalContrastiveLoss`, which can also weight the directions.
-    ``matching`` goes to :func:`local_similarity`. The dim of regions and words may differ from the
-    embeddings'.
+
+    Args:
+        image_embeddings: ``(image, dim)``.
+        text_embeddings: ``(text, dim)``, text k belonging to image k.
+        regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
+        words: ``(text, word, dim)``.
+        word_mask: ``(text, word)`` boolean, True = a real word.
+        region_mask: ``(image, region)`` boolean, or None.
+        global_temperature, local_temperature: divide the cosine, and the local similarity.
+        global_weight, local_weight: of the two losses.
+        **matching: goes to :func:`local_similarity`.
+
+    Returns:
+        A scalar.
+
+    Raises what :func:`global_contrastive_loss` and :func:`local_contrastive_loss` raise.
 
     Example:
         >>> import torch

@@ -321,6 +321,8 @@ def max_similarities(
     Returns:
         Both matrices, each ``(image, text)``.
 
+    Source: Yao et al., FILIP (ICLR 2022), eq. 3-6.
+
     Example:
         >>> import torch
         >>> regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])

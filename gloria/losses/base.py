@@ -157,7 +157,16 @@ class GlobalLocalLoss(PairLoss):
         word_mask: Tensor,
         region_mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar, from :data:`LOSS_INPUTS`; the widths of the two parts may differ."""
+        """The loss, a scalar.
+
+        Args:
+            image_embeddings: ``(image, dim)``.
+            text_embeddings: ``(text, dim)``, text k belonging to image k.
+            regions: ``(image, region, dim)``; this dim may differ from the embeddings'.
+            words: ``(text, word, dim)``.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
         return self.total(
             self.terms(image_embeddings, text_embeddings, regions, words, word_mask, region_mask)
         )
@@ -198,7 +207,14 @@ class RegionWordLoss(SimilarityLoss):
     def forward(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
     ) -> Tensor:
-        """The loss, a scalar, from :data:`LOSS_INPUTS`."""
+        """The loss, a scalar.
+
+        Args:
+            regions: ``(image, region, dim)``.
+            words: ``(text, word, dim)``, text k belonging to image k.
+            word_mask: ``(text, word)`` boolean, True = a real word.
+            region_mask: ``(image, region)`` boolean, or None: all regions are real.
+        """
         return self.total(self.terms(regions, words, word_mask, region_mask))
 
     def terms(
