@@ -197,7 +197,7 @@ def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
         for kind, option in LEFT_OUT_BY.items()
         if isinstance(error, kind) and not getattr(args, option, True)
     } | {
-        option: "names another"
+        option: "is to name one of these"
         for option, value in vars(args).items()
         if option.endswith("_column")
         and getattr(args, "format", "csv") == "csv"  # another's columns have their names

@@ -357,12 +357,20 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
 
     Warns:
         GloriaWarning: none are left.
+
+    Raises:
+        DataError: a patient or an image is in two splits.
     """
     from gloria.cli.progress import say
+    from gloria.data.leaks import check_splits, read_split_files
     from gloria.data.transfer import TransferData
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
+    if len(there) > 1:
+        columns = {name: getattr(args, name) for name in ("image_column", "patient_column")}
+        rows = read_split_files([args.data], split_column=args.split_column, **columns)
+        check_splits(rows)  # of other splits the files need not be here
     split = "test" if "test" in there else find_validation(there)
     note = ""
     if split is not None and split != "test":

@@ -13,8 +13,9 @@ def check_out(folder: Path, *models: str) -> None:
     """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"out must be a folder; {folder} is a file.")
-    if (folder / "model.safetensors").exists():
-        raise OptionError(f"out must be a folder of its own; {folder} is a saved model.")
+    for each in (folder, *folder.absolute().parents):
+        if (each / "model.safetensors").exists():
+            raise OptionError(f"out must be a folder of its own; {each} is a saved model.")
     for name in models:
         check_nothing_is_lost(folder / name)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]

@@ -246,5 +246,5 @@ def _check_bits(path: Path, lowest: int, highest: int, bits: int | None) -> None
     if bits is None and highest < 1 << 12:
         raise OptionError(
             f"{path} has 16 bits a pixel and uses {highest.bit_length()}: it would be nearly "
-            f"black. Say how many bits its pixels have: bits=12, as most radiographs do."
+            f"black. Say how many bits its pixels have, most radiographs 12: bits=12, or --bits 12."
         )

@@ -157,8 +157,8 @@ class TransferData:
             name: what captions call it.
             splits: :class:`~gloria.data.Radiographs` of three sets of patients, such as
                 :func:`draw_patients` gives.
-            prompts: by class, in small letters or capitals; a class without prompts is left out of
-                nothing but makes zero-shot classification missing.
+            prompts: by class; capitals and underscores do not count. A class without prompts is
+                left out of nothing but makes zero-shot classification missing.
             gallery: images of exactly one class each; None = drawn from the test split, as many of
                 each class as there are, at most ``per_class``.
             classes: of the gallery and of zero-shot classification; None = the data's.
@@ -228,9 +228,13 @@ def draw_patients(data: Radiographs, *, seed: int) -> Splits:
 
 
 def _prompts_of(classes: Sequence[str], prompts: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
-    """Those of classes, by their own names; where none is named so, capitals do not count."""
-    any_case = {name.casefold(): each for name, each in prompts.items()} | dict(prompts)
-    found = {name: any_case.get(name, any_case.get(name.casefold())) for name in classes}
+    """Those of classes, by their own names; else capitals and underscores do not count."""
+
+    def plain(name: str) -> str:
+        return name.casefold().replace("_", " ")
+
+    by_plain = {plain(name): each for name, each in prompts.items()}
+    found = {name: prompts.get(name, by_plain.get(plain(name))) for name in classes}
     return {name: each for name, each in found.items() if each is not None}
 
 

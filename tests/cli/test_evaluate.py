@@ -15,7 +15,7 @@ from gloria.cli import evaluate, main
 from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.images import normalize
-from gloria.data.phantom import PhantomDataset
+from gloria.data.phantom import PhantomDataset, phantom_item
 from gloria.errors import GloriaWarning
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
@@ -343,6 +343,22 @@ def test_images_find_their_own_reports_without_labels(model, tmp_path, capsys):
     with pytest.warns(GloriaWarning, match="no split test and no split val: all its images"):
         assert run(model, tmp_path / "all", "--data", str(table)) == 0
     assert "12 images: each" in capsys.readouterr().out
+
+
+def test_splits_of_pairs_that_share_an_image_or_a_patient_are_refused(model, tmp_path, capsys):
+    image = phantom_item("test", 0).image
+    table = tmp_path / "my.csv"
+    for name in ("a", "b"):  # of what trained there need be no file
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    rows = ["a.png,One.,0,test", "b.png,Two.,1,test"]
+    for other, shared in (("a.png,One.,2,train", "a.png"), ("c.png,Three.,1,train", "patients")):
+        table.write_text("\n".join(["image,report,patient,split", *rows, other]))
+        assert run(model, tmp_path / "out", "--data", str(table)) == 2
+        told = capsys.readouterr().err
+        assert "the splits leak" in told
+        assert shared in told
+    table.write_text("\n".join(["image,report,patient,split", *rows, "c.png,Three.,3,train"]))
+    assert run(model, tmp_path / "out", "--data", str(table)) == 0
 
 
 @pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])

@@ -55,6 +55,8 @@ def test_a_saved_model_is_no_folder_of_results(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(OptionError, match=f"folder of its own; {tmp_path} is a saved model"):
         check_out(tmp_path)
+    with pytest.raises(OptionError, match=f"folder of its own; {tmp_path} is a saved model"):
+        check_out(tmp_path / "run" / "inside")
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_a_missing_column_names_the_option_that_says_what_it_is_called(table, tm
         assert run(renamed, tmp_path, *options) == 2
         told, hint = capsys.readouterr().err.splitlines()
         assert f"{renamed} has no column '{column}'; it has film, text, fold." in told
-        assert hint == f"  --{column}-column names another."
+        assert hint == f"  --{column}-column is to name one of these."
         options += [f"--{column}-column", name]
     assert run(renamed, tmp_path, *options) == 0
     # not where the option is for another format

@@ -74,7 +74,7 @@ def test_the_gallery_is_drawn_of_test_images_that_show_one_class_only(radiograph
         TransferData.of_radiographs("films", splits, CHEST_PROMPTS, classes=("Edema", "Gout"))
 
 
-def test_prompts_are_found_whatever_the_capitals(radiographs):
+def test_prompts_are_found_whatever_the_capitals_and_underscores(radiographs):
     own = {**CHEST_PROMPTS, "edema": CHEST_PROMPTS["Pneumonia"]}
     for prompts, expected in ((CHEST_PROMPTS, "Edema"), (own, "Pneumonia")):
         splits = draw_patients(radiographs(("edema", "CARDIOMEGALY")), seed=0)
@@ -82,6 +82,9 @@ def test_prompts_are_found_whatever_the_capitals(radiographs):
         assert data.prompts["edema"] is CHEST_PROMPTS[expected]
         assert data.prompts["CARDIOMEGALY"] is CHEST_PROMPTS["Cardiomegaly"]
         assert "zero-shot" not in data.missing
+    splits = draw_patients(radiographs(("pleural_effusion", "edema")), seed=0)
+    data = TransferData.of_radiographs("films", splits, CHEST_PROMPTS)
+    assert data.prompts["pleural_effusion"] is CHEST_PROMPTS["Pleural Effusion"]
 
 
 def test_splits_and_galleries_that_leak_are_refused(radiographs):
