@@ -8,6 +8,9 @@ from tempfile import TemporaryFile
 from gloria.errors import OptionError, reason
 from gloria.weights import check_nothing_is_lost
 
+RUN_FOLDERS = ("model", "best", "checkpoints")
+"""What `gloria train` makes in its folder, and replaces as a whole."""
+
 
 def check_out(folder: Path, *models: str) -> None:
     """Require that ``--out`` can be written into, with ``models`` in it; nothing of it is left."""
@@ -16,6 +19,8 @@ def check_out(folder: Path, *models: str) -> None:
     for each in (folder, *folder.absolute().parents):
         if (each / "model.safetensors").exists():
             raise OptionError(f"out must be a folder of its own; {each} is a saved model.")
+        if each.name in RUN_FOLDERS and (each.parent / "checkpoints").is_dir():
+            raise OptionError(f"out must be a folder of its own; {each} is of the run around it.")
     for name in models:
         check_nothing_is_lost(folder / name)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]

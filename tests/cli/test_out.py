@@ -59,6 +59,15 @@ def test_a_saved_model_is_no_folder_of_results(tmp_path):
         check_out(tmp_path / "run" / "inside")
 
 
+@pytest.mark.parametrize("name", ["model", "best/inside", "checkpoints/step-000001"])
+def test_what_a_run_replaces_is_no_folder_of_results(tmp_path, name):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(OptionError, match=f"{tmp_path}/.* is of the run around it"):
+        check_out(tmp_path / name)
+    check_out(tmp_path)
+    check_out(tmp_path / "evaluation")
+
+
 @pytest.mark.parametrize(
     "command, name",
     [(["demo"], "model"), (["train", "--data", "none.csv"], "best")],
