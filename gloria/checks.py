@@ -330,12 +330,11 @@ def _check_single(name: str, value: Tensor) -> None:
 def _check_number(
     name: str, value: Any, which: str, lowest: float, highest: float = math.inf
 ) -> None:
-    number: Any = value
     # numpy's scalars are Real too
     if isinstance(value, bool) or not isinstance(value, Real):
         raise DtypeError(f"{name} must be a number{which}; got {value!r}.")
-    # in half precision the lowest number would be 0
-    number = number if isinstance(number, int) else float(number)
+    # compared in half precision, the lowest number would be 0
+    number = int(value) if isinstance(value, Integral) else float(value)
     if not lowest <= number <= highest or abs(number) == math.inf:
         finite = "finite " if highest == math.inf else ""
         small = ", too small for float32" if 0 < number < lowest else ""

@@ -54,7 +54,11 @@ class AdamWRecipe:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What is trained, of which something must be; biases, norms and other vectors don't decay."""
+    """What is trained, for an optimizer; biases, norms and other vectors do not decay.
+
+    Raises:
+        OptionError: every parameter is frozen.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise OptionError(
