@@ -23,7 +23,7 @@ from workloads import Inputs, Workload
 
 from gloria.functional import global_contrastive_loss, local_similarity, pair_losses
 from gloria.matching import BACKENDS
-from gloria.matching.chunked import CACHE_TILE, gram_is_cheaper
+from gloria.matching.chunked import CACHE_TILE, gram_is_cheaper, whole_lines
 
 Run = Callable[[], list[Tensor]]
 """Computes once; returns the result and, in mode fwdbwd, the gradients."""
@@ -82,7 +82,7 @@ def published(regions: Tensor, words: Tensor, word_mask: Tensor, attention: str)
 def products(inputs: Inputs, mode: str) -> list[Tensor]:
     """The matrix products of the chunked backend, on tiles of the same size, recomputing nothing.
 
-    Their operands are whatever is at hand; only their shapes matter.
+    Their operands are whatever is at hand; only their shapes, and where their rows are, matter.
     """
     regions, words = inputs.regions, inputs.words[inputs.word_mask]
     images, across, dim = regions.shape
@@ -94,11 +94,14 @@ def products(inputs: Inputs, mode: str) -> list[Tensor]:
         here = slice(start, start + together)
         part, grads = regions[here], grad_regions[here]
         flat = part.flatten(0, 1)
-        scores = words @ flat.mT
-        by_image = scores.unflatten(1, part.shape[:2]).transpose(0, 1)  # image, word, region
+        scores, pulls = (on_lines(words, len(words), len(flat)) for _ in range(2))
+        by_image, pulls = (  # image, word, region
+            each.unflatten(1, part.shape[:2]).transpose(0, 1) for each in (scores, pulls)
+        )
+        torch.mm(words, flat.mT, out=scores)
         if use_gram:
             gram = torch.bmm(part, part.mT)
-            torch.bmm(by_image, gram)
+            torch.bmm(by_image, gram, out=pulls)
         else:
             attended = torch.bmm(by_image, part)
         if mode == "fwd":
@@ -108,9 +111,14 @@ def products(inputs: Inputs, mode: str) -> list[Tensor]:
         if use_gram:
             grads.baddbmm_(torch.bmm(by_image.mT, by_image), part)
         else:
-            torch.bmm(attended, part.mT)
+            torch.bmm(attended, part.mT, out=pulls)
             grads.baddbmm_(by_image.mT, attended)
     return []
+
+
+def on_lines(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Room for a result whose rows are on cache lines."""
+    return like.new_empty(rows, whole_lines(columns, like.element_size()))[:, :columns]
 
 
 def global_peers(pairs: int, device: str, dtype: torch.dtype) -> dict[str, Run]:

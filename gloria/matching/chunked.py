@@ -9,7 +9,9 @@ the cosines leave. What makes it fast:
   made: ``<c, v_j> = (G a)_j`` and ``‖c‖² = aᵀ G a``. Where few words meet many regions, making
   ``c`` is the cheaper of the two, and is done.
 - **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: but
-  for the scale it takes the scores' place in the forward, and the backward only multiplies it.
+  for the scale it is made in the forward, instead of the scores; the backward only multiplies it.
+- **Words on cache lines.** A matrix product that writes its rows elsewhere can take half as long
+  again; the tiles that products write have room behind each word for it.
 - **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
   is computed again.
 
@@ -55,6 +57,9 @@ RUNS_KERNELS = False
 CACHE_TILE = 4 * 2**20
 """Bytes of a tile on a CPU, so that the steps between two products find it in the cache."""
 
+CACHE_LINE = 64
+"""Bytes of a cache line of a CPU, and of its widest vector."""
+
 WORKING_TILES = 5
 """Tiles at work at a time: scores, their softmax over words, weights, pulls, products of two."""
 
@@ -74,6 +79,12 @@ def reasons_not_supported(problem: Problem) -> list[str]:
 def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
     """Whether ``G a``, G included, takes fewer operations than ``c = a V``, for one image."""
     return regions * (dim + words) < 2 * words * dim
+
+
+def whole_lines(count: int, bytes_each: int) -> int:
+    """So many numbers, rounded up to whole cache lines."""
+    each = CACHE_LINE // bytes_each
+    return -(-count // each) * each
 
 
 def word_cosines(inputs: MatchingInputs, options: MatchingOptions) -> Tensor:
@@ -223,9 +234,9 @@ class Found(NamedTuple):
 class Matcher:
     """Forward and backward of one problem, tile by tile; its words are packed.
 
-    A tile is ``(packed word, image, region)``. The *pulls* of a tile are what its weights gather
-    from the regions: ``G a``, a tile itself, or, where that is cheaper, ``c (image, packed word,
-    dim)``.
+    A tile is ``(packed word, image, region)``; in a *wide* one each word is on a cache line. The
+    *pulls* of a tile are what its weights gather from the regions: ``G a``, a wide tile itself, or,
+    where that is cheaper, ``c (image, packed word, dim)``.
     """
 
     def __init__(
@@ -252,7 +263,8 @@ class Matcher:
         tall = max((block.words.stop - block.words.start for block in self.blocks), default=0)
         together = max(1, min(images, tile // max(tall * width, 1)))
         self.chunks = [slice(i, min(i + together, images)) for i in range(0, images, together)]
-        self.scratch = regions.new_empty(WORKING_TILES, tall * together * across)
+        row = whole_lines(together * across, bytes_each)
+        self.scratch = regions.new_empty(WORKING_TILES, tall * row)
         pulls = 0 if self.use_gram else tall * together * dim
         gram = 2 * together * across**2 if self.use_gram else 0  # and its gradient
         at_work = 2 * words.numel() + self.scratch.numel() + pulls + gram
@@ -279,7 +291,7 @@ class Matcher:
                 store = kept.get(place(images, block))
                 matched = self.match(block, images, gram, found, store)
                 if store is not None:
-                    self.differentiate(matched, block, images, found)
+                    self.differentiate(matched, block, images, found, store)
         return found
 
     def match(
@@ -292,7 +304,7 @@ class Matcher:
     ) -> Matched:
         """Write a tile's cosines to what is found; the rest to what stores it, if anything does."""
         here = block.words, images
-        scores = self.scores(block, images, store)
+        scores = self.scores(block, images)
         softmax, weights = self.attend(scores, block, images, store)
         pulls = self.pull(weights, block, images, gram, store)
         products = self.tile(4, block, images)
@@ -309,18 +321,26 @@ class Matcher:
         found.denominator[here] = denominator
         return Matched(scores, weights, softmax, pulls)
 
-    def differentiate(self, matched: Matched, block: Block, images: slice, found: Found) -> Slopes:
-        """How a tile's cosines change; the slopes take the scores' place."""
+    def differentiate(
+        self,
+        matched: Matched,
+        block: Block,
+        images: slice,
+        found: Found,
+        store: Tensor | None = None,
+    ) -> Slopes:
+        """How a tile's cosines change."""
         here = block.words, images
         scores, weights, softmax, pulls = matched
         overlap = pulls
         if not self.use_gram:
-            overlap = self.tile(3, block, images)
+            overlap = self.wide_tile(3, block, images)
             torch.bmm(pulls, self.regions[images].mT, out=overlap.transpose(0, 1))
         norms, denominator = self.word_norms[block.words], found.denominator[here]
         through_norm = found.cosine[here] * norms * (norms / denominator)
         through_norm.masked_fill_(denominator <= EPS, 0.0)
-        slopes = scores.addcmul_(overlap, through_norm[..., None], value=-1)
+        slopes = self.tile(4 if store is None else 0, block, images, store)
+        torch.addcmul(scores, overlap, through_norm[..., None], value=-1, out=slopes)
         softmax_backward(slopes, weights, -1, out=slopes)
         if softmax is None:
             torch.add(weights, slopes, alpha=self.steepness, out=slopes)
@@ -401,9 +421,9 @@ class Matcher:
         out = None if store is None else self.square(images, store)
         return torch.bmm(regions, regions.mT, out=out)
 
-    def scores(self, block: Block, images: slice, store: Tensor | None) -> Tensor:
+    def scores(self, block: Block, images: slice) -> Tensor:
         """``s``, the dot product of every word with every region."""
-        out = self.tile(0, block, images, store)
+        out = self.wide_tile(0, block, images)
         regions = self.regions[images].flatten(0, 1)
         torch.mm(self.words[block.words], regions.mT, out=out.flatten(1))
         return out
@@ -439,7 +459,7 @@ class Matcher:
         if gram is None:
             out = None if store is None else self.slopes(block, images, store).attended
             return torch.bmm(by_image, self.regions[images], out=out)
-        out = self.tile(3, block, images)
+        out = self.wide_tile(3, block, images)
         torch.bmm(by_image, gram, out=out.transpose(0, 1))
         return out
 
@@ -451,13 +471,24 @@ class Matcher:
                 rows = lost[:, index]
                 square[rows, index] = (weights[rows, index] @ regions).square().sum(1)
 
+    def shape(self, block: Block, images: slice) -> tuple[int, int, int]:
+        """Of a tile."""
+        tall: int = block.words.stop - block.words.start
+        return tall, images.stop - images.start, self.regions.shape[1]
+
     def tile(self, index: int, block: Block, images: slice, store: Tensor | None = None) -> Tensor:
         """A tile to write to: a scratch that the next tile overwrites, or what stores it."""
-        across = self.regions.shape[1]
-        shape = block.words.stop - block.words.start, images.stop - images.start, across
+        shape = self.shape(block, images)
         size = math.prod(shape)
         row = self.scratch[index] if store is None else store[index * size :]
         return row[:size].view(shape)
+
+    def wide_tile(self, index: int, block: Block, images: slice) -> Tensor:
+        """A scratch tile with each word on a cache line."""
+        tall, count, across = self.shape(block, images)
+        row = whole_lines(count * across, self.regions.element_size())
+        rows = self.scratch[index, : tall * row].view(tall, row)[:, : count * across]
+        return rows.view(tall, count, across)
 
     def square(self, images: slice, store: Tensor) -> Tensor:
         """G of some images, where it is stored."""
