@@ -259,7 +259,7 @@ class Matcher:
         if regions.device.type == "cpu":
             tile = min(tile, CACHE_TILE // bytes_each)
         width = max(1, across, 0 if self.use_gram else dim)
-        self.blocks = list(packing.blocks(tile // width))
+        self.blocks = list(packing.blocks(tile // whole_lines(width, bytes_each)))
         tall = max((block.words.stop - block.words.start for block in self.blocks), default=0)
         together = max(1, min(images, tile // max(tall * width, 1)))
         self.chunks = [slice(i, min(i + together, images)) for i in range(0, images, together)]

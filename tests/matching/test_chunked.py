@@ -320,12 +320,17 @@ def test_packing_and_unpacking_are_inverse():
 
 
 @pytest.mark.parametrize("budget", [2**20, 2**22, 2**24])
+@pytest.mark.parametrize("sizes", [(8, 24, 49, 40, 64), (1, 400, 1, 97, 2)])
 @attention_variants
-def test_forward_and_backward_stay_within_the_budget(attention, budget, make_pairs, peak_bytes):
-    inputs = inputs_of(make_pairs(8, 24, 49, 40, 64, dtype=torch.float32))
+def test_forward_and_backward_stay_within_the_budget(
+    attention, sizes, budget, make_pairs, peak_bytes
+):
+    inputs = inputs_of(make_pairs(*sizes, dtype=torch.float32))
     regions, words = (each.detach().requires_grad_() for each in inputs[:2])
     results = inputs.regions.nbytes + 2 * inputs.words.nbytes  # gradients; one is unpacked
-    cosines = 12 * 8 * 24 * 40 * 4  # a dozen numbers per image and word, as the definition has too
+    images, texts, _, words_each, _ = sizes
+    # a dozen numbers per image and word, as the definition has too
+    cosines = 12 * images * texts * words_each * 4
 
     def run():
         cosine = chunked.word_cosines(
