@@ -41,10 +41,8 @@ machine's. Every peer was first held to the definition's values and gradients.
 roofline* is the share of the measured time that the counted operations, or bytes
 (`gloria.matching.cost`), would take at the machine's own rates.
 
-Since the figures of the CPU were taken, what the matrix products of `chunked` write has its words
-on cache lines, and so it has in `products`: `chunked` took 0.88 to 1.00 of the time on one thread
-and 0.91 to 1.03 on two, in turns with what it was before (the fastest of some rounds, the five
-workloads below of forward and backward, both attentions).
+The figures of the CPU are of `chunked`, and of `products`, before what their matrix products write
+had its words on cache lines.
 """
 
 COLUMNS = (
