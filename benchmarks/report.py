@@ -41,8 +41,8 @@ machine's. Every peer was first held to the definition's values and gradients.
 roofline* is the share of the measured time that the counted operations, or bytes
 (`gloria.matching.cost`), would take at the machine's own rates.
 
-The figures of the CPU are of `chunked`, and of `products`, before what their matrix products write
-had its words on cache lines.
+The figures of the CPU over batch sizes (`batch-4` to `batch-64`) are of `chunked`, and of
+`products`, before what their matrix products write had its words on cache lines.
 """
 
 COLUMNS = (
