@@ -184,8 +184,14 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise OptionError(
-            f"{name} must be one of {listed}; got {value!r}.{_nearest(value, choices)}"
+            f"{name} must be one of {listed}; got {value!r}.{nearest(value, choices)}"
         )
+
+
+def nearest(given: Any, known: Collection[str]) -> str:
+    """The end of a message about a misspelt name: the nearest known one, or nothing."""
+    near = difflib.get_close_matches(str(given), known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -232,7 +238,7 @@ def check_options(
         if name not in known and not takes_any:
             raise UnknownOptionError(
                 f"{subject} has no option {name!r}."
-                + _nearest(name, known)
+                + nearest(name, known)
                 + f" It has {', '.join(known) or 'none'}."
             )
     needed = [each.name for each in named if each.default is each.empty and each.name not in given]
@@ -349,8 +355,3 @@ def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None
         raise DtypeError(f"{name} must be a dense tensor {expected}; got layout {value.layout}.")
     if value.dim() != len(axes):
         raise ShapeError(f"{name} must be {expected}; got {tuple(value.shape)}. {hint}".rstrip())
-
-
-def _nearest(given: Any, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

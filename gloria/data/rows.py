@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gloria.checks import nearest
 from gloria.errors import DataError
 
 
@@ -30,7 +31,10 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, s
     header = [name.strip() for name in next(table)]
     for column in columns:
         if column not in header:
-            raise DataError(f"{path} has no column {column!r}; it has {', '.join(header)}.")
+            raise DataError(
+                f"{path} has no column {column!r}; it has {', '.join(header)}."
+                f"{nearest(column, header)}"
+            )
         if header.count(column) > 1:
             raise DataError(f"{path} has {header.count(column)} columns {column!r}; which one?")
     rows = []

@@ -74,8 +74,11 @@ def test_a_faulty_row_is_named(write, row, column, value, message):
 
 
 def test_a_missing_column_is_named(write):
-    with pytest.raises(DataError, match="no column 'report'; it has image, split"):
+    with pytest.raises(DataError, match=r"no column 'report'; it has image, split\.$"):
         ImageReportTable(write(ROWS, ("image", "split")), size=(8, 8))
+    near = r"no column 'reports'; it has image, report, split\. Did you mean 'report'\?"
+    with pytest.raises(DataError, match=near):
+        ImageReportTable(write(ROWS), report_column="reports", size=(8, 8))
 
 
 def test_a_short_row_is_named(write):
