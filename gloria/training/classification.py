@@ -108,7 +108,8 @@ def train_classifier(
         on_step: called after every step with what was logged; ``on_step(record)``.
 
     Raises:
-        DtypeError: ``classifier`` is none, but an encoder, say.
+        DtypeError: ``classifier`` is none, but an encoder, say; or what is trained of it is not in
+            float32.
         ShapeError: labels or weights are not as many as images and classes.
         DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
             ``validation`` has no class with positive and negative images.

@@ -31,6 +31,7 @@ from gloria.training.randomness import StepBatches, derive_seed, isolated
 from gloria.training.steps import (
     AdamWRecipe,
     OnStep,
+    check_float32,
     check_initialized,
     parameter_groups,
     prepare,
@@ -142,8 +143,8 @@ def train(
         ``gradient_norm``, and ``validation_loss`` where it was computed.
 
     Raises:
-        DtypeError: ``model`` is no GLoRIA, but what wraps one, say; of what :func:`torch.compile`
-            wraps the weights are trained.
+        DtypeError: ``model`` is no GLoRIA, but what wraps one, say (of what :func:`torch.compile`
+            wraps the weights are trained); or what is trained of it is not in float32.
         DataError: fewer pairs than one batch.
         OptionError: a parameter of the model has no shape yet, as that of a lazy layer; or one of
             ``settings`` is called as a field of the recipe, which tells runs apart, too.
@@ -163,6 +164,7 @@ def train(
         _check_enough("validation", validation, 2)
     folder = None if folder is None else Path(folder)
     check_initialized(model)
+    check_float32(model)
     model.trained_image_size = _seen_size(pairs, recipe.augmentation)
     model.to(memory_format=torch.channels_last)  # convolutions are 1.5 times faster on the CPU
     optimizer = torch.optim.AdamW(

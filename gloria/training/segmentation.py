@@ -114,7 +114,8 @@ def train_segmenter(
         on_step: called after every step with what was logged; ``on_step(record)``.
 
     Raises:
-        DtypeError: ``model`` is no segmentation model, but an encoder, say.
+        DtypeError: ``model`` is no segmentation model, but an encoder, say; or what is trained of
+            it is not in float32.
         DataError: there is no image, one without a mask, images differ in shape, the model's output
             is NaN in validation, or Dice is chosen on positives and validation has none.
         ShapeError: the model has another number of classes than the masks.

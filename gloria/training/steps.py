@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gloria.checks import check_integer, check_positive, check_weight
 from gloria.data.images import normalize
-from gloria.errors import NonFiniteLossError, OptionError
+from gloria.errors import DtypeError, NonFiniteLossError, OptionError
 from gloria.types import ImageInput
 
 OnStep = Callable[[dict[str, float]], None]
@@ -77,6 +77,16 @@ def check_initialized(model: nn.Module) -> None:
             raise OptionError(
                 f"model must know the shapes of its parameters; {name} has none yet, as it is of "
                 f"a lazy layer. Give that layer its width, or send one batch through the model."
+            )
+
+
+def check_float32(model: nn.Module) -> None:
+    """Require float32 of what is trained: in half precision, small updates round to none."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise DtypeError(
+                f"model must be in float32 to be trained; {name} is in "
+                f"{str(parameter.dtype).removeprefix('torch.')}. Call model.float() before."
             )
 
 

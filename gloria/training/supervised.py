@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gloria.errors import OptionError
 from gloria.training.randomness import StepBatches
-from gloria.training.steps import AdamWRecipe, OnStep, parameter_groups, update
+from gloria.training.steps import AdamWRecipe, OnStep, check_float32, parameter_groups, update
 
 
 class Best(NamedTuple):
@@ -43,7 +43,11 @@ def fit(
         recipe: how.
         name: of the figure in the history.
         on_step: called after every step with what was logged.
+
+    Raises:
+        DtypeError: what is trained of the model is not in float32.
     """
+    check_float32(model)
     model.to(memory_format=torch.channels_last)  # as in the loop of pairs
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate

@@ -526,6 +526,14 @@ def test_labels_that_cannot_train(train, validation, error, message):
     assert changed(before, state(classifier)) == set()
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_classifier_is_trained_in_float32(frozen):
+    classifier = ImageClassifier(Quarters(), 2, frozen=frozen)
+    classifier.head.double()
+    with pytest.raises(DtypeError, match=r"in float32 to be trained; (head\.)?weight is in float64"):
+        train_classifier(classifier, TRAIN, VALIDATION, QUICK)
+
+
 def test_an_encoder_is_no_classifier():
     for act in (
         lambda: train_classifier(Quarters(), TRAIN, VALIDATION),

@@ -395,6 +395,15 @@ def test_frozen_parameters_stay():
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_is_trained_is_in_float32(dtype):
+    model = build()
+    model.text_encoder.to(dtype)
+    message = rf"model must be in float32 to be trained; text_encoder\..* is in {str(dtype)[6:]}\."
+    with pytest.raises(DtypeError, match=message):
+        train(model, PAIRS, QUICK)
+
+
 def test_what_wraps_a_model_is_told():
     with pytest.raises(DtypeError, match=r"model must be a GLoRIA; got AveragedModel.*\.module"):
         train(AveragedModel(build()), PAIRS, QUICK)

@@ -265,6 +265,8 @@ def test_bad_input():
         train_segmenter(build(), TRAIN, Squares(0))
     with pytest.raises(ShapeError, match=r"masks must be \(4, 2, 32, 32\)"):
         train_segmenter(build(2), TRAIN, VALIDATION, QUICK)
+    with pytest.raises(DtypeError, match=r"in float32 to be trained; .*conv1.* is in bfloat16"):
+        train_segmenter(build().bfloat16(), TRAIN, VALIDATION)
     empty = Squares(24, numbers=[0, 3, 6])
     on_positives = SegmentationRecipe(steps=1, choose_on="positives")
     with pytest.raises(DataError, match="class 0 has no image with a mask"):
