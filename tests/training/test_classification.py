@@ -530,7 +530,9 @@ def test_labels_that_cannot_train(train, validation, error, message):
 def test_a_classifier_is_trained_in_float32(frozen):
     classifier = ImageClassifier(Quarters(), 2, frozen=frozen)
     classifier.head.double()
-    with pytest.raises(DtypeError, match=r"in float32 to be trained; (head\.)?weight is in float64"):
+    with pytest.raises(
+        DtypeError, match=r"in float32 to be trained; (head\.)?weight is in float64"
+    ):
         train_classifier(classifier, TRAIN, VALIDATION, QUICK)
 
 
