@@ -111,7 +111,6 @@ class Blocks(NamedTuple):
     """All regions of an image, and what fills a power of two"""
     cosine: Launch
     """As many"""
-    attend_again: Launch
     score_gradient: Launch
 
 
@@ -128,11 +127,10 @@ def choose_blocks(regions: int, kind: torch.dtype = torch.bfloat16) -> Blocks:
         width *= 2
     if width == 128:
         narrow = Launch(128, 4, 1, 1)
-        return Blocks(narrow, Launch(128, 8, 1, 1), Launch(128, 8, 1, 1), narrow._replace(words=2))
+        return Blocks(narrow, Launch(128, 8, 1, 1), narrow._replace(words=2))
     return Blocks(
         attend=Launch(width, max(1, 512 // width), max(1, width // 1024), 3),
         cosine=Launch(width, 4, max(1, width // 512), 1),
-        attend_again=Launch(128, 8, 1, 1),
         score_gradient=Launch(128, 4 if width > 256 else 2, 1, 3 if kind.itemsize == 2 else 2),
     )
 
@@ -200,10 +198,6 @@ class Found(NamedTuple):
     """``<c, t>`` of a word t and what it attends to, c"""
     square: Tensor
     """``‖c‖²``"""
-    highest: Tensor
-    """Its highest exponent"""
-    total: Tensor
-    """What makes its attention sum to 1"""
 
     @property
     def apart(self) -> int:
@@ -264,13 +258,13 @@ class Matcher:
         cosine = self.words.new_zeros(shape, dtype=torch.float32)
         apart = self.texts * self.positions if everywhere else self.columns
         new = cosine.new_zeros if everywhere else cosine.new_empty
-        found = Found(cosine, *(new(self.images, apart) for _ in range(4)))
+        found = Found(cosine, *(new(self.images, apart) for _ in range(2)))
         keep = keep and self.images * self.bytes_backward <= self.budget
         attended = None
         if not (self.images and self.columns):
             return found, None
         for first, last in chunks(self.images, self.bytes_forward, self.budget):
-            attended = self.attend(first, last, found)
+            attended = self.attend(first, last, found.product)
             launch = self.blocks.cosine
             kernels().cosine[(ceil_div(self.columns, launch.words) * (last - first),)](
                 attended.weights, attended.attended,
@@ -284,33 +278,21 @@ class Matcher:
                 attended = None  # before the next images take theirs
         return found, attended
 
-    def attend(self, first: int, last: int, found: Found, *, again: bool = False) -> Attended:
-        """Of some images; fills in the attention's sums and ``<c, t>``, or reads them ``again``."""
+    def attend(self, first: int, last: int, product: Tensor) -> Attended:
+        """Of some images; fills in their part of ``<c, t>``, (image, column)."""
         images = last - first
         part = self.part(first, last)
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
-        launch = self.blocks.attend_again if again else self.blocks.attend
-        blocks = ceil_div(self.padded, launch.regions)
-        where = scores, self.region_mask, self.packed.starts, weights, found.highest, found.total
-        sizes = first, images, self.region_count, self.padded // OCTET, found.apart
-        options = {
-            "MASKED": self.region_mask is not None,
-            "OVER_WORDS": self.over_words,
-            "WORDS": launch.words,
-            "REGIONS": launch.regions,
-            "STAGES": launch.stages,
-            "num_warps": launch.warps,
-            **FUSED,
-        }
-        if again:
-            kernels().attend_again[(self.texts * images * blocks,)](
-                *where, *sizes, blocks, self.inverse_temperature, **options
-            )
-        else:
-            kernels().attend[(self.texts * images,)](
-                *where, found.product, *sizes, self.inverse_temperature, **options
-            )
+        launch = self.blocks.attend
+        kernels().attend[(self.texts * images,)](
+            scores, self.region_mask, self.packed.starts, weights, product,
+            first, images, self.region_count, self.padded // OCTET, product.shape[1],
+            self.inverse_temperature,
+            MASKED=self.region_mask is not None, OVER_WORDS=self.over_words,
+            WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
+            num_warps=launch.warps, **FUSED,
+        )  # fmt: skip
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
@@ -339,6 +321,10 @@ class Matcher:
             return regions_gradient, words_gradient
         packed_words = self.packed.words.to(self.kind)
         packed_gradient: Tensor | None = None
+        if kept is None:
+            # scores made again may differ in their last bits, for they come of products of another
+            # size: what is averaged over the regions has to be of these
+            found = found._replace(product=torch.empty_like(found.product))
         budget = self.images * self.bytes_backward if kept else self.budget
         for first, last in chunks(self.images, self.bytes_backward, budget):
             out = None if regions_gradient is None else regions_gradient[first:last]
@@ -370,7 +356,7 @@ class Matcher:
     ) -> Tensor | None:
         """Of some images' regions to ``out``; through them of the packed words, in float32."""
         images = last - first
-        attended = kept or self.attend(first, last, found, again=True)
+        attended = kept or self.attend(first, last, found.product)
         gradient, curved = self.empty(images), self.empty(images)
         terms = upstream.new_empty((images, 4, self.columns))
         kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
@@ -511,14 +497,14 @@ def attention_cosine(
     attention: str,
     temperature: float,
     memory_budget: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Found`."""
     with full_precision(regions), torch.cuda.device_of(regions):
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
         options = MatchingOptions.of_attention(attention, temperature, memory_budget)
         matcher = Matcher(inputs, options)
         found, _ = matcher.forward(keep=False, everywhere=True)
-    return found.cosine, found.product, found.square, found.highest, found.total
+    return found.cosine, found.product, found.square
 
 
 @torch.library.custom_op("gloria::word_cosines_backward", mutates_args=())
@@ -531,8 +517,6 @@ def attention_cosine_backward(
     cosine: Tensor,
     product: Tensor,
     square: Tensor,
-    highest: Tensor,
-    total: Tensor,
     attention: str,
     temperature: float,
     memory_budget: int,
@@ -542,7 +526,7 @@ def attention_cosine_backward(
         inputs = MatchingInputs(regions, words, word_mask, region_mask)
         options = MatchingOptions.of_attention(attention, temperature, memory_budget)
         matcher = Matcher(inputs, options)
-        found = Found(cosine, product, square, highest, total)
+        found = Found(cosine, product, square)
         regions_gradient, words_gradient = matcher.backward(upstream, found, None, (True, True))
     assert regions_gradient is not None
     assert words_gradient is not None

@@ -193,16 +193,14 @@ def attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS
 
 @launched
 def attend(
-    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, highest_ptr, total_ptr, product_ptr,
+    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, product_ptr,
     first_image, images, regions, octets, apart, inverse_temperature,
     MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention ``a`` of one text on one image, and of its words ``<c, t> = Σ_j a_j s_j``.
 
-    ``a = 2^(x / τ - highest) / total``, x / τ in base 2. As one number, their sum would be rounded
-    as coarsely as the highest: what is made again would not sum to 1. All three are ``(image,
-    column)``, images ``apart`` numbers from each other.
+    That is ``(image, column)``, images ``apart`` numbers from each other.
     """
     local = tl.program_id(0) % images
     text = tl.program_id(0) // images
@@ -228,11 +226,8 @@ def attend(
         # two would not cancel in a gradient, where 1 / τ multiplies it
         kept = (weights * (1 / sums)[:, None]).to(weights_ptr.dtype.element_ty)
         write(weights_ptr, kept, word, end, row, at, stored)
-        inside = word < end
-        target = image * apart + word
-        tl.store(highest_ptr + target, highest, mask=inside)
-        tl.store(total_ptr + target, sums, mask=inside)
-        tl.store(product_ptr + target, tl.sum(kept * scores, 1), mask=inside)
+        product = tl.sum(kept * scores, 1)
+        tl.store(product_ptr + image * apart + word, product, mask=word < end)
 
 
 @launched
@@ -268,37 +263,6 @@ def cosine(
 
 
 # Backward.
-
-
-@launched
-def attend_again(
-    scores_ptr, region_mask_ptr, starts_ptr, weights_ptr, highest_ptr, total_ptr,
-    first_image, images, regions, octets, apart, blocks, inverse_temperature,
-    MASKED: tl.constexpr, OVER_WORDS: tl.constexpr, WORDS: tl.constexpr, REGIONS: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """The same attention, its sums known: a block of regions without the others."""
-    block = tl.program_id(0) % blocks
-    local = tl.program_id(0) // blocks % images
-    text = tl.program_id(0) // blocks // images
-    start = tl.load(starts_ptr + text)
-    end = tl.load(starts_ptr + text + 1)
-    region, at, stored, row = locate(block, local, images, octets, REGIONS)
-    image = (first_image + local).to(tl.int64)
-    real = real_regions(region_mask_ptr, region, image, regions, MASKED)
-    top, total = 0.0, 0.0
-    if OVER_WORDS:
-        top, total = sum_over_words(scores_ptr, start, end, row, at, stored, WORDS, REGIONS, STAGES)
-    last = last_block(start, end, WORDS)
-    for done in tl.range(0, end - start, WORDS, num_stages=STAGES):
-        word = last - done + tl.arange(0, WORDS)
-        scores = read(scores_ptr, word, end, row, at, stored)
-        exponent = attention_exponent(scores, top, total, real, inverse_temperature, OVER_WORDS)
-        source = image * apart + word
-        highest = tl.load(highest_ptr + source, mask=word < end, other=0.0)
-        sums = tl.load(total_ptr + source, mask=word < end, other=1.0)
-        weights = tl.exp2(exponent - highest[:, None]) * (1 / sums)[:, None]
-        write(weights_ptr, weights, word, end, row, at, stored)
 
 
 @launched

@@ -52,8 +52,15 @@ def why_not_here(
 
 def multiply_precision(dtype: torch.dtype) -> str:
     """How kernels multiply: float32 in TF32 only where the user allows torch's products that."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+    if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision != "tf32":
+        return "ieee"
+    return "tf32" if torch.version.hip is None or has_tf32() else "ieee"
+
+
+@functools.cache
+def has_tf32() -> bool:
+    """Whether Triton multiplies in TF32 on this machine's AMD device."""
+    return torch.cuda.get_device_properties().gcnArchName.startswith("gfx942")
 
 
 def ceil_div(size: int, step: int) -> int:

@@ -57,7 +57,7 @@ TOLERANCE = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Few words and regions at a time, so that texts and images take several."""
-    launches = [Launch(64, 4, 1, 1)] * 2 + [Launch(16, 4, 1, 1)] * 2
+    launches = Launch(64, 4, 1, 1), Launch(64, 4, 1, 1), Launch(16, 4, 1, 1)
     monkeypatch.setattr(triton, "choose_blocks", lambda *_: Blocks(*launches))
 
 
@@ -239,18 +239,18 @@ def test_memory_is_what_was_counted(alive_bytes, attention, budget):
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_what_is_kept_is_what_is_computed_again(attention, dtype, small_blocks, monkeypatch):
     inputs, upstream = draw(3, 2, 20, 9, 8, masked=True, scale=0.3, dtype=dtype)
-    again, attend = [], triton.Matcher.attend
+    runs, attend = [], triton.Matcher.attend
 
-    def spy(self, first, last, found, **how):
-        again.append(how.get("again", False))
-        return attend(self, first, last, found, **how)
+    def spy(self, first, last, product):
+        runs.append((first, last))
+        return attend(self, first, last, product)
 
     monkeypatch.setattr(triton.Matcher, "attend", spy)
     kept = differentiate(triton, inputs, upstream, options(attention))
-    assert again == [False]
-    again.clear()
+    assert runs == [(0, 3)]
+    runs.clear()
     made = differentiate(triton, inputs, upstream, options(attention, budget=1))
-    assert again == [False] * 3 + [True] * 3
+    assert runs == [(0, 1), (1, 2), (2, 3)] * 2
     # products of another size may be another kernel of the library, on a device
     assert error(made[0], kept[0].double(), 1.0) <= TOLERANCE[dtype][0]
     for ours, theirs in zip(made[1:], kept[1:], strict=True):
@@ -263,7 +263,7 @@ def test_what_is_kept_is_what_is_computed_again(attention, dtype, small_blocks, 
 def test_float32_of_large_scores_is_as_exact_as_the_definition(
     score, attention, budget, small_blocks
 ):
-    """Made again, attention still sums to 1; and where it is on one region, nothing is left over.
+    """Where attention is on one region, nothing of what cancels is left over.
 
     The definition in float32 is off by what the exponent amplifies of a score's rounding.
     """
@@ -273,6 +273,31 @@ def test_float32_of_large_scores_is_as_exact_as_the_definition(
     definition = differentiate(einops, inputs, upstream, options(attention))
     for ours, its, exact in zip(actual, definition, expected, strict=True):
         assert error(ours, exact, 0.0) <= max(2 * error(its, exact, 0.0), 1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("score", [20, 150, 1000, 2e4])
+def test_scores_made_again_may_differ_in_their_last_bits(
+    score, attention, small_blocks, monkeypatch
+):
+    """A product of another size sums in another order, on a device; here it is made to."""
+    inputs, upstream = draw(2, 2, 21, 9, 64, masked=True, scale=(score / 40) ** 0.5)
+    expected = expected_of(inputs, upstream, options(attention))
+    product, once = triton.product_in_float32, []
+
+    def another_order(left, right):
+        half = left.shape[1] // 2
+        behind = product(left[:, half:], right[half:])
+        return product(left[:, :half], right[:half]) + behind if once else product(left, right)
+
+    monkeypatch.setattr(triton, "product_in_float32", another_order)
+    regions, words = (each.detach().requires_grad_() for each in inputs[:2])
+    leaves = inputs._replace(regions=regions, words=words)
+    cosine = triton.word_cosines(leaves, options(attention, budget=1))
+    once.append(True)
+    gradients = torch.autograd.grad(cosine, (regions, words), upstream.to(cosine.dtype))
+    for ours, exact in zip(gradients, expected[1:], strict=True):
+        assert error(ours, exact, 0.0) <= 1e-4
 
 
 @pytest.mark.parametrize("budget", [1, 2**26])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,26 @@ def test_the_reasons_are_named(machine):
         "It takes at most 4096 regions; got 4097.",
         "It counts the words of all texts in 32 bits; got 1000000 · 2200.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("hip", "architecture", "multiplies_in"),
+    [(None, "", "tf32"), ("7.0", "gfx942:sramecc+:xnack-", "tf32"), ("7.0", "gfx1100", "ieee")],
+)
+def test_tf32_is_asked_for_where_there_is_some(monkeypatch, hip, architecture, multiplies_in):
+    """Triton refuses it on other AMD devices, however the user lets torch multiply."""
+    monkeypatch.setattr("torch.version.hip", hip)
+    device = SimpleNamespace(gcnArchName=architecture)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda: device)
+    triton_support.has_tf32.cache_clear()
+    assert triton_support.multiply_precision(torch.float32) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert triton_support.multiply_precision(torch.float32) == multiplies_in
+        assert triton_support.multiply_precision(torch.bfloat16) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        triton_support.has_tf32.cache_clear()
 
 
 @pytest.mark.parametrize(
