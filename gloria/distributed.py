@@ -52,6 +52,7 @@ from gloria.losses import (
     PairLoss,
     SPARCLoss,
 )
+from gloria.losses.base import is_sum_of_terms
 
 _RAGGED = ("words", "word_mask")
 """Inputs whose second axis is as long as a rank's longest text."""
@@ -190,11 +191,11 @@ class AcrossRanks(PairLoss):
 
     def weights(self) -> dict[str, float]:
         """The weights of the loss."""
-        return self.loss.weights() if isinstance(self.loss, PairLoss) else {}
+        return self.loss.weights() if is_sum_of_terms(self.loss) else {}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from its terms."""
-        return self.loss.total(terms) if isinstance(self.loss, PairLoss) else terms["loss"]
+        return self.loss.total(terms) if is_sum_of_terms(self.loss) else terms["loss"]
 
     @property
     def __wrapped__(self) -> nn.Module:
@@ -222,7 +223,7 @@ def _check_member(group: dist.ProcessGroup | None) -> None:
 
 
 def _plain_terms(loss: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    if isinstance(loss, PairLoss):
+    if is_sum_of_terms(loss):
         return loss.terms(*args, **kwargs)
     return {"loss": loss(*args, **kwargs)}
 

@@ -36,9 +36,9 @@ from gloria.heads import Projection
 from gloria.losses import (
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
-    PairLoss,
     inputs_of,
 )
+from gloria.losses.base import is_sum_of_terms
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
     ImageEncoder,
@@ -223,12 +223,12 @@ class GLoRIA(nn.Module):
             "region_mask": images.region_mask,
         }
         inputs = {name: available[name] for name in self._loss_inputs}
-        if not isinstance(self.loss, PairLoss):
-            loss: Tensor = self.loss(**inputs)
-            terms = {"loss": loss}
-        else:  # what forward does, without computing the terms twice
+        if is_sum_of_terms(self.loss):  # what forward does, without computing the terms twice
             terms = self.loss.terms(**inputs)
-            loss = self.loss.total(terms)
+            loss: Tensor = self.loss.total(terms)
+        else:
+            loss = self.loss(**inputs)
+            terms = {"loss": loss}
         _check_loss(self.loss, loss)
         return loss, terms
 

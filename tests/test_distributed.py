@@ -68,6 +68,13 @@ class Squared(LocalContrastiveLoss):
         return {name: term**2 for name, term in super().terms(*args, **kwargs).items()}
 
 
+class Scaled(LocalContrastiveLoss):
+    """Not the sum of its terms: it changes what is made of them."""
+
+    def forward(self, regions, words, word_mask, region_mask=None):
+        return 100 * super().forward(regions, words, word_mask, region_mask)
+
+
 MAKERS = {
     **{name: functools.partial(Catalog().create, "losses", name, {}) for name in LOSSES},
     "learned": lambda: GlobalLocalContrastiveLoss.from_preset(
@@ -75,8 +82,10 @@ MAKERS = {
     ),
     "labelled": Labelled,
     "squared": Squared,
+    "scaled": Scaled,
     "squared_part": lambda: GlobalLocalContrastiveLoss(local_loss=Squared(), local_weight=0.5),
 }
+WITHOUT_TERMS = ("labelled", "scaled")
 CASES = [
     (name, masked)
     for name in MAKERS
@@ -490,7 +499,7 @@ def assert_is_the_whole_batch(every, name, masked, world):
     start = 0
     for found, part in zip(every, parts, strict=True):
         assert_equal(found["value"], expected["value"])
-        if name != "labelled":
+        if name not in WITHOUT_TERMS:
             assert_equal(found["terms"], expected["terms"])
         assert set(found["inputs"]) == set(expected["inputs"])
         for key, gradient in found["inputs"].items():
@@ -673,7 +682,7 @@ def test_in_one_process_it_is_the_loss_itself(name, masked):
     across = AcrossRanks(loss)
     assert torch.equal(across(**inputs), loss(**inputs))
     assert across.total(across.terms(**inputs)) == loss(**inputs)
-    assert across.weights() == (loss.weights() if hasattr(loss, "weights") else {})
+    assert across.weights() == ({} if name in WITHOUT_TERMS else loss.weights())
     positional = across(*inputs.values())
     assert torch.equal(positional, loss(**inputs))
 

@@ -449,6 +449,18 @@ def test_a_loss_that_takes_only_what_it_names(images):
         assert 0 < output.loss < 20 * math.log(3)
 
 
+def test_a_loss_that_changes_what_is_made_of_its_terms(images):
+    class Scaled(GlobalContrastiveLoss):
+        def forward(self, image_embeddings, text_embeddings, regions):
+            return 100 * super().forward(image_embeddings, text_embeddings) + regions.numel()
+
+    expected = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())(images, TEXTS)
+    output = GLoRIA(Patches(), Bag(), loss=Scaled())(images, TEXTS)
+    assert output.terms == {"loss": output.loss}
+    added = output.images.regions.numel()
+    torch.testing.assert_close(output.loss, 100 * expected.loss + added)
+
+
 def test_a_loss_without_terms(images):
     class Spread(nn.Module):
         def forward(self, words, image_embeddings):

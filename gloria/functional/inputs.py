@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -154,7 +155,9 @@ def to_unit(vectors: Tensor) -> Tensor:
     zero = vector_norm(vectors.detach(), dim=-1, keepdim=True) <= EPS
     # a norm has no second derivative at 0: there, that of something else is taken and left out
     length = vector_norm(vectors.masked_fill(zero, 1.0), dim=-1, keepdim=True)
-    unit: Tensor = vectors * length.reciprocal().masked_fill(zero, 0.0)
+    scale = length.reciprocal().masked_fill(zero, 0.0)
+    # whose squares are beyond the dtype have no length, and no zero vector instead
+    unit: Tensor = vectors * scale.masked_fill(length == math.inf, math.nan)
     return unit
 
 

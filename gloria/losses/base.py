@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 from torch import Tensor, nn
 
@@ -34,7 +34,8 @@ True = real, and without one all are.
 class PairLoss(nn.Module):
     """A loss on matching image-text pairs: a weighted sum of named terms.
 
-    Subclasses define :meth:`terms`, and :meth:`weights` where they are not all 1.
+    Subclasses define :meth:`terms`, and :meth:`weights` where they are not all 1. One that changes
+    ``forward`` alone is called as it is, and has no terms: see :func:`is_sum_of_terms`.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -65,14 +66,36 @@ class PairLoss(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from its terms: their weighted sum."""
+        name = type(self).__name__
+        if not isinstance(terms, Mapping):
+            raise ContractError(
+                f"terms of {name} must be a mapping of names to scalars; got "
+                f"{type(terms).__name__}."
+            )
         if not terms:
-            raise ContractError(f"terms of {type(self).__name__} must hold at least one; got none.")
+            raise ContractError(f"terms of {name} must hold at least one; got none.")
         weights = self.weights()
+        if unknown := [each for each in weights if each not in terms]:
+            raise ContractError(
+                f"weights of {name} must be of its terms, {', '.join(terms)}; got "
+                f"{', '.join(unknown)}."
+            )
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._shown)
+
+
+def is_sum_of_terms(loss: nn.Module) -> TypeGuard[PairLoss]:
+    """Whether a loss is the weighted sum of its terms, which may be asked for instead of it.
+
+    Not if a class has replaced ``forward`` since ``terms`` was defined.
+    """
+    defining = (
+        names for each in type(loss).__mro__ if (names := vars(each).keys() & {"forward", "terms"})
+    )
+    return isinstance(loss, PairLoss) and "terms" in next(defining)
 
 
 class SimilarityLoss(PairLoss):

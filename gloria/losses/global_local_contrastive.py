@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_module, check_options
 from gloria.errors import ContractError, OptionError
-from gloria.losses.base import LOSS_INPUTS, GlobalLocalLoss, inputs_of
+from gloria.losses.base import (
+    LOSS_INPUTS,
+    GlobalLocalLoss,
+    PairLoss,
+    inputs_of,
+    is_sum_of_terms,
+)
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
 from gloria.losses.local_contrastive import LocalContrastiveLoss
 
@@ -84,22 +90,29 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
             overrides: keyword arguments of this class.
 
         Raises:
-            OptionError: no such preset; the options of a part are no mapping.
+            OptionError: no such preset; the options of a part are no mapping, or the part is given,
+                too.
             UnknownOptionError: neither this method nor the class has such an option.
         """
         check_choice("preset", preset, cls.presets)
         check_options(cls.__name__, cls, overrides, "global_options", "local_options")
-        given = {"global_options": global_options or {}, "local_options": local_options or {}}
-        for name, options in given.items():
-            if not isinstance(options, Mapping):
+        parts: dict[str, Any] = {}
+        for name, kind, options in (
+            ("global", GlobalContrastiveLoss, global_options),
+            ("local", LocalContrastiveLoss, local_options),
+        ):
+            if not isinstance(options, Mapping | None):
                 raise OptionError(
-                    f'{name} must be a mapping, such as {{"learnable": true}}; got {options!r}.'
+                    f'{name}_options must be a mapping, such as {{"learnable": true}}; got '
+                    f"{options!r}."
                 )
-        parts = {
-            "global_loss": GlobalContrastiveLoss.from_preset(preset, **given["global_options"]),
-            "local_loss": LocalContrastiveLoss.from_preset(preset, **given["local_options"]),
-        }
-        return cls(**{**parts, **overrides})
+            if overrides.get(f"{name}_loss") is None:
+                parts[f"{name}_loss"] = kind.from_preset(preset, **(options or {}))
+            elif options:
+                raise OptionError(
+                    f"{name}_options are those of a {name}_loss yet to be made; got both."
+                )
+        return cls(**{**overrides, **parts})
 
     def local_terms(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None
@@ -118,4 +131,9 @@ def _check_part(name: str, loss: nn.Module, takes: Sequence[str]) -> None:
         raise ContractError(
             f"{name} must be a loss with terms of {', '.join(takes)} alone; got a "
             f"{type(loss).__name__}."
+        )
+    if isinstance(loss, PairLoss) and not is_sum_of_terms(loss):
+        raise ContractError(
+            f"{name} must be the sum of its terms, which are asked for; {type(loss).__name__} "
+            f"changes forward alone. Change its terms."
         )

@@ -66,6 +66,7 @@ class MGCALoss(GlobalLocalLoss):
         global_weight: float = 1.0,
         local_weight: float = 1.0,
     ) -> None:
+        check_positive("global_temperature", global_temperature)
         super().__init__(
             GlobalContrastiveLoss(temperature=global_temperature),
             global_weight=global_weight,
@@ -73,7 +74,7 @@ class MGCALoss(GlobalLocalLoss):
         )
         check_positive("attention_temperature", attention_temperature)
         self.attention_temperature = attention_temperature
-        self.local_temperature = Temperature(local_temperature)
+        self.local_temperature = Temperature(local_temperature, name="local_temperature")
 
     def local_terms(
         self, regions: Tensor, words: Tensor, word_mask: Tensor, region_mask: Tensor | None = None

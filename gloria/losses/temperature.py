@@ -21,12 +21,20 @@ class Temperature(nn.Module):
         initial: the (starting) value.
         learnable: make it a parameter.
         minimum: lower bound of a learned temperature; CLIP's is 0.01.
+        name: of the option that gives ``initial``, for errors.
     """
 
-    def __init__(self, initial: float, *, learnable: bool = False, minimum: float = 0.01) -> None:
+    def __init__(
+        self,
+        initial: float,
+        *,
+        learnable: bool = False,
+        minimum: float = 0.01,
+        name: str = "temperature",
+    ) -> None:
         super().__init__()
         check_boolean("learnable", learnable)
-        check_positive("temperature", initial)
+        check_positive(name, initial)
         check_positive("minimum_temperature", minimum)
         self.minimum = minimum
         self.fixed = None if learnable else float(initial)
@@ -34,7 +42,7 @@ class Temperature(nn.Module):
         if learnable:
             if initial <= minimum:
                 raise OptionError(
-                    f"temperature must start above its minimum {minimum} to be learnable; "
+                    f"{name} must start above its minimum_temperature {minimum} to be learnable; "
                     f"got {initial}."
                 )
             # in float64, so that the starting value survives the round trip

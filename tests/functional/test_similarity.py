@@ -497,6 +497,18 @@ def test_a_bad_image_spoils_its_row_and_a_bad_text_its_column(
     assert torch.equal(column[:, [0, 1, 3]], clean[:, [0, 1, 3]])
 
 
+@pytest.mark.parametrize("backend", ["einops", "chunked"])
+def test_vectors_without_a_length_are_no_zero_vectors(backend, make_pairs):
+    """Of 1e30, the square is infinite: a cosine of 0 would go on as if nothing had happened."""
+    pairs = make_pairs(3, 2, 5, 3, 6, dtype=torch.float32)
+    regions = pairs.regions.clone()
+    regions[1] *= 1e30
+    found = local_similarity(*pairs._replace(regions=regions), product="cosine", backend=backend)
+    assert found[1].isnan().all()
+    assert found[[0, 2]].isfinite().all()
+    assert max_similarity(regions, *pairs[1:3])[1].isnan().all()
+
+
 def test_a_bad_embedding_spoils_its_row_or_column():
     v, t = random(3, 4), random(2, 4, seed=1)
     clean = global_similarity(v, t)

@@ -16,6 +16,7 @@ from gloria.losses import (
     PairLoss,
     inputs_of,
 )
+from gloria.losses.base import is_sum_of_terms
 
 
 class Three(PairLoss):
@@ -46,6 +47,30 @@ def test_a_loss_without_terms_is_told():
         PairLoss().terms()
     with pytest.raises(ContractError, match="terms of Three must hold at least one; got none"):
         Three().total({})
+    with pytest.raises(ContractError, match=r"terms of Three must be a mapping .*; got list"):
+        Three().total([torch.ones(())])
+
+
+def test_a_weight_of_no_term_is_told():
+    with pytest.raises(ContractError, match="weights of Three must be of its terms, a, c; got b"):
+        Three().total({"a": torch.ones(()), "c": torch.ones(())})
+
+
+def test_a_loss_is_the_sum_of_its_terms_unless_forward_alone_was_changed():
+    class Renamed(Three):
+        def forward(self, regions):
+            return self.total(self.terms(regions)) ** 2
+
+    class Again(Renamed):
+        def terms(self, regions):
+            return {"a": regions.sum(), "b": regions.sum()}
+
+    assert is_sum_of_terms(Three())
+    assert not is_sum_of_terms(Renamed())
+    assert is_sum_of_terms(Again())
+    assert is_sum_of_terms(GlobalContrastiveLoss())
+    assert is_sum_of_terms(LocalContrastiveLoss())
+    assert not is_sum_of_terms(nn.MSELoss())
 
 
 def test_an_option_that_a_loss_does_not_have_is_named_with_those_it_has():

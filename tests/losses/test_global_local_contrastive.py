@@ -140,6 +140,11 @@ def test_gradcheck_with_learned_temperatures(preset, make_pairs):
     assert gradcheck(value, (*leaves, *loss.parameters()))
 
 
+class Halved(GlobalContrastiveLoss):
+    def forward(self, image_embeddings, text_embeddings):
+        return super().forward(image_embeddings, text_embeddings) / 2
+
+
 @pytest.mark.parametrize(
     "parts, message",
     [
@@ -154,6 +159,7 @@ def test_gradcheck_with_learned_temperatures(preset, make_pairs):
             {"local_loss": SPARCLoss()},
             "word_mask, region_mask alone; got a SPARCLoss",
         ),
+        ({"global_loss": Halved()}, "the sum of its terms, .* Halved changes forward alone"),
     ],
 )
 def test_what_is_no_part_is_refused(parts, message):
@@ -252,3 +258,12 @@ def test_a_preset_with_options_of_its_parts():
     assert loss.global_loss.temperature.raw is not None
     assert loss.local_weight == 0.5
     assert list(loss.state_dict()) == ["global_loss.temperature.raw"]
+
+
+def test_the_options_of_a_part_that_is_given_are_refused():
+    with pytest.raises(OptionError, match="local_options are those of a local_loss yet to be made"):
+        GlobalLocalContrastiveLoss.from_preset(
+            "stable", local_loss=FILIPLoss(), local_options={"temperature": 0.5}
+        )
+    loss = GlobalLocalContrastiveLoss.from_preset("stable", local_loss=FILIPLoss())
+    assert isinstance(loss.local_loss, FILIPLoss)

@@ -54,9 +54,9 @@ def test_pushed_down_it_stays_above_its_minimum_and_comes_back():
 def test_bad_values_are_named():
     with pytest.raises(
         OptionError,
-        match=r"temperature must start above its minimum 0\.01 to be learnable; got 0\.01",
+        match=r"^sharp must start above its minimum_temperature 0\.01 to be learnable; got 0\.01",
     ):
-        Temperature(0.01, learnable=True)
+        Temperature(0.01, learnable=True, name="sharp")
     with pytest.raises(OptionError, match=r"minimum_temperature must be .* above 0; got -1"):
         Temperature(0.1, learnable=True, minimum=-1)
     with pytest.raises(OptionError, match="temperature must be a finite number above 0; got nan"):
