@@ -454,8 +454,9 @@ def test_a_loss_that_changes_what_is_made_of_its_terms(images):
         def forward(self, image_embeddings, text_embeddings, regions):
             return 100 * super().forward(image_embeddings, text_embeddings) + regions.numel()
 
-    expected = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())(images, TEXTS)
-    output = GLoRIA(Patches(), Bag(), loss=Scaled())(images, TEXTS)
+    model = GLoRIA(Patches(), Bag(), loss=GlobalContrastiveLoss())
+    expected = model(images, TEXTS)
+    output = GLoRIA(model.image_encoder, model.text_encoder, loss=Scaled())(images, TEXTS)
     assert output.terms == {"loss": output.loss}
     added = output.images.regions.numel()
     torch.testing.assert_close(output.loss, 100 * expected.loss + added)
