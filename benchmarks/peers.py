@@ -32,21 +32,10 @@ Run = Callable[[], list[Tensor]]
 def local_peers(inputs: Inputs, workload: Workload, attention: str, mode: str) -> dict[str, Run]:
     """The peers of local matching that can run these inputs."""
     problem = workload.problem(attention, inputs.regions.device.type, inputs.regions.dtype)
-    ours = [
-        name
-        for name, backend in BACKENDS.items()
-        if name != "einops" and not backend.reasons_not_supported(problem)
-    ]
-    similarities = {
-        "definition": partial(local_similarity, attention=attention, backend="einops"),
-        "compiled": _compiled(attention, "einops"),
-        "published": partial(published, attention=attention),
-        **{name: partial(local_similarity, attention=attention, backend=name) for name in ours},
-        "chunked-compiled": _compiled(attention, "chunked"),
-    }
     peers: dict[str, Run] = {
-        name: partial(run_local, similarity, inputs, mode)
-        for name, similarity in similarities.items()
+        name: partial(run_local, partial(similarity, attention=attention), inputs, mode)
+        for name, similarity in SIMILARITIES.items()
+        if name not in BACKENDS or not BACKENDS[name].reasons_not_supported(problem)
     }
     return peers | {"products": partial(products, inputs, mode)}
 
@@ -153,3 +142,21 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
 def _compiled(attention: str, backend: str) -> Callable[..., Tensor]:
     similarity = partial(local_similarity, attention=attention, backend=backend)
     return torch.compile(similarity, fullgraph=True, dynamic=False)
+
+
+def compiled(regions: Tensor, words: Tensor, word_mask: Tensor, **options: str) -> Tensor:
+    """A compiled backend, ``options`` its name and the attention."""
+    return _compiled(**options)(regions, words, word_mask)
+
+
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
+    "definition": partial(local_similarity, backend="einops"),
+    "compiled": partial(compiled, backend="einops"),
+    "published": published,
+    **{name: partial(local_similarity, backend=name) for name in BACKENDS if name != "einops"},
+    "chunked-compiled": partial(compiled, backend="chunked"),
+}
+"""Peers of local matching: functions of regions, words and word mask, and of ``attention=``.
+
+What is added here is a peer in ``measure.py``, its tables and ``pytest benchmarks``.
+"""

@@ -10,19 +10,14 @@ from __future__ import annotations
 import pytest
 import torch
 from measure import Case, cases, machine
-from peers import assert_same
+from peers import SIMILARITIES, assert_same
 from workloads import GLOBAL_WORKLOADS, WORKLOADS
 
-from gloria.matching import BACKENDS
-
-OURS = [name for name in BACKENDS if name != "einops"]
 IDS = [
     (peer, case)
     for case in cases([*WORKLOADS, *GLOBAL_WORKLOADS])
     for peer in (
-        ["matrix", "blocks"]
-        if case.workload in GLOBAL_WORKLOADS
-        else ["definition", "compiled", "published", *OURS, "chunked-compiled", "products"]
+        ["matrix", "blocks"] if case.workload in GLOBAL_WORKLOADS else [*SIMILARITIES, "products"]
     )
 ]
 

@@ -296,8 +296,8 @@ class GLoRIA(nn.Module):
         raise OptionError(
             f"the model's loss {type(self.loss).__name__} takes {', '.join(self._loss_inputs)} and "
             f"has no method similarity(regions, words, word_mask, region_mask): nothing says how "
-            f"it compares an image with a text. Give it one. With kind='global', pooled vectors "
-            f"are compared, which it does not train."
+            f"it compares an image with a text. Give it one. (model.similarity(images, texts, "
+            f"'global') compares pooled vectors, which it does not train.)"
         )
 
     def attention(self, image: Tensor, text: str) -> AttentionMaps:

@@ -284,7 +284,8 @@ class Registry(Generic[T]):
                 raise UnknownOptionError(
                     f"{made} has no option {unknown[1]!r}: {error}."
                 ) from error
-            error.add_note(f"while creating {made}")
+            which = f", of the name {name!r}" if ":" in name else ""
+            error.add_note(f"while creating {made}{which}")
             raise
         if complaint := _imported(self._check)(thing):
             raise ContractError(f"{made} made no {self.kind}: {complaint}.")

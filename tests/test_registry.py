@@ -272,6 +272,14 @@ def test_other_errors_of_a_factory_pass_and_say_where(registry):
     assert caught.value.__notes__ == ["while creating number 'x' (in-process, fractions:Fraction)"]
 
 
+def test_an_error_of_a_source_has_the_name_that_was_asked_for(registry):
+    zoo = {"small": 1}
+    registry.register("zoo:", lambda name: zoo[name])
+    with pytest.raises(KeyError) as caught:
+        registry.create("zoo:smal")
+    assert caught.value.__notes__[0].endswith("of the name 'zoo:smal'")
+
+
 def test_an_option_that_what_takes_any_hands_on_is_told_from_a_fault_within(registry):
     def inner(base=10):
         return int("1", base)

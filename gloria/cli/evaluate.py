@@ -192,6 +192,9 @@ def run(args: argparse.Namespace) -> int:
         for task in args.tasks
         if task not in done.get(name, ()) and task not in results["skipped"]
     ]
+    for name, task in todo:
+        if task in ("retrieval", "zero-shot"):
+            _ = models[name].trained_kind  # there may be none, which is told before data are read
     if todo:
         data = _read_data(args, channels.pop())
         accept_data(args.out, results, data)

@@ -16,7 +16,7 @@ from gloria.data import hash_ids, read_ids
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset, phantom_item
-from gloria.errors import GloriaWarning
+from gloria.errors import GloriaWarning, OptionError
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.randomness import isolated
@@ -69,6 +69,18 @@ def results(out):
 
 SHORT = ("--fractions", "50,100", "--seeds", "2")
 NO_TEST = pytest.mark.filterwarnings("ignore:.*no split test")
+
+
+def test_a_loss_that_compares_nothing_is_told_before_data_are_read(
+    model, tmp_path, monkeypatch, capsys
+):
+    def compares_nothing(self):
+        raise OptionError("the model's loss compares nothing.")
+
+    monkeypatch.setattr(gloria.GLoRIA, "trained_kind", property(compares_nothing))
+    monkeypatch.setattr(evaluate, "_read_data", lambda *_: pytest.fail("data were read"))
+    assert run(model, tmp_path / "out") == 2
+    assert "the model's loss compares nothing." in capsys.readouterr().err
 
 
 def test_prints_and_writes_the_four_tables(tiny, model, tmp_path, capsys):
