@@ -167,8 +167,8 @@ def pack(words: Tensor, word_mask: Tensor, dim: int, counts: list[int] | None) -
     else:
         ends = list(itertools.accumulate(counts, initial=0))
         columns, new = ends[-1], words.new_empty
-        # without waiting: what stands in pageable memory is copied from there before it returns
-        starts = torch.tensor(ends, dtype=torch.int32, device="cpu")
+        # without waiting; pinned, or it might be freed before it is read
+        starts = torch.tensor(ends, dtype=torch.int32, device="cpu", pin_memory=words.is_cuda)
         starts = starts.to(words.device, non_blocking=True)
         word_of_column = words.new_empty(columns, dtype=torch.int32)
     packed = Packed(
