@@ -41,7 +41,14 @@ class PairLoss(nn.Module):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     _shown: ClassVar[tuple[str, ...]] = ()
     """The attributes that ``print`` shows."""
+    _is_sum_of_terms: ClassVar[bool] = True
     __call__: Callable[..., Tensor]  # to type checkers; nn.Module says Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # once, here: a compiler does not trace through what a class defines
+        if changed := vars(cls).keys() & {"forward", "terms"}:
+            cls._is_sum_of_terms = "terms" in changed
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> Self:
@@ -92,10 +99,7 @@ def is_sum_of_terms(loss: nn.Module) -> TypeGuard[PairLoss]:
 
     Not if a class has replaced ``forward`` since ``terms`` was defined.
     """
-    defining = (
-        names for each in type(loss).__mro__ if (names := vars(each).keys() & {"forward", "terms"})
-    )
-    return isinstance(loss, PairLoss) and "terms" in next(defining)
+    return isinstance(loss, PairLoss) and loss._is_sum_of_terms
 
 
 class SimilarityLoss(PairLoss):
