@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
-from gloria.data.rows import read_label, read_rows
+from gloria.data.rows import fault_of_file, read_label, read_rows
 from gloria.errors import BrokenItemError, DataError
 
 
@@ -77,9 +76,9 @@ class ImageReportTable(Radiographs):
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
             file = path.parent / image
-            if check_files and not os.path.isfile(file):  # which takes a report for a path, too
+            if check_files and (fault := fault_of_file(file)):
                 hint = " Folders end in /, not in a backslash." if "\\" in image else ""
-                raise BrokenItemError(f"{where} {image_column!r}: {file} does not exist.{hint}")
+                raise BrokenItemError(f"{where} {image_column!r}: {fault}.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)
             patient = None if patient_column is None else cells[patient_column]
             if patient == "":

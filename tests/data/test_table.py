@@ -64,6 +64,7 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):
         (1, "report", " .-_! ", r"row 3, column 'report': empty report, '\.-_!' has no word"),
         (0, "image", "", "row 2, column 'image': no image path"),
         (1, "image", "z.png", r"row 3, column 'image': .*z\.png does not exist"),
+        (1, "image", ".", r"row 3, column 'image': .* must be a file; it is a folder\.$"),
     ],
 )
 def test_a_faulty_row_is_named(write, row, column, value, message):
