@@ -263,7 +263,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
 
     Args:
         model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
-        path: the file, ``.safetensors``; an existing one is replaced.
+        path: the file, ``.safetensors``; an existing one is replaced, its folder made.
 
     Raises what :func:`save_model` raises for a model; also
         OptionError: the image encoder is another one, or the file has another ending.
@@ -285,6 +285,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
     weights = _copied(_weights_of(encoder.model))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 

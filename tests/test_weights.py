@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -707,6 +708,9 @@ def test_an_exported_image_encoder_is_timms(resnet, tmp_path):
     path = tmp_path / "resnet18.safetensors"
     path.write_bytes(b"old")
     gloria.export_image_encoder(resnet, path)
+    gloria.export_image_encoder(resnet, tmp_path / "new" / "folder" / "b.safetensors")
+    assert (tmp_path / "new" / "folder" / "b.safetensors").read_bytes() == path.read_bytes()
+    shutil.rmtree(tmp_path / "new")
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = resnet.image_encoder(images)
