@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gloria.checks import check_names
 from gloria.data.dicom import Window
 from gloria.data.images import fit, place, read_pixels
 from gloria.data.masks import Box
@@ -124,6 +125,7 @@ class Radiographs(Dataset[Radiograph]):
         skipped: Sequence[str] = (),
     ) -> None:
         check_size(size)
+        check_names("classes", classes)
         self.records = list(records)
         self.classes = tuple(classes)
         self.size = size
@@ -146,6 +148,11 @@ class Radiographs(Dataset[Radiograph]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Radiograph:
+        if not hasattr(index, "__index__"):  # a slice, or a list
+            raise DtypeError(
+                f"index must be the number of one image; got {index}. Of several, take "
+                f"data.select(data.ids[...])."
+            )
         record = self.records[index]
         image, marked = self._read(record)
         fitted = fit(image, self.size).expand(self.channels, -1, -1).contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gloria.checks import check_names
 from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
@@ -63,6 +64,7 @@ class ImageReportTable(Radiographs):
         check_files: bool = True,
     ) -> None:
         check_policy(policy)
+        check_names("classes", classes)
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]

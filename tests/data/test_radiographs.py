@@ -122,7 +122,9 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     data = Radiographs(records, classes=("a", "b"), size=(8, 8))
     with pytest.raises(BrokenItemError, match=r"my\.csv, row 3: image .*1\.png can't be read"):
         data[1]
-    unplaced = Radiographs([records[0], records[1]._replace(where="")], size=(8, 8), classes="ab")
+    unplaced = Radiographs(
+        [records[0], records[1]._replace(where="")], size=(8, 8), classes=("a", "b")
+    )
     with pytest.raises(BrokenItemError, match=r"^image .*1\.png can't be read"):
         unplaced[1]
     seen = []
