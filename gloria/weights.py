@@ -259,7 +259,8 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
     """Write the weights of the image encoder's timm backbone under timm's own names.
 
     ``TimmImageEncoder(name, pretrained=path)`` takes the file, and so does everyone else's code
-    that takes timm's weights. The projections and the other encoder are not in it.
+    that takes timm's weights, of a model made with the same options. The projections and the other
+    encoder are not in it.
 
     Args:
         model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
@@ -500,6 +501,8 @@ def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any
     """Name and options of a recipe, pointing at the files beside it."""
     name, options, own_files = Recipe(**recipe)
     if name.endswith(":."):
+        if not files.is_dir():  # or it would be taken for a name on the hub
+            raise CheckpointError(f"{files} does not exist. It belongs to the saved model.")
         name = f"{name[:-1]}{files}"
     for file in own_files.values():
         if Path(file).is_absolute() or ".." in Path(file).parts:  # a config may be a stranger's

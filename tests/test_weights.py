@@ -746,6 +746,13 @@ def test_a_text_encoder_is_exported_by_transformers(resnet, tmp_path):
     assert torch.equal(again(REPORTS).pooled, encoder(REPORTS).pooled)
 
 
+def test_a_folder_without_a_part_is_not_looked_for_on_the_hub(model, tmp_path):
+    shutil.rmtree(save_model(model, tmp_path / "model") / "text_encoder")
+    fault = r"model/text_encoder does not exist\. It belongs to the saved model\.$"
+    with pytest.raises(CheckpointError, match=fault):
+        load_model(tmp_path / "model")
+
+
 def test_what_cannot_be_exported(resnet, tmp_path):
     with pytest.raises(OptionError, match=r"must end in \.safetensors; got .*resnet18\.pth"):
         gloria.export_image_encoder(resnet, tmp_path / "resnet18.pth")
