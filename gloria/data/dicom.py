@@ -97,11 +97,7 @@ def check_window(
 ) -> None:
     """Refuse a given window that makes nearly one gray of a film which is not of one value.
 
-    Args:
-        path: the file.
-        values: of the pixels, in the window's units.
-        shown: what the window makes of them.
-        window: centre and width.
+    ``values`` are in the window's units, and ``shown`` is what it makes of them.
     """
     if np.ptp(shown) < LEAST_CONTRAST and values.min() < values.max():
         raise OptionError(
