@@ -10,7 +10,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
@@ -211,6 +211,14 @@ def check_texts(texts: Sequence[str]) -> None:
             raise DataError(f"texts[{index}] must be valid Unicode; got {text!r}.") from cause
     if len(texts) == 0:
         raise ShapeError("texts must hold at least one text; got none.")
+
+
+def check_names(name: str, value: Iterable[str]) -> None:
+    """Require names, and not one string, whose letters would be taken for them."""
+    if isinstance(value, str):
+        raise DtypeError(
+            f"{name} must be a sequence of names; got one string. Wrap it: [{value!r}]"
+        )
 
 
 def check_options(

@@ -259,11 +259,12 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
     """Write the weights of the image encoder's timm backbone under timm's own names.
 
     ``TimmImageEncoder(name, pretrained=path)`` takes the file, and so does everyone else's code
-    that takes timm's weights. The projections and the other encoder are not in it.
+    that takes timm's weights, of a model made with the same options. The projections and the other
+    encoder are not in it.
 
     Args:
         model: one whose image encoder is a :class:`~gloria.encoders.TimmImageEncoder`.
-        path: the file, ``.safetensors``; an existing one is replaced.
+        path: the file, ``.safetensors``; an existing one is replaced, its folder made.
 
     Raises what :func:`save_model` raises for a model; also
         OptionError: the image encoder is another one, or the file has another ending.
@@ -285,6 +286,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
     if Path(path).suffix != ".safetensors":  # by which timm tells how to read a file
         raise OptionError(f"path must end in .safetensors; got {path}.")
     weights = _copied(_weights_of(encoder.model))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
@@ -499,6 +501,8 @@ def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any
     """Name and options of a recipe, pointing at the files beside it."""
     name, options, own_files = Recipe(**recipe)
     if name.endswith(":."):
+        if not files.is_dir():  # or it would be taken for a name on the hub
+            raise CheckpointError(f"{files} does not exist. It belongs to the saved model.")
         name = f"{name[:-1]}{files}"
     for file in own_files.values():
         if Path(file).is_absolute() or ".." in Path(file).parts:  # a config may be a stranger's

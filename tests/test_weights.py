@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -707,6 +708,9 @@ def test_an_exported_image_encoder_is_timms(resnet, tmp_path):
     path = tmp_path / "resnet18.safetensors"
     path.write_bytes(b"old")
     gloria.export_image_encoder(resnet, path)
+    gloria.export_image_encoder(resnet, tmp_path / "new" / "folder" / "b.safetensors")
+    assert (tmp_path / "new" / "folder" / "b.safetensors").read_bytes() == path.read_bytes()
+    shutil.rmtree(tmp_path / "new")
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = resnet.image_encoder(images)
@@ -740,6 +744,13 @@ def test_a_text_encoder_is_exported_by_transformers(resnet, tmp_path):
     encoder.tokenizer.save_pretrained(tmp_path)
     again = HFTextEncoder(tmp_path).eval()
     assert torch.equal(again(REPORTS).pooled, encoder(REPORTS).pooled)
+
+
+def test_a_folder_without_a_part_is_not_looked_for_on_the_hub(model, tmp_path):
+    shutil.rmtree(save_model(model, tmp_path / "model") / "text_encoder")
+    fault = r"model/text_encoder does not exist\. It belongs to the saved model\.$"
+    with pytest.raises(CheckpointError, match=fault):
+        load_model(tmp_path / "model")
 
 
 def test_what_cannot_be_exported(resnet, tmp_path):

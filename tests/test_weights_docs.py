@@ -31,6 +31,9 @@ def test_the_code_runs(disk):
     exported, kept = names["backbone"].state_dict(), names["model"].image_encoder.model.state_dict()
     assert exported.keys() == kept.keys()
     assert all(torch.equal(exported[name], kept[name]) for name in kept)
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    small, same = names["small"].image_encoder, names["small_backbone"].eval()
+    assert torch.equal(same(images), small(images).pooled)
     AutoModel.from_pretrained("bert")
 
 

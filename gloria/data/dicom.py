@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gloria.checks import require
-from gloria.errors import DataError
+from gloria.errors import DataError, OptionError
 
 _UP_AND_DOWN = ("H", "F")  # head, foot
 _SIDES = ("L", "R", "A", "P")  # of the patient; from the side, anterior or posterior
 
 Window = tuple[float, float]
 """Centre and width of the pixel values that are spread from black to white."""
+
+LEAST_CONTRAST = 1 / 16
+"""How far apart the darkest and the brightest pixel must be shown, black being 0 and white 1."""
 
 
 def is_dicom(path: Path) -> bool:
@@ -45,9 +48,10 @@ def read_dicom(
         ``(height, width)`` in [0, 1].
 
     Raises:
-        DataError: the file has no pixels, several frames or colours; or it says neither a window
-            nor a VOI lookup table, declares more than 12 bits and uses less than a sixteenth of
-            their range, and ``window`` is None.
+        DataError: the file has no pixels, several frames or colours; or ``window`` is None, and
+            the film would be nearly of one gray: its own window or lookup table makes it so, or it
+            has none, declares more than 12 bits and uses less than a sixteenth of their range.
+        OptionError: ``window`` makes the film nearly of one gray.
         Exception: anything, as pydicom does of a damaged file; of a missing decoder, it is named.
     """
     pydicom = require("pydicom", "tasks")
@@ -60,9 +64,9 @@ def read_dicom(
     pixels = dataset.pixel_array
     if pixels.ndim != 2:
         raise DataError(f"DICOM file {path} has {len(pixels)} frames; one was expected.")
-    if window is None:
-        _check_contrast(path, dataset, pixels)
     shown = _shown_once(dataset, pixels, window)
+    if np.ptp(shown) < LEAST_CONTRAST:
+        _check_contrast(path, dataset, pixels, shown, window)
     if kind == "MONOCHROME1":
         shown = 1 - shown
     return _upright(dataset.get("PatientOrientation"), shown) if upright else shown
@@ -88,17 +92,52 @@ def _upright(directions: Any, film: NDArray[np.float32]) -> NDArray[np.float32]:
     return film
 
 
-def _check_contrast(path: Path, dataset: Any, pixels: NDArray[Any]) -> None:
-    """Refuse a film that does not say how to be shown, and would be nearly of one gray."""
-    says = dataset.get("VOILUTSequence") or dataset.get("ModalityLUTSequence")
-    if says or dataset.get("WindowCenter") is not None:  # which may be 0
+def check_window(
+    path: Path, values: NDArray[Any], shown: NDArray[np.float32], window: Window
+) -> None:
+    """Refuse a given window that makes nearly one gray of a film which is not of one value.
+
+    ``values`` are in the window's units, and ``shown`` is what it makes of them.
+    """
+    if np.ptp(shown) < LEAST_CONTRAST and values.min() < values.max():
+        raise OptionError(
+            f"{path} has pixel values from {values.min():g} to {values.max():g}: it would be "
+            f"nearly of one gray by window=({window[0]:g}, {window[1]:g}), which is for every "
+            f"file. Give one that suits all, or none: DICOM files have their own, files of 8 bits "
+            f"need none, and for those of 16 give their bits, such as bits=12, or --bits 12."
+        )
+
+
+def _check_contrast(
+    path: Path,
+    dataset: Any,
+    pixels: NDArray[Any],
+    shown: NDArray[np.float32],
+    window: Window | None,
+) -> None:
+    """Refuse a film of nearly one gray, where it is how it is shown that makes it so."""
+    processing = require("pydicom.pixels.processing", "tasks")
+    values = processing.apply_modality_lut(pixels, dataset)
+    if window is not None:
+        check_window(path, values, shown, window)
         return
-    lowest, highest = int(pixels.min()), int(pixels.max())
-    if dataset.BitsStored > 12 and highest - lowest < 1 << dataset.BitsStored - 4:
+    if dataset.get("VOILUTSequence"):
+        own = "VOI lookup table"
+    elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        own = f"window, center {dataset.WindowCenter} and width {dataset.WindowWidth}"
+    else:
+        own = "lookup table of the modality" if dataset.get("ModalityLUTSequence") else ""
+    if own and pixels.min() < pixels.max():
+        raise DataError(
+            f"DICOM file {path} has values from {values.min():g} to {values.max():g}: it would be "
+            f"nearly of one gray by its own {own}. Say which values to show: window=(center, "
+            f"width), or --window; or leave it out."
+        )
+    if not own and dataset.BitsStored > 12:
         raise DataError(
             f"DICOM file {path} declares {dataset.BitsStored} bits a pixel, uses values from "
-            f"{lowest} to {highest} of them and has no window: it would be nearly of one gray. Say "
-            f"which values to show: window=(center, width)."
+            f"{pixels.min()} to {pixels.max()} of them and has no window: it would be nearly of "
+            f"one gray. Say which values to show: window=(center, width), or --window."
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
-from gloria.data.dicom import Window, is_dicom, read_dicom
+from gloria.data.dicom import Window, check_window, is_dicom, read_dicom
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError, reason
 from gloria.geometry import check_size
 from gloria.types import ImageInput
@@ -49,7 +49,8 @@ def load_image(
             range, or colours of 16 bits, of which Pillow would read 8; or a DICOM file has no
             pixels, or needs a ``window``, as :func:`~gloria.data.dicom.read_dicom` says.
         OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
-            than 12; ``window`` has no centre or no width, or ``channels`` is neither 1 nor 3.
+            than 12; ``window`` has no centre or no width, or makes the film nearly of one gray; or
+            ``channels`` is neither 1 nor 3.
     """
     image = read_pixels(path, channels, bits=bits, window=window)
     return image.expand(channels, -1, -1).contiguous()
@@ -205,7 +206,9 @@ def _read_picture(
         pixels /= np.float32((1 << (bits or 16)) - 1 if deep else 255)
     else:
         center, width = window
-        pixels = ((pixels - np.float32(center - width / 2)) / np.float32(width)).clip(0, 1)
+        values = pixels
+        pixels = ((values - np.float32(center - width / 2)) / np.float32(width)).clip(0, 1)
+        check_window(path, values, pixels, window)
     # of 8 bits, Pillow does it
     zero_is_white = deep and picture.format == "TIFF" and picture.tag_v2.get(262) == 0
     return 1 - pixels if zero_is_white else pixels

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gloria.data.images import check_image
-from gloria.errors import DataError, GloriaError, reason
+from gloria.errors import DataError, DtypeError, GloriaError, reason
 
 Collate = Callable[[list[Any]], Any]
 
@@ -74,9 +74,14 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
     """The images of items, ``(image, channel, height, width)``, in float32.
 
     Raises:
-        DtypeError, ShapeError, DataError: one is no floating-point image in [0, 1]; or they are not
-            all of one shape.
+        DtypeError, ShapeError, DataError: one is no floating-point image in [0, 1], or an item has
+            none; or they are not all of one shape.
     """
+    if any(isinstance(item, str) for item in items):  # as the letters of a path
+        raise DtypeError(
+            "items must be of a data set; got strings. Was a path given? "
+            "gloria.data.ImageReportTable(path, size=...) reads a CSV file."
+        )
     images: list[Any] = [getattr(item, "image", None) for item in items]
     for image in images:
         check_image("image of an item", image)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gloria.checks import check_names
 from gloria.data.loading import HasImage
 from gloria.data.phantom import FINDINGS, PhantomItem
 from gloria.data.splits import find_ids
@@ -66,6 +67,7 @@ class PhantomItems(Dataset[Any]):
     """
 
     def __init__(self, items: Sequence[PhantomItem], classes: Sequence[str] = FINDINGS) -> None:
+        check_names("classes", classes)
         self.items = items
         self.classes = tuple(classes)
         self._rows = list(range(len(items)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gloria.checks import check_integer, require
+from gloria.checks import check_integer, check_names, require
 from gloria.data.rows import read_text
 from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
 from gloria.files import write_text
@@ -136,7 +136,9 @@ def select_prompts(
 
     Raises:
         UnknownNameError: a class has no prompts.
+        DtypeError: ``classes`` is one string.
     """
+    check_names("classes", classes)
     for name in classes:
         if name not in prompts:
             raise UnknownNameError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gloria.checks import check_names
 from gloria.data.dicom import Window
 from gloria.data.images import fit, place, read_pixels
 from gloria.data.masks import Box
@@ -108,8 +109,8 @@ class Radiographs(Dataset[Radiograph]):
             is wrong then), labels and classes differ in number, or a label is none.
         BrokenItemError: when an item is read, its image or mask can't be; the message names where
             it comes from.
-        OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
-            its image.
+        OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` or ``window``
+            does not fit its image.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Radiographs(Dataset[Radiograph]):
         skipped: Sequence[str] = (),
     ) -> None:
         check_size(size)
+        check_names("classes", classes)
         self.records = list(records)
         self.classes = tuple(classes)
         self.size = size
@@ -146,6 +148,11 @@ class Radiographs(Dataset[Radiograph]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Radiograph:
+        if not hasattr(index, "__index__"):  # a slice, or a list
+            raise DtypeError(
+                f"index must be the number of one image; got {index}. Of several, take "
+                f"data.select(data.ids[...])."
+            )
         record = self.records[index]
         image, marked = self._read(record)
         fitted = fit(image, self.size).expand(self.channels, -1, -1).contiguous()
@@ -223,7 +230,7 @@ class Radiographs(Dataset[Radiograph]):
 
         Raises:
             DataError: none can be read.
-            OptionError: ``bits`` does not fit an image: it is the option that is wrong.
+            OptionError: ``bits`` or ``window`` does not fit an image: the option is wrong.
         """
         whole, broken = [], []
         with ThreadPoolExecutor() as readers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -85,18 +86,26 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
     except ValueError:
         number = float("nan")
     if number not in (-1, 0, 1):
+        how = "" if cell else " Write 0 or -1 there: a blank cell does not say which is meant."
         raise DataError(
-            f"{where}: a label is 1 (positive), 0 (negative) or -1 (uncertain); got {cell!r}."
+            f"{where}: a label is 1 (positive), 0 (negative) or -1 (uncertain); got {cell!r}.{how}"
         )
     return int(number)
 
 
 def check_file(path: Path) -> None:
     """Require a file, and no folder."""
-    if path.is_dir():
-        raise DataError(f"{path} must be a file; it is a folder.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
+    if fault := fault_of_file(path):
+        raise DataError(f"{fault}.")
+
+
+def fault_of_file(path: Path) -> str:
+    """Why a path is no file's; empty = it is one's."""
+    if os.path.isfile(path):  # which takes a report for a path, too
+        return ""
+    if os.path.isdir(path):
+        return f"{path} must be a file; it is a folder"
+    return f"{path} does not exist"
 
 
 def read_text(path: Path) -> str:

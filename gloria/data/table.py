@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from gloria.checks import check_names
 from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
-from gloria.data.rows import read_label, read_rows
+from gloria.data.rows import fault_of_file, read_label, read_rows
 from gloria.errors import BrokenItemError, DataError
 
 
@@ -64,6 +64,7 @@ class ImageReportTable(Radiographs):
         check_files: bool = True,
     ) -> None:
         check_policy(policy)
+        check_names("classes", classes)
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]
@@ -77,9 +78,9 @@ class ImageReportTable(Radiographs):
             if not image:
                 raise DataError(f"{where} {image_column!r}: no image path.")
             file = path.parent / image
-            if check_files and not os.path.isfile(file):  # which takes a report for a path, too
+            if check_files and (fault := fault_of_file(file)):
                 hint = " Folders end in /, not in a backslash." if "\\" in image else ""
-                raise BrokenItemError(f"{where} {image_column!r}: {file} does not exist.{hint}")
+                raise BrokenItemError(f"{where} {image_column!r}: {fault}.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)
             patient = None if patient_column is None else cells[patient_column]
             if patient == "":

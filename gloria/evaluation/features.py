@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from gloria.checks import check_fusion_weights, check_integer
 from gloria.data.images import check_image, normalize
 from gloria.data.loading import load_batches, stack_images
-from gloria.errors import DataError, EmptyTextError, UnknownWordWarning
+from gloria.errors import DataError, DtypeError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
@@ -213,9 +213,12 @@ def pair_similarity(
 
     Raises:
         OptionError: ``kind`` is unknown or not in the model's loss, or ``block`` below 1.
+        DtypeError: ``images`` or ``texts`` are no features.
         DataError: there is no image or no text.
     """
     check_integer("block", block, 1)
+    check_features("images", images, ImageFeatures)
+    check_features("texts", texts, TextFeatures)
     for name, features in (("images", images), ("texts", texts)):
         if not len(features.pooled):
             raise DataError(f"{name} must hold at least one; there is nothing to compare.")
@@ -273,6 +276,16 @@ def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
         parts[0].grid,
         torch.cat(masks) if masks else None,
     )
+
+
+def check_features(name: str, value: Any, kind: type[ImageFeatures | TextFeatures]) -> None:
+    """Require features, and not what they are made of."""
+    if not isinstance(value, kind):
+        maker = "encode_images" if kind is ImageFeatures else "encode_texts"
+        raise DtypeError(
+            f"{name} must be {kind.__name__}, as gloria.evaluation.features.{maker}(model, {name}) "
+            f"gives them; got {type(value).__name__}."
+        )
 
 
 def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gloria.checks import check_names
 from gloria.data.chexpert import COMPETITION_CLASSES
 from gloria.data.protocols import class_labels
 from gloria.data.radiographs import Radiographs
@@ -63,6 +64,7 @@ def evaluate_pairs(
     Source: Huang et al., GLoRIA, ICCV 2021, section 4.2.
     """
     check_ks(ks, len(data))
+    check_names("classes", classes)
     labels = class_labels(data, classes)
     without = [record.place for record in data.records if not record.report]
     if without:
@@ -109,6 +111,7 @@ def evaluate_image_queries(
     Source: Zhang et al., ConVIRT, MLHC 2022.
     """
     check_ks(ks, len(candidates))
+    check_names("classes", classes)
     shared = sorted(set(queries.ids) & set(candidates.ids))
     if shared:
         raise DataError(

@@ -16,7 +16,7 @@ from gloria.checks import check_choice, check_positive, check_same_size, check_t
 from gloria.data.prompts import PromptSet
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.classification import check_no_nan
-from gloria.evaluation.features import encode_prompts, pair_similarity
+from gloria.evaluation.features import check_features, encode_prompts, pair_similarity
 from gloria.evaluation.retrieval import check_labels
 from gloria.functional import global_similarity
 from gloria.model import GLoRIA
@@ -55,7 +55,7 @@ def zero_shot_scores(
     Raises:
         OptionError: ``kind`` or ``reduction`` is unknown, or they do not go together; a class has
             no prompt.
-        DtypeError: a class's prompts are no list of texts.
+        DtypeError: ``images`` are no features, or a class's prompts no list of texts.
         DataError: there is no class or no image, or a similarity is NaN.
 
     Warns:
@@ -218,6 +218,7 @@ def _score(
 ) -> Tensor:
     """Scores ``(image, class)`` of lists of prompts."""
     check_choice("reduction", reduction, ("mean", "max", "ensemble"))
+    check_features("images", images, ImageFeatures)
     for name, given, unit in (("prompts", prompts, "class"), ("images", images.pooled, "image")):
         if not len(given):
             raise DataError(f"{name} must hold at least one {unit}; there is nothing to score.")

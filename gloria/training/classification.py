@@ -26,7 +26,13 @@ from gloria.evaluation.features import evaluating, in_batches
 from gloria.heads import ImageClassifier, multilabel_loss
 from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
+from gloria.training.shares import (
+    check_classes,
+    check_named_classes,
+    check_runs,
+    draw_shares,
+    tabulate,
+)
 from gloria.training.steps import AdamWRecipe, OnStep, prepare
 from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
@@ -111,8 +117,9 @@ def train_classifier(
         DtypeError: ``classifier`` is none, but an encoder, say; or what is trained of it is not in
             float32.
         ShapeError: labels or weights are not as many as images and classes.
-        DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain, or
-            ``validation`` has no class with positive and negative images.
+        DataError: there is no image, a label is not 1, 0 or -1, none of ``train`` is certain,
+            ``validation`` has no class with positive and negative images, or the two sets name
+            other classes, or in another order.
         OptionError: a batch is one image, and the encoder's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
 
@@ -135,6 +142,7 @@ def train_classifier(
         True
     """
     _check_classifier(classifier)
+    check_named_classes(train, validation)
     recipe = recipe or (PROBE if classifier.frozen else FINE_TUNING)
     loss = _weighted_loss(classifier, class_weight, pos_weight)
     examples = _examples("train", train, classifier, recipe, workers)

@@ -33,7 +33,13 @@ from gloria.losses.segmentation import focal_log_dice
 from gloria.registry import describe_target
 from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import StepBatches, derive_seed, isolated
-from gloria.training.shares import check_classes, check_runs, draw_shares, tabulate
+from gloria.training.shares import (
+    check_classes,
+    check_named_classes,
+    check_runs,
+    draw_shares,
+    tabulate,
+)
 from gloria.training.steps import AdamWRecipe, OnStep, prepare
 from gloria.training.supervised import fit
 from gloria.types import ImageEncoder
@@ -116,8 +122,9 @@ def train_segmenter(
     Raises:
         DtypeError: ``model`` is no segmentation model, but an encoder, say; or what is trained of
             it is not in float32.
-        DataError: there is no image, one without a mask, images differ in shape, the model's output
-            is NaN in validation, or Dice is chosen on positives and validation has none.
+        DataError: there is no image, one without a mask, images differ in shape, the two sets name
+            other classes or in another order, the model's output is NaN in validation, or Dice is
+            chosen on positives and validation has none.
         ShapeError: the model has another number of classes than the masks.
         OptionError: a batch is one image, and the model's BatchNorms need more.
         NonFiniteLossError: the loss or the gradient is NaN or infinite.
@@ -132,6 +139,7 @@ def train_segmenter(
     for name, items in (("train", train), ("validation", validation)):
         if not len(items):
             raise DataError(f"{name} must hold at least one image.")
+    check_named_classes(train, validation)
 
     def losses(batches: StepBatches) -> Iterator[Tensor]:
         loaded = load_batches(train, batches, stack_masked, workers=workers, seed=recipe.seed)

@@ -37,6 +37,12 @@ def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
     return classes
 
 
+def check_named_classes(train: Any, validation: Any) -> None:
+    """Require one order of classes of two sets that both name theirs."""
+    if all(len(getattr(data, "classes", ())) for data in (train, validation)):
+        check_classes(train, validation=validation)
+
+
 def draw_shares(
     train: LabelledItems, fractions: Sequence[float], seeds: Sequence[int]
 ) -> dict[float, dict[int, list[str]]]:

@@ -275,3 +275,70 @@ def test_a_large_film_is_shown_as_a_small_one(write_dicom, tmp_path, elements, s
         path = write_dicom(tmp_path / "small.dcm", strip, bits=10, **elements)
         small = shown(path)
         assert np.array_equal(small[1:], large[row + 1 : row + 4])
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_film_that_its_own_window_makes_nearly_of_one_gray(write_dicom, tmp_path, kind, bits):
+    own = {"WindowCenter": 40000, "WindowWidth": 10, "PhotometricInterpretation": kind}
+    path = write_dicom(tmp_path / "a.dcm", RAMP * 100, bits=bits, **own)
+    fault = r"a\.dcm has values from 0 to 2900: .* own window, center 40000.* and width 10.* Say"
+    with pytest.raises(DataError, match=fault) as broken:
+        load_image(path)
+    assert not isinstance(broken.value, OptionError)  # of this file, which can be left out
+    assert np.ptp(shown(path, window=(1450, 2900))) > 0.9  # the way on
+    write_dicom(path, RAMP * 100, bits=bits, **own | {"RescaleSlope": 1, "RescaleIntercept": 38600})
+    load_image(path)  # it is of the values after rescaling
+    sigmoid = {"WindowWidth": 2000, "VOILUTFunction": "SIGMOID"}
+    write_dicom(path, RAMP * 100, bits=bits, **own | sigmoid)
+    with pytest.raises(DataError, match="its own window"):
+        load_image(path)
+
+
+def test_a_film_that_its_own_table_makes_nearly_of_one_gray(write_dicom, tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [30, 0, 12]
+    table.add_new("LUTData", "US", [4000 + value for value in range(30)])
+    path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table])
+    with pytest.raises(DataError, match="nearly of one gray by its own VOI lookup table"):
+        load_image(path)
+
+
+def test_a_window_that_makes_films_nearly_of_one_gray(write_dicom, write_image, tmp_path):
+    """It is the option that is wrong, whatever the file, and said of files of 8 bits, too."""
+    levels = np.linspace(0, 255, 30).reshape(6, 5).astype(np.uint8)
+    colours = np.stack([levels] * 3, -1)
+    paths = [
+        write_dicom(tmp_path / "a.dcm", RAMP * 8, bits=12, WindowCenter=120, WindowWidth=240),
+        write_image(tmp_path / "b.png", levels.astype(np.uint16)),
+        write_image(tmp_path / "c.png", levels),
+        write_image(tmp_path / "d.png", colours),
+    ]
+    for path in paths:
+        for window in ((2048, 4096), (-50, 20), (70000, 10)):
+            fault = rf"{path.name} has pixel values from 0 to 2\d\d: .* window=\({window[0]}, "
+            with pytest.raises(OptionError, match=fault):
+                load_image(path, 3, window=window)
+        assert np.ptp(shown(path, window=(120, 240))) > 0.9
+        data = Radiographs([Record("x", path, "my.csv, row 2")], size=(8, 8), window=(9999, 1))
+        with pytest.raises(OptionError, match=r"my\.csv, row 2: .*nearly of one gray"):
+            data.without_broken()  # or all of them would be left out
+
+
+@pytest.mark.parametrize("window", [None, (2048, 4096)])
+def test_a_dark_film_and_one_of_a_single_value_are_no_fault_of_a_window(
+    write_dicom, write_image, tmp_path, window
+):
+    own = {"WindowCenter": 2048, "WindowWidth": 4096}
+    dark, blank = np.full((6, 5), 20), np.full((6, 5), 20)
+    dark[3, 3] = 20 + 4096 // 16  # as little of the range as may be
+    for name, pixels in (("dark", dark), ("blank", blank)):
+        shown = load_image(
+            write_dicom(tmp_path / f"{name}.dcm", pixels, bits=12, **own), window=window
+        )
+        assert shown.max() < 0.1
+        path = write_image(tmp_path / f"{name}.png", pixels.astype(np.uint16))
+        assert load_image(path, bits=12, window=window).max() < 0.1
+    collimated = RAMP * 10
+    collimated[:3] = 4095
+    load_image(write_dicom(tmp_path / "edge.dcm", collimated, bits=12, **own), window=window)

@@ -38,6 +38,11 @@ def test_an_error_is_not_wrapped(workers):
         next(batches)
 
 
+def test_a_path_is_no_data_set():
+    with pytest.raises(DtypeError, match=r"got strings\. Was a path given\? .*ImageReportTable\("):
+        next(load_batches("films.csv", [[0, 1]], stack_images))
+
+
 def test_images_of_one_batch_have_one_shape():
     items = [ImageReport(torch.zeros(1, 2, side), "") for side in (2, 3)]
     with pytest.raises(DataError, match=r"one shape; got \[\(1, 2, 2\), \(1, 2, 3\)\]"):

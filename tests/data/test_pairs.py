@@ -6,7 +6,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from gloria.data import ImageReport, PhantomPairs
+from gloria.data.pairs import PhantomItems
 from gloria.data.phantom import FINDINGS, PhantomDataset
+from gloria.errors import DtypeError
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,12 @@ def test_a_pair_is_a_copy(dataset):
     before = dataset[0].image.copy()
     pairs[0].image.zero_()
     assert np.array_equal(dataset[0].image, before)
+
+
+def test_one_string_is_no_list_of_classes(dataset):
+    fault = r"classes must be .* one string\. Wrap it: \['cardiomegaly'\]"
+    with pytest.raises(DtypeError, match=fault):
+        PhantomItems(dataset, "cardiomegaly")
 
 
 def test_a_loader_makes_batches_of_them(dataset):

@@ -82,6 +82,8 @@ def test_classes_are_put_in_the_order_of_a_data_set():
     assert selected == SETS
     with pytest.raises(UnknownNameError, match=r"class 'Edema'; there are for Pleural Eff.*, No"):
         select_prompts(SETS, ["Edema"])
+    with pytest.raises(DtypeError, match=r"classes must be .* one string\. Wrap it: \['Edema'\]"):
+        select_prompts(SETS, "Edema")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ def test_broken_images_are_named_or_left_out_and_counted(records):
     data = Radiographs(records, classes=("a", "b"), size=(8, 8))
     with pytest.raises(BrokenItemError, match=r"my\.csv, row 3: image .*1\.png can't be read"):
         data[1]
-    unplaced = Radiographs([records[0], records[1]._replace(where="")], size=(8, 8), classes="ab")
+    unplaced = Radiographs(
+        [records[0], records[1]._replace(where="")], size=(8, 8), classes=("a", "b")
+    )
     with pytest.raises(BrokenItemError, match=r"^image .*1\.png can't be read"):
         unplaced[1]
     seen = []
@@ -201,7 +203,9 @@ def test_labels_and_patients_of_any_table(write_rows, write_image, tmp_path):
         ImageReportTable(path, **{**options, "classes": ["mass"]})
     for cell in ("nan", "", "2", "yes", "0.5"):
         write_rows(path, header, ["a.png", "p1", "1", cell])
-        with pytest.raises(DataError, match=f"row 2, column 'nodule': a label is .*got '{cell}'"):
+        how = "" if cell else r" Write 0 or -1 there: a blank cell .*"
+        fault = rf"row 2, column 'nodule': a label is .*got '{cell}'\.{how}$"
+        with pytest.raises(DataError, match=fault):
             ImageReportTable(path, **options)
     write_rows(path, header, ["a.png", "", "1", "0"])
     with pytest.raises(DataError, match="row 2, column 'who': no patient"):

@@ -4,10 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from gloria.data import ImageReportTable, read_splits
-from gloria.errors import BrokenItemError, DataError, OptionError
+from gloria.data import ImageReportTable, Radiographs, read_splits
+from gloria.errors import BrokenItemError, DataError, DtypeError, OptionError
 
 ROWS = [
     {"image": "a.png", "report": "Small effusion.", "split": "train"},
@@ -64,6 +65,7 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):
         (1, "report", " .-_! ", r"row 3, column 'report': empty report, '\.-_!' has no word"),
         (0, "image", "", "row 2, column 'image': no image path"),
         (1, "image", "z.png", r"row 3, column 'image': .*z\.png does not exist"),
+        (1, "image", ".", r"row 3, column 'image': .* must be a file; it is a folder\.$"),
     ],
 )
 def test_a_faulty_row_is_named(write, row, column, value, message):
@@ -176,6 +178,23 @@ def test_a_size_without_pixels_is_refused_at_once(write):
             OptionError, match=r"size must be \(height, width\) in pixels, above 0; got "
         ):
             ImageReportTable(write(ROWS), size=size)
+
+
+def test_one_string_is_no_list_of_classes(write):
+    fault = r"classes must be a sequence of names; got one string\. Wrap it: \['Edema'\]"
+    with pytest.raises(DtypeError, match=fault):
+        ImageReportTable(write(ROWS), size=(8, 8), classes="Edema")
+    records = ImageReportTable(write(ROWS), size=(8, 8)).records
+    with pytest.raises(DtypeError, match=fault):
+        Radiographs(records, size=(8, 8), classes="Edema")
+
+
+def test_a_slice_is_no_item(write):
+    table = ImageReportTable(write(ROWS), size=(8, 8))
+    with pytest.raises(DtypeError, match=r"index must be .* one image; got slice\(0, 2, None\)"):
+        table[0:2]
+    assert len(table.select(table.ids[0:2])) == 2  # as the message says
+    assert torch.equal(table[torch.tensor(1)].image, table[1].image)
 
 
 def test_a_column_that_holds_no_paths(write):

@@ -214,6 +214,17 @@ def test_nothing_to_encode_or_compare_is_an_error(trained):
         pair_similarity(trained, images, select_texts(texts, []))
 
 
+def test_what_is_not_encoded_is_told_how_to_be(trained):
+    images, texts = draw_features(2, 2)
+    for compare in (pair_similarity, similarity_by_kind):
+        with pytest.raises(DtypeError, match=r"images must be ImageF.*encode_images.* got Tensor"):
+            compare(trained, torch.rand(2, 1, 32, 32), texts)
+        with pytest.raises(
+            DtypeError, match=r"texts must be TextFeatures.*encode_texts.* got list"
+        ):
+            compare(trained, images, ["Edema."])
+
+
 @pytest.mark.parametrize(
     ("second", "error", "message"),
     [

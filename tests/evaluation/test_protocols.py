@@ -141,6 +141,11 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_encoded(model, data
         evaluate_image_queries(model, data, rest, CLASSES, ks=(1,))
     with pytest.raises(DataError, match="queries must hold at least one text"):
         evaluate_text_queries(model, {}, data, ks=(1,))
+    one = r"classes must be .* one string\. Wrap it: \['Mass'\]"
+    with pytest.raises(DtypeError, match=one):
+        evaluate_pairs(model, data, "Mass", ks=(1,))
+    with pytest.raises(DtypeError, match=one):
+        evaluate_image_queries(model, data, data, "Mass", ks=(1,))
     with pytest.raises(DtypeError, match="queries of 'Mass' must be a list of texts; got 'mass'"):
         evaluate_text_queries(model, {**texts, "Mass": "mass"}, data, ks=(1,))
     with pytest.raises(DataError, match="4 are not, first: row 2, positive for none"):

@@ -250,6 +250,8 @@ def test_bad_prompts_and_options_are_named(model, films):
     for function in (zero_shot_scores, zero_shot_probabilities):
         with pytest.raises(DtypeError, match="prompts must be by class, in a dict; got list"):
             function(model, images, ["edema"])
+        with pytest.raises(DtypeError, match=r"images must be ImageFeatures, .* got Tensor"):
+            function(model, torch.rand(2, 1, 64, 64), PROMPTS)
     for reduction in ("mean", "ensemble"):
         with pytest.raises(DataError, match="images must hold at least one"):
             zero_shot_scores(model, select_images(images, slice(0)), PROMPTS, reduction=reduction)

@@ -578,6 +578,19 @@ def test_a_loss_that_is_not_finite_stops_and_updates_nothing():
     assert changed(before, state(classifier)) == set()
 
 
+def test_classes_in_another_order_are_others():
+    renamed = Labelled(80, 2)
+    renamed.classes = ("faint", "dense")
+    classifier = probe()
+    before = state(classifier)
+    fault = (
+        r"validation must have train's classes \['dense', 'faint'\]; it has \['faint', 'dense'\]"
+    )
+    with pytest.raises(DataError, match=fault):
+        train_classifier(classifier, TRAIN, renamed, QUICK)
+    assert changed(before, state(classifier)) == set()
+
+
 def test_a_table_is_refused_before_it_is_trained():
     renamed = Labelled(80, 2)
     renamed.classes = ("faint", "dense")

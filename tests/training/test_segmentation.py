@@ -232,6 +232,9 @@ def test_phantoms_with_two_findings():
     trained = train_segmenter(build(2), data, data, QUICK)
     assert len(trained.thresholds) == 2
     assert all(record["loss"] > 0 for record in trained.history)
+    turned = PhantomMasks(items, ("cardiomegaly", "pleural effusion"))
+    with pytest.raises(DataError, match=r"validation must have train's classes \['pleural eff"):
+        train_segmenter(build(2), data, turned, QUICK)
 
     rows = {"random": encoder()}
     once = {"fractions": (1,), "seeds": (0,), "recipe": QUICK, "width": 16}
