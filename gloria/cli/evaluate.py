@@ -44,9 +44,9 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.arguments import (
     IMAGE_SIZE,
     MODEL,
+    AddNames,
     add_workers_argument,
     locate_model,
-    parse_names,
     pick_image_size,
     refuse_unread,
 )
@@ -94,21 +94,27 @@ PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model", type=Path, nargs="+", required=True, metavar="NAME", help=f"each {MODEL}"
+        "--model",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME",
+        help=f"each {MODEL}",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
     )
     parser.add_argument(
         "--tasks",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="retrieval,zero-shot,classification,segmentation; default: what the data permit",
     )
     parser.add_argument(
         "--fractions",
         type=_percents,
-        default=(0.01, 0.1, 1.0),
+        action="extend",
         metavar="PERCENT,...",
         help="shares of the labels that train; default: 1,10,100",
     )
@@ -135,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(data)
     data.add_argument(
         "--classes",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="columns of labels of a csv; without them, images ask for their own reports",
     )
@@ -230,6 +236,7 @@ def _check(args: argparse.Namespace) -> None:
     if len(set(args.model)) < len(args.model):
         raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or TASKS
+    args.fractions = tuple(args.fractions or (0.01, 0.1, 1.0))
     for task in args.tasks:
         check_choice("tasks", task, TASKS)
     args.format = args.format or ("csv" if args.data else "phantom")

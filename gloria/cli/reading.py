@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.arguments import add_pixel_arguments, parse_names
+from gloria.cli.arguments import AddNames, add_pixel_arguments
 
 if TYPE_CHECKING:
     from gloria.data import Radiographs
@@ -22,7 +22,7 @@ def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
     """Declare what of the data is read, and how; of a csv, too."""
     group.add_argument(
         "--sections",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="of the reports, such as findings,impression; default: the whole report",
     )

@@ -40,6 +40,13 @@ def test_each_id_list_is_a_split(tmp_path, capsys):
     assert "required: --data" in capsys.readouterr().err
 
 
+def test_files_may_be_given_one_by_one(table, tmp_path, capsys):
+    (tmp_path / "test.txt").write_text("a.png\n")
+    files = ["--data", str(table), "--data", str(tmp_path / "test.txt")]
+    assert main(["check-splits", *files, "--no-files"]) == 1
+    assert capsys.readouterr().out.startswith("train: 8 images, val: 2 images, test: 1 images\n")
+
+
 def test_only_the_first_are_shown_and_missing_files_told(table, capsys):
     assert main(["check-splits", "--data", str(table), "--first", "1", "--quiet"]) == 1
     shown = capsys.readouterr().out

@@ -201,6 +201,19 @@ def test_several_models_are_rows_of_one_table(tiny, model, tmp_path, capsys):
     assert ours[0] == ours[1]
 
 
+def test_options_that_take_several_may_be_given_one_by_one(tiny, model, tmp_path, capsys):
+    other = gloria.save_model(gloria.load_model(model), tmp_path / "other")
+    more = ("--tasks", "zero-shot", "--tasks", "classification", "--seeds", "1")
+    more += ("--fractions", "50", "--fractions", "100", "--model", str(other))
+    assert run(model, tmp_path / "out", *more) == 0
+    found = results(tmp_path / "out")
+    assert list(found["models"]) == [str(model), str(other)]
+    assert all(
+        list(each["tasks"]) == ["zero-shot", "classification"] for each in found["models"].values()
+    )
+    assert found["settings"]["fractions"] == [0.5, 1.0]
+
+
 def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     colour = small_model(["a report"], image_options={"in_chans": 3})
     gloria.save_model(colour, tmp_path / "colour")
@@ -418,7 +431,12 @@ def test_a_task_that_was_asked_for_alone_is_not_skipped(model, table, tmp_path, 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--classes", "Edema,Edema"), ("--classes", "Edema,"), ("--tasks", "zero-shot,zero-shot")],
+    [
+        ("--classes", "Gout,Gout"),
+        ("--classes", "Gout,"),
+        ("--classes", "Edema"),  # which is there
+        ("--tasks", "zero-shot,zero-shot"),
+    ],
 )
 def test_a_list_has_each_name_once(model, table, tmp_path, capsys, option, value):
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
