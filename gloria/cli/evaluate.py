@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
     for name, task in todo:
         if task in ("retrieval", "zero-shot"):
             _ = models[name].trained_kind  # there may be none, which is told before data are read
-    if todo:
+    if todo or args.format != "phantom":  # what is drawn can't have changed
         data = _read_data(args, channels.pop())
         accept_data(args.out, results, data)
         reasons = {task: why_not(task, data, settings) for task in args.tasks}

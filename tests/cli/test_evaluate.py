@@ -320,6 +320,24 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "which changed since" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_figures_of_data_that_changed_are_not_shown_again(model, table, tmp_path, capsys, labels):
+    given = ("--data", str(table), "--tasks", "retrieval", *labels)
+    out = tmp_path / "out"
+    assert run(model, out, *given) == 0
+    before = capsys.readouterr().out, results(out)
+    assert run(model, out, *given) == 0
+    assert (capsys.readouterr().out, results(out)) == before
+
+    first = tmp_path / "0.png"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(first)
+    assert run(model, out, *given) == 2
+    printed = capsys.readouterr()
+    assert "which changed since" in printed.err
+    assert printed.out == ""
+    assert results(out) == before[1]
+
+
 def recalls(out):
     """Recall@1 of each kind's images, in percent as in the table."""
     (each,) = results(out)["models"].values()
