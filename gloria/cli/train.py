@@ -229,6 +229,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
+    from gloria.errors import OptionError
     from gloria.files import write_text
     from gloria.training import train
     from gloria.training.checkpoints import last_step
@@ -246,6 +247,12 @@ def run(args: argparse.Namespace) -> int:
         model, described = _load(args)
         size = pick_image_size(args.image_size, {str(args.model): model})
         args.channels = model.image_encoder.image_input.channels
+    stands = last_step(args.out / "checkpoints")
+    if not stands and (args.out / "model" / "model.safetensors").exists():
+        raise OptionError(
+            f"out must be another folder, or {args.out / 'model'} be removed: it is a saved model, "
+            f"which would be replaced, for there are no checkpoints to go on from."
+        )
     pairs, validation = _read(args, size)
     settings = {
         **described,
@@ -260,7 +267,6 @@ def run(args: argparse.Namespace) -> int:
         with isolated(args.seed):
             model = small_model(pairs.reports, **described)
     _tell_beforehand(args, model, pairs, validation)
-    stands = last_step(args.out / "checkpoints")
     if stands:
         say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
     left_out = {args.train_split: pairs.skipped}

@@ -222,6 +222,20 @@ def test_a_run_that_goes_on_says_from_where(table, tmp_path, capsys):
     assert f"{tmp_path} stands at step 4 of 4\n" in capsys.readouterr().err
 
 
+def test_a_model_without_checkpoints_to_go_on_from_is_not_replaced(table, tmp_path, capsys, whole):
+    assert run(table, tmp_path) == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(table, tmp_path) == 2
+    told = f"out must be another folder, or {tmp_path / 'model'} be removed: it is a saved model"
+    assert told in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    shutil.rmtree(tmp_path / "model")  # as a run looks that was killed before its first checkpoint
+    assert run(table, tmp_path) == 0
+    assert weights(tmp_path) == whole
+
+
 def test_a_thread_can_train(table, tmp_path):
     """Where no signal is heard."""
     with ThreadPoolExecutor() as threads:
