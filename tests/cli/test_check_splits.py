@@ -60,6 +60,14 @@ def test_clean_splits_are_exit_code_0(table, capsys):
     assert capsys.readouterr().out.count("in more than one split: none") == 2
 
 
+def test_a_split_without_a_name_is_seen(table, capsys):
+    table.write_text(table.read_text().replace(",val", ","))
+    assert main(["check-splits", "--data", str(table), "--no-files"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("train: 8 images, (blank): 2 images\n")
+    assert "2 (2 of 8 in train, 2 of 2 in (blank))\n  p0  train: a.png; (blank): x.png\n" in shown
+
+
 def test_json(table, capsys):
     assert main(["check-splits", "--data", str(table), "--no-files", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
