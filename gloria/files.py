@@ -18,6 +18,15 @@ _DRAFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>new|old)")
 """A hidden name, of a folder or file that is not in place yet, or not any more."""
 
 
+def signature(path: str | Path) -> tuple[int, int]:
+    """Size and time of modification of a file, which tell that it changed; of no file, -1."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return -1, -1
+    return facts.st_size, facts.st_mtime_ns
+
+
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a new folder and put it in place when it is whole.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gloria.errors import OptionError
 
@@ -66,12 +66,18 @@ def refuse_unread(
             raise OptionError(f"{name.replace('_', '-')} is not for --format {args.format}.")
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """``"A, B"`` as names."""
-    found = tuple(name.strip() for name in text.split(","))
-    if "" in found or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"must be names, each once, as A,B; got {text!r}")
-    return found
+class AddNames(argparse.Action):
+    """``"A, B"`` as names; those of an option that is given again are added."""
+
+    def __call__(
+        self, parser: Any, args: argparse.Namespace, text: Any, option: Any = None
+    ) -> None:
+        """Add them to what is there."""
+        names = [name.strip() for name in text.split(",")]
+        found = (*(getattr(args, self.dest) or ()), *names)
+        if "" in found or len(set(found)) < len(found):
+            raise argparse.ArgumentError(self, f"must be names, each once, as A,B; got {text!r}")
+        setattr(args, self.dest, found)
 
 
 def locate_model(name: Path, quiet: bool) -> Path:

@@ -31,11 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, look, draw."""
     from gloria.data.images import fit, load_image, normalize
+    from gloria.errors import OptionError
     from gloria.evaluation.features import encode_prompts, evaluating
     from gloria.training.devices import pick_device
     from gloria.visualize import plot_attention, save_figure
     from gloria.weights import load_model
 
+    if args.image.exists() and args.out.exists() and args.out.samefile(args.image):
+        raise OptionError(f"out must be another file: {args.image}, the image, would be replaced.")
     device = pick_device(args.device)
     model = load_model(locate_model(args.model, quiet=False), device=device)
     size = pick_image_size(args.image_size, {str(args.model): model})

@@ -21,7 +21,13 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--data", nargs="+", required=True, type=Path, metavar="FILE", help="CSV files, id lists"
+        "--data",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="CSV files, id lists",
     )
     parser.add_argument("--split-column", default="split", metavar="NAME", help="of CSV files")
     parser.add_argument(

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.checks import require
     from gloria.cli.out import check_out
     from gloria.cli.progress import Progress, StepProgress, say
+    from gloria.errors import OptionError
     from gloria.training.demo import PRESETS, DemoData, figures, run_demo
     from gloria.training.devices import pick_device
 
@@ -56,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
     require("matplotlib", "viz")
     device = pick_device(args.device)
     check_out(args.out, "model")
+    for name in ("checkpoints", "best", "left_out.json"):  # which the demo does not write
+        if (args.out / name).exists():
+            raise OptionError(
+                f"out must be another folder: {args.out} holds {name}, of a run of gloria train, "
+                f"whose model would be replaced."
+            )
     args.out.mkdir(parents=True, exist_ok=True)
     with Progress(sum(settings.splits().values()), "draw", args.quiet) as drawing:
         data = DemoData.draw(settings, seed=args.seed, progress=drawing.advance)

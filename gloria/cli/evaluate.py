@@ -13,7 +13,7 @@ On a data set, the tasks that its labels permit:
   gloria evaluate --model runs/mine/model --out runs/mine/siim \
       --format siim --data train-rle.csv --images dicom-images-train
   gloria evaluate --model runs/mine/model --out runs/mine/own \
-      --data my.csv --classes Edema,Pneumonia --patient-column patient
+      --data my.csv --classes Edema,Pneumonia
 
 Without labels, whether images find their own reports, on the split test or, without one, val:
 
@@ -44,9 +44,9 @@ from typing import TYPE_CHECKING, Any
 from gloria.cli.arguments import (
     IMAGE_SIZE,
     MODEL,
+    AddNames,
     add_workers_argument,
     locate_model,
-    parse_names,
     pick_image_size,
     refuse_unread,
 )
@@ -56,6 +56,8 @@ from gloria.cli.reading import (
     find_splits,
     find_validation,
     leave_out_broken,
+    quote,
+    read_records,
     read_reports,
     tell_unread,
 )
@@ -94,21 +96,27 @@ PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model", type=Path, nargs="+", required=True, metavar="NAME", help=f"each {MODEL}"
+        "--model",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME",
+        help=f"each {MODEL}",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
     )
     parser.add_argument(
         "--tasks",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="retrieval,zero-shot,classification,segmentation; default: what the data permit",
     )
     parser.add_argument(
         "--fractions",
         type=_percents,
-        default=(0.01, 0.1, 1.0),
+        action="extend",
         metavar="PERCENT,...",
         help="shares of the labels that train; default: 1,10,100",
     )
@@ -135,11 +143,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading_arguments(data)
     data.add_argument(
         "--classes",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="columns of labels of a csv; without them, images ask for their own reports",
     )
-    data.add_argument("--patient-column", metavar="NAME", help="of a csv; splits are by patient")
+    data.add_argument(
+        "--patient-column",
+        metavar="NAME",
+        help="of a csv; splits are by patient; default: patient, or what a known data set calls it",
+    )
     data.add_argument(
         "--report-column",
         metavar="NAME",
@@ -169,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     if args.format == "csv":
         _find_reports(args)
+        _find_patients(args)
     device = pick_device(args.device)
     folders = {path.as_posix(): locate_model(path, args.quiet) for path in args.model}
     # now: a training may write them anew while they are evaluated
@@ -195,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     for name, task in todo:
         if task in ("retrieval", "zero-shot"):
             _ = models[name].trained_kind  # there may be none, which is told before data are read
-    if todo:
+    if todo or args.format != "phantom":  # what is drawn can't have changed
         data = _read_data(args, channels.pop())
         accept_data(args.out, results, data)
         reasons = {task: why_not(task, data, settings) for task in args.tasks}
@@ -230,6 +243,7 @@ def _check(args: argparse.Namespace) -> None:
     if len(set(args.model)) < len(args.model):
         raise OptionError(f"model must name each model once; got {list(map(str, args.model))}.")
     args.tasks = args.tasks or TASKS
+    args.fractions = tuple(args.fractions or (0.01, 0.1, 1.0))
     for task in args.tasks:
         check_choice("tasks", task, TASKS)
     args.format = args.format or ("csv" if args.data else "phantom")
@@ -268,6 +282,19 @@ def _find_reports(args: argparse.Namespace) -> None:
             f"--format csv needs reports or labels: {args.data} has no column {usual!r}. "
             f"--report-column names one with reports, --classes those with labels."
         )
+
+
+def _find_patients(args: argparse.Namespace) -> None:
+    """Splits that are drawn, with labels, are by the usual column of patients, if it is full."""
+    from gloria.data.leaks import PATIENT_COLUMNS
+    from gloria.data.rows import read_header, read_rows
+
+    if not args.classes or args.patient_column is not None:
+        return
+    header = read_header(args.data)
+    column = next((name for name in PATIENT_COLUMNS if name in header), None)
+    if column is not None and all(cells[column] for _, cells in read_rows(args.data, [column])):
+        args.patient_column = column
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
@@ -365,26 +392,26 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
         DataError: a patient or an image is in two splits.
     """
     from gloria.cli.progress import say
-    from gloria.data.leaks import check_splits, read_split_files
+    from gloria.data.leaks import check_splits
     from gloria.data.transfer import TransferData
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
     if len(there) > 1:
-        columns = {name: getattr(args, name) for name in ("image_column", "patient_column")}
-        rows = read_split_files([args.data], split_column=args.split_column, **columns)
-        check_splits(rows)  # of other splits the files need not be here
+        check_splits(read_records(args))
     split = "test" if "test" in there else find_validation(there)
     note = ""
     if split is not None and split != "test":
         note = f"Images of the split {split}, by which `gloria train` chose the model in best/."
     elif there and split is None:
         note = (
-            f"{args.data} has no split test and no split val: all its images are taken. Figures "
-            f"are too good if `gloria train` saw them."
+            f"{args.data} has no split test and no split val, but {quote(there)}: all its images "
+            f"are taken. Figures are too good if `gloria train` saw them."
         )
         warnings.warn(note, GloriaWarning, stacklevel=2)
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
+    if split is not None:
+        tell_unread(args, there, (split,))
     pairs = leave_out_broken(args, _read(args, channels, (), split=split), split)
     return TransferData.of_pairs(args.format, pairs, note=note)
 
@@ -420,8 +447,12 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
 
     Warns:
         GloriaWarning: they must be, though `gloria train` reads one of the data's own.
+
+    Raises:
+        DataError: a patient or an image is in two splits of a csv.
     """
     from gloria.cli.progress import say
+    from gloria.data.leaks import check_splits
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
@@ -430,6 +461,9 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     lacking = [name for name in names if name not in there]
     if not lacking:
         tell_unread(args, there, names)
+        if args.format == "csv":  # patients that only some rows name, or only paths, count, too
+            rows = read_records(args)
+            check_splits({name: rows[name] for name in names})
         return names, ""
     how = "patient by patient"
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
@@ -438,8 +472,9 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
         return (None,), ""
     drawn = (
-        f"{args.data} has no split {' and no split '.join(lacking)}: all its images are split "
-        f"anew, {how}. Figures are too good if `gloria train` saw what is tested on."
+        f"{args.data} has no split {' and no split '.join(lacking)}, but {quote(there)}: all its "
+        f"images are split anew, {how}. Figures are too good if `gloria train` saw what is tested "
+        f"on."
     )
     warnings.warn(
         f"{drawn} Write {' and '.join(lacking)} into the column {args.split_column}, for patients "

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from gloria.cli.arguments import add_pixel_arguments, parse_names
+from gloria.cli.arguments import AddNames, add_pixel_arguments
 
 if TYPE_CHECKING:
-    from gloria.data import Radiographs
+    from gloria.data import Radiographs, Record
 
 COLUMNS = {"image_column": "image", "report_column": "report", "split_column": "split"}
 """What the columns of a csv are called unless said otherwise."""
@@ -22,7 +22,7 @@ def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
     """Declare what of the data is read, and how; of a csv, too."""
     group.add_argument(
         "--sections",
-        type=parse_names,
+        action=AddNames,
         metavar="NAME,...",
         help="of the reports, such as findings,impression; default: the whole report",
     )
@@ -89,6 +89,21 @@ def find_splits(args: argparse.Namespace) -> list[str]:
     return read_splits(args.data, column)
 
 
+def read_records(args: argparse.Namespace) -> dict[str, list[Record]]:
+    """The rows of each split of a csv, as `gloria check-splits` reads them; no file need be here.
+
+    Patients are in the column that is named, or in the usual one, or in the paths.
+    """
+    from gloria.data.leaks import read_split_files
+
+    return read_split_files(
+        [args.data],
+        split_column=args.split_column,
+        image_column=args.image_column,
+        patient_column=getattr(args, "patient_column", None),
+    )
+
+
 def find_validation(splits: Collection[str]) -> str | None:
     """The split that validates; None if there is none."""
     return next((name for name in VALIDATION if name in splits), None)
@@ -100,6 +115,11 @@ def tell_unread(
     """Say which splits nothing reads: a name may be misspelt, but for those of MIMIC-CXR."""
     from gloria.cli.progress import say
 
-    others = sorted(set(splits) - set(read))
+    others = set(splits) - set(read)
     if others and args.format != "mimic-cxr":
-        say(f"rows of other splits are not read: {', '.join(map(repr, others))}", args.quiet)
+        say(f"rows of other splits are not read: {quote(others)}", args.quiet)
+
+
+def quote(splits: Iterable[str]) -> str:
+    """Splits by name; one without a name is seen, too."""
+    return ", ".join(map(repr, sorted(splits)))

@@ -51,6 +51,8 @@ from gloria.cli.reading import (
     find_splits,
     find_validation,
     leave_out_broken,
+    quote,
+    read_records,
     read_reports,
     tell_unread,
 )
@@ -229,6 +231,7 @@ def run(args: argparse.Namespace) -> int:
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
+    from gloria.errors import OptionError
     from gloria.files import write_text
     from gloria.training import train
     from gloria.training.checkpoints import last_step
@@ -246,6 +249,12 @@ def run(args: argparse.Namespace) -> int:
         model, described = _load(args)
         size = pick_image_size(args.image_size, {str(args.model): model})
         args.channels = model.image_encoder.image_input.channels
+    stands = last_step(args.out / "checkpoints")
+    if not stands and (args.out / "model" / "model.safetensors").exists():
+        raise OptionError(
+            f"out must be another folder, or {args.out / 'model'} be removed: it is a saved model, "
+            f"which would be replaced, for there are no checkpoints to go on from."
+        )
     pairs, validation = _read(args, size)
     settings = {
         **described,
@@ -260,7 +269,6 @@ def run(args: argparse.Namespace) -> int:
         with isolated(args.seed):
             model = small_model(pairs.reports, **described)
     _tell_beforehand(args, model, pairs, validation)
-    stands = last_step(args.out / "checkpoints")
     if stands:
         say(f"{args.out} stands at step {stands} of {recipe.steps}", args.quiet)
     left_out = {args.train_split: pairs.skipped}
@@ -400,11 +408,16 @@ def _tell_beforehand(
             f"{args.batch_size}: the two losses can't be compared, fewer pairs have a smaller one",
             args.quiet,
         )
-    leaks = find_leaks({"training": pairs.records, "validation": validation.records}, files=False)
+    parts = {"training": pairs.records, "validation": validation.records}
+    if args.format == "csv":  # whose pairs do not say whose they are
+        rows = read_records(args)
+        parts = {"training": rows[args.train_split], "validation": rows[args.val_split]}
+    leaks = find_leaks(parts, files=False)
     if leaks:
+        patients = "" if leaks.patients is None else f" and {len(leaks.patients)} patients"
         say(
-            f"of what trains, {len(leaks.images)} images and {len(leaks.patients or ())} patients "
-            f"are validated, too: gloria check-splits names them",
+            f"of what trains, {len(leaks.images)} images{patients} are validated, too: "
+            f"gloria check-splits names them",
             False,
         )
 
@@ -414,13 +427,21 @@ def _read(
 ) -> tuple[Radiographs, Radiographs | None]:
     """The pairs that train, and those that validate, if there are any."""
     from gloria.cli.progress import say
+    from gloria.errors import DataError
 
     def read(split: str) -> Radiographs:
         options = {"channels": args.channels, "skip_incomplete": args.skip_incomplete}
         return leave_out_broken(args, read_reports(args, split, size=size, **options), split)
 
-    pairs = read(args.train_split)
     splits = find_splits(args)
+    for option, does in (("train_split", "trains"), ("val_split", "validates")):
+        name = getattr(args, option)
+        if splits and name not in (None, *splits):
+            raise DataError(
+                f"{args.data} has no row with split {name!r}; its splits are {quote(splits)}. "
+                f"--{option.replace('_', '-')} names the one that {does}."
+            )
+    pairs = read(args.train_split)
     args.val_split = args.val_split or find_validation(set(splits) - {args.train_split})
     tell_unread(args, splits, (args.train_split, args.val_split))
     if args.val_split is None:
@@ -444,9 +465,10 @@ def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
     validated = [record for record in history if "validation_loss" in record]
     if validated:
         best = min(validated, key=itemgetter("validation_loss"))
+        where = "in" if (out / "best").exists() else "is no longer in"
         say(
             f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
-            f"{best['step']:.0f}; that model in {out / 'best'}",
+            f"{best['step']:.0f}; that model {where} {out / 'best'}",
             False,
         )
 

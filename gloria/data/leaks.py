@@ -115,7 +115,7 @@ def check_splits(splits: Splits, *, files: bool = False) -> None:
 
 def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     """What was found, in words, with the first few of each kind."""
-    lines = [", ".join(f"{name}: {count} images" for name, count in leaks.sizes.items())]
+    lines = [", ".join(f"{_seen(name)}: {count} images" for name, count in leaks.sizes.items())]
     copies = "exact copies with other ids"
     kinds = {"patients": leaks.patients, "images": leaks.images, copies: leaks.duplicates}
     for kind, found in kinds.items():
@@ -215,12 +215,19 @@ def read_split_files(
 def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:
     """How many, and how much of each split they are."""
     touched = {name: sum(len(places.get(name, ())) for places in found.values()) for name in sizes}
-    shares = [f"{touched[name]} of {sizes[name]} in {name}" for name in sizes if touched[name]]
+    shares = [
+        f"{touched[name]} of {sizes[name]} in {_seen(name)}" for name in sizes if touched[name]
+    ]
     return f"{len(found)} ({', '.join(shares)})" if found else "none"
 
 
+def _seen(split: str) -> str:
+    """A split's name; of rows whose cell is blank, that."""
+    return split or "(blank)"
+
+
 def _place(split: str, ids: list[str]) -> str:
-    return f"{split}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
+    return f"{_seen(split)}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
 
 
 def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, dict[str, list[str]]]:

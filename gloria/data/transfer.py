@@ -19,6 +19,7 @@ from gloria.data.prompts import PromptSet
 from gloria.data.protocols import column_of, draw_exclusive, exclusive
 from gloria.data.radiographs import Radiographs
 from gloria.data.splits import draw_splits
+from gloria.files import signature
 
 TASKS = ("retrieval", "zero-shot", "classification", "segmentation")
 """The tasks, in the paper's order."""
@@ -84,10 +85,16 @@ class TransferData:
     note: str = ""
 
     def fingerprint(self) -> str:
-        """SHA-256 of every image's id, report and labels, split by split."""
+        """SHA-256 of every image's id, report and labels, split by split, and of its file's time.
+
+        Of a file size and time of modification are taken, not its bytes: there may be many.
+        """
         parts = [*self.labelled, *([] if self.gallery is None else [self.gallery])]
         facts = [[list(part.ids), part.reports, part.labels.tolist()] for part in parts]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        # what is drawn has no records; an image in two parts is looked up once
+        records = (record for part in parts for record in getattr(part, "records", ()))
+        files = map(signature, dict.fromkeys(record.path for record in records))
+        return hashlib.sha256(json.dumps([*facts, *files]).encode()).hexdigest()
 
     @classmethod
     def phantoms(

@@ -12,7 +12,6 @@ on where it stood. Regions take most of the space: of each image, 4 bytes for ea
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -33,7 +32,7 @@ from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
 from gloria.evaluation.settings import describe_changes
-from gloria.files import write_file, write_text
+from gloria.files import signature, write_file, write_text
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 
@@ -178,7 +177,7 @@ def store_images(
     }
     grid, rows = _open(folder, settings)
     paths = [abspath(record.path) for record in data.records]
-    now = {path: _signature(path) for path in paths}
+    now = {path: signature(path) for path in paths}
     missing = {
         path: index  # of one of its rows, if a film has several
         for index, path in enumerate(paths)
@@ -261,15 +260,6 @@ def _open(folder: Path, settings: dict[str, Any]) -> tuple[tuple[int, int], dict
             f"Choose another folder, or delete this one."
         )
     return (height, width), rows
-
-
-def _signature(path: str) -> tuple[int, int]:
-    """Size and time of modification of a file; of no file if there is none."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return -1, -1
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _write_shard(folder: Path, features: ImageFeatures) -> str:

@@ -86,6 +86,18 @@ def test_a_model_that_learned_nothing_finite_is_refused(attention, disk, tmp_pat
     assert "the attention is not finite" in told
 
 
+def test_the_image_is_not_replaced(attention, disk, tmp_path):
+    film, link = tmp_path / "film.png", tmp_path / "link.png"
+    film.write_bytes((disk / "film.png").read_bytes())
+    link.symlink_to(film)
+    for out in ("film.png", "link.png"):
+        code, _, told = attention(image=film, out=out, model="none")  # which is told only after
+        assert code == 2
+        assert f"out must be another file: {film}, the image, would be replaced" in told
+    assert film.read_bytes() == (disk / "film.png").read_bytes()
+    assert attention(image=film)[0] == attention(image=film)[0] == 0  # a picture of its own may be
+
+
 @pytest.mark.parametrize(
     "given, told",
     [

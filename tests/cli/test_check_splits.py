@@ -40,6 +40,13 @@ def test_each_id_list_is_a_split(tmp_path, capsys):
     assert "required: --data" in capsys.readouterr().err
 
 
+def test_files_may_be_given_one_by_one(table, tmp_path, capsys):
+    (tmp_path / "test.txt").write_text("a.png\n")
+    files = ["--data", str(table), "--data", str(tmp_path / "test.txt")]
+    assert main(["check-splits", *files, "--no-files"]) == 1
+    assert capsys.readouterr().out.startswith("train: 8 images, val: 2 images, test: 1 images\n")
+
+
 def test_only_the_first_are_shown_and_missing_files_told(table, capsys):
     assert main(["check-splits", "--data", str(table), "--first", "1", "--quiet"]) == 1
     shown = capsys.readouterr().out
@@ -51,6 +58,14 @@ def test_clean_splits_are_exit_code_0(table, capsys):
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]) + "y.png,q,val\n")
     assert main(["check-splits", "--data", str(table), "--no-files"]) == 0
     assert capsys.readouterr().out.count("in more than one split: none") == 2
+
+
+def test_a_split_without_a_name_is_seen(table, capsys):
+    table.write_text(table.read_text().replace(",val", ","))
+    assert main(["check-splits", "--data", str(table), "--no-files"]) == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith("train: 8 images, (blank): 2 images\n")
+    assert "2 (2 of 8 in train, 2 of 2 in (blank))\n  p0  train: a.png; (blank): x.png\n" in shown
 
 
 def test_json(table, capsys):

@@ -73,6 +73,13 @@ def test_the_help_says_what_the_presets_are(capsys):
     assert f"long: {long.train_items:,} and {long.steps:,}; default: quick" in shown
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "best", "left_out.json"])
+def test_a_model_of_train_is_not_replaced(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds {name}, of a run of gloria train" in capsys.readouterr().err
+
+
 def test_wrong_options(tmp_path, capsys):
     assert main(["demo", "--preset", "huge"]) == 2
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 2

@@ -201,6 +201,19 @@ def test_several_models_are_rows_of_one_table(tiny, model, tmp_path, capsys):
     assert ours[0] == ours[1]
 
 
+def test_options_that_take_several_may_be_given_one_by_one(tiny, model, tmp_path, capsys):
+    other = gloria.save_model(gloria.load_model(model), tmp_path / "other")
+    more = ("--tasks", "zero-shot", "--tasks", "classification", "--seeds", "1")
+    more += ("--fractions", "50", "--fractions", "100", "--model", str(other))
+    assert run(model, tmp_path / "out", *more) == 0
+    found = results(tmp_path / "out")
+    assert list(found["models"]) == [str(model), str(other)]
+    assert all(
+        list(each["tasks"]) == ["zero-shot", "classification"] for each in found["models"].values()
+    )
+    assert found["settings"]["fractions"] == [0.5, 1.0]
+
+
 def test_models_of_other_channels_are_refused(model, tmp_path, capsys):
     colour = small_model(["a report"], image_options={"in_chans": 3})
     gloria.save_model(colour, tmp_path / "colour")
@@ -307,6 +320,24 @@ def test_a_table_of_your_own_and_what_it_does_not_permit(model, table, tmp_path,
     assert "which changed since" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_figures_of_data_that_changed_are_not_shown_again(model, table, tmp_path, capsys, labels):
+    given = ("--data", str(table), "--tasks", "retrieval", *labels)
+    out = tmp_path / "out"
+    assert run(model, out, *given) == 0
+    before = capsys.readouterr().out, results(out)
+    assert run(model, out, *given) == 0
+    assert (capsys.readouterr().out, results(out)) == before
+
+    first = tmp_path / "0.png"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(first)
+    assert run(model, out, *given) == 2
+    printed = capsys.readouterr()
+    assert "which changed since" in printed.err
+    assert printed.out == ""
+    assert results(out) == before[1]
+
+
 def recalls(out):
     """Recall@1 of each kind's images, in percent as in the table."""
     (each,) = results(out)["models"].values()
@@ -352,7 +383,7 @@ def test_images_find_their_own_reports_without_labels(model, tmp_path, capsys):
     assert "4 images: each" in printed
     assert "best/" not in printed
     table.write_text(table.read_text().replace(",test", ",train").replace(",val", ",train"))
-    with pytest.warns(GloriaWarning, match="no split test and no split val: all its images"):
+    with pytest.warns(GloriaWarning, match="no split val, but 'train': all its images"):
         assert run(model, tmp_path / "all", "--data", str(table)) == 0
     assert "12 images: each" in capsys.readouterr().out
 
@@ -418,7 +449,12 @@ def test_a_task_that_was_asked_for_alone_is_not_skipped(model, table, tmp_path, 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--classes", "Edema,Edema"), ("--classes", "Edema,"), ("--tasks", "zero-shot,zero-shot")],
+    [
+        ("--classes", "Gout,Gout"),
+        ("--classes", "Gout,"),
+        ("--classes", "Edema"),  # which is there
+        ("--tasks", "zero-shot,zero-shot"),
+    ],
 )
 def test_a_list_has_each_name_once(model, table, tmp_path, capsys, option, value):
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly")
@@ -429,10 +465,49 @@ def test_a_list_has_each_name_once(model, table, tmp_path, capsys, option, value
 def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, capsys):
     given = ["evaluate", "--model", str(model), "--data", str(table)]
     given += ["--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot"]
-    assert main([*given, "--out", str(tmp_path / "a"), "--patient-column", "patient"]) == 0
+    assert main([*given, "--out", str(tmp_path / "a")]) == 0  # in the usual column
     assert "drawn, patient by patient" in capsys.readouterr().err
-    assert main([*given, "--out", str(tmp_path / "b")]) == 0
-    assert "drawn, image by image, since it is not told whose they are" in capsys.readouterr().err
+    written = table.read_text()
+    table.write_text(written.replace(",patient,", ",who,"))
+    assert main([*given, "--out", str(tmp_path / "b"), "--patient-column", "who"]) == 0
+    assert "drawn, patient by patient" in capsys.readouterr().err
+    split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "ab"}
+    assert split["a"] == split["b"]
+    for number, unknown in enumerate((",who,", ",patient,")):
+        table.write_text(written.replace(",patient,", unknown).replace("7.png,p3,", "7.png,,"))
+        assert main([*given, "--out", str(tmp_path / f"unknown{number}")]) == 0
+        told = "drawn, image by image, since it is not told whose they are"
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+@pytest.mark.parametrize("unknown", ["7.png,p3,", "7.png,,"])
+def test_own_splits_that_share_a_patient_are_refused(
+    model, table, tmp_path, capsys, labels, unknown
+):
+    header, *rows = table.read_text().replace("7.png,p3,", unknown).splitlines()
+    splits = ["train"] * 15 + ["val"] * 9 + ["test"] * 16  # of p7 in both
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("\n".join([f"{header},split", *rows]))
+    assert run(model, tmp_path / "out", "--data", str(table), *labels) == 2
+    assert "  p7  train: 14.png; val: 15.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_splits_of_other_names_are_told(model, table, tmp_path, capsys, labels):
+    header, *rows = table.read_text().splitlines()
+    splits = ["Train"] * 24 + [""] * 8 + ["Test"] * 8
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    table.write_text("\n".join([f"{header},split", *rows]))
+    command = ["evaluate", "--model", str(model), "--data", str(table), *labels]
+    command += ["--tasks", "retrieval", "--out"]
+    with pytest.warns(GloriaWarning, match="has no split t.*, but '', 'Test', 'Train': all its"):
+        assert main([*command, str(tmp_path / "all")]) == 0
+    table.write_text(table.read_text().replace(",Test", ",test"))
+    if not labels:
+        capsys.readouterr()
+        assert main([*command, str(tmp_path / "test")]) == 0
+        assert "rows of other splits are not read: '', 'Train'" in capsys.readouterr().err
 
 
 def test_a_gallery_too_small_for_retrieval_stops_no_other_task(model, table, tmp_path, capsys):
@@ -690,7 +765,8 @@ def test_patients_that_training_saw_are_not_tested_on_silently(kind, model, tabl
         table = tmp_path / "plus.csv"
         given = write_chexpert_plus(tmp_path, [*["train"] * 30, *["valid"] * 30])
         given += ("--per-class", "3")
-    warning = re.escape(f"{table} has no split test: all its images are split anew, ")
+    there = f"'train', '{'val' if kind == 'csv' else 'valid'}'"
+    warning = re.escape(f"{table} has no split test, but {there}: all its images are split anew, ")
     with pytest.warns(GloriaWarning, match=f"{warning}.* Write test into the column split"):
         assert run(model, tmp_path / "out", *given, "--tasks", "zero-shot") == 0
     # whoever reads the figures is told, too

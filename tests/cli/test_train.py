@@ -65,6 +65,10 @@ def test_trains_and_saves(table, tmp_path, capsys):
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
     error = capsys.readouterr().err
     assert f"after 4 steps; model in {tmp_path / 'run' / 'model'}\n" in error
+    shutil.rmtree(tmp_path / "run" / "best")  # which the run does not need to go on
+    assert run(table, tmp_path / "run") == 0
+    gone = f"that model is no longer in {tmp_path / 'run' / 'best'}\n"
+    assert gone in capsys.readouterr().err
     lowest, best = min(
         (record["validation_loss"], record["step"])
         for record in history
@@ -222,6 +226,20 @@ def test_a_run_that_goes_on_says_from_where(table, tmp_path, capsys):
     assert f"{tmp_path} stands at step 4 of 4\n" in capsys.readouterr().err
 
 
+def test_a_model_without_checkpoints_to_go_on_from_is_not_replaced(table, tmp_path, capsys, whole):
+    assert run(table, tmp_path) == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(table, tmp_path) == 2
+    told = f"out must be another folder, or {tmp_path / 'model'} be removed: it is a saved model"
+    assert told in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    shutil.rmtree(tmp_path / "model")  # as a run looks that was killed before its first checkpoint
+    assert run(table, tmp_path) == 0
+    assert weights(tmp_path) == whole
+
+
 def test_a_thread_can_train(table, tmp_path):
     """Where no signal is heard."""
     with ThreadPoolExecutor() as threads:
@@ -256,8 +274,14 @@ def test_a_run_that_can_not_begin_leaves_nothing(table, tmp_path, capsys):
     ("change", "message"),
     [
         (["--report-column", "text"], "no column 'text'; it has image, report, split"),
-        (["--train-split", "training"], "no row with split 'training'; its splits are train, val"),
-        (["--val-split", "valid"], "no row with split 'valid'; its splits are train, val"),
+        (
+            ["--train-split", "training"],
+            "no row with split 'training'; its splits are 'train', 'val'. --train-split names the",
+        ),
+        (
+            ["--val-split", "valid"],
+            "no row with split 'valid'; its splits are 'train', 'val'. --val-split names the one",
+        ),
         (["--sections", "findings, foo"], "got ('findings', 'foo')"),
         (["--steps", "0"], "steps must be at least 1; got 0"),
         (["--pretrained"], "pretrained needs image-encoder"),
@@ -480,9 +504,19 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "rows of other splits are not read: 'Train'" in error
     assert "2 of 14 pairs that train are there again: image and report" in error
-    assert (
-        "of what trains, 1 images and 0 patients are validated, too: gloria check-splits" in error
-    )
+    # whose they are is not known
+    assert "of what trains, 1 images are validated, too: gloria check-splits" in error
+
+
+def test_patients_on_both_sides_are_told(table, tmp_path, capsys):
+    header, *rows = read(table)
+    shared = [[*row, "" if number == 1 else f"p{number % 17}"] for number, row in enumerate(rows)]
+    changed = write(table.with_name("patients.csv"), [[*header, "patient"], *shared])
+    assert run(changed, tmp_path) == 0
+    told = "of what trains, 0 images and 2 patients are validated, too: gloria check-splits names"
+    assert told in capsys.readouterr().err
+    assert main(["check-splits", "--data", str(changed), "--no-files"]) == 1
+    assert "patients in more than one split: 2 (" in capsys.readouterr().out
 
 
 def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
