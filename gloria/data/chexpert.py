@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from gloria.checks import check_names
 from gloria.data.radiographs import LOOKED_AT, Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import check_file, read_label, read_rows, rows_by
@@ -211,6 +212,7 @@ def uncertain_mapping(
     classes: Sequence[str], uncertain: Mapping[str, int] | int
 ) -> Mapping[str, int]:
     """What an uncertain label becomes, class by class: 1, 0 or -1."""
+    check_names("classes", classes)
     mapping = dict.fromkeys(classes, uncertain) if isinstance(uncertain, int) else dict(uncertain)
     for name in (*classes, *mapping):
         if name not in CLASSES:

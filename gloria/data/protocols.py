@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gloria.checks import check_integer
+from gloria.checks import check_integer, check_names
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES, EIGHT_CLASSES, PATHOLOGIES, CheXpert
 from gloria.data.radiographs import Radiographs
 from gloria.data.rows import read_rows
@@ -109,6 +109,7 @@ def draw_exclusive(
         UnknownNameError: ``data`` has no such class.
         DataError: a class has too few such images.
     """
+    check_names("classes", classes)
     check_integer("per_class", per_class, 1)
     check_integer("seed", seed, 0)
     alone = exclusive(data.labels)
@@ -213,6 +214,7 @@ def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
         UnknownNameError: ``data`` has no such class.
         DataError: an image is positive for none of the classes, or for several.
     """
+    check_names("classes", classes)
     columns = [column_of(data, name) for name in classes]
     positive = data.labels[:, columns] == 1
     wrong = np.flatnonzero(positive.sum(1) != 1)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from gloria.checks import check_names
 from gloria.data.chexpert import COMPETITION_CLASSES
 from gloria.data.protocols import class_labels
 from gloria.data.radiographs import Radiographs
@@ -64,7 +63,6 @@ def evaluate_pairs(
     Source: Huang et al., GLoRIA, ICCV 2021, section 4.2.
     """
     check_ks(ks, len(data))
-    check_names("classes", classes)
     labels = class_labels(data, classes)
     without = [record.place for record in data.records if not record.report]
     if without:
@@ -111,14 +109,13 @@ def evaluate_image_queries(
     Source: Zhang et al., ConVIRT, MLHC 2022.
     """
     check_ks(ks, len(candidates))
-    check_names("classes", classes)
+    relevant = class_relevance(class_labels(queries, classes), class_labels(candidates, classes))
     shared = sorted(set(queries.ids) & set(candidates.ids))
     if shared:
         raise DataError(
             f"no query may be a candidate, which it would find first; {len(shared)} are, first: "
             f"{shared[0]}."
         )
-    relevant = class_relevance(class_labels(queries, classes), class_labels(candidates, classes))
     asked = encode_items(model, queries, batch_size, progress=progress).pooled
     found = encode_items(model, candidates, batch_size, progress=progress).pooled
     return evaluate_queries(global_similarity(asked, found).cpu(), relevant, ks)

@@ -301,6 +301,11 @@ def _seen_size(pairs: Pairs, augmentation: Augmentation | None) -> tuple[int, in
 
 
 def _check_enough(name: str, pairs: Pairs, least: int) -> None:
+    if isinstance(pairs, str | Path):
+        raise DtypeError(
+            f"{name} must be pairs, such as gloria.data.ImageReportTable({str(pairs)!r}, 'train', "
+            f"size=(64, 64)); got a path."
+        )
     if len(pairs) < least:
         raise DataError(
             f"{name} must hold at least one batch of {least} pairs; got {len(pairs)}. Choose a "

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -402,6 +402,13 @@ def test_what_is_trained_is_in_float32(dtype):
     message = rf"model must be in float32 to be trained; text_encoder\..* is in {str(dtype)[6:]}\."
     with pytest.raises(DtypeError, match=message):
         train(model, PAIRS, QUICK)
+
+
+def test_a_path_is_no_pairs():
+    with pytest.raises(DtypeError, match=r"pairs must be pairs, such as .*'my\.csv'.*; got a path"):
+        train(build(), "my.csv", QUICK)
+    with pytest.raises(DtypeError, match="validation must be pairs"):
+        train(build(), PAIRS, QUICK, validation=Path("val.csv"))
 
 
 def test_what_wraps_a_model_is_told():
