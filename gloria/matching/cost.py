@@ -183,11 +183,11 @@ def _triton(problem: Problem, real_words: int) -> Cost:
         2 * element * (2 * dim + regions) + grams, 2 * small + element * (4 + 8 * inputs)
     )
     # the cosines and both gradients of them, with padding; what they are made of, without
-    made_of = 2 if kept else 3
+    made_of = 2 if kept else 4
     of_words = 4 * images * (3 * problem.texts * problem.words + made_of * real_words)
     return Cost(
         forward,
-        backward if kept else backward + attend,
+        backward if kept else backward + forward,
         together * of_image + (inputs + 4) * real_words * dim + of_words,
     )
 

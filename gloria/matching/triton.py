@@ -264,30 +264,24 @@ class Matcher:
         if not (self.images and self.columns):
             return found, None
         for first, last in chunks(self.images, self.bytes_forward, self.budget):
-            attended = self.attend(first, last, found.product)
-            launch = self.blocks.cosine
-            kernels().cosine[(ceil_div(self.columns, launch.words) * (last - first),)](
-                attended.weights, attended.attended,
-                self.packed.lengths, self.packed.word_of_column,
-                found.product, found.square, found.cosine,
-                first, last - first, self.padded // OCTET,
-                self.texts, self.positions, self.columns, found.apart,
-                WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps, **FUSED,
-            )  # fmt: skip
+            attended = self.attend(first, last, found, self.texts)
             if not keep:
                 attended = None  # before the next images take theirs
         return found, attended
 
-    def attend(self, first: int, last: int, product: Tensor) -> Attended:
-        """Of some images; fills in their part of ``<c, t>``, (image, column)."""
+    def attend(self, first: int, last: int, found: Found, texts: int) -> Attended:
+        """Of some images, whose part of what is found is filled in.
+
+        Their cosines are ``texts`` texts apart; with none, all are written to one place.
+        """
         images = last - first
         part = self.part(first, last)
         scores = product_in_float32(self.packed.words, part.flatten(0, 1).T)
         weights = self.empty(images)
         launch = self.blocks.attend
         kernels().attend[(self.texts * images,)](
-            scores, self.region_mask, self.packed.starts, weights, product,
-            first, images, self.region_count, self.padded // OCTET, product.shape[1],
+            scores, self.region_mask, self.packed.starts, weights, found.product,
+            first, images, self.region_count, self.padded // OCTET, found.apart,
             self.inverse_temperature,
             MASKED=self.region_mask is not None, OVER_WORDS=self.over_words,
             WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
@@ -296,6 +290,14 @@ class Matcher:
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
         torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
+        launch = self.blocks.cosine
+        kernels().cosine[(ceil_div(self.columns, launch.words) * images,)](
+            weights, attended, self.packed.lengths, self.packed.word_of_column,
+            found.product, found.square, found.cosine,
+            first, images, self.padded // OCTET,
+            texts, self.positions, self.columns, found.apart,
+            WORDS=launch.words, REGIONS=launch.regions, num_warps=launch.warps, **FUSED,
+        )  # fmt: skip
         return Attended(scores, weights, attended, part)
 
     def part(self, first: int, last: int) -> Tensor:
@@ -322,9 +324,10 @@ class Matcher:
         packed_words = self.packed.words.to(self.kind)
         packed_gradient: Tensor | None = None
         if kept is None:
-            # scores made again may differ in their last bits, for they come of products of another
-            # size: what is averaged over the regions has to be of these
-            found = found._replace(product=torch.empty_like(found.product))
+            # made again, scores and Gram matrices may differ in their last bits, for they come of
+            # products of another size: what is averaged over the regions has to be of these
+            product, square = torch.empty_like(found.product), torch.empty_like(found.square)
+            found = found._replace(product=product, square=square)
         budget = self.images * self.bytes_backward if kept else self.budget
         for first, last in chunks(self.images, self.bytes_backward, budget):
             out = None if regions_gradient is None else regions_gradient[first:last]
@@ -356,7 +359,9 @@ class Matcher:
     ) -> Tensor | None:
         """Of some images' regions to ``out``; through them of the packed words, in float32."""
         images = last - first
-        attended = kept or self.attend(first, last, found.product)
+        if kept is None:
+            unread = found.cosine.new_empty(self.texts * self.positions)
+            kept = self.attend(first, last, found._replace(cosine=unread), 0)
         gradient, curved = self.empty(images), self.empty(images)
         terms = upstream.new_empty((images, 4, self.columns))
         kernels().differentiate_cosine[(ceil_div(self.columns, 256) * images,)](
@@ -368,16 +373,16 @@ class Matcher:
         launch = self.blocks.score_gradient
         blocks = ceil_div(self.padded, launch.regions)
         kernels().score_gradient[(self.texts * images * blocks,)](
-            attended.scores, attended.weights, attended.attended, self.packed.starts, terms,
+            kept.scores, kept.weights, kept.attended, self.packed.starts, terms,
             gradient, curved,
             images, self.padded // OCTET, self.columns, blocks, self.inverse_temperature,
             OVER_WORDS=self.over_words,
             WORDS=launch.words, REGIONS=launch.regions, STAGES=launch.stages,
             num_warps=launch.warps, **FUSED,
         )  # fmt: skip
-        rows, part = gradient.flatten(1), attended.regions
+        rows, part = gradient.flatten(1), kept.regions
         if out is not None:
-            through_gram = torch.bmm(curved.permute(1, 2, 0), attended.weights.transpose(0, 1))
+            through_gram = torch.bmm(curved.permute(1, 2, 0), kept.weights.transpose(0, 1))
             direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
             real = slice(self.region_count)
             if out.dtype == self.kind and out.shape[2] == part.shape[2]:

@@ -127,10 +127,10 @@ def test_the_kernels_keep_all_or_nothing():
     assert again.forward == kept.forward
     scores_and_pulls = 3 * 2 * 7 * 10 * (16 + 10) + 3 * 2 * 10 * 10 * 16
     assert again.backward.operations == kept.backward.operations + scores_and_pulls
-    products = 4 * 3 * 7  # of words and what they attend to, made again, too
-    assert kept.memory - again.memory == of_image - products  # two images, then one
+    found = 2 * 4 * 3 * 7  # two numbers for a word and an image, made again, too
+    assert kept.memory - again.memory == of_image - found  # two images, then one
     least = count(problem(sizes, budget=1, dtype=torch.bfloat16), "triton", 7)
-    assert kept.memory - least.memory == 2 * of_image - products
+    assert kept.memory - least.memory == 2 * of_image - found
 
 
 @pytest.mark.parametrize("backend", ["einops", "chunked", "triton"])
