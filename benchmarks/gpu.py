@@ -296,6 +296,7 @@ def errors_of(
     *,
     score: float = 1.0,
     budget: int | None = None,
+    engine: Any = backend,
 ) -> list[float]:
     """Greatest error over greatest value: of cosines, and of both gradients.
 
@@ -319,9 +320,9 @@ def errors_of(
     upstream = torch.randn(images, texts, words, generator=generator).to(DEVICE) * word_mask
     options = MatchingOptions(attention, 0.25, 0.2, "max", budget)
     results = []
-    for engine, kind in ((backend, dtype), (einops, torch.float64)):
+    for each_engine, kind in ((engine, dtype), (einops, torch.float64)):
         leaves = [each.detach().to(kind).requires_grad_() for each in (v, t)]
-        cosine = engine.word_cosines(MatchingInputs(*leaves, word_mask, region_mask), options)
+        cosine = each_engine.word_cosines(MatchingInputs(*leaves, word_mask, region_mask), options)
         gradients = torch.autograd.grad(cosine, leaves, upstream.to(cosine.dtype))
         results.append([cosine.detach() * word_mask, *gradients])
     ours, theirs = results
@@ -352,8 +353,12 @@ def within(tolerance: float, errors: list[float]) -> bool | str:
 def large_scores(sizes: Sizes) -> bool | str:
     """In float32, made again by products of another size, which may sum in another order."""
     shape = (8, 8, 361, 97, 768) if not SMOKE else sizes.exact[-1]
-    errors = errors_of(shape, torch.float32, "regions", False, score=40.0, budget=2**25)
-    return within(TOLERANCE[torch.float32][1], errors)
+    ours, theirs = (
+        errors_of(shape, torch.float32, "regions", False, score=40.0, budget=2**25, engine=engine)
+        for engine in (backend, einops)
+    )
+    # exponents amplify the rounding of scores, whoever sums them
+    return within(max(TOLERANCE[torch.float32][1], 2 * max(theirs)), ours)
 
 
 def hard_maxima(sizes: Sizes) -> bool | str:
@@ -745,6 +750,7 @@ def write(target: Path) -> None:
 def run_here(stage: Callable[[Sizes], Iterator[Any]], target: Path) -> None:
     """Run a stage and write down what it has after each step."""
     use_blocks(REPORT.get("tuning", {}).get("used", {}))
+    REPORT.get("unfinished", {}).pop(stage.__name__, None)
     try:
         for found in stage(Sizes()):
             REPORT[stage.__name__] = found

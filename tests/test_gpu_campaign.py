@@ -104,6 +104,16 @@ def test_a_stage_that_fails_keeps_what_it_had_and_no_folder_of_this_machine(tmp_
     }
 
 
+def test_a_stage_that_ends_well_is_unfinished_no_more(tmp_path, monkeypatch):
+    def stage(sizes):
+        yield 1
+
+    monkeypatch.setattr(gpu, "REPORT", {"unfinished": {"stage": "ended after 1 seconds"}})
+    monkeypatch.setattr(gpu.backend, "choose_blocks", gpu.CHOOSE)
+    gpu.run_here(stage, tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == {"unfinished": {}, "stage": 1}
+
+
 def test_stages_after_tuning_take_its_blocks(monkeypatch):
     monkeypatch.setattr(gpu.backend, "choose_blocks", gpu.CHOOSE)
     launch = [512, 2, 1, 3]

@@ -205,14 +205,14 @@ def run(args: argparse.Namespace) -> int:
         for task in args.tasks
         if task not in done.get(name, ()) and task not in results["skipped"]
     ]
-    for name, task in todo:
-        if task in ("retrieval", "zero-shot"):
-            _ = models[name].trained_kind  # there may be none, which is told before data are read
     if todo or args.format != "phantom":  # what is drawn can't have changed
         data = _read_data(args, channels.pop())
         accept_data(args.out, results, data)
         reasons = {task: why_not(task, data, settings) for task in args.tasks}
         results["skipped"] |= {task: reason for task, reason in reasons.items() if reason}
+    for name, task in todo:
+        if task in ("retrieval", "zero-shot") and task not in results["skipped"]:
+            _ = models[name].trained_kind  # there may be none, which is told before all the work
     if all(task in results["skipped"] for task in args.tasks):
         why = "; ".join(f"{task}: {results['skipped'][task]}" for task in args.tasks)
         raise DataError(f"nothing that was asked for can be evaluated. {why}.")
@@ -285,16 +285,16 @@ def _find_reports(args: argparse.Namespace) -> None:
 
 
 def _find_patients(args: argparse.Namespace) -> None:
-    """Splits that are drawn, with labels, are by the usual column of patients, if it is full."""
+    """Splits that are drawn, with labels, are by a usual column of patients, if one is full."""
     from gloria.data.leaks import PATIENT_COLUMNS
     from gloria.data.rows import read_header, read_rows
 
     if not args.classes or args.patient_column is not None:
         return
     header = read_header(args.data)
-    column = next((name for name in PATIENT_COLUMNS if name in header), None)
-    if column is not None and all(cells[column] for _, cells in read_rows(args.data, [column])):
-        args.patient_column = column
+    there = [name for name in PATIENT_COLUMNS if name in header]
+    rows = [cells for _, cells in read_rows(args.data, there)]
+    args.patient_column = next((name for name in there if all(row[name] for row in rows)), None)
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:

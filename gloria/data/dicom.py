@@ -103,8 +103,9 @@ def check_window(
         raise OptionError(
             f"{path} has pixel values from {values.min():g} to {values.max():g}: it would be "
             f"nearly of one gray by window=({window[0]:g}, {window[1]:g}), which is for every "
-            f"file. Give one that suits all, or none: DICOM files have their own, files of 8 bits "
-            f"need none, and for those of 16 give their bits, such as bits=12, or --bits 12."
+            f"file. Leave this one out, or give a window that suits all, or none: DICOM files have "
+            f"their own, files of 8 bits need none, and for those of 16 give their bits, such as "
+            f"bits=12, or --bits 12."
         )
 
 

@@ -91,9 +91,14 @@ class TransferData:
         """
         parts = [*self.labelled, *([] if self.gallery is None else [self.gallery])]
         facts = [[list(part.ids), part.reports, part.labels.tolist()] for part in parts]
-        # what is drawn has no records; an image in two parts is looked up once
-        records = (record for part in parts for record in getattr(part, "records", ()))
-        files = map(signature, dict.fromkeys(record.path for record in records))
+        # what is drawn has no files; an image in two parts is looked up once
+        paths = (
+            record.path
+            for part in parts
+            if isinstance(part, Radiographs)
+            for record in part.records
+        )
+        files = map(signature, dict.fromkeys(paths))
         return hashlib.sha256(json.dumps([*facts, *files]).encode()).hexdigest()
 
     @classmethod

@@ -39,7 +39,7 @@ def check_classes(train: LabelledItems, **others: LabelledItems) -> list[str]:
 
 def check_named_classes(train: Any, validation: Any) -> None:
     """Require one order of classes of two sets that both name theirs."""
-    if all(len(getattr(data, "classes", ())) for data in (train, validation)):
+    if all(getattr(data, "classes", None) for data in (train, validation)):
         check_classes(train, validation=validation)
 
 

@@ -71,14 +71,14 @@ SHORT = ("--fractions", "50,100", "--seeds", "2")
 NO_TEST = pytest.mark.filterwarnings("ignore:.*no split test")
 
 
-def test_a_loss_that_compares_nothing_is_told_before_data_are_read(
-    model, tmp_path, monkeypatch, capsys
+def test_a_loss_that_compares_nothing_is_told_before_anything_is_encoded(
+    model, tiny, tmp_path, monkeypatch, capsys
 ):
     def compares_nothing(self):
         raise OptionError("the model's loss compares nothing.")
 
     monkeypatch.setattr(gloria.GLoRIA, "trained_kind", property(compares_nothing))
-    monkeypatch.setattr(evaluate, "_read_data", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(gloria.GLoRIA, "encode_image", lambda *_: pytest.fail("encoded"))
     assert run(model, tmp_path / "out") == 2
     assert "the model's loss compares nothing." in capsys.readouterr().err
 
