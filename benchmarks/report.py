@@ -40,9 +40,6 @@ machine's. Every peer was first held to the definition's values and gradients.
 *Memory* is the peak beside inputs, result and gradients, measured in a process of its own. *Of the
 roofline* is the share of the measured time that the counted operations, or bytes
 (`gloria.matching.cost`), would take at the machine's own rates.
-
-The figures of the CPU over batch sizes (`batch-4` to `batch-64`) are of `chunked`, and of
-`products`, before what their matrix products write had its words on cache lines.
 """
 
 COLUMNS = (
