@@ -10,8 +10,8 @@ the cosines leave. What makes it fast:
   ``c`` is the cheaper of the two, and is done.
 - **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: but
   for the scale it is made in the forward, instead of the scores; the backward only multiplies it.
-- **Words on cache lines.** A matrix product that writes its rows elsewhere can take half as long
-  again; the tiles that products write have room behind each word for it.
+- **Words on cache lines.** A matrix product that writes its rows elsewhere takes longer; the tiles
+  that products write have room behind each word for it.
 - **Recomputation.** Of what the backward needs, as much is kept as fits the memory budget; the rest
   is computed again.
 
