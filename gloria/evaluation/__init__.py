@@ -10,7 +10,13 @@ from gloria.evaluation.classification import (
     multilabel_auroc,
     multilabel_metrics,
 )
-from gloria.evaluation.grounding import attention_auroc, correct_side, left_share, pointing_hit
+from gloria.evaluation.grounding import (
+    attention_auroc,
+    contrast_to_noise,
+    correct_side,
+    left_share,
+    pointing_hit,
+)
 from gloria.evaluation.retrieval import (
     class_relevance,
     evaluate_queries,
@@ -50,6 +56,7 @@ __all__ = [
     "choose_thresholds",
     "class_relevance",
     "class_scores",
+    "contrast_to_noise",
     "correct_side",
     "count_overlap",
     "ensemble_embeddings",

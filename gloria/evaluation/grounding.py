@@ -76,9 +76,8 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
         0.875
     """
     _check(maps, mask)
+    _check_outside(mask)
     values, positive = maps.flatten(-2).contiguous(), mask.flatten(-2)
-    if positive.all(-1).any():
-        raise DataError("mask must leave pixels outside the finding; one covers the whole image.")
     ordered = values.sort(-1).values
     below = torch.searchsorted(ordered, values)
     up_to = torch.searchsorted(ordered, values, right=True)
@@ -86,6 +85,43 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
     inside = positive.sum(-1)
     outside = positive.shape[-1] - inside
     return ((rank * positive).sum(-1) - inside * (inside + 1) / 2) / (inside * outside)
+
+
+def contrast_to_noise(maps: Tensor, mask: Tensor) -> Tensor:
+    """How far a map stands out in the mask: the contrast-to-noise ratio of phrase grounding.
+
+    ``CNR = (mean inside - mean outside) / sqrt(variance inside + variance outside)``, over pixels.
+    It needs no threshold and does not change when a map is shifted or scaled.
+
+    Args and errors as in :func:`pointing_hit`; besides, a map that is not finite, and a mask that
+    covers the image, are a :class:`~gloria.errors.DataError`.
+
+    Returns:
+        ``(...)`` in float64: 0 for a flat map, negative where the map is lower inside.
+
+    Departure: published figures are mostly of the absolute ratio, which also rewards a map that
+    looks everywhere but at the finding; take ``.abs()`` for those.
+
+    Source: Boecking et al., Making the Most of Text Semantics to Improve Biomedical Vision-Language
+    Processing (ECCV 2022), section 4, phrase grounding on MS-CXR.
+
+    Example:
+        >>> attention = torch.tensor([[0.0, 2.0, 4.0, 6.0]])
+        >>> contrast_to_noise(attention, torch.tensor([[False, False, True, True]])).item()
+        2.82842712474619
+    """
+    _check(maps, mask)
+    if not maps.isfinite().all():
+        raise DataError("maps must be finite; one holds infinity.")
+    _check_outside(mask)
+    values, inside = maps.double().flatten(-2), mask.flatten(-2)
+    # from 0 on, so that a flat map's contrast is exactly 0, whatever a mean rounds to
+    values = values - values.amin(-1, keepdim=True)
+    mean_in, variance_in = _moments(values, inside)
+    mean_out, variance_out = _moments(values, ~inside)
+    contrast = mean_in - mean_out
+    ratio = contrast / (variance_in + variance_out).sqrt()
+    return ratio.where(contrast != 0, 0)
 
 
 def correct_side(maps: Tensor, mask: Tensor) -> Tensor:
@@ -146,6 +182,13 @@ def left_share(maps: Tensor) -> Tensor:
     return left / total
 
 
+def _moments(values: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the chosen values of the last axis."""
+    count = chosen.sum(-1)
+    mean = (values * chosen).sum(-1) / count
+    return mean, ((values - mean[..., None]).square() * chosen).sum(-1) / count
+
+
 def _grow(mask: Tensor, tolerance: float) -> Tensor:
     """The pixels within ``tolerance`` of a mask: row by row of the disc around each of its own."""
     height, width = mask.shape[-2:]
@@ -175,6 +218,11 @@ def _check(maps: Tensor, mask: Tensor) -> None:
         )
     if not mask.flatten(-2).any(-1).all():
         raise DataError("mask must hold a finding; one is empty.")
+
+
+def _check_outside(mask: Tensor) -> None:
+    if mask.flatten(-2).all(-1).any():
+        raise DataError("mask must leave pixels outside the finding; one covers the whole image.")
 
 
 def _check_maps(maps: Tensor) -> None:

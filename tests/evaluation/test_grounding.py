@@ -1,16 +1,23 @@
 """Attention against masks: loops over pixels and scikit-learn as references."""
 
 import math
+from statistics import fmean, pvariance
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
-from gloria.evaluation.grounding import attention_auroc, correct_side, left_share, pointing_hit
+from gloria.evaluation.grounding import (
+    attention_auroc,
+    contrast_to_noise,
+    correct_side,
+    left_share,
+    pointing_hit,
+)
 from gloria.geometry import upsample_attention
 
-EVERY = (pointing_hit, attention_auroc, correct_side)
+EVERY = (pointing_hit, attention_auroc, contrast_to_noise, correct_side)
 
 
 def draw(*shape, levels=None):
@@ -83,6 +90,27 @@ def test_auroc_is_one_half_for_a_flat_map():
     assert attention_auroc(torch.zeros(9, 9), mask).item() == 0.5
 
 
+def test_contrast_to_noise_equals_a_loop_over_pixels():
+    maps, mask = draw(6, 11, 13)
+    for map_, finding, ratio in zip(maps, mask, contrast_to_noise(maps, mask), strict=True):
+        inside, outside = map_[finding].tolist(), map_[~finding].tolist()
+        noise = math.sqrt(pvariance(inside) + pvariance(outside))
+        assert ratio.item() == pytest.approx((fmean(inside) - fmean(outside)) / noise)
+
+
+def test_contrast_is_of_no_unit_and_has_a_sign():
+    maps, mask = draw(5, 9, 9)
+    expected = contrast_to_noise(maps, mask)
+    torch.testing.assert_close(contrast_to_noise(maps.double() * 7 - 3, mask), expected)
+    torch.testing.assert_close(contrast_to_noise(-maps, mask), -expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e-30])
+def test_a_flat_map_has_no_contrast(value):
+    _, mask = draw(9, 9)
+    assert contrast_to_noise(torch.full((9, 9), value), mask).item() == 0
+
+
 @pytest.mark.parametrize("width", [6, 7])
 def test_a_map_and_its_mirror_are_on_opposite_sides(width):
     maps, _ = draw(8, 5, width)
@@ -137,6 +165,10 @@ def test_what_has_no_answer_is_an_error():
         pointing_hit(maps, mask, -1)
     with pytest.raises(DataError, match="mask must leave pixels outside"):
         attention_auroc(maps, mask | True)
+    with pytest.raises(DataError, match="mask must leave pixels outside"):
+        contrast_to_noise(maps, mask | True)
+    with pytest.raises(DataError, match="maps must be finite"):
+        contrast_to_noise(maps.where(maps < 0.9, math.inf), mask)
     with pytest.raises(DataError, match="mask must have a side"):
         correct_side(maps, mask | mask.flip(-1))
     for wrong in (maps - 0.5, maps * 0, maps / 0):
