@@ -255,8 +255,8 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         preset: named constants to start from, such as ``"official"``; ``options`` override them.
         options: keyword arguments of that loss, such as ``temperature=0.1``. The ``aggregation`` of
             ``"local_contrastive"`` may also be the name of a registered aggregator that needs no
-            options, such as ``"gem"``; so in the ``local_options`` of a
-            ``"global_local_contrastive"`` with a preset.
+            options, such as ``"gem"``; so in the ``local_options`` of
+            ``"global_local_contrastive"``.
 
     Raises:
         OptionError: the loss has no such preset.
@@ -264,8 +264,11 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
     """
     if name == "local_contrastive":
         options = _with_aggregation(options)
-    elif name == "global_local_contrastive" and isinstance(options.get("local_options"), dict):
-        options["local_options"] = _with_aggregation(options["local_options"])
+    elif name == "global_local_contrastive":
+        if isinstance(options.get("local_options"), dict):
+            options["local_options"] = _with_aggregation(options["local_options"])
+        if options.keys() & {"global_options", "local_options"}:
+            preset = preset or "paper"  # the defaults, which these options are to change
     if preset is not None:
         options["preset"] = preset
     loss: nn.Module = _catalog.create("losses", name, options)

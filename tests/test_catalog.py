@@ -178,6 +178,15 @@ def test_the_aggregation_of_the_objective_s_local_part_too():
         )
 
 
+def test_options_of_a_part_need_no_preset():
+    parts = {"global_options": {"learnable": True}, "local_options": {"aggregation": "mean"}}
+    made = catalog.create_loss("global_local_contrastive", local_weight=0.5, **parts)
+    assert len(list(made.global_loss.parameters())) == 1
+    assert (made.local_weight, made.local_loss.aggregation) == (0.5, "mean")
+    paper = catalog.create_loss("local_contrastive")
+    assert made.local_loss.temperature() == paper.temperature()
+
+
 def test_a_losss_own_aggregations_stay_names():
     assert catalog.create_loss("local_contrastive", aggregation="max").aggregation == "max"
 
