@@ -15,7 +15,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-from gloria.errors import PluginWarning, UnknownNameError
+from gloria.errors import OptionError, PluginWarning, UnknownNameError
 from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
 from gloria.registry import BUILT_IN, Registry, describe, registering_as
 
@@ -101,6 +101,17 @@ class Catalog:
         """Whether what makes a name of the registry ``kind`` has an argument of this name."""
         with self._registry_with(kind, name) as registry:
             return registry.takes(name, argument)
+
+    def class_behind(self, kind: str, name: str) -> type | None:
+        """The class that a name makes one of; None where a function makes what it likes.
+
+        Raises:
+            UnknownNameError, MissingDependencyError: as :meth:`check`.
+        """
+        with self._registry_with(kind, name) as registry:
+            maker: Any = registry.get(name)
+        maker = getattr(maker, "func", maker)  # of a source, with what follows its colon
+        return maker if isinstance(maker, type) else None
 
     def create(
         self, kind: str, name: str, options: dict[str, Any], offered: Mapping[str, Any] = {}
@@ -220,17 +231,24 @@ def create_text_encoder(
         name: a registered name, or ``"source:name"``.
         reports: the training reports, for an encoder that builds its vocabulary from them, such as
             ``"small_bert"``; others do without.
-        options: keyword arguments of that encoder. The ``pooling`` of an ``"hf:"`` encoder may also
-            be the name of a registered aggregator that needs no options, such as ``"gem"``.
+        options: keyword arguments of that encoder. The ``pooling`` of an ``"hf:"`` encoder, of
+            ``"small_bert"`` and of a subclass may also be a registered aggregator: its name, such
+            as ``"gem"``, or with options ``{"name": "gem", "p": 4.0}``.
 
     Raises what :func:`create_image_encoder` raises.
     """
-    if str(name).startswith("hf:"):
-        from gloria.encoders.hf_text import POOLINGS
-
-        options = _with_aggregator(options, "pooling", POOLINGS)
     offered = {} if reports is None else {"reports": reports}
-    encoder: TextEncoder = _catalog.create("text_encoders", name, options, offered)
+    if "pooling" not in options:
+        encoder: TextEncoder = _catalog.create("text_encoders", name, options, offered)
+        return encoder
+    from gloria.encoders.hf_text import POOLINGS, HFTextEncoder
+
+    given, kind = options["pooling"], _catalog.class_behind("text_encoders", name)
+    if name == "small_bert" or (kind and issubclass(kind, HFTextEncoder)):
+        options = _with_aggregator(options, "pooling", POOLINGS)
+    encoder = _catalog.create("text_encoders", name, options, offered)
+    if options["pooling"] is not given and isinstance(encoder, HFTextEncoder):
+        encoder.pooling_recipe = given
     return encoder
 
 
@@ -247,23 +265,31 @@ def create_aggregator(name: str, /, **options: Any) -> Aggregator:
     return aggregator
 
 
-def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> nn.Module:
+def create_loss(
+    name: str, /, *, preset: str | None = None, embedding_dim: int | None = None, **options: Any
+) -> nn.Module:
     """Make a loss by its name.
 
     Args:
         name: a registered name, such as ``"local_contrastive"``.
         preset: named constants to start from, such as ``"official"``; ``options`` override them.
+        embedding_dim: width of the vectors that it will compare, for a loss that has parameters of
+            that width; others do without.
         options: keyword arguments of that loss, such as ``temperature=0.1``. The ``aggregation`` of
-            ``"local_contrastive"`` may also be the name of a registered aggregator that needs no
-            options, such as ``"gem"``; so in the ``local_options`` of
-            ``"global_local_contrastive"``.
+            ``"local_contrastive"``, and of a subclass, may also be a registered aggregator: its
+            name, such as ``"gem"``, or with options ``{"name": "gem", "p": 4.0}``; so in the
+            ``local_options`` of ``"global_local_contrastive"``.
 
     Raises:
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
-    if name == "local_contrastive":
-        options = _with_aggregation(options)
+    if "aggregation" in options:
+        from gloria.losses import LocalContrastiveLoss
+
+        kind = _catalog.class_behind("losses", name)
+        if kind and issubclass(kind, LocalContrastiveLoss):
+            options = _with_aggregation(options)
     elif name == "global_local_contrastive":
         if isinstance(options.get("local_options"), dict):
             options["local_options"] = _with_aggregation(options["local_options"])
@@ -271,7 +297,8 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
             preset = preset or "paper"  # the defaults, which these options are to change
     if preset is not None:
         options["preset"] = preset
-    loss: nn.Module = _catalog.create("losses", name, options)
+    offered = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+    loss: nn.Module = _catalog.create("losses", name, options, offered)
     return loss
 
 
@@ -284,10 +311,15 @@ def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
 def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:
     """The options, with the aggregator for its name, where that is not one of the class's own."""
     given = options.get(key)
-    if not isinstance(given, str) or given in own:
+    if not isinstance(given, str | Mapping) or (isinstance(given, str) and given in own):
         return options
+    named = {"name": given} if isinstance(given, str) else dict(given)
+    if "name" not in named:
+        raise OptionError(
+            f'{key} must have a name, as in {{"name": "gem", "p": 4.0}}; got {given!r}.'
+        )
     try:
-        return {**options, key: create_aggregator(given)}
+        return {**options, key: create_aggregator(named.pop("name"), **named)}
     except UnknownNameError as error:
         error.add_note(f"{key} takes {', '.join(map(repr, own))} and registered aggregators.")
         raise

@@ -78,6 +78,8 @@ def gloria_register_aggregators(register: Register) -> None:
 def gloria_register_losses(register: Register) -> None:
     """Register makers of ``nn.Module`` s that return a scalar tensor.
 
-    A loss with named constants has a class method ``from_preset(preset, **overrides)``; one that
-    changes while it trains is a :class:`gloria.types.ScheduledLoss`.
+    A maker that takes an argument ``embedding_dim`` is given the width of the vectors that the loss
+    will compare. A loss with named constants has a class method
+    ``from_preset(preset, **overrides)``; one that changes while it trains is a
+    :class:`gloria.types.ScheduledLoss`.
     """

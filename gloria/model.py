@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -248,9 +249,9 @@ class GLoRIA(nn.Module):
         Args:
             images: normalised images, or what :meth:`encode_image` returned.
             texts: texts, or what :meth:`encode_text` returned.
-            kind: ``"global"``: cosine of the pooled embeddings; ``"local"``: the similarity of the
-                model's own local loss; ``"both"``: their weighted sum; None: what the loss trains,
-                so ``"both"`` where it has a global and a local part.
+            kind: ``"global"``: :meth:`global_similarity` of the pooled embeddings; ``"local"``: the
+                similarity of the model's own local loss; ``"both"``: their weighted sum; None: what
+                the loss trains, so ``"both"`` where it has a global and a local part.
             aggregation: of words, instead of the local loss's own; for GLoRIA's local loss.
             weights: of the global and the local part in ``"both"``. The published code's score is
                 ``aggregation="max", weights=(0.5, 2.5)``.
@@ -268,7 +269,7 @@ class GLoRIA(nn.Module):
         if not isinstance(texts, TextFeatures):
             texts = self.encode_text(texts)
         if kind == "global":
-            return global_similarity(images.pooled, texts.pooled)
+            return self.global_similarity(images.pooled, texts.pooled)
         matcher: Any = unwrapped(self.local_loss)
         options = {} if aggregation is None else {"aggregation": aggregation}
         if options and not isinstance(matcher, LocalContrastiveLoss):
@@ -278,9 +279,24 @@ class GLoRIA(nn.Module):
         local: Tensor = matcher.similarity(
             images.regions, texts.words, texts.word_mask, images.region_mask, **options
         )
+        _checked_pairs(matcher, local, images.pooled, texts.pooled)
         if kind == "local":
             return local
-        return weights[0] * global_similarity(images.pooled, texts.pooled) + weights[1] * local
+        whole = self.global_similarity(images.pooled, texts.pooled)
+        return weights[0] * whole + weights[1] * local
+
+    def global_similarity(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+        """Similarity of pooled embeddings, as the loss compares them, ``(image, text)``.
+
+        That of the loss, or of its ``global_loss``, if it has a method ``similarity(
+        image_embeddings, text_embeddings)``; else the cosine.
+        """
+        for loss in (self.loss, getattr(self.loss, "global_loss", None)):
+            similarity = getattr(loss, "similarity", None)
+            if _takes(similarity, "image_embeddings"):
+                compared: Tensor = similarity(image_embeddings, text_embeddings)
+                return _checked_pairs(loss, compared, image_embeddings, text_embeddings)
+        return global_similarity(image_embeddings, text_embeddings)
 
     @property
     def trained_kind(self) -> Literal["global", "local", "both"]:
@@ -374,10 +390,7 @@ class GLoRIA(nn.Module):
 
     def _find_local_loss(self) -> Any:
         local = getattr(self.loss, "local_loss", self.loss)
-        similarity = getattr(local, "similarity", None)
-        if similarity is None or "regions" not in inspect.signature(similarity).parameters:
-            return None
-        return local
+        return local if _takes(getattr(local, "similarity", None), "regions") else None
 
 
 def create_model(
@@ -402,7 +415,8 @@ def create_model(
         loss: a registered name or a module.
         image_options: keyword arguments for the image encoder, when it is a name.
         text_options: for the text encoder, when it is a name; ``"small_bert"`` needs ``reports``.
-        loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say.
+        loss_options: for the loss, when it is a name; ``{"preset": "official"}``, say. One that
+            takes ``embedding_dim`` is given the width of the shared space.
 
     Example:
         The architecture of the published code, with its loss::
@@ -426,7 +440,6 @@ def create_model(
     language: TextEncoder = _resolve(
         text_encoder, catalog.create_text_encoder, "text_options", text_options
     )
-    loss_module: nn.Module = _resolve(loss, catalog.create_loss, "loss_options", loss_options)
     check_image_encoder("image_encoder", vision)
     check_text_encoder("text_encoder", language)
     text_head = word_head = None
@@ -438,6 +451,8 @@ def create_model(
     else:
         text_head = Projection(language.pooled_dim, width, kind=projection)
         word_head = Projection(language.word_dim, width, kind=projection)
+    create_loss = partial(catalog.create_loss, embedding_dim=width)
+    loss_module: nn.Module = _resolve(loss, create_loss, "loss_options", loss_options)
     model = GLoRIA(
         vision,
         language,
@@ -455,6 +470,11 @@ def create_model(
         "loss_options": dict(loss_options or {}) if is_told else None,
     }
     return model
+
+
+def _takes(method: Any, argument: str) -> TypeGuard[Callable[..., Tensor]]:
+    """Whether there is a method, and it has an argument of this name."""
+    return method is not None and argument in inspect.signature(method).parameters
 
 
 def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:
@@ -522,6 +542,16 @@ def _check_loss(loss: nn.Module, value: Tensor) -> None:
     if isinstance(value, Tensor):
         got = tuple(value.shape) if value.dim() else value.dtype
     _refuse(loss, "a scalar floating-point tensor", got)
+
+
+def _checked_pairs(loss: object, similarity: Tensor, images: Tensor, texts: Tensor) -> Tensor:
+    """A pair matrix of a loss, if it is one."""
+    expected = len(images), len(texts)
+    if not isinstance(similarity, Tensor) or tuple(similarity.shape) != expected:
+        is_tensor = isinstance(similarity, Tensor)
+        got: Any = tuple(similarity.shape) if is_tensor else type(similarity).__name__
+        _refuse(loss, f"a matrix {expected} = (image, text)", got, ".similarity")
+    return similarity
 
 
 def _check_kind(encoder: object, returned: object, expected: type, how: str = "") -> None:

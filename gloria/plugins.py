@@ -163,6 +163,8 @@ class _Manager(pluggy.PluginManager):
 
 def _read_hooks(plugin: object, name: str) -> _Manager:
     """Verify the hooks; one manager per plugin, so that a faulty one leaves no trace."""
+    if inspect.isclass(plugin):
+        raise ContractError("it is a class; let the entry point name a module, or an instance.")
     manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)

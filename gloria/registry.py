@@ -301,7 +301,7 @@ class Registry(Generic[T]):
             raise UnknownNameError(self._unknown(name))
         if colon and not rest:
             raise UnknownNameError(
-                f"{name!r} is a source of {self.kind}s; say which one: '{name}<name>'."
+                f"{name!r} is a source of names; say which {self.kind}: '{name}<name>'."
             )
         return entry, rest
 
@@ -354,7 +354,8 @@ class Registry(Generic[T]):
             raise
         except BaseException as cause:  # SystemExit too, and whatever else is no Exception
             kind = MissingDependencyError if isinstance(cause, ImportError) else ContractError
-            raise kind(f"{self.kind}s {entry} are not listed: {describe(cause)}") from cause
+            told = f"the names of {self.kind} {entry} are not listed: {describe(cause)}"
+            raise kind(told) from cause
 
     def _load(self, entry: Entry, target: Target | None) -> Callable[..., Any]:
         """Import a target."""

@@ -156,7 +156,9 @@ class ImageEncoder(Protocol):
 class HasStages(Protocol):
     """An image encoder that also gives the feature maps of its stages, for segmentation."""
 
-    stages: Sequence[Stage]
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """What there is to choose from, in ascending order of their stride."""
 
     def feature_maps(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
         """The maps ``(image, dim, height, width)`` of some stages, in ascending order; or of all.

@@ -91,6 +91,10 @@ def why_not_loadable(model: GLoRIA) -> str:
             differences = _differences(weights, _weights_of(again))
         except Exception as cause:  # what a plugin raises, too, or a layer without its shape
             return f"making it from its description fails: {_said(cause)}."
+    for name in ("image_encoder", "text_encoder", "loss"):
+        kinds = [type(unwrapped(getattr(each, name))) for each in (model, again)]
+        if kinds[0] is not kinds[1]:
+            return _another_class(name, *kinds)
     if differences:
         return f"made from its description, it is another one: {differences}."
     return ""
@@ -401,12 +405,22 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
         try:
             recipe = encoder.recipe(folder / name)
             _check_recipe(recipe, folder / name)
+            made = default_catalog().class_behind(f"{name}s", recipe.name)
         except Exception as cause:  # the weights are worth saving all the same
             return f"its {name}, a {type(encoder).__name__}, can't be described: {_said(cause)}."
+        if made not in (None, type(unwrapped(encoder))):
+            return _another_class(name, type(unwrapped(encoder)), made)
         recipes[name] = recipe._asdict()
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return {**composition, **recipes}
+
+
+def _another_class(name: str, own: type, made: type | None) -> str:
+    return (
+        f"its {name} is a {own.__name__}, and by its description a {getattr(made, '__name__', '')} "
+        f"would be made: register {own.__name__}, and give it a recipe with that name."
+    )
 
 
 def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
@@ -424,10 +438,11 @@ def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
 
 def _aggregators_in(described: Mapping[str, Any]) -> Iterator[str]:
     for option, value in described.items():
-        if isinstance(value, Mapping):
+        if option in ("aggregation", "pooling"):
+            name = value.get("name") if isinstance(value, Mapping) else value
+            yield from [name] if isinstance(name, str) else []
+        elif isinstance(value, Mapping):
             yield from _aggregators_in(value)
-        elif option in ("aggregation", "pooling") and isinstance(value, str):
-            yield value
 
 
 def _check_recipe(recipe: Any, folder: Path) -> None:

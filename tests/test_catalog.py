@@ -178,6 +178,32 @@ def test_the_aggregation_of_the_objective_s_local_part_too():
         )
 
 
+def test_an_aggregator_may_be_named_with_options():
+    loss = catalog.create_loss("local_contrastive", aggregation={"name": "gem", "p": 4.0})
+    assert loss.aggregation.p.item() == 4
+    with pytest.raises(OptionError, match=r"aggregation must have a name, as in .*; got {'p': 4}"):
+        catalog.create_loss("local_contrastive", aggregation={"p": 4})
+    with pytest.raises(UnknownOptionError, match=r"aggregator 'gem' .* has no option 'q'"):
+        catalog.create_loss("local_contrastive", aggregation={"name": "gem", "q": 4.0})
+
+
+def test_a_subclass_takes_a_registered_aggregator_by_name_too(take_back):
+    class Narrow(LocalContrastiveLoss):
+        pass
+
+    class Own(nn.Module):
+        def __init__(self, aggregation):
+            super().__init__()
+            self.aggregation = aggregation
+
+    catalog.register_loss("test-narrow", Narrow)
+    catalog.register_loss("test-own", Own)
+    assert isinstance(catalog.create_loss("test-narrow", aggregation="gem").aggregation, GeM)
+    assert catalog.create_loss("test-own", aggregation="gem").aggregation == "gem"  # its own affair
+    encoder = catalog.create_text_encoder("small_bert", reports=["No edema."], pooling="gem")
+    assert isinstance(encoder.pooling, GeM)
+
+
 def test_options_of_a_part_need_no_preset():
     parts = {"global_options": {"learnable": True}, "local_options": {"aggregation": "mean"}}
     made = catalog.create_loss("global_local_contrastive", local_weight=0.5, **parts)
@@ -211,10 +237,15 @@ def test_the_pooling_of_a_text_encoder_may_be_a_registered_aggregator(tmp_path, 
     tokenizer = build_word_tokenizer(texts)
     bert = small_bert(tokenizer, width=8, heads=2)
     HFTextEncoder(bert, tokenizer=tokenizer).recipe(tmp_path)
-    for pooling, kind in {"gem": GeM, "test-halves": Halves}.items():
+    four = {"name": "gem", "p": 4.0}
+    for pooling, kind in (("gem", GeM), ("test-halves", Halves), (four, GeM)):
         encoder = catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling=pooling)
         assert type(encoder.pooling) is kind
         assert encoder(texts).pooled.shape == (2, 8)
+        again = tmp_path / "again"
+        again.mkdir(exist_ok=True)
+        assert encoder.recipe(again).options["pooling"] == pooling
+    assert encoder.pooling.p.item() == 4
     own = catalog.create_text_encoder(f"hf:{tmp_path}", pretrained=False, pooling="mean")
     assert own.pooling == "mean"
     with pytest.raises(

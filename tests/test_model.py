@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from gloria import catalog
+from gloria.catalog import Catalog
 from gloria.distributed import AcrossRanks
 from gloria.errors import (
     ContractError,
@@ -118,6 +120,74 @@ def test_a_model_may_have_no_parameter(images):
     assert not list(model.parameters())
     assert model.device == torch.device("cpu")
     assert model(images, TEXTS).loss.isfinite()
+
+
+class Turned(nn.Module):
+    """Compares images, turned by what it learns, with texts; its own way, not by the cosine."""
+
+    def __init__(self, embedding_dim):
+        super().__init__()
+        self.turn = nn.Linear(embedding_dim, embedding_dim)
+
+    def similarity(self, image_embeddings, text_embeddings):
+        return self.turn(image_embeddings) @ text_embeddings.T
+
+    def forward(self, image_embeddings, text_embeddings):
+        similarity = self.similarity(image_embeddings, text_embeddings)
+        return nn.functional.cross_entropy(similarity, torch.arange(len(similarity)))
+
+
+class WholeAndPart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.global_loss, self.local_loss = Turned(6), LocalContrastiveLoss()
+
+    def forward(self, image_embeddings, text_embeddings, regions, words, word_mask):
+        whole = self.global_loss(image_embeddings, text_embeddings)
+        return whole + self.local_loss(regions, words, word_mask)
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, AcrossRanks])
+def test_pooled_vectors_are_compared_as_the_loss_compares_them(images, wrap):
+    model = GLoRIA(Patches(), Bag(), loss=wrap(Turned(6))).eval()
+    pooled, texts = model.encode_image(images).pooled, model.encode_text(TEXTS).pooled
+    expected = model.loss.similarity(pooled, texts)
+    assert not torch.allclose(expected, global_similarity(pooled, texts))
+    assert torch.equal(model.similarity(images, TEXTS), expected)
+    assert torch.equal(model.global_similarity(pooled[:1], texts), expected[:1])
+
+
+def test_so_are_they_where_that_is_a_part_of_the_loss(images):
+    model = GLoRIA(Patches(), Bag(), loss=WholeAndPart()).eval()
+    whole = model.loss.global_loss.similarity(
+        model.encode_image(images).pooled, model.encode_text(TEXTS).pooled
+    )
+    local = model.similarity(images, TEXTS, "local")
+    assert torch.equal(model.similarity(images, TEXTS, "global"), whole)
+    both = model.similarity(images, TEXTS, weights=(2.0, 1.0))
+    torch.testing.assert_close(both, 2 * whole + local)
+
+
+def test_a_similarity_that_is_no_pair_matrix_is_told(images):
+    class Odd(Turned):
+        def similarity(self, image_embeddings, text_embeddings):
+            return super().similarity(image_embeddings, text_embeddings).T[:1]
+
+    model = GLoRIA(Patches(), Bag(), loss=Odd(6))
+    told = r"Odd.similarity must return a matrix \(3, 3\) = \(image, text\); got \(1, 3\)"
+    with pytest.raises(ContractError, match=told):
+        model.similarity(images, TEXTS)
+
+
+def test_a_loss_is_told_the_width_of_what_it_compares(images, monkeypatch):
+    monkeypatch.setattr("gloria.catalog._catalog", Catalog())
+    catalog.default_catalog().losses.register("turned", Turned)
+    for width, loss_options in ((5, {}), (None, {}), (5, {"embedding_dim": 5})):
+        model = create_model(
+            Patches(), Bag(), embedding_dim=width, loss="turned", loss_options=loss_options
+        )
+        assert model.loss.turn.in_features == (width or 6)
+        assert model(images, TEXTS).loss.isfinite()
 
 
 def test_the_tiny_encoders_follow_the_contract():

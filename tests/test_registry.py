@@ -176,7 +176,7 @@ def test_an_unknown_name_in_an_empty_registry(registry):
 
 def test_a_source_alone_is_no_name(registry):
     registry.register("zoo:", int)
-    with pytest.raises(UnknownNameError, match="say which one: 'zoo:<name>'"):
+    with pytest.raises(UnknownNameError, match="say which number: 'zoo:<name>'"):
         registry.create("zoo:")
     with pytest.raises(UnknownNameError, match=r"Registered: zoo:\*"):
         registry.create("zoo")

@@ -446,6 +446,56 @@ def test_a_head_of_the_users_own_that_comes_and_goes_changes_nothing(model):
     assert why_not_loadable(model) == ""
 
 
+class Doubled(TimmImageEncoder):
+    """What it changes, the recipe that it inherits does not say."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        return features._replace(pooled=2 * features.pooled)
+
+
+class DoubledByName(Doubled):
+    def recipe(self, folder):
+        recipe = super().recipe(folder)
+        return recipe._replace(name=recipe.name.replace("timm:", "test-doubled:"))
+
+
+def test_a_subclass_of_an_encoder_is_not_taken_for_the_class_above(images, tmp_path):
+    def compose(kind):
+        encoder = kind("resnet10t", pretrained=False, in_chans=1)
+        return gloria.create_model(encoder, build().text_encoder, embedding_dim=16).eval()
+
+    model, origin = compose(Doubled), Origin("in-process")
+    said = "image_encoder is a Doubled, and by its description a TimmImageEncoder would be made"
+    assert said in why_not_loadable(model)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(save_model(model, tmp_path / "weights"))
+    try:
+        with registering_as(origin):
+            gloria.register_image_encoder("test-doubled:", DoubledByName)
+            gloria.register_image_encoder(
+                "test-base:", lambda *a, **options: Doubled(*a, **options)
+            )
+        model = compose(DoubledByName)
+        assert why_not_loadable(model) == ""
+        again = load_model(save_model(model, tmp_path / "named"))
+        assert type(again.image_encoder) is DoubledByName
+        assert torch.equal(again(images, REPORTS).loss, model(images, REPORTS).loss)
+        # a function's class is known only once it has made one
+        model.image_encoder.recipe = lambda folder: Recipe("test-base:resnet10t", {"in_chans": 1})
+        assert "is a DoubledByName, and by its description a Doubled" in why_not_loadable(model)
+    finally:
+        default_catalog().image_encoders.unregister(origin)
+
+
+def test_a_registered_aggregator_of_an_encoder_comes_along(images, tmp_path):
+    model = build(text_options={"pooling": {"name": "gem", "p": 4.0}})
+    assert why_not_loadable(model) == ""
+    again = load_model(save_model(model, tmp_path / "model"))
+    assert again.text_encoder.pooling.p.item() == 4
+    assert torch.equal(again(images, REPORTS).loss, model(images, REPORTS).loss)
+
+
 def test_whether_it_will_load_can_be_asked_beforehand(model):
     state = torch.random.get_rng_state()
     assert why_not_loadable(model) == ""
@@ -459,14 +509,14 @@ def test_whether_it_will_load_can_be_asked_beforehand(model):
 @pytest.mark.parametrize(
     "recipe, said",
     [
-        (Recipe("mine", {}), "no image encoder is named 'mine'"),
-        (Recipe("timm:test_resnet", {"colour": 1}), "colour"),
+        (Recipe("mine", {}), "can't be described: no image encoder is named 'mine'"),
+        (Recipe("timm:test_resnet", {"colour": 1}), "from its description fails: .*colour"),
         (Recipe("timm:test_resnet", {}), "it is another one: .* differences: missing "),
     ],
 )
 def test_a_recipe_that_makes_something_else_is_told_beforehand(model, monkeypatch, recipe, said):
     monkeypatch.setattr(model.image_encoder, "recipe", lambda folder: recipe)
-    assert re.match(f"mak?(e|ing|de).* from its description.*{said}", why_not_loadable(model))
+    assert re.search(said, why_not_loadable(model))
 
 
 def test_a_layer_without_its_shape_is_told_beforehand(model, monkeypatch):

@@ -202,7 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="float32",
         choices=("float32", "bfloat16"),
-        help="of the model's products; weights and loss are in float32 all the same",
+        help="of the model's products; weights and gloria's losses are in float32 all the same",
     )
     training.add_argument(
         "--one-sentence",
@@ -351,8 +351,13 @@ def _check_names(args: argparse.Namespace) -> None:
         if name is not None:
             default_catalog().check(kind, name)
     with isolated(args.seed):  # a loss may draw weights
-        preset = pick_preset(args.loss, args.preset)
-        loss = create_loss(args.loss, **{"preset": preset, **dict(args.loss_option)})
+        given = {
+            "preset": pick_preset(args.loss, args.preset),
+            # of the text encoder's width, which only it knows, any will do to see the options
+            "embedding_dim": args.embedding_dim or 1,
+            **dict(args.loss_option),
+        }
+        loss = create_loss(args.loss, **given)
     check_initialized(loss)
 
 

@@ -151,6 +151,8 @@ class HFTextEncoder(Freezable):
         self.layer_reduction = layer_reduction
         self.word_reduction = word_reduction
         self.pooling: str | Aggregator = pooling
+        self.pooling_recipe: Any = None
+        """By which name, and options, :func:`gloria.create_text_encoder` made the aggregator."""
         self.max_length = int(max_length)
         self.cls_as_word = cls_as_word
         self.pooled_dim = self.word_dim = int(self.model.config.hidden_size)
@@ -226,10 +228,12 @@ class HFTextEncoder(Freezable):
             OptionError: transformers cannot make this model again from its config alone (a class
                 of your own, or the encoder half of BART), or ``pooling`` is an object.
         """
-        if not isinstance(self.pooling, str):
+        pooling = self.pooling if isinstance(self.pooling, str) else self.pooling_recipe
+        if pooling is None:
             raise OptionError(
                 f"pooling is a {type(self.pooling).__name__} object, which a recipe cannot hold; "
-                f"it holds {', '.join(map(repr, POOLINGS))}."
+                f"it holds {', '.join(map(repr, POOLINGS))}, and a registered aggregator by the "
+                f"name that create_text_encoder is given."
             )
         maker, made_again = _maker_of(self.model.config)
         own = type(unwrapped(self.model))
@@ -246,7 +250,7 @@ class HFTextEncoder(Freezable):
             "last_n_layers": self.last_n_layers,
             "layer_reduction": self.layer_reduction,
             "word_reduction": self.word_reduction,
-            "pooling": self.pooling,
+            "pooling": pooling,
             "max_length": self.max_length,
             "cls_as_word": self.cls_as_word,
         }

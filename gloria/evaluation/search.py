@@ -12,8 +12,7 @@ from torch import Tensor
 from gloria.checks import check_integer
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.embeddings import StoredImages
-from gloria.evaluation.features import encode_prompts, pair_similarity
-from gloria.functional import global_similarity
+from gloria.evaluation.features import encode_prompts, evaluating, pair_similarity
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TextFeatures
 
@@ -64,7 +63,7 @@ def search_images(
     texts = encode_prompts(model, [text], stacklevel=3)
     chosen = list(range(len(images)))
     if model.trained_kind != "local":
-        scores = _global_scores(images, texts)
+        scores = _global_scores(model, images, texts)
         if model.trained_kind == "both":
             chosen = sorted(_best(scores, shortlist))
     if model.trained_kind != "global":
@@ -90,11 +89,13 @@ def check_counts(top: int, shortlist: int) -> None:
         raise OptionError(f"shortlist must be at least top, {top}; got {shortlist}.")
 
 
-def _global_scores(images: StoredImages, texts: TextFeatures) -> Tensor:
-    """Cosine of every image's pooled vector with the text's, ``(image,)``."""
+def _global_scores(model: GLoRIA, images: StoredImages, texts: TextFeatures) -> Tensor:
+    """Similarity of every image's pooled vector with the text's, ``(image,)``."""
     scores = torch.empty(len(images))
-    for indices, pooled in images.pooled():
-        scores[indices] = global_similarity(pooled, texts.pooled.cpu())[:, 0].float()
+    with evaluating(model):
+        for indices, pooled in images.pooled():
+            compared = model.global_similarity(pooled.to(model.device), texts.pooled)
+            scores[indices] = compared[:, 0].float().cpu()
     return scores
 
 

@@ -16,9 +16,13 @@ from gloria.checks import check_choice, check_positive, check_same_size, check_t
 from gloria.data.prompts import PromptSet
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.classification import check_no_nan
-from gloria.evaluation.features import check_features, encode_prompts, pair_similarity
+from gloria.evaluation.features import (
+    check_features,
+    encode_prompts,
+    evaluating,
+    pair_similarity,
+)
 from gloria.evaluation.retrieval import check_labels
-from gloria.functional import global_similarity
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 
@@ -43,9 +47,9 @@ def zero_shot_scores(
             :func:`~gloria.data.select_prompts` puts them into the order of a data set's classes.
         kind: of similarity, as in :meth:`~gloria.model.GLoRIA.similarity`.
         reduction: over a class's prompts: ``"mean"`` or ``"max"`` of the similarities
-            (:func:`class_scores`), or ``"ensemble"``, the cosine with the mean of the prompts'
-            embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``, so for a model
-            that trains it.
+            (:func:`class_scores`), or ``"ensemble"``, the similarity with the mean of the
+            prompts' embeddings (:func:`ensemble_embeddings`), which is of kind ``"global"``, so for
+            a model that trains it.
 
     Returns:
         ``(image, class)``, on the model's device and without gradients. Of several classes that
@@ -237,7 +241,9 @@ def _score(
             "reduction='ensemble' compares pooled embeddings, which the model's loss does not "
             "train; give another reduction, or kind='global' to compare them all the same."
         )
-    scores = global_similarity(images.pooled, ensemble_embeddings(texts.pooled, prompt_class))
+    classes = ensemble_embeddings(texts.pooled, prompt_class)
+    with evaluating(model):
+        scores = model.global_similarity(images.pooled, classes)
     check_no_nan("similarity", scores)
     return scores
 

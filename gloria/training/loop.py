@@ -35,11 +35,12 @@ from gloria.training.steps import (
     check_initialized,
     parameter_groups,
     prepare,
+    to_channels_last,
     update,
 )
 from gloria.types import ScheduledLoss
 from gloria.weights import save_model
-from gloria.wrapping import unwrapped
+from gloria.wrapping import unwrapped, wrapped_in
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -68,7 +69,7 @@ class TrainingRecipe(AdamWRecipe):
             None = all.
         checkpoint_every: steps between checkpoints.
         precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
-            Weights, gradients, the loss and the update are in float32 all the same.
+            Weights, gradients, gloria's losses and the update are in float32 all the same.
     """
 
     steps: int = 700
@@ -166,7 +167,7 @@ def train(
     check_initialized(model)
     check_float32(model)
     model.trained_image_size = _seen_size(pairs, recipe.augmentation)
-    model.to(memory_format=torch.channels_last)  # convolutions are 1.5 times faster on the CPU
+    to_channels_last(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
@@ -279,7 +280,8 @@ def _train_step(
         generator = torch.Generator().manual_seed(derive_seed(recipe.seed, step, 3))
         reports = recipe.text_policy(reports, generator)
     for part in model.loss.modules():
-        if isinstance(part, ScheduledLoss):
+        # what wraps a loss has all of its methods
+        if isinstance(part, ScheduledLoss) and wrapped_in(part) is None:
             part.at_step(step)
     images = prepare(images, model.device, model.image_encoder.image_input)
     with isolated(recipe.seed, step, 2), _in_precision(recipe, model):

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from gloria.errors import OptionError
 from gloria.training.randomness import StepBatches
-from gloria.training.steps import AdamWRecipe, OnStep, check_float32, parameter_groups, update
+from gloria.training.steps import (
+    AdamWRecipe,
+    OnStep,
+    check_float32,
+    parameter_groups,
+    to_channels_last,
+    update,
+)
 
 
 class Best(NamedTuple):
@@ -48,7 +55,7 @@ def fit(
         DtypeError: what is trained of the model is not in float32.
     """
     check_float32(model)
-    model.to(memory_format=torch.channels_last)  # as in the loop of pairs
+    to_channels_last(model)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate
     )

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gloria.data import ImageReport, ReportPolicy
+from gloria.distributed import AcrossRanks
 from gloria.errors import CheckpointError, DataError, DtypeError, NonFiniteLossError, OptionError
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
@@ -514,9 +515,14 @@ def test_a_loss_with_a_schedule_is_told_each_step():
             self.steps.append(step)
 
     model = build()
-    model.loss.part = Scheduled()
+    part = Scheduled()
+    model.loss.part = part
     train(model, PAIRS, QUICK, validation=PAIRS)
-    assert model.loss.part.steps == [0, 1, 2, 3, 4, 5]
+    assert part.steps == [0, 1, 2, 3, 4, 5]
+    part.steps.clear()
+    model.loss.part = AcrossRanks(part)  # which has the methods of what it wraps
+    train(model, PAIRS, replace(QUICK, steps=2))
+    assert part.steps == [0, 1]
 
 
 def test_a_report_policy_is_a_text_policy_and_told_from_another(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gloria.errors import NonFiniteLossError
-from gloria.training.steps import AdamWRecipe, parameter_groups, update
+from gloria.errors import ContractError, NonFiniteLossError
+from gloria.training.steps import AdamWRecipe, parameter_groups, to_channels_last, update
 
 
 @pytest.fixture
@@ -24,6 +24,19 @@ def inputs():
 
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_a_loss_without_a_gradient_is_told(model):
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0))
+    with pytest.raises(ContractError, match="the loss must have a gradient; it has none"):
+        update(optimizer, torch.tensor(1.0), AdamWRecipe(), step=0)
+
+
+def test_only_convolutions_of_images_change_their_memory_format():
+    layers = nn.Sequential(nn.Conv3d(2, 3, 2), nn.Conv2d(2, 3, 2), nn.Linear(2, 3))
+    to_channels_last(layers)
+    assert layers[0].weight.is_contiguous()
+    assert layers[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_vectors_and_frozen_parameters_do_not_decay(model):
