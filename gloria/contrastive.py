@@ -12,7 +12,8 @@ With ``z = cos / τ``, ``cos = <v, t> / max(‖v‖·‖t‖, 1e-8)`` and upstre
     dτ     = -Σ dz·z / τ
     dv_k   = Σ_n dz_kn / (τ·max(‖v_k‖·‖t_n‖, 1e-8)) · t_n  -  v_k / ‖v_k‖² · Σ_n dz_kn·z_kn
 
-where the last sum leaves out pairs at the clamp; ``dt_n`` likewise.
+where the last sum leaves out pairs at the clamp; ``dt_n`` likewise. A zero vector's cosines are 0,
+without a gradient.
 
 It is an operator (``torch.ops.gloria``), so that a compiler takes it as one node instead of
 unrolling its loop.
@@ -27,7 +28,13 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from gloria.matching.problem import EPS, by_definition, full_precision, out_of_reach
+from gloria.matching.problem import (
+    EPS,
+    by_definition,
+    cosine_divisor,
+    full_precision,
+    out_of_reach,
+)
 
 BLOCK_BYTES = 8 * 2**20
 """Size of a block of logits on a CPU, whose cache it suits; about six are alive at a time."""
@@ -138,7 +145,7 @@ def _through_norms(pull: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _logits(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """``cos / τ``, and the clamped products of norms in it."""
+    """``cos / τ``, and the divisors of the cosines in it."""
     norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)
-    norms = norms.clamp_min(EPS)
+    norms = cosine_divisor(norms)
     return norms, images @ texts.T / (norms * temperature)

@@ -23,7 +23,7 @@ from gloria.contrastive import cosine_logsumexp
 from gloria.errors import ShapeError
 from gloria.functional.inputs import check_global, check_matched, check_square, widen_together
 from gloria.functional.similarity import LocalMatching, global_similarity, local_similarity
-from gloria.matching.problem import EPS, full_precision, transformed
+from gloria.matching.problem import cosine_divisor, full_precision, transformed
 
 LEAN_FROM = 2**20
 """Pairs from which the global loss keeps no pair matrix: where that is also faster, on a CPU."""
@@ -109,7 +109,7 @@ def global_contrastive_terms(
         tau = temperature.to(v).reshape(())
         over_texts, over_images = cosine_logsumexp(v, t, tau)
         norms = vector_norm(v, dim=1) * vector_norm(t, dim=1)
-        pairs = (v * t).sum(1) / norms.clamp_min(EPS) / tau
+        pairs = (v * t).sum(1) / cosine_divisor(norms) / tau
         return ContrastiveTerms((over_texts - pairs).mean(), (over_images - pairs).mean())
 
 

@@ -40,7 +40,7 @@ from gloria.matching.maxsim import (
     MaxSimInputs,
     MaxSimProblem,
 )
-from gloria.matching.problem import EPS, full_precision, memory_budget_on
+from gloria.matching.problem import cosine_divisor, full_precision, memory_budget_on
 
 
 class MaxSimilarities(NamedTuple):
@@ -67,7 +67,7 @@ class LocalMatching(TypedDict, total=False):
 def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
     """Cosine of every image with every text, ``(image, text)``.
 
-    ``cos(v, t) = <v, t> / max(‖v‖·‖t‖, 1e-8)``
+    ``cos(v, t) = <v, t> / max(‖v‖·‖t‖, 1e-8)``; of a zero vector it is 0, without a gradient.
 
     Args:
         image_embeddings: one vector per image, ``(image, dim)``.
@@ -91,7 +91,7 @@ def global_similarity(image_embeddings: Tensor, text_embeddings: Tensor) -> Tens
     with full_precision(image_embeddings):
         images, texts = widen_together(image_embeddings, text_embeddings)
         norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)[None, :]
-        cosine: Tensor = images @ texts.T / norms.clamp_min(EPS)
+        cosine: Tensor = images @ texts.T / cosine_divisor(norms)
         return cosine
 
 
@@ -120,6 +120,8 @@ def local_similarity(
         c_i  = Σ_j a_ij v_j
         r_i  = <c_i, t_i> / max(‖c_i‖·‖t_i‖, 1e-8)
         Z    = match_temperature · log Σ_i exp(r_i / match_temperature)    "logsumexp"
+
+    The cosine r of a zero vector, of a word or of all regions, is 0, without a gradient.
 
     Args:
         regions: ``(image, region, dim)``.

@@ -21,7 +21,8 @@ Of ``r = n / d``, with ``n = Σ a s`` and ``d = max(‖c‖ ‖t‖, 1e-8)``, an
     ds = g / d · (a + (h through the softmaxes))
     dt = Σ ds v - Σ g r t / ‖t‖²              dv = Σ ds t - Σ g r (‖t‖ / d)² a c
 
-Where the bound of d is active, the terms with r are 0.
+Where the bound of d is active, the terms with r are 0; where c or t is 0, d is infinite and all of
+them are.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from gloria.matching.problem import (
     MatchingOptions,
     Problem,
     by_definition,
+    cosine_divisor,
     full_precision,
     out_of_reach,
     refuse_second_derivative,
@@ -314,7 +316,7 @@ class Matcher:
             square = torch.mul(weights, pulls, out=products).sum(-1)
             self.repair(square, weights, images, gram)
             norm = square.sqrt()
-        denominator = norm.mul_(self.word_norms[block.words]).clamp_min_(EPS)
+        denominator = cosine_divisor(norm.mul_(self.word_norms[block.words]))
         numerator = torch.mul(weights, scores, out=products).sum(-1)
         # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
         found.cosine[here] = numerator.div_(denominator).clamp_(-1.0, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from gloria.aggregators import masked_softmax
-from gloria.matching.problem import EPS, MatchingInputs, MatchingOptions, Problem
+from gloria.matching.problem import MatchingInputs, MatchingOptions, Problem, cosine_divisor
 
 TAKES_HALF_PRECISION = False
 READS_MASKED_WORDS = True
@@ -51,8 +51,8 @@ def attend(
 
 
 def cosine_of_words(attended: Tensor, words: Tensor) -> Tensor:
-    """``<c, t> / max(‖c‖·‖t‖, 1e-8)`` along the last axis."""
+    """``<c, t> / max(‖c‖·‖t‖, 1e-8)`` along the last axis; 0 for a zero vector."""
     product = (attended * words).sum(-1)
     norms = vector_norm(attended, dim=-1) * vector_norm(words, dim=-1)
-    cosine: Tensor = product / norms.clamp_min(EPS)
+    cosine: Tensor = product / cosine_divisor(norms)
     return cosine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
@@ -39,6 +40,15 @@ def memory_budget_on(device: str, memory_budget: int | None) -> int:
     if memory_budget is not None:
         return memory_budget
     return MEMORY_BUDGET if device == "cpu" else MEMORY_BUDGET_OF_ACCELERATORS
+
+
+def cosine_divisor(norms: Tensor) -> Tensor:
+    """``max(‖v‖·‖t‖, 1e-8)``, and infinity for a zero vector: its cosine is 0 and stays so.
+
+    What would reach a zero vector through the bound is up to 1e8 times as long as any other
+    gradient of a batch; the cosine has no slope there.
+    """
+    return norms.clamp_min(EPS).masked_fill(norms == 0, math.inf)
 
 
 # asked once, here: torch 2.10 cannot ask inside a compiled graph

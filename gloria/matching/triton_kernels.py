@@ -272,8 +272,8 @@ def differentiate_cosine(
 ):  # fmt: skip
     """What the gradient of a score needs to know of its word, ``terms (image, 4, column)``.
 
-    ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds; and the averages over
-    the regions of what they multiply, num and q.
+    ``dnum = dr / (‖c‖ y)``; ``2 dq = -dr r / q``, or 0 where the clamp holds, and both where a norm
+    is 0; and the averages over the regions of what they multiply, num and q.
     """
     local = (tl.program_id(0) % images).to(tl.int64)
     column = tl.program_id(0) // images * BLOCK + tl.arange(0, BLOCK)
@@ -290,7 +290,7 @@ def differentiate_cosine(
     clamped = norms < EPS
     divisor = tl.maximum(norms, EPS, propagate_nan=tl.PropagateNan.ALL)
     terms = terms_ptr + local * 4 * columns + column
-    tl.store(terms, upstream / divisor, mask=inside)
+    tl.store(terms, tl.where(norms == 0, 0.0, upstream / divisor), mask=inside)
     curvature = tl.where(clamped, 0.0, -upstream * cosine / square)
     tl.store(terms + columns, curvature, mask=inside)
     tl.store(terms + 2 * columns, product, mask=inside)
