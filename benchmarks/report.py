@@ -91,10 +91,10 @@ fewer launches (at most 11 dispatched operations forward and 8 backward, `test_l
 the second pass over a text's words goes backwards, for the L2 cache; exponents of the softmax over
 words take one multiplication more; the cosine's numerator is of the rounded weights, and averages
 are taken off before they are multiplied; attention that is made again is of its own sums, by the
-kernel that made it first; what gradients need of a word stands without padding; the hard maximum
-has other tiles and skips more, and FILIP reads its masks once; blocks of the global loss are of 64
-instead of 8 MiB; and a run of images frees its memory before the next takes its own: the peaks
-below hold two at a time.
+kernel that made it first; what gradients need of a word stands without padding; a zero vector has
+no gradient; the hard maximum has other tiles and skips more, and FILIP reads its masks once; blocks
+of the global loss are of 64 instead of 8 MiB; and a run of images frees its memory before the next
+takes its own: the peaks below hold two at a time.
 """
 
 

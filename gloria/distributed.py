@@ -22,7 +22,6 @@ been.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
 from typing import Any, NamedTuple
@@ -52,7 +51,7 @@ from gloria.losses import (
     PairLoss,
     SPARCLoss,
 )
-from gloria.losses.base import is_sum_of_terms
+from gloria.losses.base import is_sum_of_terms, signature_of
 
 _RAGGED = ("words", "word_mask")
 """Inputs whose second axis is as long as a rank's longest text."""
@@ -177,15 +176,11 @@ class AcrossRanks(PairLoss):
         self.loss = loss
         self.group = group
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of all ranks' pairs, a scalar."""
-        return self.total(self.terms(*args, **kwargs))
-
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The unweighted terms of all ranks' pairs; ``loss`` alone where the loss names none."""
         if not _is_spread(self.group):
             return _plain_terms(self.loss, *args, **kwargs)
-        signature = inspect.signature(self.loss.forward)
+        signature = signature_of(self.loss)
         share = _Share(lambda: signature.bind(*args, **kwargs).arguments, self.group, of_pairs=True)
         return _shared_terms(self.loss, tuple(share.given), share)
 
@@ -445,12 +440,15 @@ class _Gather(torch.autograd.Function):
     ) -> Tensor:
         """``sizes``: rows on each rank."""
         ctx.sizes, ctx.group = sizes, group
+        # a compiler gathers booleans as integers of 64 bits, and says they are booleans
+        dtype = torch.uint8 if tensor.dtype == torch.bool else tensor.dtype
         # backends want equal shapes; gloo aborts or hangs on others
-        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:], dtype=dtype)
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded, group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        whole = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return whole.to(tensor.dtype)
 
     @staticmethod
     @once_differentiable

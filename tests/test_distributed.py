@@ -388,7 +388,8 @@ def rank_compiled(world, rank):
     loss = make_loss("learned")
     inputs = make_parts("learned", world, True)[rank]
     compiled = torch.compile(AcrossRanks(loss), backend="eager")
-    return learn(compiled, inputs)
+    mask = torch.compile(gather)(inputs["word_mask"][:, :3])  # by Inductor, whose own fault it was
+    return learn(compiled, inputs), mask
 
 
 def rank_alone(world, rank):
@@ -523,7 +524,11 @@ def test_value_terms_and_gradients_are_those_of_one_process(name, masked, world,
 
 
 def test_compiled_it_is_the_same(everyone):
-    assert_is_the_whole_batch(everyone(2, "compiled"), "learned", True, 2)
+    every = everyone(2, "compiled")
+    assert_is_the_whole_batch([learned for learned, _ in every], "learned", True, 2)
+    whole = joined(make_parts("learned", 2, True))["word_mask"][:, :3]
+    for _, mask in every:
+        assert (mask.dtype, mask.tolist()) == (torch.bool, whole.tolist())
 
 
 @every_world

@@ -82,8 +82,15 @@ class GeM(nn.Module):
         check_positive("p", p)
         if p < 1:
             raise OptionError(f"p must be at least 1; got {p}.")
+        self.initial = float(p)
         # of one axis: fully_shard takes no parameter without
-        self.p = nn.Parameter(torch.tensor([float(p)]))
+        self.p = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, as after memory was given to what was made on the meta device."""
+        self.p.fill_(self.initial)
 
     def forward(self, values: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         # the bound lets the gradient through, so that a p pushed below it can come back

@@ -19,6 +19,7 @@ from gloria.losses.mgca import MGCALoss
 from gloria.losses.sigmoid_contrastive import SigmoidContrastiveLoss
 from gloria.losses.soft_target_contrastive import SoftTargetContrastiveLoss
 from gloria.losses.sparc import SPARCLoss
+from gloria.losses.temperature import Temperature
 
 __all__ = [
     "LOSS_INPUTS",
@@ -34,5 +35,6 @@ __all__ = [
     "SigmoidContrastiveLoss",
     "SimilarityLoss",
     "SoftTargetContrastiveLoss",
+    "Temperature",
     "inputs_of",
 ]

@@ -27,15 +27,17 @@ LOSS_INPUTS = (
 
 Shapes: ``(image, dim)``, ``(text, dim)``, ``(image, region, dim)``, ``(text, word, dim)``,
 ``(text, word)``, ``(image, region)`` or None. Text k belongs to image k; the masks are boolean,
-True = real, and without one all are.
+True = real, and without a ``region_mask`` all regions are.
 """
 
 
 class PairLoss(nn.Module):
     """A loss on matching image-text pairs: a weighted sum of named terms.
 
-    Subclasses define :meth:`terms`, and :meth:`weights` where they are not all 1. One that changes
-    ``forward`` alone is called as it is, instead: see :func:`is_sum_of_terms`.
+    Subclasses define :meth:`terms`, which names the tensors it wants, and :meth:`weights` where
+    they are not all 1. One that changes ``forward`` alone is called as it is, instead: see
+    :func:`is_sum_of_terms`. Of a loss that is a sum of terms the terms are asked for, so that hooks
+    on it, and compiling it alone by ``loss.compile()``, have no effect within a model.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -62,6 +64,10 @@ class PairLoss(nn.Module):
         options = {**cls.presets[preset], **overrides}
         check_options(cls.__name__, cls, options)
         return cls(**options)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, a scalar, of what :meth:`terms` takes."""
+        return self.total(self.terms(*args, **kwargs))
 
     def terms(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The named parts of the loss, each an unweighted scalar; at least one."""
@@ -266,6 +272,13 @@ class LateInteractionLoss(RegionWordLoss):
         self.memory_budget = memory_budget
 
 
+def signature_of(loss: nn.Module) -> inspect.Signature:
+    """How a loss is called: as its ``forward``, or as its ``terms`` where that is inherited."""
+    if isinstance(loss, PairLoss) and type(loss).forward is PairLoss.forward:
+        return inspect.signature(loss.terms)
+    return inspect.signature(loss.forward)
+
+
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
     """Which of :data:`LOSS_INPUTS` a loss's ``forward`` takes, or that of the loss it wraps.
 
@@ -273,7 +286,7 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
         OptionError: ``forward`` requires an argument that is not one of them, or names none.
     """
     # a compiled module takes (*args, **kwargs)
-    parameters = inspect.signature(unwrapped(loss).forward).parameters.values()
+    parameters = signature_of(unwrapped(loss)).parameters.values()
     named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
     fault = "" if named else "names nothing that it takes in its forward, so it would get nothing"
     for each in parameters:

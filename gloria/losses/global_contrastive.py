@@ -70,6 +70,8 @@ class GlobalContrastiveLoss(SimilarityLoss):
 
     def terms(self, image_embeddings: Tensor, text_embeddings: Tensor) -> dict[str, Tensor]:
         """``image_to_text`` and ``text_to_image``, each an unweighted scalar."""
+        if type(self).similarity is not GlobalContrastiveLoss.similarity:  # a subclass's own
+            return self.terms_of(self.similarity(image_embeddings, text_embeddings))
         temperature = self.temperature()
         return global_contrastive_terms(image_embeddings, text_embeddings, temperature)._asdict()
 

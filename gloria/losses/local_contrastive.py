@@ -9,6 +9,7 @@ from torch import Tensor
 from gloria.checks import check_choice
 from gloria.functional import PRODUCTS, Product, local_attention, local_similarity
 from gloria.losses.base import RegionWordLoss
+from gloria.losses.temperature import Temperature
 from gloria.matching import (
     BACKENDS,
     AggregatorFunction,
@@ -32,7 +33,9 @@ class LocalContrastiveLoss(RegionWordLoss):
         attention_temperature: divides the attention's scores; published: 1/4.
         aggregation: ``"logsumexp"``, ``"logmeanexp"``, ``"max"``, ``"mean"``, or a callable
             ``(values, mask, dim)``.
-        match_temperature: τ of logsumexp and logmeanexp; published: 1/5.
+        match_temperature: τ of logsumexp and logmeanexp; published: 1/5. To learn it, a
+            :class:`~gloria.losses.Temperature`, which keeps above a minimum, or a parameter of your
+            own, which must be kept above 0.
         temperature: τ, divides Z.
         learnable, minimum_temperature: learn τ, starting from ``temperature``, above this bound.
         image_to_text_weight, text_to_image_weight: w_it and w_ti.
@@ -84,7 +87,7 @@ class LocalContrastiveLoss(RegionWordLoss):
         product: Product = "dot",
         attention_temperature: float = 1 / 4,
         aggregation: WordAggregation | AggregatorFunction = "logsumexp",
-        match_temperature: float | Tensor = 1 / 5,
+        match_temperature: float | Tensor | Temperature = 1 / 5,
         temperature: float = 0.1,
         learnable: bool = False,
         minimum_temperature: float = 0.01,
@@ -102,7 +105,8 @@ class LocalContrastiveLoss(RegionWordLoss):
         )
         # checks its values, so that a wrong one is an error here and not at the first batch
         budget = memory_budget_on("cpu", memory_budget)
-        MatchingOptions(attention, attention_temperature, match_temperature, aggregation, budget)
+        match = _value(match_temperature)
+        MatchingOptions(attention, attention_temperature, match, aggregation, budget)
         check_choice("product", product, PRODUCTS)
         check_choice("backend", backend, ("auto", *BACKENDS))
         self.attention: AttentionVariant = attention
@@ -136,7 +140,7 @@ class LocalContrastiveLoss(RegionWordLoss):
             product=self.product,
             attention_temperature=self.attention_temperature,
             aggregation=self.aggregation if aggregation is None else aggregation,
-            match_temperature=self.match_temperature,
+            match_temperature=_value(self.match_temperature),
             backend=self.backend,
             memory_budget=self.memory_budget,
         )
@@ -154,3 +158,7 @@ class LocalContrastiveLoss(RegionWordLoss):
             product=self.product,
             attention_temperature=self.attention_temperature,
         )
+
+
+def _value(temperature: float | Tensor | Temperature) -> float | Tensor:
+    return temperature() if isinstance(temperature, Temperature) else temperature

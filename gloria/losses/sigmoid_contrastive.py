@@ -55,10 +55,18 @@ class SigmoidContrastiveLoss(PairLoss):
         self.temperature = Temperature(
             temperature, learnable=learnable, minimum=minimum_temperature
         )
-        self.bias: float | Tensor = float(bias)
+        self.initial_bias = float(bias)
+        self.bias: float | Tensor = self.initial_bias
         if learnable:
             # of one axis: fully_shard takes no parameter without
-            self.bias = nn.Parameter(torch.tensor([bias], dtype=torch.get_default_dtype()))
+            self.bias = nn.Parameter(torch.empty(1))
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew with the bias; the temperature has a method of its own."""
+        if isinstance(self.bias, Tensor):
+            self.bias.fill_(self.initial_bias)
 
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """The loss, a scalar, from ``(image, dim)`` and ``(text, dim)``."""

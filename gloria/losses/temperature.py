@@ -36,8 +36,7 @@ class Temperature(nn.Module):
         check_boolean("learnable", learnable)
         check_positive(name, initial)
         check_positive("minimum_temperature", minimum)
-        self.minimum = minimum
-        self.fixed = None if learnable else float(initial)
+        self.initial, self.minimum = float(initial), float(minimum)
         self.raw = None
         if learnable:
             if initial <= minimum:
@@ -45,22 +44,28 @@ class Temperature(nn.Module):
                     f"{name} must start above its minimum_temperature {minimum} to be learnable; "
                     f"got {initial}."
                 )
-            # in float64, so that the starting value survives the round trip
-            inverse = initial - minimum + math.log(-math.expm1(minimum - initial))
             # of one axis: fully_shard takes no parameter without
-            self.raw = nn.Parameter(torch.tensor([inverse], dtype=torch.get_default_dtype()))
+            self.raw = nn.Parameter(torch.empty(1))
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, as after memory was given to a loss that was made on the meta device."""
+        if self.raw is not None:
+            above = self.initial - self.minimum
+            # in float64, so that the starting value survives the round trip
+            self.raw.fill_(above + math.log(-math.expm1(-above)))
 
     def forward(self) -> float | Tensor:
         """The current value; a tensor without axes if it is learned."""
         if self.raw is None:
-            assert self.fixed is not None
-            return self.fixed
+            return self.initial
         return self.minimum + nn.functional.softplus(self.raw.squeeze(0))
 
     def extra_repr(self) -> str:
         """Show the value, unless it has none, or is spread over processes: that waits for all."""
         if self.raw is None:
-            return f"{self.fixed}"
+            return f"{self.initial}"
         if self.raw.is_meta or hasattr(self.raw, "full_tensor"):
             return f"learnable, minimum={self.minimum}"
         value = self.minimum + nn.functional.softplus(self.raw.detach()).item()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gloria.distributed import AcrossRanks
 from gloria.errors import ContractError, OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
@@ -49,6 +50,20 @@ def test_a_loss_without_terms_is_told():
         Three().total({})
     with pytest.raises(ContractError, match=r"terms of Three must be a mapping .*; got list"):
         Three().total([torch.ones(())])
+
+
+class Distance(PairLoss):
+    """No forward of its own."""
+
+    def terms(self, image_embeddings, text_embeddings):
+        return {"distance": (image_embeddings - text_embeddings).square().sum()}
+
+
+def test_terms_are_enough():
+    images, texts = torch.ones(3, 2), torch.zeros(3, 2)
+    assert Distance()(images, text_embeddings=texts).item() == 6
+    assert inputs_of(Distance()) == ("image_embeddings", "text_embeddings")
+    assert inputs_of(AcrossRanks(Distance())) == ("image_embeddings", "text_embeddings")
 
 
 def test_a_term_need_not_be_there_every_time():

@@ -8,7 +8,12 @@ from tensors import random
 from torch.autograd import gradcheck, gradgradcheck
 
 from gloria import contrastive
-from gloria.functional import global_contrastive_loss, global_similarity, pair_losses
+from gloria.functional import (
+    contrastive_cross_entropy,
+    global_contrastive_loss,
+    global_similarity,
+    pair_losses,
+)
 from gloria.losses import GlobalContrastiveLoss
 
 PRESETS = tuple(GlobalContrastiveLoss.presets)
@@ -50,6 +55,16 @@ def test_presets_equal_the_nested_loop(preset, weights, naive, assert_values):
     rows, columns = naive.contrastive_terms(naive.global_similarity(v, t), 0.1)
     value = GlobalContrastiveLoss.from_preset(preset)(v, t)
     assert_values(value, weights[0] * rows + weights[1] * columns)
+
+
+def test_a_subclass_trains_the_similarity_that_it_gives(assert_values):
+    class Distance(GlobalContrastiveLoss):
+        def similarity(self, image_embeddings, text_embeddings):
+            return -torch.cdist(image_embeddings, text_embeddings)
+
+    v, t = random(4, 5), random(4, 5, seed=1)
+    rows, columns = contrastive_cross_entropy(-torch.cdist(v, t), 0.1)
+    assert_values(Distance()(v, t), rows + columns)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 9])

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from gloria.aggregators import GeM, LogSumExp
 from gloria.errors import DtypeError, GloriaError, OptionError
 from gloria.functional import local_attention, local_contrastive_loss, local_similarity
-from gloria.losses import LocalContrastiveLoss
+from gloria.losses import LocalContrastiveLoss, Temperature
 
 PRESETS = tuple(LocalContrastiveLoss.presets)
 presets = pytest.mark.parametrize("preset", PRESETS)
@@ -191,6 +191,21 @@ def test_a_learnable_aggregator_is_part_of_the_loss(make_pairs):
     assert list(loss.state_dict()) == ["aggregation.p"]
     loss(*make_pairs(3, 3, 4, 5, 6, dtype=torch.float32)).backward()
     assert pooling.p.grad.ne(0)
+
+
+def test_the_match_temperature_is_learned_above_its_minimum(make_pairs):
+    pairs = make_pairs(3, 3, 4, 5, 6)
+    loss = LocalContrastiveLoss(match_temperature=Temperature(0.2, learnable=True)).double()
+    fixed = LocalContrastiveLoss()
+    torch.testing.assert_close(loss(*pairs), fixed(*pairs))
+    optimizer = torch.optim.SGD(loss.parameters(), lr=1e3)  # far too high
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(*pairs).backward()
+        optimizer.step()
+    assert loss.match_temperature().item() != pytest.approx(0.2)
+    assert loss.match_temperature().item() > 0.01
+    assert loss(*pairs).isfinite()
 
 
 def test_an_aggregator_object_equals_its_name(make_pairs):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from gloria.aggregators import GeM
 from gloria.errors import DtypeError, OptionError
-from gloria.losses.temperature import Temperature
+from gloria.losses import SigmoidContrastiveLoss, Temperature
 
 
 def test_a_fixed_temperature_is_a_number_without_state():
@@ -49,6 +50,21 @@ def test_pushed_down_it_stays_above_its_minimum_and_comes_back():
     assert gradient > 0
     push(-1, 600)
     assert temperature().item() > 0.2
+
+
+def test_it_starts_anew_after_the_meta_device():
+    with torch.device("meta"):
+        parts = [Temperature(0.07, learnable=True), SigmoidContrastiveLoss(bias=-3.0), GeM(p=4.0)]
+    for part in parts:
+        part.to_empty(device="cpu")
+        for module in part.modules():
+            for parameter in module.parameters(recurse=False):
+                torch.nn.init.constant_(parameter, 1e10)  # whatever stood in that memory
+            module.reset_parameters()
+    temperature, sigmoid, gem = parts
+    assert temperature().item() == pytest.approx(0.07)
+    assert sigmoid.temperature().item() == pytest.approx(0.1)
+    assert (sigmoid.bias.item(), gem.p.item()) == (-3, 4)
 
 
 def test_bad_values_are_named():

@@ -367,6 +367,21 @@ def test_a_text_or_an_image_without_anything_real_is_zero(attention, small_block
 
 
 @pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vector_of_zeros_has_no_gradient(dtype, attention, small_blocks):
+    """And it leaves the others theirs."""
+    inputs, upstream = draw(3, 3, 20, 9, 8, dtype=dtype)
+    inputs.regions[2] = 0
+    inputs.words[0, 1] = 0
+    assert_equals_the_definition(inputs, upstream, options(attention))
+    _, regions, words = differentiate(triton, inputs, upstream, options(attention))
+    assert not regions[2].any()
+    # as one of those that share a region, it has still an influence
+    assert words[0, 1].any() == (attention == "words_then_regions")
+    assert regions[:2].any()
+
+
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
 def test_what_is_masked_changes_no_bit(attention, small_blocks):
     inputs, _ = draw(2, 2, 20, 9, 8, masked=True)
     similarity = functools.partial(local_similarity, attention=attention, backend="triton")

@@ -202,7 +202,7 @@ def test_very_short_and_very_long_vectors(scale, attention, make_pairs, assert_v
 @pytest.mark.parametrize("length", [1.0, 1e12, 1e15])
 @budgets
 def test_an_image_that_says_nothing_beside_long_words(length, budget, attention, make_pairs):
-    """A ReLU may silence an image: the bound is active however long the words are."""
+    """A ReLU may silence an image: it has no gradient, however long the words are."""
     pairs = make_pairs(3, 3, 4, 4, 6, dtype=torch.float32)
     pairs.regions[1] = 0.0
     inputs = inputs_of(pairs._replace(words=pairs.words * length))
@@ -212,6 +212,7 @@ def test_an_image_that_says_nothing_beside_long_words(length, budget, attention,
     torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
     for actual, wanted in zip(gradients, expected_gradients, strict=True):
         assert (actual.double() - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    assert not gradients[0][1].any()
 
 
 @attention_variants
