@@ -117,8 +117,8 @@ def why_only_the_definition(device: str) -> list[str]:
 def refuse_second_derivative(*_: object) -> None:
     """The backward of an operator's backward, where there is none."""
     raise BackendError(
-        "a fused or compiled backend has no second derivative. Use backend='einops', which has "
-        "every one."
+        "inside a compiled graph a backend has no second derivative. Use backend='einops', which "
+        "has every one, or leave the loss out of the graph."
     )
 
 

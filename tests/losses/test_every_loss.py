@@ -221,8 +221,7 @@ def test_exports_for_any_batch(name, make_inputs):
 
 @every_loss
 def test_second_derivatives(name, make_inputs):
-    options = {"backend": "einops"} if name in WITH_BACKENDS else {}
-    loss = Catalog().create("losses", name, options).double()
+    loss = create(name).double()
     inputs = make_inputs(loss, 3, dtype=torch.float64)
     features = {key: x for key, x in inputs.items() if x.is_floating_point()}
     masks = {key: x for key, x in inputs.items() if key not in features}

@@ -7,13 +7,15 @@ What the backends do depends on lengths, which a compiler cannot see: it takes a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gloria.matching.maxsim import einops
 from gloria.matching.maxsim.problem import MaxSimInputs
-from gloria.matching.problem import out_of_reach, refuse_second_derivative
+from gloria.matching.problem import by_definition, out_of_reach, refuse_second_derivative
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """Of ``queries, keys, query_mask, key_mask, keep_winners, memory_budget`` the scores ``(query,
@@ -45,6 +47,17 @@ def room_for_winners(queries: Tensor, keys: Tensor, keep: bool) -> Tensor:
 def room_for_gradient(like: Tensor, needed: bool) -> Tensor:
     """As large as the tensor it is for, or empty."""
     return like.new_empty(like.shape if needed else (0,))
+
+
+def _definition(masks: list[Tensor | None], queries: Tensor, keys: Tensor) -> Tensor:
+    """The same scores, in what can be differentiated any number of times."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    tokens = [
+        # what is masked may be anything, and a gradient of 0 times NaN is NaN
+        each.to(dtype) if mask is None else each.to(dtype).masked_fill(~mask[..., None], 0.0)
+        for each, mask in zip((queries, keys), masks, strict=True)
+    ]
+    return einops.summed_maxima(MaxSimInputs(*tokens, *masks), 0)
 
 
 def differentiable(
@@ -104,9 +117,12 @@ def differentiable(
         def backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
             if gradient is None:
                 return (None,) * 7
-            # the operator refuses a second derivative, and takes many gradients one by one
-            function = backward_operator if out_of_reach(gradient) else backward
-            return *backpropagate(function, ctx, gradient), None
+            if out_of_reach(gradient):
+                queries, keys, *masks, _ = ctx.saved_tensors
+                needs = ctx.needs_input_grad[:2]
+                definition = partial(_definition, masks)
+                return *by_definition(definition, (queries, keys), needs, gradient), *[None] * 5
+            return *backpropagate(backward, ctx, gradient), None
 
     def keeps_winners(inputs: MaxSimInputs, both: bool, memory_budget: int) -> bool:
         queries, keys = inputs.queries, inputs.keys

@@ -1,5 +1,7 @@
 """What chunked promises beside the right numbers: its budget, and to be an operator."""
 
+import math
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -88,10 +90,31 @@ def test_runs_repeat_to_the_bit(make_pairs):
         assert torch.equal(one, other)
 
 
-def test_a_second_derivative_is_refused(make_pairs):
+def test_a_second_derivative_goes_by_the_definition(make_pairs):
+    inputs = inputs_of(make_pairs, 2, 3, 5, 4, 3, masked_regions=True)
+
+    def second(backend, inputs):
+        leaves = [each.detach().clone().requires_grad_() for each in inputs[:2]]
+        scores = backend.summed_maxima(MaxSimInputs(*leaves, *inputs[2:]), 2**20)
+        first = torch.autograd.grad(scores.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), leaves)
+
+    expected = second(einops, inputs)
+    spoiled = [
+        tokens.masked_fill(~mask[..., None], math.nan)
+        for tokens, mask in zip(inputs[:2], inputs[2:], strict=True)
+    ]
+    for actual, reference in zip(
+        second(chunked, MaxSimInputs(*spoiled, *inputs[2:])), expected, strict=True
+    ):
+        torch.testing.assert_close(actual, reference)
+
+
+def test_a_second_derivative_of_a_compiled_graph_is_refused(make_pairs):
     inputs = inputs_of(make_pairs, 2, 2, 3, 3, 3)
     leaves = [each.clone().requires_grad_() for each in inputs[:2]]
-    scores = chunked.summed_maxima(MaxSimInputs(*leaves, *inputs[2:]), 2**20)
+    compiled = torch.compile(chunked.summed_maxima, backend="eager", fullgraph=True)
+    scores = compiled(MaxSimInputs(*leaves, *inputs[2:]), 2**20)
     first = torch.autograd.grad(scores.square().sum(), leaves[0], create_graph=True)[0]
     with pytest.raises(BackendError, match=r"no second derivative\. Use backend='einops'"):
         first.sum().backward()
