@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from gloria.aggregators.reductions import widen
 from gloria.checks import (
     check_finite,
+    check_mask,
     check_positive,
     check_same_device,
     check_share,
@@ -37,37 +38,63 @@ class ContrastiveTerms(NamedTuple):
 
 
 def contrastive_cross_entropy(
-    similarity: Tensor, temperature: float | Tensor = 0.1
+    similarity: Tensor, temperature: float | Tensor = 0.1, positives: Tensor | None = None
 ) -> ContrastiveTerms:
-    """Cross-entropy of a square pair matrix in both directions; the diagonal holds the pairs.
+    """Cross-entropy of a pair matrix in both directions; the diagonal holds the pairs.
 
     ``image_to_text = -mean_k log softmax_n(similarity[k, n] / temperature)[k]``, and
-    ``text_to_image`` the same over columns.
+    ``text_to_image`` the same over columns. With ``positives``, of each row and column the mean
+    over its own, and the mean over those that have any.
 
     Args:
         similarity: ``(image, text)``, square; text k belongs to image k.
         temperature: divides the similarity; above 0 (a tensor is taken as it is).
+        positives: ``(image, text)`` boolean, True = text n is one of image k's, for several texts
+            of an image, several images of a study, or a queue of negatives, which are nobody's; the
+            numbers of images and texts may differ then. None = the diagonal.
 
     Returns:
-        Two scalars. A batch of one gives two zeros (with zero gradient).
+        Two scalars. A batch of one gives two zeros (with zero gradient), and ``positives`` that are
+        all False NaN.
 
     Raises:
-        ShapeError: not square, or empty.
+        ShapeError: empty; not square, without ``positives``; ``positives`` of another shape.
+        DtypeError, DeviceError: ``positives`` is not boolean, or on another device.
         OptionError: the temperature is not above 0.
 
-    Source: GLoRIA, section 3, both losses; van den Oord et al., CPC (2018), eq. 4.
+    Source: GLoRIA, section 3, both losses; van den Oord et al., CPC (2018), eq. 4. Several
+    positives: Khosla et al., Supervised Contrastive Learning (NeurIPS 2020), eq. 2.
 
     Example:
         >>> import torch
         >>> contrastive_cross_entropy(torch.zeros(4, 4)).image_to_text  # ln 4
         tensor(1.3863)
+        >>> study = torch.tensor([0, 0, 1])  # of which each image is, and each text
+        >>> contrastive_cross_entropy(torch.eye(3), 0.1, study[:, None] == study).image_to_text
+        tensor(3.3334)
     """
-    check_square(similarity)
     check_temperature("temperature", temperature)
+    if positives is None:
+        check_square(similarity)
+    else:
+        check_tensor("similarity", similarity, ("image", "text"))
+        check_mask("positives", positives, tuple(similarity.shape), ("image", "text"))
+        check_same_device("positives", positives, "similarity", similarity)
     with full_precision(similarity):
         logits = widen(similarity) / temperature
+        if positives is not None:
+            return ContrastiveTerms(
+                _mean_over_positives(logits, positives), _mean_over_positives(logits.T, positives.T)
+            )
         target = torch.arange(logits.shape[0], device=logits.device)
         return ContrastiveTerms(cross_entropy(logits, target), cross_entropy(logits.T, target))
+
+
+def _mean_over_positives(logits: Tensor, positives: Tensor) -> Tensor:
+    """Mean over the rows that have any, of each the mean over its own."""
+    own = logits.log_softmax(1).masked_fill(~positives, 0.0).sum(1)
+    counts = positives.sum(1)
+    return -(own / counts.clamp_min(1)).sum() / (counts > 0).sum()
 
 
 def global_contrastive_terms(

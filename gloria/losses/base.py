@@ -136,9 +136,12 @@ class SimilarityLoss(PairLoss):
         self.image_to_text_weight = image_to_text_weight
         self.text_to_image_weight = text_to_image_weight
 
-    def terms_of(self, similarity: Tensor) -> dict[str, Tensor]:
-        """``image_to_text`` and ``text_to_image`` of a pair matrix, each an unweighted scalar."""
-        return contrastive_cross_entropy(similarity, self.temperature())._asdict()
+    def terms_of(self, similarity: Tensor, positives: Tensor | None = None) -> dict[str, Tensor]:
+        """``image_to_text`` and ``text_to_image`` of a pair matrix, each an unweighted scalar.
+
+        ``positives`` as in :func:`~gloria.functional.contrastive_cross_entropy`.
+        """
+        return contrastive_cross_entropy(similarity, self.temperature(), positives)._asdict()
 
     def weights(self) -> dict[str, float]:
         """The weights of the two directions."""

@@ -161,6 +161,47 @@ def test_extreme_features_have_finite_losses_and_gradients(
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (4, 4), (3, 7), (6, 2)])
+def test_several_positives_equal_a_plain_loop(sizes):
+    similarity = random(*sizes, seed=3).requires_grad_()
+    positives = random(*sizes, seed=4) > 0.3
+    positives[0, 0] = True
+
+    def by_loop(rows, marks):
+        losses = []
+        for row, marked in zip(rows.tolist(), marks.tolist(), strict=True):
+            total = math.log(sum(math.exp(s / 0.5) for s in row))
+            own = [total - s / 0.5 for s, positive in zip(row, marked, strict=True) if positive]
+            losses += [sum(own) / len(own)] if own else []
+        return sum(losses) / len(losses)
+
+    terms = contrastive_cross_entropy(similarity, 0.5, positives)
+    assert terms.image_to_text.item() == pytest.approx(by_loop(similarity, positives))
+    assert terms.text_to_image.item() == pytest.approx(by_loop(similarity.T, positives.T))
+    assert gradcheck(lambda s: contrastive_cross_entropy(s, 0.5, positives), similarity)
+
+
+def test_the_diagonal_is_the_usual_positives():
+    similarity = random(5, 5)
+    diagonal = torch.eye(5, dtype=torch.bool)
+    torch.testing.assert_close(
+        contrastive_cross_entropy(similarity, 0.1, diagonal),
+        contrastive_cross_entropy(similarity, 0.1),
+    )
+
+
+def test_positives_that_do_not_fit_are_told():
+    similarity = random(2, 3)
+    with pytest.raises(ShapeError, match=r"similarity must be square .*2 images and 3 texts"):
+        contrastive_cross_entropy(similarity)
+    with pytest.raises(ShapeError, match=r"positives must be \(2, 3\) = \(image, text\)"):
+        contrastive_cross_entropy(similarity, 0.1, torch.eye(2, dtype=torch.bool))
+    with pytest.raises(DtypeError, match="positives must be boolean"):
+        contrastive_cross_entropy(similarity, 0.1, torch.ones(2, 3))
+    nobodys = torch.zeros(2, 3, dtype=torch.bool)
+    assert all(term.isnan() for term in contrastive_cross_entropy(similarity, 0.1, nobodys))
+
+
 @pytest.mark.parametrize("autocast_dtype", HALF)
 @products
 @attention_variants
