@@ -402,7 +402,7 @@ def _tell_beforehand(
             f"it again: {why}",
             False,
         )
-    twice = len(pairs) - len({(record.path, record.report) for record in pairs.records})
+    twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
     if validation is None:

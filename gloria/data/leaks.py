@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Leaks:
         sizes: split: number of its images.
         patients: patient: split: ids of their images there; None = not compared, as not two splits
             say whose images they have.
-        images: id: split: the id, once for each time it is there.
+        images: id, without ``./`` and ``..``, or the path of a file that has several ids: split:
+            ids, one for each time it is there.
         duplicates: hash: split: ids of the images that are the same there, though their ids differ;
             None = files were not compared.
         unchecked: what could not be checked, and why.
@@ -89,10 +91,13 @@ def find_leaks(
     if files or pixels:
         duplicates, why = _duplicates(splits, pixels, progress)
         unchecked += why
+    # a.png may be ./a.png in another file, or absolute
+    images = _shared(splits, lambda record: os.path.normpath(record.id))
+    images |= _of_several_ids(_shared(splits, attrgetter("file")))
     return Leaks(
         sizes={name: len(records) for name, records in splits.items()},
         patients=_shared(splits, patient) if len(named) > 1 else None,
-        images=_shared(splits, attrgetter("id")),
+        images=images,
         duplicates=duplicates,
         unchecked=unchecked,
     )
@@ -241,6 +246,15 @@ def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, di
     return {value: places for value, places in found.items() if len(places) > 1}
 
 
+def _of_several_ids(found: Mapping[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """What is not found by its id alone."""
+    return {
+        value: places
+        for value, places in found.items()
+        if len({os.path.normpath(name) for ids in places.values() for name in ids}) > 1
+    }
+
+
 def _duplicates(
     splits: Splits, pixels: bool, progress: Callable[[int], Any]
 ) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
@@ -271,11 +285,7 @@ def _duplicates(
                 digests[record.path] = ""
         return digests[record.path] or None
 
-    copies = {
-        value: places
-        for value, places in _shared(readable, digest).items()
-        if len({name for ids in places.values() for name in ids}) > 1
-    }
+    copies = _of_several_ids(_shared(readable, digest))
     if not faults:
         return copies, []
     total = sum(map(len, splits.values()))

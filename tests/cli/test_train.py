@@ -497,7 +497,8 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     assert "there again" not in error
     assert "validated, too" not in error
     rows = read(table)
-    rows += [rows[1], rows[2], [rows[1][0], rows[1][1], "val"], [*rows[3][:2], "Train"]]
+    rows += [rows[1], [str(table.parent / rows[2][0]), *rows[2][1:]]]  # in another spelling, too
+    rows += [[f"./{rows[1][0]}", rows[1][1], "val"], [*rows[3][:2], "Train"]]
     changed = write(table.with_name("doubtful.csv"), rows)
     fixed = ["--image-size", "32", "--workers", "0", *QUICK]
     assert main(["train", "--data", str(changed), "--out", str(tmp_path / "run"), *fixed]) == 0

@@ -1,6 +1,7 @@
 """The leak checker finds what published code let through, and says what it could not see."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from gloria.errors import DataError, DtypeError, OptionError
 
 
 def record(name, patient=None, path=None):
-    return Record(name, path, f"row of {name}", patient)
+    return Record(name, path or Path(name), f"row of {name}", patient)
 
 
 def test_patients_and_images_across_splits():
@@ -29,6 +30,29 @@ def test_patients_and_images_across_splits():
     }
     assert leaks.images == {"c": {"train": ["c", "c"], "test": ["c"]}}
     assert leaks.unchecked == []
+
+
+def test_one_image_under_several_spellings(write_rows, tmp_path):
+    path = write_rows(
+        tmp_path / "my.csv",
+        ["image", "split"],
+        ["./a.png", "train"],
+        [str(tmp_path / "b.png"), "train"],
+        ["c.png", "train"],
+        ["a.png", "test"],
+        ["films/../b.png", "test"],
+        ["films/c.png", "test"],
+    )
+    leaks = find_leaks(read_split_files([path]), files=False)
+    assert leaks.images == {
+        "a.png": {"train": ["./a.png"], "test": ["a.png"]},
+        str(tmp_path / "b.png"): {"train": [str(tmp_path / "b.png")], "test": ["films/../b.png"]},
+    }
+    elsewhere = tmp_path / "lists" / "held.txt"  # as `gloria evaluate` writes them
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("./c.png\n")
+    leaks = find_leaks(read_split_files([path, elsewhere]), files=False)
+    assert leaks.images["c.png"] == {"train": ["c.png"], "held": ["./c.png"]}
 
 
 def test_clean_splits_and_what_is_not_known():

@@ -17,12 +17,11 @@ def radiographs(write_image, tmp_path):
     """Forty images of twenty patients, with what is asked for."""
 
     def radiographs(classes=CLASSES, *, report="Edema.", masks=False):
-        file = write_image(tmp_path / "film.png")
         mask = (lambda height, width: np.ones((height, width), bool)) if masks else None
         records = [
             Record(
                 id=f"image{number}",
-                path=file,
+                path=write_image(tmp_path / f"{number}.png"),
                 where=f"row {number}",
                 patient=f"patient{number // 2}",
                 report=report,
