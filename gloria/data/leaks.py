@@ -19,7 +19,8 @@ from gloria.data.splits import read_ids
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
-PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
+PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id")
+"""The usual ones, in whatever spelling: see :func:`find_patient_columns`."""
 PATIENT_PATTERN = r"patient\d+|(?<![^/])p(\d{8})(?![^/])"
 """Where CheXpert's and MIMIC-CXR's paths name the patient; a group, if it matched, is the name."""
 
@@ -137,6 +138,22 @@ def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     return "\n".join(lines)
 
 
+def find_patient_columns(header: Sequence[str]) -> list[str]:
+    """The columns with a usual name of patients, in the order of :data:`PATIENT_COLUMNS`.
+
+    Capitals, ``_``, ``-`` and spaces do not count.
+
+    Example:
+        >>> find_patient_columns(["image", "PatientID", "Patient"])
+        ['Patient', 'PatientID']
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]", "", name).casefold()
+
+    return [name for usual in PATIENT_COLUMNS for name in header if plain(name) == plain(usual)]
+
+
 def read_split_files(
     paths: Sequence[str | Path],
     *,
@@ -155,7 +172,7 @@ def read_split_files(
         paths: CSV files (``.csv``, ``.csv.gz``), and id lists of any other ending.
         split_column: of CSV files.
         image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
-        patient_column: of CSV files; None = the first there is of :data:`PATIENT_COLUMNS`.
+        patient_column: of CSV files; None = the first of :func:`find_patient_columns`.
         patient_pattern: a regular expression that finds the patient in an image's id, where there
             is no column; its group, if it has one that matched, else all of it.
         images: the folder that the images are in; None = that of the file. With it, an image may
@@ -189,7 +206,7 @@ def read_split_files(
                     f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
                     f"{', '.join(header)}. image-column says which it is."
                 )
-            patient = patient_column or next((c for c in PATIENT_COLUMNS if c in header), None)
+            patient = patient_column or next(iter(find_patient_columns(header)), None)
             split = split_column if split_column in header else None
             columns = [name for name in (image, patient, split) if name]
             rows = [

@@ -467,17 +467,37 @@ def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, cap
     given += ["--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot"]
     assert main([*given, "--out", str(tmp_path / "a")]) == 0  # in the usual column
     assert "drawn, patient by patient" in capsys.readouterr().err
+    assert results(tmp_path / "a")["note"] == ""
     written = table.read_text()
+    table.write_text(written.replace(",patient,", ",PatientID,"))
+    assert main([*given, "--out", str(tmp_path / "c")]) == 0
+    assert "drawn, patient by patient" in capsys.readouterr().err
     table.write_text(written.replace(",patient,", ",who,"))
     assert main([*given, "--out", str(tmp_path / "b"), "--patient-column", "who"]) == 0
     assert "drawn, patient by patient" in capsys.readouterr().err
-    split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "ab"}
-    assert split["a"] == split["b"]
+    split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "abc"}
+    assert split["a"] == split["b"] == split["c"]
     for number, unknown in enumerate((",who,", ",patient,")):
         table.write_text(written.replace(",patient,", unknown).replace("7.png,p3,", "7.png,,"))
         assert main([*given, "--out", str(tmp_path / f"unknown{number}")]) == 0
-        told = "drawn, image by image, since it is not told whose they are"
-        assert told in capsys.readouterr().err
+        told = "drawn image by image, since it is not told whose they are"
+        printed = capsys.readouterr()
+        assert told.replace("drawn", "drawn,") in printed.err
+        for text in (printed.out, (tmp_path / f"unknown{number}" / "tables.md").read_text()):
+            assert f"Splits were {told}: figures are too good if a patient is in two" in text
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_own_splits_that_do_not_say_whose_images_are_carry_a_note(model, table, tmp_path, labels):
+    header, *rows = table.read_text().replace("7.png,p3,", "7.png,,").splitlines()
+    splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    given = ("--data", str(table), "--tasks", "retrieval", *labels)
+    for column, count in (("Patient", 1), ("who", 40)):
+        table.write_text("\n".join([f"{header},split".replace("patient", column), *rows]))
+        assert run(model, tmp_path / column, *given) == 0
+        told = f"It is not told whose {count} of 40 images are: figures are too good if a patient"
+        assert told in results(tmp_path / column)["note"]
 
 
 @pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from gloria.data import SIIM, Record
-from gloria.data.leaks import check_splits, describe_leaks, find_leaks, read_split_files
+from gloria.data.leaks import (
+    check_splits,
+    describe_leaks,
+    find_leaks,
+    find_patient_columns,
+    read_split_files,
+)
 from gloria.errors import DataError, DtypeError, OptionError
 
 
@@ -238,6 +244,19 @@ def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
     }
     splits = read_split_files([paths], patient_pattern=r"case\d+")
     assert [r.patient for r in splits["paths"]] == [None, "case7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Patient", "PatientID", "patient id", "Patient-ID", "patientId", "Subject_ID"]
+)
+def test_a_column_of_patients_in_any_spelling(write_rows, tmp_path, name):
+    path = write_rows(tmp_path / "my.csv", ["image", name], ["a.png", "p1"])
+    assert [r.patient for r in read_split_files([path])["my"]] == ["p1"]
+
+
+def test_which_columns_are_of_patients():
+    header = ["subject_id", "patients", "PATIENT_ID", "Patient", "inpatient", "subject"]
+    assert find_patient_columns(header) == ["Patient", "PATIENT_ID", "subject_id"]
 
 
 def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
