@@ -273,21 +273,28 @@ def _check(args: argparse.Namespace) -> None:
 
 def _find_reports(args: argparse.Namespace) -> None:
     """Those of a csv are where `gloria train` looks for them, if nothing else is said."""
-    from gloria.data.rows import read_header, read_rows
     from gloria.errors import OptionError
 
     usual = COLUMNS["report_column"]
-    there = args.report_column is None and usual in read_header(args.data)
     # images without a report are left out, which nobody asked who gave labels
-    if there and args.classes:
-        there = all(cells[usual] for _, cells in read_rows(args.data, [usual]))
-    if there:
+    blank = _find_blank_reports(args) if args.report_column is None else None
+    if blank is not None and not (blank and args.classes):
         args.report_column = usual
     if not args.classes and args.report_column is None:
         raise OptionError(
             f"--format csv needs reports or labels: {args.data} has no column {usual!r}. "
             f"--report-column names one with reports, --classes those with labels."
         )
+
+
+def _find_blank_reports(args: argparse.Namespace) -> list[str] | None:
+    """The rows of a csv with nothing in the usual column of reports; None = it has none."""
+    from gloria.data.rows import read_header, read_rows
+
+    usual = COLUMNS["report_column"]
+    if usual not in read_header(args.data):
+        return None
+    return [where for where, cells in read_rows(args.data, [usual]) if not cells[usual]]
 
 
 def _find_patients(args: argparse.Namespace) -> None:
@@ -374,7 +381,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
         try:
             gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
         except DataError as cause:  # the other tasks need none
-            common["no_gallery"] = reason(cause)
+            common["no_gallery"] = reason(cause).replace("per_class", "--per-class")
     if len(parts) == 1:
         rest = pool if gallery is None else pool.without_patients(gallery.patients)
         splits = draw_patients(rest, seed=args.seed)
@@ -383,7 +390,13 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     missing = dict(data.missing)
     if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
-        missing["retrieval"] += "; --report-column names the column that has them"
+        blank, usual = _find_blank_reports(args), COLUMNS["report_column"]
+        missing["retrieval"] = (
+            f"rows without a report: {len(blank)}, first: {blank[0]}; --report-column {usual} "
+            f"leaves their images out"
+            if blank
+            else f"{NO_REPORTS}; --report-column names the column that has them"
+        )
     return replace(data, missing=missing, note=note)
 
 

@@ -541,6 +541,21 @@ def test_a_gallery_too_small_for_retrieval_stops_no_other_task(model, table, tmp
     assert "Zero-shot classification" in printed
 
 
+def test_prompts_of_one_class_without_negative_ones_stop_no_other_task(
+    model, table, tmp_path, capsys, monkeypatch
+):
+    report = {"protocol": "", "columns": [], "rows": {}, "resamples": 1}
+    monkeypatch.setattr(transfer, "evaluate_task", lambda *given, **options: report)
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"Edema": ["edema"]}')
+    given = ("--data", str(table), "--classes", "Edema", "--prompts", str(prompts))
+    assert run(model, tmp_path / "out", *given) == 0
+    told = "zero-shot skipped: a class alone needs negative prompts, too, and Edema has none; in a"
+    assert f"{told} file of prompts they are under its key 'negative'." in capsys.readouterr().out
+    (each,) = results(tmp_path / "out")["models"].values()
+    assert list(each["tasks"]) == ["classification"]
+
+
 def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')
@@ -619,7 +634,8 @@ def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table,
     assert run(model, tmp_path / "labels", *given[:-1], "retrieval,zero-shot") == 0
     told = capsys.readouterr()  # nobody asked for reports at the cost of images
     assert "left out" not in told.err
-    assert "retrieval skipped: the images have no reports; --report-column names" in told.out
+    why = f"rows without a report: 1, first: {table}, row 9; --report-column report leaves their"
+    assert f"retrieval skipped: {why} images out." in told.out
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -689,7 +705,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert data.gallery.labels.sum(0).tolist() == [3] * 5
     assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
     more = evaluate._read_data(parse(*given, "--per-class", "9"), 1)
-    assert "has 8 images that are exclusively positive; 9 were" in more.missing["retrieval"]
+    assert "has 8 images that are exclusively positive; 9 were" in more.missing["zero-shot"]
     assert not held_out & {patient for split in data.labelled for patient in split.patients}
 
     held = next(iter(data.gallery.records))
@@ -719,8 +735,8 @@ def test_a_class_without_images_stops_only_the_tasks_that_need_it(
     assert run(model, tmp_path / "out", *given) == 0
     why = "Edema has 0 images that are exclusively positive; 2 were asked for"
     printed = capsys.readouterr().out
-    assert f"retrieval skipped: {why}" in printed
-    assert f"zero-shot skipped: {why}" in printed
+    assert f"zero-shot skipped: {why}. Give a smaller --per-class, or more images." in printed
+    assert "retrieval skipped: the images have no reports." in printed
     (each,) = results(tmp_path / "out")["models"].values()
     assert list(each["tasks"]) == ["classification"]
     lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("*.txt")]
