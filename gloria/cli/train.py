@@ -228,6 +228,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
+    from gloria.errors import BrokenItemError
+    from gloria.training.checkpoints import last_checkpoint
+
+    try:
+        return _run(args)
+    except BrokenItemError as fault:
+        newest = last_checkpoint(args.out / "checkpoints")
+        if newest is not None and not args.skip_broken:
+            fault.add_note(
+                f"{args.out} goes on with all its images only: give another --out, too. --model "
+                f"{newest / 'model'} starts from its weights."
+            )
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping

@@ -383,6 +383,28 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     assert error.splitlines()[1:] == ["  --skip-broken leaves such images out."]
 
 
+def test_a_run_that_a_broken_image_stopped_says_how_to_leave_it_out(table, tmp_path, capsys):
+    rows = read(table)
+    rows[3][0] = "late.png"
+    shutil.copy(table.parent / rows[1][0], table.parent / "late.png")
+    late = write(table.with_name("late.csv"), rows)
+    assert run(late, tmp_path / "run", "--steps", "1") == 0
+    (table.parent / "late.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert run(late, tmp_path / "run", "--steps", "1", "--batch-size", "12") == 2
+    refused = capsys.readouterr().err
+    weights = tmp_path / "run" / "checkpoints" / "step-000001" / "model"
+    assert refused.endswith(f"may start from the weights of this one: --model {weights}.\n")
+    (table.parent / "late.png").unlink()
+    assert run(late, tmp_path / "run") == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  --skip-broken leaves such images out.",
+        f"  {tmp_path / 'run'} goes on with all its images only: give another --out, too. --model "
+        f"{weights} starts from its weights.",
+    ]
+    assert run(late, tmp_path / "new", "--skip-broken", "--model", str(weights)) == 0
+
+
 def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, capsys):
     rows = read(table)
     rows[3][1] = "-"
