@@ -410,6 +410,7 @@ def _tell_beforehand(
     """What would surprise after hours of training, or can hardly be meant."""
     from gloria.cli.progress import say
     from gloria.data.leaks import find_leaks
+    from gloria.encoders import HFTextEncoder
     from gloria.weights import why_not_loadable
 
     if why := why_not_loadable(model):
@@ -421,6 +422,16 @@ def _tell_beforehand(
     twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+    encoder = model.text_encoder
+    if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
+        counts, reads = encoder.token_counts(pairs.reports), encoder.max_length
+        if cut := sum(count > reads for count in counts):
+            more = "" if args.model else "; --text-option max_length=N reads more"
+            say(
+                f"{cut} of {len(pairs)} reports that train are longer than the {reads} tokens that "
+                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}",
+                False,
+            )
     if validation is None:
         return
     if len(validation) < args.batch_size:

@@ -512,6 +512,24 @@ def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, ca
     assert "none is no saved model" in capsys.readouterr().err
 
 
+def test_reports_that_are_cut_are_counted_and_read_whole_if_asked(table, tmp_path, capsys):
+    rows = read(table)
+    rows[3][1] = "Clear. " * 60
+    long = write(table.with_name("long.csv"), rows)
+    assert run(long, tmp_path / "cut", "--text-option", "max_length=90") == 0
+    told = capsys.readouterr().err.splitlines()[0]
+    cut, rest = told.split(" of 12 reports that train are longer than the 90 tokens that the text ")
+    assert cut == "1"
+    assert rest == (
+        "encoder reads, and are cut: the longest has 122; --text-option max_length=N reads more"
+    )
+    assert run(long, tmp_path / "whole", "--text-option", "max_length=122") == 0
+    assert "are cut" not in capsys.readouterr().err
+    saved = tmp_path / "whole" / "model"
+    assert gloria.load_model(saved).text_encoder.max_length == 122
+    assert run(long, tmp_path / "on", "--model", str(saved)) == 0
+
+
 def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     """Rows that nothing reads, pairs that are there twice, and films on both sides."""
     assert run(table, tmp_path / "plain") == 0
