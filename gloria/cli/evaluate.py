@@ -371,9 +371,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
     names, note = _name_splits(args)
-    parts = [
-        leave_out_broken(args, _read(args, channels, classes, split=name), name) for name in names
-    ]
+    parts = [_read_part(args, channels, classes, name) for name in names]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
@@ -432,8 +430,29 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
     if split is not None:
         tell_unread(args, there, (split,))
-    pairs = leave_out_broken(args, _read(args, channels, (), split=split), split)
+    pairs = _read_part(args, channels, (), split)
     return TransferData.of_pairs(args.format, pairs, note=note)
+
+
+def _read_part(
+    args: argparse.Namespace, channels: int, classes: Sequence[str], split: str | None
+) -> Radiographs:
+    """The images of a data set, or of a split of it, without those that are to be left out.
+
+    Raises:
+        DataError: an image is in two rows.
+    """
+    from gloria.errors import DataError
+
+    data = _read(args, channels, classes, split=split)
+    first: dict[str, str] = {}
+    for record in data.records:
+        if (other := first.setdefault(record.file, record.place)) != record.place:
+            raise DataError(
+                f"{record.place}: {record.path} is there already, in {other}. To evaluate, each "
+                f"image must be in one row: remove one of the two."
+            )
+    return leave_out_broken(args, data, split)
 
 
 def _read(

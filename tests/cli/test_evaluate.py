@@ -595,6 +595,23 @@ def test_a_model_of_the_hub_is_named_as_it_is_there(hub, tiny, model, tmp_path, 
     assert "someone/none is no folder here, and as a repository" in error
 
 
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+@pytest.mark.parametrize("again", ["7.png", "./7.png"])
+def test_an_image_of_two_rows_is_told_before_films_are_read(
+    model, table, tmp_path, capsys, labels, again
+):
+    table.write_text(f"{table.read_text()}\n{again},p3,Edema.,1,0")
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert run(model, tmp_path / "out", "--data", str(table), "--skip-broken", *labels) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"error: {table}, row 42, column 'image': {tmp_path / '7.png'} is there already, in "
+        in (error)
+    )
+    assert f"already, in {table}, row 9, column 'image'. To evaluate, each image must be" in error
+    assert "left out" not in error
+
+
 def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
     (tmp_path / "7.png").write_bytes(b"no image")
     given = ("--data", str(table), "--classes", "Edema,Cardiomegaly", "--report-column", "report")
