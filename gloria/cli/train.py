@@ -244,6 +244,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    """As above; a broken image stops it."""
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
