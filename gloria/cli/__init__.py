@@ -185,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
         else:
             print(f"gloria: error: {_message(error)}", file=sys.stderr)
-            for note in [*getattr(error, "__notes__", []), *_hints(error, args)]:
+            for note in [*_hints(error, args), *getattr(error, "__notes__", [])]:
                 print(f"  {note}", file=sys.stderr)
         return 2
 

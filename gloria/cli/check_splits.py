@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patient-column",
         metavar="NAME",
-        help="of CSV files; default: patient, or what a known data set calls it",
+        help="of CSV files; default: patient, PatientID or subject_id, however spelled",
     )
     parser.add_argument(
         "--patient-pattern",

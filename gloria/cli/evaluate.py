@@ -66,7 +66,7 @@ from gloria.cli.results import accept_data, open_results, show_results, write_re
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gloria.data import Radiographs
+    from gloria.data import Radiographs, Record
     from gloria.data.transfer import TransferData
     from gloria.training.transfer import TransferSettings
 
@@ -88,6 +88,11 @@ READ_BY = {
 
 USUAL = {name: COLUMNS[name] for name in ("image_column", "split_column")}
 """Option: its default, as of `gloria train`; the column of reports need not be there."""
+
+TOO_GOOD = (
+    "figures are too good if a patient is in two splits. --patient-column names a csv's column."
+)
+"""What is noted of splits by image."""
 
 PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
 """How many are drawn."""
@@ -150,7 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--patient-column",
         metavar="NAME",
-        help="of a csv; splits are by patient; default: patient, or what a known data set calls it",
+        help="of a csv; splits are by patient; default: patient, PatientID or subject_id, however "
+        "spelled",
     )
     data.add_argument(
         "--report-column",
@@ -267,15 +273,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _find_reports(args: argparse.Namespace) -> None:
     """Those of a csv are where `gloria train` looks for them, if nothing else is said."""
-    from gloria.data.rows import read_header, read_rows
     from gloria.errors import OptionError
 
     usual = COLUMNS["report_column"]
-    there = args.report_column is None and usual in read_header(args.data)
     # images without a report are left out, which nobody asked who gave labels
-    if there and args.classes:
-        there = all(cells[usual] for _, cells in read_rows(args.data, [usual]))
-    if there:
+    blank = _find_blank_reports(args) if args.report_column is None else None
+    if blank is not None and not (blank and args.classes):
         args.report_column = usual
     if not args.classes and args.report_column is None:
         raise OptionError(
@@ -284,15 +287,24 @@ def _find_reports(args: argparse.Namespace) -> None:
         )
 
 
+def _find_blank_reports(args: argparse.Namespace) -> list[str] | None:
+    """The rows of a csv with nothing in the usual column of reports; None = it has none."""
+    from gloria.data.rows import read_header, read_rows
+
+    usual = COLUMNS["report_column"]
+    if usual not in read_header(args.data):
+        return None
+    return [where for where, cells in read_rows(args.data, [usual]) if not cells[usual]]
+
+
 def _find_patients(args: argparse.Namespace) -> None:
     """Splits that are drawn, with labels, are by a usual column of patients, if one is full."""
-    from gloria.data.leaks import PATIENT_COLUMNS
+    from gloria.data.leaks import find_patient_columns
     from gloria.data.rows import read_header, read_rows
 
     if not args.classes or args.patient_column is not None:
         return
-    header = read_header(args.data)
-    there = [name for name in PATIENT_COLUMNS if name in header]
+    there = find_patient_columns(read_header(args.data))
     rows = [cells for _, cells in read_rows(args.data, there)]
     args.patient_column = next((name for name in there if all(row[name] for row in rows)), None)
 
@@ -359,9 +371,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     common: dict[str, Any] = {"per_class": per_class, "seed": args.seed, "prompts": prompts}
     classes = args.classes or COMPETITION_CLASSES
     names, note = _name_splits(args)
-    parts = [
-        leave_out_broken(args, _read(args, channels, classes, split=name), name) for name in names
-    ]
+    parts = [_read_part(args, channels, classes, name) for name in names]
     pool, gallery = parts[-1], None  # the test split, or everything
     if args.format in ("chexpert", "chexpert-plus"):
         # exclusive among all findings, of which the tables' classes are five
@@ -369,7 +379,7 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
         try:
             gallery = pool.select(draw_exclusive(every, classes, per_class, seed=args.seed))
         except DataError as cause:  # the other tasks need none
-            common["no_gallery"] = reason(cause)
+            common["no_gallery"] = reason(cause).replace("per_class", "--per-class")
     if len(parts) == 1:
         rest = pool if gallery is None else pool.without_patients(gallery.patients)
         splits = draw_patients(rest, seed=args.seed)
@@ -378,7 +388,13 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     missing = dict(data.missing)
     if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
-        missing["retrieval"] += "; --report-column names the column that has them"
+        blank, usual = _find_blank_reports(args), COLUMNS["report_column"]
+        missing["retrieval"] = (
+            f"rows without a report: {len(blank)}, first: {blank[0]}; --report-column {usual} "
+            f"leaves their images out"
+            if blank
+            else f"{NO_REPORTS}; --report-column names the column that has them"
+        )
     return replace(data, missing=missing, note=note)
 
 
@@ -397,12 +413,14 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
-    if len(there) > 1:
-        check_splits(read_records(args))
+    rows = read_records(args) if len(there) > 1 else {}
+    if rows:
+        check_splits(rows)
     split = "test" if "test" in there else find_validation(there)
-    note = ""
+    note = _note_untold(rows) if split else ""
     if split is not None and split != "test":
-        note = f"Images of the split {split}, by which `gloria train` chose the model in best/."
+        chose = f"Images of the split {split}, by which `gloria train` chose the model in best/."
+        note = f"{chose} {note}".rstrip()
     elif there and split is None:
         note = (
             f"{args.data} has no split test and no split val, but {quote(there)}: all its images "
@@ -412,8 +430,29 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     say(f"images of {'all rows' if split is None else f'the split {split!r}'}", args.quiet)
     if split is not None:
         tell_unread(args, there, (split,))
-    pairs = leave_out_broken(args, _read(args, channels, (), split=split), split)
+    pairs = _read_part(args, channels, (), split)
     return TransferData.of_pairs(args.format, pairs, note=note)
+
+
+def _read_part(
+    args: argparse.Namespace, channels: int, classes: Sequence[str], split: str | None
+) -> Radiographs:
+    """The images of a data set, or of a split of it, without those that are to be left out.
+
+    Raises:
+        DataError: an image is in two rows.
+    """
+    from gloria.errors import DataError
+
+    data = _read(args, channels, classes, split=split)
+    first: dict[str, str] = {}
+    for record in data.records:
+        if (other := first.setdefault(record.file, record.place)) != record.place:
+            raise DataError(
+                f"{record.place}: {record.path} is there already, in {other}. To evaluate, each "
+                f"image must be in one row: remove one of the two."
+            )
+    return leave_out_broken(args, data, split)
 
 
 def _read(
@@ -463,14 +502,17 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         tell_unread(args, there, names)
         if args.format == "csv":  # patients that only some rows name, or only paths, count, too
             rows = read_records(args)
-            check_splits({name: rows[name] for name in names})
+            parts = {name: rows[name] for name in names}
+            check_splits(parts)
+            return names, _note_untold(parts)
         return names, ""
-    how = "patient by patient"
+    how, note = "patient by patient", ""
     if args.format == "siim" or (args.format == "csv" and args.patient_column is None):
         how = "image by image, since it is not told whose they are"
+        note = f"Splits were drawn {how}: {TOO_GOOD}"
     if not there:
         say(f"no splits train, {validation} and test: drawn, {how}", args.quiet)
-        return (None,), ""
+        return (None,), note
     drawn = (
         f"{args.data} has no split {' and no split '.join(lacking)}, but {quote(there)}: all its "
         f"images are split anew, {how}. Figures are too good if `gloria train` saw what is tested "
@@ -483,6 +525,15 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         stacklevel=2,
     )
     return (None,), drawn
+
+
+def _note_untold(splits: Mapping[str, Sequence[Record]]) -> str:
+    """What to note of splits of which not every image says whose it is; empty = all do."""
+    patients = [record.patient for records in splits.values() for record in records]
+    count = patients.count(None)
+    if not count:
+        return ""
+    return f"It is not told whose {count} of {len(patients)} images are: {TOO_GOOD}"
 
 
 def _percents(text: str) -> tuple[float, ...]:

@@ -228,6 +228,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and save the model, its history and its curves."""
+    from gloria.errors import BrokenItemError
+    from gloria.training.checkpoints import last_checkpoint
+
+    try:
+        return _run(args)
+    except BrokenItemError as fault:
+        newest = last_checkpoint(args.out / "checkpoints")
+        if newest is not None and not args.skip_broken:
+            fault.add_note(
+                f"{args.out} goes on with all its images only: give another --out, too. --model "
+                f"{newest / 'model'} starts from its weights."
+            )
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
+    """As above; a broken image stops it."""
     from gloria.checks import require
     from gloria.cli.progress import StepProgress, say
     from gloria.cli.stopping import Stopping
@@ -394,6 +411,7 @@ def _tell_beforehand(
     """What would surprise after hours of training, or can hardly be meant."""
     from gloria.cli.progress import say
     from gloria.data.leaks import find_leaks
+    from gloria.encoders import HFTextEncoder
     from gloria.weights import why_not_loadable
 
     if why := why_not_loadable(model):
@@ -402,9 +420,19 @@ def _tell_beforehand(
             f"it again: {why}",
             False,
         )
-    twice = len(pairs) - len({(record.path, record.report) for record in pairs.records})
+    twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+    encoder = model.text_encoder
+    if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
+        counts, reads = encoder.token_counts(pairs.reports), encoder.max_length
+        if cut := sum(count > reads for count in counts):
+            more = "" if args.model else "; --text-option max_length=N reads more"
+            say(
+                f"{cut} of {len(pairs)} reports that train are longer than the {reads} tokens that "
+                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}",
+                False,
+            )
     if validation is None:
         return
     if len(validation) < args.batch_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from gloria.data.splits import read_ids
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
 IMAGE_COLUMNS = ("image", "Path", "path_to_image", "ImageId", "dicom_id", "patientId")
-PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id", "patientId")
+PATIENT_COLUMNS = ("patient", "patient_id", "subject_id", "deid_patient_id")
+"""The usual ones, in whatever spelling: see :func:`find_patient_columns`."""
 PATIENT_PATTERN = r"patient\d+|(?<![^/])p(\d{8})(?![^/])"
 """Where CheXpert's and MIMIC-CXR's paths name the patient; a group, if it matched, is the name."""
 
@@ -33,7 +35,8 @@ class Leaks:
         sizes: split: number of its images.
         patients: patient: split: ids of their images there; None = not compared, as not two splits
             say whose images they have.
-        images: id: split: the id, once for each time it is there.
+        images: id, without ``./`` and ``..``, or the path of a file that has several ids: split:
+            ids, one for each time it is there.
         duplicates: hash: split: ids of the images that are the same there, though their ids differ;
             None = files were not compared.
         unchecked: what could not be checked, and why.
@@ -89,10 +92,13 @@ def find_leaks(
     if files or pixels:
         duplicates, why = _duplicates(splits, pixels, progress)
         unchecked += why
+    # a.png may be ./a.png in another file, or absolute
+    images = _shared(splits, lambda record: os.path.normpath(record.id))
+    images |= _of_several_ids(_shared(splits, attrgetter("file")))
     return Leaks(
         sizes={name: len(records) for name, records in splits.items()},
         patients=_shared(splits, patient) if len(named) > 1 else None,
-        images=_shared(splits, attrgetter("id")),
+        images=images,
         duplicates=duplicates,
         unchecked=unchecked,
     )
@@ -132,6 +138,22 @@ def describe_leaks(leaks: Leaks, first: int = 5) -> str:
     return "\n".join(lines)
 
 
+def find_patient_columns(header: Sequence[str]) -> list[str]:
+    """The columns with a usual name of patients, in the order of :data:`PATIENT_COLUMNS`.
+
+    Capitals, ``_``, ``-`` and spaces do not count.
+
+    Example:
+        >>> find_patient_columns(["image", "PatientID", "Patient"])
+        ['Patient', 'PatientID']
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]", "", name).casefold()
+
+    return [name for usual in PATIENT_COLUMNS for name in header if plain(name) == plain(usual)]
+
+
 def read_split_files(
     paths: Sequence[str | Path],
     *,
@@ -150,7 +172,7 @@ def read_split_files(
         paths: CSV files (``.csv``, ``.csv.gz``), and id lists of any other ending.
         split_column: of CSV files.
         image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
-        patient_column: of CSV files; None = the first there is of :data:`PATIENT_COLUMNS`.
+        patient_column: of CSV files; None = the first of :func:`find_patient_columns`.
         patient_pattern: a regular expression that finds the patient in an image's id, where there
             is no column; its group, if it has one that matched, else all of it.
         images: the folder that the images are in; None = that of the file. With it, an image may
@@ -184,7 +206,7 @@ def read_split_files(
                     f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
                     f"{', '.join(header)}. image-column says which it is."
                 )
-            patient = patient_column or next((c for c in PATIENT_COLUMNS if c in header), None)
+            patient = patient_column or next(iter(find_patient_columns(header)), None)
             split = split_column if split_column in header else None
             columns = [name for name in (image, patient, split) if name]
             rows = [
@@ -241,6 +263,15 @@ def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, di
     return {value: places for value, places in found.items() if len(places) > 1}
 
 
+def _of_several_ids(found: Mapping[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """What is not found by its id alone."""
+    return {
+        value: places
+        for value, places in found.items()
+        if len({os.path.normpath(name) for ids in places.values() for name in ids}) > 1
+    }
+
+
 def _duplicates(
     splits: Splits, pixels: bool, progress: Callable[[int], Any]
 ) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
@@ -271,11 +302,7 @@ def _duplicates(
                 digests[record.path] = ""
         return digests[record.path] or None
 
-    copies = {
-        value: places
-        for value, places in _shared(readable, digest).items()
-        if len({name for ids in places.values() for name in ids}) > 1
-    }
+    copies = _of_several_ids(_shared(readable, digest))
     if not faults:
         return copies, []
     total = sum(map(len, splits.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,6 +66,11 @@ class Record(NamedTuple):
     def place(self) -> str:
         """What an error calls it."""
         return self.where or str(self.path)
+
+    @property
+    def file(self) -> str:
+        """The path in its one spelling: absolute, without ``.`` and ``..``; links are kept."""
+        return os.path.abspath(self.path)
 
     def about(self, fault: object) -> str:
         """A fault that names the file, with the place that names the image."""

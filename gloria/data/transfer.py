@@ -219,8 +219,8 @@ class TransferData:
             note: what must be said wherever the figures stand.
         """
         missing = dict.fromkeys(TASKS[1:], "no classes of labels are named")
-        if not all(pairs.reports):
-            missing["retrieval"] = NO_REPORTS
+        if lacking := _lacks_reports(pairs):
+            missing["retrieval"] = lacking
         every = Splits(pairs, pairs, pairs)
         return cls(name, pairs, (), every, every, {}, missing, note)
 
@@ -250,6 +250,14 @@ def _prompts_of(classes: Sequence[str], prompts: Mapping[str, PromptSet]) -> dic
     return {name: each for name, each in found.items() if each is not None}
 
 
+def _lacks_reports(pairs: LabelledPairs) -> str:
+    """Why images can't ask for reports; empty = each has its own."""
+    without = [name for name, report in zip(pairs.ids, pairs.reports, strict=True) if not report]
+    if len(without) in (0, len(pairs)):
+        return NO_REPORTS if without else ""
+    return f"{len(without)} of {len(pairs)} images have no report, first: {without[0]}"
+
+
 def _missing(
     test: Radiographs,
     gallery: Radiographs | None,
@@ -258,20 +266,26 @@ def _missing(
     prompts: Mapping[str, PromptSet],
 ) -> dict[str, str]:
     missing = {}
+    alone = gallery is None and len(classes) == 1
     if not classes:
         missing = dict.fromkeys(TASKS[:3], "the data have no labels")
-    elif gallery is None:
-        if len(classes) == 1:
-            missing["retrieval"] = "it needs two classes or more"
-        else:
+    elif alone:
+        missing["retrieval"] = "it needs two classes or more"
+    else:
+        if gallery is None:
             missing = dict.fromkeys(("retrieval", "zero-shot"), no_gallery)
-    elif not all(gallery.reports):
-        missing["retrieval"] = NO_REPORTS
+        if lacking := _lacks_reports(test if gallery is None else gallery):
+            missing["retrieval"] = lacking  # first of all: more images would not mend it
     found = _prompts_of(classes, prompts)
     without = [name for name in classes if name not in found]
     if without:
         there = ", ".join(prompts) or "none"
         missing["zero-shot"] = f"there are no prompts for {', '.join(without)}; for these: {there}"
+    elif alone and not found[classes[0]].negative_prompts:
+        missing["zero-shot"] = (
+            f"a class alone needs negative prompts, too, and {classes[0]} has none; in a file of "
+            f"prompts they are under its key 'negative'"
+        )
     if not all(record.mask for record in test.records):
         missing["segmentation"] = "the images have no masks"
     return missing

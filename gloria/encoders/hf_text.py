@@ -198,6 +198,20 @@ class HFTextEncoder(Freezable):
         inputs = {name: value for name, value in encoded.items() if name in accepted}
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, before it is cut to ``max_length``.
+
+        Raises:
+            DtypeError: ``texts`` is not a sequence of strings.
+            ShapeError: there is no text.
+        """
+        check_texts(texts)
+        counts: list[int] = []
+        for start in range(0, len(texts), 1000):  # the tokens of all at once may fill the memory
+            some = list(texts[start : start + 1000])
+            counts += map(len, self.tokenizer(some, verbose=False)["input_ids"])
+        return counts
+
     def unknown_words(self, texts: TokenizedText) -> list[str]:
         """Words with a piece that the vocabulary lacks, each once, in their order."""
         return words_with(self.tokenizer.unk_token_id, texts, texts.inputs["input_ids"])

@@ -19,17 +19,28 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def small_text_encoder(reports: Sequence[str], **options: Any) -> HFTextEncoder:
+def small_text_encoder(
+    reports: Sequence[str], *, max_length: int | None = None, **options: Any
+) -> HFTextEncoder:
     """A BERT of 2 layers, 128 wide, untrained, with a vocabulary built from the reports.
 
     Args:
         reports: the training reports.
+        max_length: highest number of tokens of a text, however many; None = 97 as published.
         options: for :class:`~gloria.encoders.HFTextEncoder`, such as ``pooling="max"``.
+
+    Raises:
+        OptionError: ``max_length`` is below 3: two special tokens and one of a word.
+        DtypeError, ShapeError, DataError: as :func:`build_word_tokenizer`.
     """
     tokenizer = build_word_tokenizer(reports)
-    return HFTextEncoder(
-        small_bert(tokenizer), tokenizer=tokenizer, **{"last_n_layers": 2, **options}
-    )
+    if max_length is None:
+        bert = small_bert(tokenizer)
+    else:
+        check_integer("max_length", max_length, 3)
+        bert = small_bert(tokenizer, max_length=max_length)
+    options = {"last_n_layers": 2, "max_length": max_length, **options}
+    return HFTextEncoder(bert, tokenizer=tokenizer, **options)
 
 
 def build_word_tokenizer(
@@ -117,9 +128,10 @@ def small_bert(
         max_length: number of position embeddings = tokens of the longest text.
 
     Raises:
-        OptionError: ``heads`` does not divide ``width``.
+        OptionError: ``heads`` does not divide ``width``, or ``max_length`` is below 1.
     """
     check_integer("heads", heads, 1)
+    check_integer("max_length", max_length, 1)
     if width % heads:
         raise OptionError(f"heads must divide width; got width {width} and heads {heads}.")
     transformers = require("transformers", "encoders")

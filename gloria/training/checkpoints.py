@@ -117,10 +117,9 @@ def resume(
         CheckpointError: it is damaged, or the run it belongs to had other settings, or trained
             other parameters.
     """
-    found = _checkpoints(folder)
-    if not found:
+    newest = last_checkpoint(folder)
+    if newest is None:
         return Standing(0, [])
-    newest = found[-1]
     try:
         record = json.loads((newest / "progress.json").read_text())
         before = dict(record["settings"])
@@ -137,9 +136,9 @@ def resume(
         ) from cause
     if changed := describe_changes(before, settings):
         raise CheckpointError(
-            f"{newest} belongs to a run with other settings: {changed}. Resume with the "
-            f"same ones, or choose another folder for a new run, which may start from the weights "
-            f"of this one."
+            f"{newest} belongs to a run with other settings: {changed}. Resume with the same ones, "
+            f"or choose another folder for a new run, which may start from the weights of this "
+            f"one: --model {newest / 'model'}."
         )
     load_weights(model, newest / "model")
     try:
@@ -154,8 +153,13 @@ def resume(
 
 def last_step(folder: Path) -> int:
     """The step that a run stands at, by its newest checkpoint; 0 if there is none."""
-    found = _checkpoints(folder)
-    return _step(found[-1]) if found else 0
+    newest = last_checkpoint(folder)
+    return 0 if newest is None else _step(newest)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, whose ``model`` is a saved model; None if there is none."""
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

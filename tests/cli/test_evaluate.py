@@ -467,17 +467,37 @@ def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, cap
     given += ["--classes", "Edema,Cardiomegaly", "--tasks", "zero-shot"]
     assert main([*given, "--out", str(tmp_path / "a")]) == 0  # in the usual column
     assert "drawn, patient by patient" in capsys.readouterr().err
+    assert results(tmp_path / "a")["note"] == ""
     written = table.read_text()
+    table.write_text(written.replace(",patient,", ",PatientID,"))
+    assert main([*given, "--out", str(tmp_path / "c")]) == 0
+    assert "drawn, patient by patient" in capsys.readouterr().err
     table.write_text(written.replace(",patient,", ",who,"))
     assert main([*given, "--out", str(tmp_path / "b"), "--patient-column", "who"]) == 0
     assert "drawn, patient by patient" in capsys.readouterr().err
-    split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "ab"}
-    assert split["a"] == split["b"]
+    split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "abc"}
+    assert split["a"] == split["b"] == split["c"]
     for number, unknown in enumerate((",who,", ",patient,")):
         table.write_text(written.replace(",patient,", unknown).replace("7.png,p3,", "7.png,,"))
         assert main([*given, "--out", str(tmp_path / f"unknown{number}")]) == 0
-        told = "drawn, image by image, since it is not told whose they are"
-        assert told in capsys.readouterr().err
+        told = "drawn image by image, since it is not told whose they are"
+        printed = capsys.readouterr()
+        assert told.replace("drawn", "drawn,") in printed.err
+        for text in (printed.out, (tmp_path / f"unknown{number}" / "tables.md").read_text()):
+            assert f"Splits were {told}: figures are too good if a patient is in two" in text
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+def test_own_splits_that_do_not_say_whose_images_are_carry_a_note(model, table, tmp_path, labels):
+    header, *rows = table.read_text().replace("7.png,p3,", "7.png,,").splitlines()
+    splits = ["train"] * 16 + ["val"] * 8 + ["test"] * 16
+    rows = [f"{row},{split}" for row, split in zip(rows, splits, strict=True)]
+    given = ("--data", str(table), "--tasks", "retrieval", *labels)
+    for column, count in (("Patient", 1), ("who", 40)):
+        table.write_text("\n".join([f"{header},split".replace("patient", column), *rows]))
+        assert run(model, tmp_path / column, *given) == 0
+        told = f"It is not told whose {count} of 40 images are: figures are too good if a patient"
+        assert told in results(tmp_path / column)["note"]
 
 
 @pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
@@ -521,6 +541,21 @@ def test_a_gallery_too_small_for_retrieval_stops_no_other_task(model, table, tmp
     assert "Zero-shot classification" in printed
 
 
+def test_prompts_of_one_class_without_negative_ones_stop_no_other_task(
+    model, table, tmp_path, capsys, monkeypatch
+):
+    report = {"protocol": "", "columns": [], "rows": {}, "resamples": 1}
+    monkeypatch.setattr(transfer, "evaluate_task", lambda *given, **options: report)
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"Edema": ["edema"]}')
+    given = ("--data", str(table), "--classes", "Edema", "--prompts", str(prompts))
+    assert run(model, tmp_path / "out", *given) == 0
+    told = "zero-shot skipped: a class alone needs negative prompts, too, and Edema has none; in a"
+    assert f"{told} file of prompts they are under its key 'negative'." in capsys.readouterr().out
+    (each,) = results(tmp_path / "out")["models"].values()
+    assert list(each["tasks"]) == ["classification"]
+
+
 def test_results_of_other_prompts_stay(model, table, tmp_path, capsys):
     prompts = tmp_path / "prompts.json"
     prompts.write_text('{"Edema": ["edema"], "Cardiomegaly": ["large heart"]}')
@@ -558,6 +593,23 @@ def test_a_model_of_the_hub_is_named_as_it_is_there(hub, tiny, model, tmp_path, 
     asks, error = capsys.readouterr().err.splitlines()
     assert asks == "someone/none is no folder here: looking for it on the Hugging Face hub"
     assert "someone/none is no folder here, and as a repository" in error
+
+
+@pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
+@pytest.mark.parametrize("again", ["7.png", "./7.png"])
+def test_an_image_of_two_rows_is_told_before_films_are_read(
+    model, table, tmp_path, capsys, labels, again
+):
+    table.write_text(f"{table.read_text()}\n{again},p3,Edema.,1,0")
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert run(model, tmp_path / "out", "--data", str(table), "--skip-broken", *labels) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"error: {table}, row 42, column 'image': {tmp_path / '7.png'} is there already, in "
+        in (error)
+    )
+    assert f"already, in {table}, row 9, column 'image'. To evaluate, each image must be" in error
+    assert "left out" not in error
 
 
 def test_broken_images_are_left_out_if_asked(model, table, tmp_path, capsys):
@@ -599,7 +651,8 @@ def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table,
     assert run(model, tmp_path / "labels", *given[:-1], "retrieval,zero-shot") == 0
     told = capsys.readouterr()  # nobody asked for reports at the cost of images
     assert "left out" not in told.err
-    assert "retrieval skipped: the images have no reports; --report-column names" in told.out
+    why = f"rows without a report: 1, first: {table}, row 9; --report-column report leaves their"
+    assert f"retrieval skipped: {why} images out." in told.out
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -669,7 +722,7 @@ def test_chexperts_own_files(model, tmp_path, capsys):
     assert data.gallery.labels.sum(0).tolist() == [3] * 5
     assert all(int(patient.removeprefix("patient")) < 40 for patient in held_out)
     more = evaluate._read_data(parse(*given, "--per-class", "9"), 1)
-    assert "has 8 images that are exclusively positive; 9 were" in more.missing["retrieval"]
+    assert "has 8 images that are exclusively positive; 9 were" in more.missing["zero-shot"]
     assert not held_out & {patient for split in data.labelled for patient in split.patients}
 
     held = next(iter(data.gallery.records))
@@ -699,8 +752,8 @@ def test_a_class_without_images_stops_only_the_tasks_that_need_it(
     assert run(model, tmp_path / "out", *given) == 0
     why = "Edema has 0 images that are exclusively positive; 2 were asked for"
     printed = capsys.readouterr().out
-    assert f"retrieval skipped: {why}" in printed
-    assert f"zero-shot skipped: {why}" in printed
+    assert f"zero-shot skipped: {why}. Give a smaller --per-class, or more images." in printed
+    assert "retrieval skipped: the images have no reports." in printed
     (each,) = results(tmp_path / "out")["models"].values()
     assert list(each["tasks"]) == ["classification"]
     lists = [read_ids(path) for path in (tmp_path / "out" / "ids").glob("*.txt")]

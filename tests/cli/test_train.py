@@ -383,6 +383,28 @@ def test_a_broken_image_names_its_row_and_column(table, tmp_path, capsys, worker
     assert error.splitlines()[1:] == ["  --skip-broken leaves such images out."]
 
 
+def test_a_run_that_a_broken_image_stopped_says_how_to_leave_it_out(table, tmp_path, capsys):
+    rows = read(table)
+    rows[3][0] = "late.png"
+    shutil.copy(table.parent / rows[1][0], table.parent / "late.png")
+    late = write(table.with_name("late.csv"), rows)
+    assert run(late, tmp_path / "run", "--steps", "1") == 0
+    (table.parent / "late.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert run(late, tmp_path / "run", "--steps", "1", "--batch-size", "12") == 2
+    refused = capsys.readouterr().err
+    weights = tmp_path / "run" / "checkpoints" / "step-000001" / "model"
+    assert refused.endswith(f"may start from the weights of this one: --model {weights}.\n")
+    (table.parent / "late.png").unlink()
+    assert run(late, tmp_path / "run") == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  --skip-broken leaves such images out.",
+        f"  {tmp_path / 'run'} goes on with all its images only: give another --out, too. --model "
+        f"{weights} starts from its weights.",
+    ]
+    assert run(late, tmp_path / "new", "--skip-broken", "--model", str(weights)) == 0
+
+
 def test_an_empty_report_names_the_option_that_leaves_it_out(table, tmp_path, capsys):
     rows = read(table)
     rows[3][1] = "-"
@@ -490,6 +512,24 @@ def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, ca
     assert "none is no saved model" in capsys.readouterr().err
 
 
+def test_reports_that_are_cut_are_counted_and_read_whole_if_asked(table, tmp_path, capsys):
+    rows = read(table)
+    rows[3][1] = "Clear. " * 60
+    long = write(table.with_name("long.csv"), rows)
+    assert run(long, tmp_path / "cut", "--text-option", "max_length=90") == 0
+    told = capsys.readouterr().err.splitlines()[0]
+    cut, rest = told.split(" of 12 reports that train are longer than the 90 tokens that the text ")
+    assert cut == "1"
+    assert rest == (
+        "encoder reads, and are cut: the longest has 122; --text-option max_length=N reads more"
+    )
+    assert run(long, tmp_path / "whole", "--text-option", "max_length=122") == 0
+    assert "are cut" not in capsys.readouterr().err
+    saved = tmp_path / "whole" / "model"
+    assert gloria.load_model(saved).text_encoder.max_length == 122
+    assert run(long, tmp_path / "on", "--model", str(saved)) == 0
+
+
 def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     """Rows that nothing reads, pairs that are there twice, and films on both sides."""
     assert run(table, tmp_path / "plain") == 0
@@ -497,7 +537,8 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     assert "there again" not in error
     assert "validated, too" not in error
     rows = read(table)
-    rows += [rows[1], rows[2], [rows[1][0], rows[1][1], "val"], [*rows[3][:2], "Train"]]
+    rows += [rows[1], [str(table.parent / rows[2][0]), *rows[2][1:]]]  # in another spelling, too
+    rows += [[f"./{rows[1][0]}", rows[1][1], "val"], [*rows[3][:2], "Train"]]
     changed = write(table.with_name("doubtful.csv"), rows)
     fixed = ["--image-size", "32", "--workers", "0", *QUICK]
     assert main(["train", "--data", str(changed), "--out", str(tmp_path / "run"), *fixed]) == 0

@@ -1,17 +1,24 @@
 """The leak checker finds what published code let through, and says what it could not see."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gloria.data import SIIM, Record
-from gloria.data.leaks import check_splits, describe_leaks, find_leaks, read_split_files
+from gloria.data.leaks import (
+    check_splits,
+    describe_leaks,
+    find_leaks,
+    find_patient_columns,
+    read_split_files,
+)
 from gloria.errors import DataError, DtypeError, OptionError
 
 
 def record(name, patient=None, path=None):
-    return Record(name, path, f"row of {name}", patient)
+    return Record(name, path or Path(name), f"row of {name}", patient)
 
 
 def test_patients_and_images_across_splits():
@@ -29,6 +36,29 @@ def test_patients_and_images_across_splits():
     }
     assert leaks.images == {"c": {"train": ["c", "c"], "test": ["c"]}}
     assert leaks.unchecked == []
+
+
+def test_one_image_under_several_spellings(write_rows, tmp_path):
+    path = write_rows(
+        tmp_path / "my.csv",
+        ["image", "split"],
+        ["./a.png", "train"],
+        [str(tmp_path / "b.png"), "train"],
+        ["c.png", "train"],
+        ["a.png", "test"],
+        ["films/../b.png", "test"],
+        ["films/c.png", "test"],
+    )
+    leaks = find_leaks(read_split_files([path]), files=False)
+    assert leaks.images == {
+        "a.png": {"train": ["./a.png"], "test": ["a.png"]},
+        str(tmp_path / "b.png"): {"train": [str(tmp_path / "b.png")], "test": ["films/../b.png"]},
+    }
+    elsewhere = tmp_path / "lists" / "held.txt"  # as `gloria evaluate` writes them
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("./c.png\n")
+    leaks = find_leaks(read_split_files([path, elsewhere]), files=False)
+    assert leaks.images["c.png"] == {"train": ["c.png"], "held": ["./c.png"]}
 
 
 def test_clean_splits_and_what_is_not_known():
@@ -214,6 +244,19 @@ def test_patients_by_column_or_in_the_path(write_rows, tmp_path):
     }
     splits = read_split_files([paths], patient_pattern=r"case\d+")
     assert [r.patient for r in splits["paths"]] == [None, "case7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Patient", "PatientID", "patient id", "Patient-ID", "patientId", "Subject_ID"]
+)
+def test_a_column_of_patients_in_any_spelling(write_rows, tmp_path, name):
+    path = write_rows(tmp_path / "my.csv", ["image", name], ["a.png", "p1"])
+    assert [r.patient for r in read_split_files([path])["my"]] == ["p1"]
+
+
+def test_which_columns_are_of_patients():
+    header = ["subject_id", "patients", "PATIENT_ID", "Patient", "inpatient", "subject"]
+    assert find_patient_columns(header) == ["Patient", "PATIENT_ID", "subject_id"]
 
 
 def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from gloria.data import Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
+from gloria.data.prompts import PromptSet
 from gloria.data.transfer import PHANTOM_NOTE, Splits, TransferData, draw_patients
 from gloria.errors import DataError, UnknownNameError
 
@@ -17,12 +18,11 @@ def radiographs(write_image, tmp_path):
     """Forty images of twenty patients, with what is asked for."""
 
     def radiographs(classes=CLASSES, *, report="Edema.", masks=False):
-        file = write_image(tmp_path / "film.png")
         mask = (lambda height, width: np.ones((height, width), bool)) if masks else None
         records = [
             Record(
                 id=f"image{number}",
-                path=file,
+                path=write_image(tmp_path / f"{number}.png"),
                 where=f"row {number}",
                 patient=f"patient{number // 2}",
                 report=report,
@@ -110,12 +110,27 @@ def test_splits_and_galleries_that_leak_are_refused(radiographs):
             {"classes": ("Pneumothorax",), "masks": True, "report": ""},
             {"retrieval": "it needs two classes or more"},
         ),
+        (
+            {"classes": ("Gout",), "masks": True},
+            {
+                "retrieval": "it needs two classes or more",
+                "zero-shot": "a class alone needs negative prompts, too, and Gout has none; in a "
+                "file of prompts they are under its key 'negative'",
+            },
+        ),
         ({"report": "", "masks": True}, {"retrieval": "the images have no reports"}),
         (
-            {"classes": ("Edema", "Gout"), "masks": True},
+            {"classes": (*CLASSES, "Pneumonia", "Fracture"), "report": "", "masks": True},
             {
-                "zero-shot": "there are no prompts for Gout; for these: "
-                + ", ".join([*CHEST_PROMPTS, "Fracture"])
+                "retrieval": "the images have no reports",  # which no other image mends
+                "zero-shot": "no test image shows Fracture and nothing else",
+            },
+        ),
+        (
+            {"classes": ("Edema", "Lupus"), "masks": True},
+            {
+                "zero-shot": "there are no prompts for Lupus; for these: "
+                + ", ".join([*CHEST_PROMPTS, "Fracture", "Gout"])
             },
         ),
         (
@@ -133,7 +148,8 @@ def test_splits_and_galleries_that_leak_are_refused(radiographs):
 )
 def test_what_the_data_do_not_permit_is_said(radiographs, given, missing):
     splits = draw_patients(radiographs(**given), seed=0)
-    prompts = {**CHEST_PROMPTS, "Fracture": CHEST_PROMPTS["Edema"]}
+    own = {"Fracture": CHEST_PROMPTS["Edema"], "Gout": PromptSet(["swollen toe"])}
+    prompts = {**CHEST_PROMPTS, **own}
     assert TransferData.of_radiographs("films", splits, prompts).missing == missing
 
 
@@ -146,6 +162,9 @@ def test_pairs_ask_for_their_own_reports_without_labels(radiographs):
     assert data.fingerprint() != other.fingerprint()
     silent = TransferData.of_pairs("mine", radiographs((), report=""))
     assert silent.missing["retrieval"] == "the images have no reports"
+    pairs.records[3] = pairs.records[3]._replace(report="")
+    told = TransferData.of_pairs("mine", pairs).missing["retrieval"]
+    assert told == "1 of 40 images have no report, first: image3"
 
 
 def test_the_fingerprint_is_of_labels_and_reports(radiographs):

@@ -692,6 +692,13 @@ def test_a_long_text_is_cut_with_one_warning_and_keeps_its_special_tokens():
     assert encoder(texts).words.shape == (2, 3, 16)
 
 
+def test_tokens_are_counted_before_texts_are_cut():
+    encoder = CASES["bert"].make(max_length=6)
+    # [CLS] and [SEP] count; more than are counted at a time, and than the tokenizer allows
+    texts = ["Cardiomegaly", "mild effusion cardiomegaly", "mild " * 600] + ["mild"] * 1000
+    assert encoder.token_counts(texts) == [6, 9, 602] + [3] * 1000
+
+
 def test_a_text_of_just_the_right_length_is_not_cut():
     encoder = CASES["bert"].make(max_length=6)
     assert encoder.tokenize(["Cardiomegaly"]).tokens == [["Cardiomegaly"]]

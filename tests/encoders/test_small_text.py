@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gloria.encoders.hf_text import HFTextEncoder
-from gloria.encoders.small_text import build_word_tokenizer, small_bert
+from gloria.encoders.small_text import build_word_tokenizer, small_bert, small_text_encoder
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 REPORTS = [
@@ -95,6 +95,20 @@ def test_together_they_are_a_text_encoder_that_comes_back(tokenizer, tmp_path):
     repeated = again(REPORTS)
     assert torch.equal(repeated.words, features.words)
     assert repeated.tokens == features.tokens
+
+
+def test_long_reports_are_read_whole_if_asked(tmp_path):
+    text = "No effusion. " * 99
+    encoder = small_text_encoder(REPORTS, max_length=300).eval()
+    assert encoder.max_length == encoder.model.config.max_position_embeddings == 300
+    features = encoder([text])
+    assert features.words.shape[1] == 297
+    again = HFTextEncoder(tmp_path, **encoder.recipe(tmp_path).options).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(again([text]).words, features.words)
+    assert small_text_encoder(REPORTS).max_length == 97
+    with pytest.raises(OptionError, match="max_length must be at least 3; got 2"):
+        small_text_encoder(REPORTS, max_length=2)
 
 
 @pytest.mark.parametrize(
