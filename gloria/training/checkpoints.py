@@ -138,7 +138,7 @@ def resume(
         raise CheckpointError(
             f"{newest} belongs to a run with other settings: {changed}. Resume with the same ones, "
             f"or choose another folder for a new run, which may start from the weights of this "
-            f"one: --model {newest / 'model'}."
+            f"one: `gloria train --model {newest / 'model'}`."
         )
     load_weights(model, newest / "model")
     try:

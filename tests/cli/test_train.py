@@ -394,7 +394,7 @@ def test_a_run_that_a_broken_image_stopped_says_how_to_leave_it_out(table, tmp_p
     assert run(late, tmp_path / "run", "--steps", "1", "--batch-size", "12") == 2
     refused = capsys.readouterr().err
     weights = tmp_path / "run" / "checkpoints" / "step-000001" / "model"
-    assert refused.endswith(f"may start from the weights of this one: --model {weights}.\n")
+    assert refused.endswith(f"the weights of this one: `gloria train --model {weights}`.\n")
     (table.parent / "late.png").unlink()
     assert run(late, tmp_path / "run") == 2
     assert capsys.readouterr().err.splitlines()[1:] == [
