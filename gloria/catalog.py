@@ -8,6 +8,7 @@ in, is first asked for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -237,19 +238,19 @@ def create_text_encoder(
 
     Raises what :func:`create_image_encoder` raises.
     """
-    offered = {} if reports is None else {"reports": reports}
-    if "pooling" not in options:
-        encoder: TextEncoder = _catalog.create("text_encoders", name, options, offered)
-        return encoder
-    from gloria.encoders.hf_text import POOLINGS, HFTextEncoder
+    given = options.get("pooling")
+    if given is not None:
+        from gloria.encoders.hf_text import POOLINGS, HFTextEncoder
 
-    given, kind = options["pooling"], _catalog.class_behind("text_encoders", name)
-    if name == "small_bert" or (kind and issubclass(kind, HFTextEncoder)):
-        options = _with_aggregator(options, "pooling", POOLINGS)
-    encoder = _catalog.create("text_encoders", name, options, offered)
-    if options["pooling"] is not given and isinstance(encoder, HFTextEncoder):
-        encoder.pooling_recipe = given
-    return encoder
+        kind = _catalog.class_behind("text_encoders", name)
+        made = HFTextEncoder if name == "small_bert" else kind
+        options = _with_aggregator(options, "pooling", POOLINGS, made, HFTextEncoder)
+    offered = {} if reports is None else {"reports": reports}
+    encoder: Any = _catalog.create("text_encoders", name, options, offered)
+    if options.get("pooling") is not given:
+        encoder.pooling_recipe = options["pooling"], copy.deepcopy(given)
+    made_encoder: TextEncoder = encoder
+    return made_encoder
 
 
 def create_aggregator(name: str, /, **options: Any) -> Aggregator:
@@ -265,16 +266,12 @@ def create_aggregator(name: str, /, **options: Any) -> Aggregator:
     return aggregator
 
 
-def create_loss(
-    name: str, /, *, preset: str | None = None, embedding_dim: int | None = None, **options: Any
-) -> nn.Module:
+def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> nn.Module:
     """Make a loss by its name.
 
     Args:
         name: a registered name, such as ``"local_contrastive"``.
         preset: named constants to start from, such as ``"official"``; ``options`` override them.
-        embedding_dim: width of the vectors that it will compare, for a loss that has parameters of
-            that width; others do without.
         options: keyword arguments of that loss, such as ``temperature=0.1``. The ``aggregation`` of
             ``"local_contrastive"``, and of a subclass, may also be a registered aggregator: its
             name, such as ``"gem"``, or with options ``{"name": "gem", "p": 4.0}``; so in the
@@ -284,37 +281,64 @@ def create_loss(
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
-    if "aggregation" in options:
-        from gloria.losses import LocalContrastiveLoss
+    if preset is not None:
+        options["preset"] = preset
+    return make_loss(name, options)
 
-        kind = _catalog.class_behind("losses", name)
-        if kind and issubclass(kind, LocalContrastiveLoss):
-            options = _with_aggregation(options)
+
+def make_loss(
+    name: str, options: Mapping[str, Any], *, embedding_dim: int | None = None
+) -> nn.Module:
+    """As :func:`create_loss`, the preset among the options.
+
+    Args:
+        name: a registered name.
+        options: keyword arguments of that loss.
+        embedding_dim: width of the vectors that it will compare, for a loss that takes it.
+    """
+    options = dict(options)
+    if "aggregation" in options:
+        options = _with_aggregation(options, name)
     elif name == "global_local_contrastive":
         if isinstance(options.get("local_options"), dict):
             options["local_options"] = _with_aggregation(options["local_options"])
-        if options.keys() & {"global_options", "local_options"}:
-            preset = preset or "paper"  # the defaults, which these options are to change
-    if preset is not None:
-        options["preset"] = preset
+        if options.keys() & {"global_options", "local_options"} and not options.get("preset"):
+            options["preset"] = "paper"  # the defaults, which these options are to change
+    if options.get("preset", "") is None:
+        del options["preset"]
     offered = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
+    offered = {key: value for key, value in offered.items() if key not in options}
     loss: nn.Module = _catalog.create("losses", name, options, offered)
     return loss
 
 
-def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
-    from gloria.matching import WORD_AGGREGATIONS  # imports torch
+def _with_aggregation(options: dict[str, Any], name: str = "local_contrastive") -> dict[str, Any]:
+    from gloria.losses import LocalContrastiveLoss  # imports torch
+    from gloria.matching import WORD_AGGREGATIONS
 
-    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
+    made = _catalog.class_behind("losses", name)
+    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS, made, LocalContrastiveLoss)
 
 
-def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:
-    """The options, with the aggregator for its name, where that is not one of the class's own."""
+def _with_aggregator(
+    options: dict[str, Any], key: str, own: Collection[str], made: type | None, base: type
+) -> dict[str, Any]:
+    """The options, with the registered aggregator that one of them names.
+
+    Other names are the ``own`` of the class ``base``; a subclass may have more, so that what is
+    ``made`` is left with a name that is not registered.
+    """
     given = options.get(key)
-    if not isinstance(given, str | Mapping) or (isinstance(given, str) and given in own):
+    if made is None or not issubclass(made, base) or not isinstance(given, str | Mapping):
         return options
-    named = {"name": given} if isinstance(given, str) else dict(given)
-    if "name" not in named:
+    if isinstance(given, str):
+        if given not in _catalog.aggregators:
+            _catalog.plugins()
+        if given in own or (made is not base and given not in _catalog.aggregators):
+            return options
+        given = {"name": given}
+    named = dict(given)
+    if not isinstance(named.get("name"), str):
         raise OptionError(
             f'{key} must have a name, as in {{"name": "gem", "p": 4.0}}; got {given!r}.'
         )

@@ -148,4 +148,5 @@ def _logits(images: Tensor, texts: Tensor, temperature: Tensor) -> tuple[Tensor,
     """``cos / τ``, and the divisors of the cosines in it."""
     norms = vector_norm(images, dim=1)[:, None] * vector_norm(texts, dim=1)
     norms = cosine_divisor(norms)
-    return norms, images @ texts.T / (norms * temperature)
+    # one by one: a temperature's gradient would be 0 times the infinite divisor of a zero vector
+    return norms, images @ texts.T / norms / temperature

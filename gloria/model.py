@@ -10,9 +10,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
 from gloria.losses import (
+    LOSS_INPUTS,
     GlobalLocalContrastiveLoss,
     LocalContrastiveLoss,
     inputs_of,
@@ -292,9 +292,8 @@ class GLoRIA(nn.Module):
         image_embeddings, text_embeddings)``; else the cosine.
         """
         for loss in (self.loss, getattr(self.loss, "global_loss", None)):
-            similarity = getattr(loss, "similarity", None)
-            if _takes(similarity, "image_embeddings"):
-                compared: Tensor = similarity(image_embeddings, text_embeddings)
+            if (compare := _similarity_of(loss, *LOSS_INPUTS[:2])) is not None:
+                compared = compare(image_embeddings, text_embeddings)
                 return _checked_pairs(loss, compared, image_embeddings, text_embeddings)
         return global_similarity(image_embeddings, text_embeddings)
 
@@ -390,7 +389,7 @@ class GLoRIA(nn.Module):
 
     def _find_local_loss(self) -> Any:
         local = getattr(self.loss, "local_loss", self.loss)
-        return local if _takes(getattr(local, "similarity", None), "regions") else None
+        return None if _similarity_of(local, *LOSS_INPUTS[2:]) is None else local
 
 
 def create_model(
@@ -451,8 +450,12 @@ def create_model(
     else:
         text_head = Projection(language.pooled_dim, width, kind=projection)
         word_head = Projection(language.word_dim, width, kind=projection)
-    create_loss = partial(catalog.create_loss, embedding_dim=width)
-    loss_module: nn.Module = _resolve(loss, create_loss, "loss_options", loss_options)
+    loss_module: nn.Module = _resolve(
+        loss,
+        lambda name, **options: catalog.make_loss(name, options, embedding_dim=width),
+        "loss_options",
+        loss_options,
+    )
     model = GLoRIA(
         vision,
         language,
@@ -472,9 +475,18 @@ def create_model(
     return model
 
 
-def _takes(method: Any, argument: str) -> TypeGuard[Callable[..., Tensor]]:
-    """Whether there is a method, and it has an argument of this name."""
-    return method is not None and argument in inspect.signature(method).parameters
+def _similarity_of(loss: Any, *arguments: str) -> Callable[..., Tensor] | None:
+    """A loss's ``similarity`` of these arguments: it takes the first, and needs no others."""
+    method = getattr(loss, "similarity", None)
+    if not callable(method):
+        return None
+    parameters = inspect.signature(method).parameters
+    needed = {
+        name
+        for name, each in parameters.items()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+    return method if arguments[0] in parameters and needed <= {*arguments} else None
 
 
 def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:

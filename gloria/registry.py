@@ -132,6 +132,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, check: Target = lambda thing: "") -> None:
         self.kind = kind
+        self._one = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self._check = check
         self._entries: dict[str, Entry] = {}
 
@@ -294,7 +295,7 @@ class Registry(Generic[T]):
     def _find(self, name: str) -> tuple[Entry, str]:
         """The entry of a name, and what follows the colon of a source."""
         if not isinstance(name, str):
-            raise DtypeError(f"the name of a {self.kind} must be a string; got {describe(name)}.")
+            raise DtypeError(f"the name of {self._one} must be a string; got {describe(name)}.")
         source, colon, rest = name.partition(":")
         entry = self._entries.get(source + colon)
         if entry is None:
@@ -374,12 +375,12 @@ class Registry(Generic[T]):
     def _check_name(self, name: object) -> None:
         if not isinstance(name, str):
             raise DtypeError(
-                f"the name of a {self.kind} must be a string, as in register('name', target) or "
+                f"the name of {self._one} must be a string, as in register('name', target) or "
                 f"@register('name'); got {describe(name)}."
             )
         if not _NAME.fullmatch(name):
             raise OptionError(
-                f"the name of a {self.kind} must be letters, digits, '_', '.' and '-', with ':' "
+                f"the name of {self._one} must be letters, digits, '_', '.' and '-', with ':' "
                 f"at the end for a source; got {name!r}."
             )
 

@@ -91,10 +91,10 @@ def why_not_loadable(model: GLoRIA) -> str:
             differences = _differences(weights, _weights_of(again))
         except Exception as cause:  # what a plugin raises, too, or a layer without its shape
             return f"making it from its description fails: {_said(cause)}."
-    for name in ("image_encoder", "text_encoder", "loss"):
-        kinds = [type(unwrapped(getattr(each, name))) for each in (model, again)]
-        if kinds[0] is not kinds[1]:
-            return _another_class(name, *kinds)
+    for name in ("image_encoder", "text_encoder"):
+        own, made = (_class_of(getattr(each, name)) for each in (model, again))
+        if own is not made:
+            return _another_class(name, own, made)
     if differences:
         return f"made from its description, it is another one: {differences}."
     return ""
@@ -408,18 +408,25 @@ def _describe(model: GLoRIA, folder: Path) -> dict[str, Any] | str:
             made = default_catalog().class_behind(f"{name}s", recipe.name)
         except Exception as cause:  # the weights are worth saving all the same
             return f"its {name}, a {type(encoder).__name__}, can't be described: {_said(cause)}."
-        if made not in (None, type(unwrapped(encoder))):
-            return _another_class(name, type(unwrapped(encoder)), made)
+        own = _class_of(encoder)
+        if made is not None and made is not own and issubclass(own, made):
+            return _another_class(name, own, made)
         recipes[name] = recipe._asdict()
         if not any((folder / name).iterdir()):
             (folder / name).rmdir()
     return {**composition, **recipes}
 
 
-def _another_class(name: str, own: type, made: type | None) -> str:
+def _class_of(encoder: nn.Module) -> type:
+    """Its class, without those that torch makes of it to shard or parametrize it."""
+    kinds = type(unwrapped(encoder)).__mro__
+    return next(kind for kind in kinds if not kind.__module__.startswith("torch."))
+
+
+def _another_class(name: str, own: type, made: type) -> str:
     return (
-        f"its {name} is a {own.__name__}, and by its description a {getattr(made, '__name__', '')} "
-        f"would be made: register {own.__name__}, and give it a recipe with that name."
+        f"its {name} is a {own.__name__}, and by its description a {made.__name__} would be made: "
+        f"register {own.__name__}, and give it a recipe with that name."
     )
 
 

@@ -89,9 +89,7 @@ READ_BY = {
 USUAL = {name: COLUMNS[name] for name in ("image_column", "split_column")}
 """Option: its default, as of `gloria train`; the column of reports need not be there."""
 
-TOO_GOOD = (
-    "figures are too good if a patient is in two splits. --patient-column names a csv's column."
-)
+TOO_GOOD = "a patient in two splits makes figures too good. --patient-column names a csv's column."
 """What is noted of splits by image."""
 
 PHANTOMS = {"train": 4000, "val": 200, "test": 800, "per_class": 100}
@@ -524,7 +522,7 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
         GloriaWarning,
         stacklevel=2,
     )
-    return (None,), drawn
+    return (None,), f"{drawn} {note}".rstrip()
 
 
 def _note_untold(splits: Mapping[str, Sequence[Record]]) -> str:

@@ -356,7 +356,7 @@ def _check(args: argparse.Namespace) -> TrainingRecipe:
 
 def _check_names(args: argparse.Namespace) -> None:
     """Names that nothing has, and options that the loss does not take."""
-    from gloria.catalog import create_loss, default_catalog
+    from gloria.catalog import default_catalog, make_loss
     from gloria.training.randomness import isolated
     from gloria.training.small import pick_preset
     from gloria.training.steps import check_initialized
@@ -370,11 +370,10 @@ def _check_names(args: argparse.Namespace) -> None:
     with isolated(args.seed):  # a loss may draw weights
         given = {
             "preset": pick_preset(args.loss, args.preset),
-            # of the text encoder's width, which only it knows, any will do to see the options
-            "embedding_dim": args.embedding_dim or 1,
             **dict(args.loss_option),
         }
-        loss = create_loss(args.loss, **given)
+        # of the text encoder's width, which only it knows, a usual one will do to see the options
+        loss = make_loss(args.loss, given, embedding_dim=args.embedding_dim or 768)
     check_initialized(loss)
 
 
@@ -427,7 +426,8 @@ def _tell_beforehand(
     if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
         counts, reads = encoder.token_counts(pairs.reports), encoder.max_length
         if cut := sum(count > reads for count in counts):
-            more = "" if args.model else "; --text-option max_length=N reads more"
+            can = not args.model and (args.text_encoder is None or encoder.longest > reads)
+            more = "; --text-option max_length=N reads more" if can else ""
             say(
                 f"{cut} of {len(pairs)} reports that train are longer than the {reads} tokens that "
                 f"the text encoder reads, and are cut: the longest has {max(counts)}{more}",

@@ -93,12 +93,16 @@ def find_leaks(
         duplicates, why = _duplicates(splits, pixels, progress)
         unchecked += why
     # a.png may be ./a.png in another file, or absolute
-    images = _shared(splits, lambda record: os.path.normpath(record.id))
-    images |= _of_several_ids(_shared(splits, attrgetter("file")))
+    by_file = _of_several(_spelled_id, _shared(splits, attrgetter("file")))
+    by_id = {
+        name: places
+        for name, places in _shared(splits, _spelled_id).items()
+        if not _all_of(attrgetter("file"), places) <= by_file.keys()
+    }
     return Leaks(
         sizes={name: len(records) for name, records in splits.items()},
-        patients=_shared(splits, patient) if len(named) > 1 else None,
-        images=images,
+        patients=_ids(_shared(splits, patient)) if len(named) > 1 else None,
+        images=_ids(by_id | by_file),
         duplicates=duplicates,
         unchecked=unchecked,
     )
@@ -252,23 +256,38 @@ def _place(split: str, ids: list[str]) -> str:
     return f"{_seen(split)}: {ids[0]}" + (f" and {len(ids) - 1} more" if len(ids) > 1 else "")
 
 
-def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, dict[str, list[str]]]:
-    """Keys that are in more than one split: key, split, ids."""
-    found: dict[str, dict[str, list[str]]] = {}
+Places = dict[str, list[Record]]
+"""Split: what is there of one thing."""
+
+
+def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, Places]:
+    """What is in more than one split, by its key."""
+    found: dict[str, Places] = {}
     for name, records in splits.items():
         for record in records:
             value = key(record)
             if value is not None:
-                found.setdefault(value, {}).setdefault(name, []).append(record.id)
+                found.setdefault(value, {}).setdefault(name, []).append(record)
     return {value: places for value, places in found.items() if len(places) > 1}
 
 
-def _of_several_ids(found: Mapping[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
-    """What is not found by its id alone."""
+def _spelled_id(record: Record) -> str:
+    return os.path.normpath(record.id)
+
+
+def _all_of(key: Callable[[Record], str], places: Places) -> set[str]:
+    return {key(record) for records in places.values() for record in records}
+
+
+def _of_several(key: Callable[[Record], str], found: Mapping[str, Places]) -> dict[str, Places]:
+    """What has several keys of another kind."""
+    return {value: places for value, places in found.items() if len(_all_of(key, places)) > 1}
+
+
+def _ids(found: Mapping[str, Places]) -> dict[str, dict[str, list[str]]]:
     return {
-        value: places
+        value: {split: [record.id for record in records] for split, records in places.items()}
         for value, places in found.items()
-        if len({os.path.normpath(name) for ids in places.values() for name in ids}) > 1
     }
 
 
@@ -302,7 +321,8 @@ def _duplicates(
                 digests[record.path] = ""
         return digests[record.path] or None
 
-    copies = _of_several_ids(_shared(readable, digest))
+    found = _of_several(attrgetter("file"), _of_several(_spelled_id, _shared(readable, digest)))
+    copies = _ids(found)
     if not faults:
         return copies, []
     total = sum(map(len, splits.values()))

@@ -102,6 +102,9 @@ class HFTextEncoder(Freezable):
     model: Any
     tokenizer: Any
 
+    pooling_recipe: tuple[Any, Any] | None = None
+    """An aggregator that :func:`gloria.create_text_encoder` made, and its name, or with options."""
+
     def __init__(
         self,
         model: str | Path | PreTrainedModel,
@@ -141,9 +144,8 @@ class HFTextEncoder(Freezable):
         check_integer("last_n_layers", last_n_layers, 1, layers)
         check_integer("frozen_layers", frozen_layers, 0, layers)
         shortest = self.tokenizer.num_special_tokens_to_add() + 1
-        longest = _longest_text(self.model, self.tokenizer)
-        max_length = min(97, longest) if max_length is None else max_length
-        check_integer("max_length", max_length, shortest, longest)
+        max_length = min(97, self.longest) if max_length is None else max_length
+        check_integer("max_length", max_length, shortest, self.longest)
         if cls_as_word and self.tokenizer.cls_token_id is None:
             raise OptionError("cls_as_word needs a tokenizer with a cls_token; this one has none.")
 
@@ -151,8 +153,6 @@ class HFTextEncoder(Freezable):
         self.layer_reduction = layer_reduction
         self.word_reduction = word_reduction
         self.pooling: str | Aggregator = pooling
-        self.pooling_recipe: Any = None
-        """By which name, and options, :func:`gloria.create_text_encoder` made the aggregator."""
         self.max_length = int(max_length)
         self.cls_as_word = cls_as_word
         self.pooled_dim = self.word_dim = int(self.model.config.hidden_size)
@@ -198,6 +198,11 @@ class HFTextEncoder(Freezable):
         inputs = {name: value for name, value in encoded.items() if name in accepted}
         return TokenizedText(inputs, torch.tensor(word_ids), tokens)
 
+    @property
+    def longest(self) -> int:
+        """The highest ``max_length`` that the model and its tokenizer allow."""
+        return _longest_text(self.model, self.tokenizer)
+
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included, before it is cut to ``max_length``.
 
@@ -242,8 +247,10 @@ class HFTextEncoder(Freezable):
             OptionError: transformers cannot make this model again from its config alone (a class
                 of your own, or the encoder half of BART), or ``pooling`` is an object.
         """
-        pooling = self.pooling if isinstance(self.pooling, str) else self.pooling_recipe
-        if pooling is None:
+        pooling: Any = self.pooling
+        if self.pooling_recipe is not None and pooling is self.pooling_recipe[0]:
+            pooling = self.pooling_recipe[1]
+        if not isinstance(pooling, str | dict):
             raise OptionError(
                 f"pooling is a {type(self.pooling).__name__} object, which a recipe cannot hold; "
                 f"it holds {', '.join(map(repr, POOLINGS))}, and a registered aggregator by the "

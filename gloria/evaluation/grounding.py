@@ -97,7 +97,8 @@ def contrast_to_noise(maps: Tensor, mask: Tensor) -> Tensor:
     covers the image, are a :class:`~gloria.errors.DataError`.
 
     Returns:
-        ``(...)`` in float64: 0 for a flat map, negative where the map is lower inside.
+        ``(...)`` in float64: 0 for a flat map, negative where the map is lower inside, infinite for
+        one that has two values, one inside and one outside.
 
     Departure: published figures are mostly of the absolute ratio, which also rewards a map that
     looks everywhere but at the finding; take ``.abs()`` for those.
@@ -115,8 +116,9 @@ def contrast_to_noise(maps: Tensor, mask: Tensor) -> Tensor:
         raise DataError("maps must be finite; one holds infinity.")
     _check_outside(mask)
     values, inside = maps.double().flatten(-2), mask.flatten(-2)
-    # from 0 on, so that a flat map's contrast is exactly 0, whatever a mean rounds to
+    # from 0 to 1: a flat map's contrast is exactly 0, and no square of a small number is
     values = values - values.amin(-1, keepdim=True)
+    values = values / values.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     mean_in, variance_in = _moments(values, inside)
     mean_out, variance_out = _moments(values, ~inside)
     contrast = mean_in - mean_out

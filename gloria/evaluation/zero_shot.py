@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from gloria.checks import check_choice, check_positive, check_same_size, check_tensor
@@ -242,10 +243,19 @@ def _score(
             "train; give another reduction, or kind='global' to compare them all the same."
         )
     classes = ensemble_embeddings(texts.pooled, prompt_class)
+    # a cosine does not see lengths; another similarity finds those of the prompts
+    classes = classes * _mean_length(texts.pooled, prompt_class)
     with evaluating(model):
         scores = model.global_similarity(images.pooled, classes)
     check_no_nan("similarity", scores)
     return scores
+
+
+def _mean_length(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
+    """Of the embeddings of each class's prompts, ``(class, 1)``."""
+    lengths = vector_norm(text_embeddings, dim=1)
+    numbers = range(int(prompt_class.max()) + 1)
+    return torch.stack([lengths[prompt_class == each].mean() for each in numbers])[:, None]
 
 
 def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, list[str]]:

@@ -80,6 +80,10 @@ def contrastive_cross_entropy(
         check_tensor("similarity", similarity, ("image", "text"))
         check_mask("positives", positives, tuple(similarity.shape), ("image", "text"))
         check_same_device("positives", positives, "similarity", similarity)
+        if 0 in similarity.shape:
+            raise ShapeError(
+                f"similarity must have an image and a text; got {tuple(similarity.shape)}."
+            )
     with full_precision(similarity):
         logits = widen(similarity) / temperature
         if positives is not None:
@@ -92,8 +96,9 @@ def contrastive_cross_entropy(
 
 def _mean_over_positives(logits: Tensor, positives: Tensor) -> Tensor:
     """Mean over the rows that have any, of each the mean over its own."""
-    own = logits.log_softmax(1).masked_fill(~positives, 0.0).sum(1)
     counts = positives.sum(1)
+    logits = logits.masked_fill((counts == 0)[:, None], 0.0)  # whose may all be -inf
+    own = logits.log_softmax(1).masked_fill(~positives, 0.0).sum(1)
     return -(own / counts.clamp_min(1)).sum() / (counts > 0).sum()
 
 
