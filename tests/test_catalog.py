@@ -183,6 +183,10 @@ def test_an_aggregator_may_be_named_with_options():
     assert loss.aggregation.p.item() == 4
     with pytest.raises(OptionError, match=r"aggregation must have a name, as in .*; got {'p': 4}"):
         catalog.create_loss("local_contrastive", aggregation={"p": 4})
+    with pytest.raises(OptionError, match=r"aggregation must have a name, .*; got {'name': 5}"):
+        catalog.create_loss("local_contrastive", aggregation={"name": 5})
+    with pytest.raises(UnknownOptionError, match="has no option 'embedding_dim'"):
+        catalog.create_loss("local_contrastive", embedding_dim=5)
     with pytest.raises(UnknownOptionError, match=r"aggregator 'gem' .* has no option 'q'"):
         catalog.create_loss("local_contrastive", aggregation={"name": "gem", "q": 4.0})
 
@@ -196,9 +200,15 @@ def test_a_subclass_takes_a_registered_aggregator_by_name_too(take_back):
             super().__init__()
             self.aggregation = aggregation
 
+    class Wide(LocalContrastiveLoss):
+        def __init__(self, aggregation):
+            super().__init__(aggregation="mean" if aggregation == "softer" else aggregation)
+
     catalog.register_loss("test-narrow", Narrow)
     catalog.register_loss("test-own", Own)
+    catalog.register_loss("test-wide", Wide)
     assert isinstance(catalog.create_loss("test-narrow", aggregation="gem").aggregation, GeM)
+    assert catalog.create_loss("test-wide", aggregation="softer").aggregation == "mean"
     assert catalog.create_loss("test-own", aggregation="gem").aggregation == "gem"  # its own affair
     encoder = catalog.create_text_encoder("small_bert", reports=["No edema."], pooling="gem")
     assert isinstance(encoder.pooling, GeM)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import gloria
+from gloria.aggregators import GeM
 from gloria.catalog import default_catalog
 from gloria.distributed import AcrossRanks
 from gloria.encoders import HFTextEncoder, TimmImageEncoder
@@ -494,6 +495,16 @@ def test_a_registered_aggregator_of_an_encoder_comes_along(images, tmp_path):
     again = load_model(save_model(model, tmp_path / "model"))
     assert again.text_encoder.pooling.p.item() == 4
     assert torch.equal(again(images, REPORTS).loss, model(images, REPORTS).loss)
+    assert why_not_loadable(copy.deepcopy(model)) == ""
+    model.text_encoder.pooling = GeM(p=2.0)  # of which nobody knows how it was made
+    assert "pooling is a GeM object, which a recipe cannot hold" in why_not_loadable(model)
+
+
+def test_a_class_that_torch_makes_of_an_encoder_is_that_of_the_encoder(model):
+    encoder = model.image_encoder
+    made = type("Sharded", (type(encoder),), {"__module__": "torch.distributed.fsdp"})
+    encoder.__class__ = made
+    assert why_not_loadable(model) == ""
 
 
 def test_whether_it_will_load_can_be_asked_beforehand(model):

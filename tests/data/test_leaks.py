@@ -54,6 +54,13 @@ def test_one_image_under_several_spellings(write_rows, tmp_path):
         "a.png": {"train": ["./a.png"], "test": ["a.png"]},
         str(tmp_path / "b.png"): {"train": [str(tmp_path / "b.png")], "test": ["films/../b.png"]},
     }
+    third = write_rows(tmp_path / "third.csv", ["image", "split"], [str(tmp_path / "a.png"), "val"])
+    leaks = find_leaks(read_split_files([path, third]), files=False)  # told once, as a file
+    assert "a.png" not in leaks.images
+    everywhere = {"train": ["./a.png"], "test": ["a.png"], "val": [str(tmp_path / "a.png")]}
+    assert leaks.images[str(tmp_path / "a.png")] == everywhere
+    (tmp_path / "a.png").write_bytes(b"film")
+    assert find_leaks(read_split_files([path, third])).duplicates == {}  # it is no copy of itself
     elsewhere = tmp_path / "lists" / "held.txt"  # as `gloria evaluate` writes them
     elsewhere.parent.mkdir()
     elsewhere.write_text("./c.png\n")

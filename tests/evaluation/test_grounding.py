@@ -105,6 +105,15 @@ def test_contrast_is_of_no_unit_and_has_a_sign():
     torch.testing.assert_close(contrast_to_noise(-maps, mask), -expected)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_contrast_is_infinite_without_noise_and_of_no_scale(scale):
+    mask = torch.tensor([[True, True, False, False]])
+    assert contrast_to_noise(scale * mask.float(), mask).item() == math.inf
+    assert contrast_to_noise(-scale * mask.float(), mask).item() == -math.inf
+    maps = torch.tensor([[1.0, 2.0, 0.0, 1.0]])
+    assert contrast_to_noise(scale * maps, mask).item() == pytest.approx(math.sqrt(2))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-30])
 def test_a_flat_map_has_no_contrast(value):
     _, mask = draw(9, 9)

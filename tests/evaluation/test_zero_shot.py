@@ -171,6 +171,21 @@ def test_scores_are_means_of_the_models_similarities(model, films, kind):
     model.train()
 
 
+def test_an_ensemble_of_one_prompt_is_that_prompt_for_any_similarity(model, films, monkeypatch):
+    loss = model.loss.global_loss
+    monkeypatch.setattr(
+        loss,
+        "similarity",
+        lambda image_embeddings, text_embeddings: -torch.cdist(image_embeddings, text_embeddings),
+    )
+    images, prompts = encode_images(model, films), {"a": ["edema"], "b": ["no pleural effusion"]}
+    plain, ensemble = (
+        zero_shot_scores(model, images, prompts, kind="global", reduction=reduction)
+        for reduction in ("mean", "ensemble")
+    )
+    torch.testing.assert_close(ensemble, plain)
+
+
 def test_an_ensemble_is_the_cosine_with_the_mean_of_the_prompts(model, films):
     images = encode_images(model, films)
     scores = zero_shot_scores(model, images, PROMPTS, reduction="ensemble")

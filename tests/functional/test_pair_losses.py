@@ -198,6 +198,12 @@ def test_positives_that_do_not_fit_are_told():
         contrastive_cross_entropy(similarity, 0.1, torch.eye(2, dtype=torch.bool))
     with pytest.raises(DtypeError, match="positives must be boolean"):
         contrastive_cross_entropy(similarity, 0.1, torch.ones(2, 3))
+    with pytest.raises(ShapeError, match=r"similarity must have an image and a text; got \(0, 3\)"):
+        contrastive_cross_entropy(similarity[:0], 0.1, torch.ones(0, 3, dtype=torch.bool))
+    masked = torch.full((2, 3), -math.inf).index_fill(0, torch.tensor(0), 1.0).requires_grad_()
+    ones = torch.tensor([[True, False, True], [False, False, False]])
+    contrastive_cross_entropy(masked, 0.1, ones).image_to_text.backward()
+    assert masked.grad.isfinite().all()
     nobodys = torch.zeros(2, 3, dtype=torch.bool)
     assert all(term.isnan() for term in contrastive_cross_entropy(similarity, 0.1, nobodys))
 

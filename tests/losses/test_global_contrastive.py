@@ -67,6 +67,19 @@ def test_a_subclass_trains_the_similarity_that_it_gives(assert_values):
     assert_values(Distance()(v, t), rows + columns)
 
 
+def test_a_learned_temperature_beside_a_zero_vector_has_its_gradient():
+    v, t = random(4, 5).requires_grad_(), random(4, 5, seed=1)
+    v.data[1] = 0
+    loss = GlobalContrastiveLoss(learnable=True).double()
+    leaves = [v, *loss.parameters()]
+    plain = torch.autograd.grad(loss(v, t), leaves)
+    again = torch.autograd.grad(loss(v, t), leaves, create_graph=True)
+    each = torch.autograd.grad(loss(v, t), leaves, torch.ones(1).double(), is_grads_batched=True)
+    for one, other, batched in zip(plain, again, each, strict=True):
+        torch.testing.assert_close(other, one)
+        torch.testing.assert_close(batched[0], one)
+
+
 @pytest.mark.parametrize("pairs", [1, 2, 9])
 def test_zero_embeddings_cost_two_logs_of_the_batch(pairs):
     zeros = torch.zeros(pairs, 4, requires_grad=True)
