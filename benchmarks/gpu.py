@@ -200,9 +200,11 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
 
 
-def roofline(workload: Workload, attention: str, inputs: Inputs) -> dict[str, float]:
+def roofline(
+    workload: Workload, attention: str, inputs: Inputs, budget: int | None = None
+) -> dict[str, float]:
     """Seconds at the rates of this machine's own products and copies, nothing lost."""
-    problem = workload.problem(attention, DEVICE, inputs.regions.dtype)
+    problem = workload.problem(attention, DEVICE, inputs.regions.dtype, budget)
     cost = count(problem, "triton", int(inputs.word_mask.sum()))
     rates = REPORT["machine"]
     device = Device(rates["matmul_flops"], rates["copy_bytes_per_second"])
@@ -561,7 +563,7 @@ def scaling(sizes: Sizes) -> Iterator[list[dict[str, Any]]]:
                     "pairs": pairs,
                     "attention": attention,
                     "seconds": times(similarity, inputs),
-                    "roofline": roofline(workload, attention, inputs),
+                    "roofline": roofline(workload, attention, inputs, 2**30),
                 }
             )
             yield rows

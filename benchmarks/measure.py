@@ -84,7 +84,11 @@ def measure(
     expected = checked[reference or "definition"]()
     for name in runs:
         if name != "products":
-            assert_same(checked[name](), expected)
+            try:
+                assert_same(checked[name](), expected)
+            except AssertionError as wrong:
+                figures[name] = {"failed": f"not the definition: {first_line(wrong)}"}
+    runs = {name: run for name, run in runs.items() if "failed" not in figures[name]}
     for name, seconds in interleave(runs, device, budget).items():
         figures[name] |= {
             "seconds": statistics.median(seconds),
@@ -153,8 +157,13 @@ def alone(
     if "allocate memory" in done.stderr or "OutOfMemoryError" in done.stderr:
         return {"failed": "out of memory"}
     if done.returncode:
-        raise RuntimeError(done.stderr)
+        return {"failed": done.stderr.strip().splitlines()[-1]}
     return {"memory": int(done.stdout)}
+
+
+def first_line(error: Exception) -> str:
+    """Of its message."""
+    return str(error).strip().partition("\n")[0]
 
 
 def peak_memory(case: Case, peer: str, device: str, dtype: torch.dtype) -> int:

@@ -86,8 +86,10 @@ GPU_INTRODUCTION = """\
 Written from what `python benchmarks/gpu.py` left. Times are wall-clock, launches and host included;
 *of the roofline* as above. The definition's public function widens half precision to float32; the
 peers `-half` multiply as the inputs are, less exactly. Block sizes are the fastest that `tuning`
-found, which `choose_blocks` has taken over. What changed after this campaign no device has timed:
-fewer launches (at most 11 dispatched operations forward and 8 backward, `test_launches_are_few`);
+found, which `choose_blocks` has taken over. Up to 96 pairs the roofline counts as made again what
+the budget kept, so that the shares there are lower than they look. What changed after this
+campaign no device has timed: fewer launches (at most 11 dispatched operations forward and 8
+backward, `test_launches_are_few`);
 the second pass over a text's words goes backwards, for the L2 cache; exponents of the softmax over
 words take one multiplication more; the cosine's numerator is of the rounded weights, and averages
 are taken off before they are multiplied; attention that is made again is of its own sums, by the

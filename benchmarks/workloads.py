@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gloria.matching import ATTENTION_VARIANTS, MatchingOptions, Problem
+from gloria.matching.problem import memory_budget_on
 
 
 class Inputs(NamedTuple):
@@ -51,9 +52,12 @@ class Workload(NamedTuple):
             word_mask.to(device),
         )
 
-    def problem(self, attention: str, device: str, dtype: torch.dtype) -> Problem:
-        """The same for :mod:`gloria.matching.cost`."""
-        options = MatchingOptions(attention, 1 / 4, 1 / 5, "logsumexp")
+    def problem(
+        self, attention: str, device: str, dtype: torch.dtype, budget: int | None = None
+    ) -> Problem:
+        """The same for :mod:`gloria.matching.cost`, within the usual memory budget or another."""
+        budget = memory_budget_on(device, budget)
+        options = MatchingOptions(attention, 1 / 4, 1 / 5, "logsumexp", budget)
         return Problem(
             images=self.pairs,
             regions=self.regions,

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         type=int,
         metavar="MIB",
-        help="of working memory, in 2**20 bytes; default: 128 for a CPU, 512 elsewhere",
+        help="of working memory, in 2**20 bytes; default: 256 for a CPU, 512 elsewhere",
     )
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="whose backend auto takes: cpu, cuda, ..."

@@ -68,8 +68,10 @@ def _count_real(
         return None
     check_mask(name, mask, tuple(vectors.shape[:2]), (row, column))
     check_same_device(name, mask, f"{column}s", vectors)
-    # a compiler's trace has no values, a meta tensor never has any, and a CUDA graph can't wait
-    if torch.compiler.is_compiling() or mask.device.type == "meta" or capturing(mask):
+    # a compiler's trace has no values, nor has vmap's, a meta tensor never, and a CUDA graph can't
+    # wait for any
+    mapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if torch.compiler.is_compiling() or mapped(mask) or mask.is_meta or capturing(mask):
         return None
     counts: list[int] = mask.sum(1).tolist()  # a device is read once for both
     if 0 in counts:

@@ -143,8 +143,10 @@ def local_similarity(
         memory_budget: bytes of working memory, forward and backward together, beside inputs,
             result, gradients and a few numbers per image and word; None: 256 MiB on a CPU, 512 MiB
             elsewhere. What fits is kept for the backward, the rest is computed again. The least
-            that works is one image and one text at a time (``"triton"``: one image); ``"einops"``
-            knows no bound.
+            that works is one image and one text at a time (``"triton"``: one image), beside the
+            words without their padding and the gradient of these; ``"einops"`` knows no bound. On
+            top come copies of the inputs in float32, and their gradients: of half precision (but
+            for ``"triton"``), and for another ``product`` than ``"dot"``.
 
     Returns:
         ``(image, text)``. The number of images and of texts may differ, and may be 0.
@@ -270,8 +272,9 @@ def max_similarity(
         product: ``"cosine"``, everything on L2-normalised vectors, as in both papers; ``"dot"``,
             the raw product; ``"scaled_dot"``, divided by √dim.
         backend: ``"auto"`` or the name of one (:mod:`gloria.matching.maxsim`).
-        memory_budget: bytes of working memory beside inputs, result and gradients; default as in
-            :func:`local_similarity`.
+        memory_budget: bytes of working memory beside inputs, result and gradients; default, and
+            what comes on top, as in :func:`local_similarity`. The least that works is one text (for
+            ``maximum_over="words"``: image) at a time against all words of the others.
 
     Returns:
         ``(image, text)``. The number of images and of texts may differ, and may be 0. The gradient

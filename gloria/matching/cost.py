@@ -56,7 +56,12 @@ bfloat16, float32 without TF32."""
 
 NUMBERS_PER_COSINE = 5
 """Of ``chunked``, numbers per image and word position, padding included, that no budget bounds: the
-cosines, their aggregation, and both backward."""
+cosines and their aggregation, forward and backward."""
+
+NUMBERS_PER_REAL_COSINE = 8
+"""Of ``chunked``, numbers per image and real word that no budget bounds, at another time than those
+with padding: the packed cosines, and what their backward needs. (In a compiled graph, which keeps
+both, they add up.)"""
 
 
 class Work(NamedTuple):
@@ -129,7 +134,7 @@ def _einops(problem: Problem, real_words: int) -> Cost:
     return Cost(
         Work(4 * padded * dim, 2 * size * forward),
         Work(8 * padded * dim, 2 * size * backward),
-        size * max(at_forward, at_backward),
+        size * max(at_forward, at_backward) + _copies(problem),
     )
 
 
@@ -157,10 +162,12 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     again = 1 - kept / keepable if keepable else 0.0
     small = size * _numbers(problem, real_words)
     once_more = round(again * (scores_and_pulls + grams + overlap))
+    padded = NUMBERS_PER_COSINE * problem.texts * problem.words
+    cosines = images * max(padded, NUMBERS_PER_REAL_COSINE * real_words)
     return Cost(
         Work(scores_and_pulls + grams + round((1 - again) * overlap), small + kept),
         Work(gradients + grams + once_more, 2 * small + kept),
-        working + kept + NUMBERS_PER_COSINE * size * images * problem.texts * problem.words,
+        working + kept + size * cosines + _copies(problem),
     )
 
 
@@ -196,6 +203,16 @@ def _numbers(problem: Problem, words: int) -> int:
     """Numbers in the inputs and the cosines."""
     vectors = problem.images * problem.regions + words
     return vectors * problem.dim + problem.images * words
+
+
+def _copies(problem: Problem) -> int:
+    """Bytes of half-precision inputs and their gradients where they are widened, for the latter."""
+    narrow, wide = problem.dtype.itemsize, _full_width(problem)
+    if narrow == wide:
+        return 0
+    numbers = _numbers(problem, problem.texts * problem.words)
+    vectors = numbers - problem.images * problem.texts * problem.words
+    return (2 * wide - narrow) * vectors
 
 
 def _full_width(problem: Problem) -> int:

@@ -533,6 +533,11 @@ def test_torch_func_gets_the_definition_at_any_size(similarity, make_pairs):
     torch.testing.assert_close(torch.func.grad(total)(regions.detach()), expected)
     both = torch.func.vmap(total)(torch.stack([regions.detach(), 2 * regions.detach()]))
     torch.testing.assert_close(both, torch.stack([total(regions), total(2 * regions)]))
+    masks = torch.stack([word_mask, word_mask.logical_not().index_fill(1, torch.tensor(0), True)])
+    each = torch.func.vmap(lambda mask: similarity(regions, words, mask))(masks)
+    torch.testing.assert_close(
+        each, torch.stack([similarity(regions, words, mask) for mask in masks])
+    )
     for backend in ("chunked", "triton"):
         on_backend = partial(similarity, words=words, word_mask=word_mask, backend=backend)
         with pytest.raises(BackendError, match=f"'{backend}' cannot run this.*torch.func"):

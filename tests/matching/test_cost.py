@@ -83,6 +83,21 @@ def test_memory_of_the_chunks_is_at_most_the_budget_and_what_they_can_use(alive_
     assert alive.peak - gradients == pytest.approx(cost.memory, rel=0.4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(64, 16, 64, 100, 16), (64, 100, 4, 10, 256)])
+def test_memory_where_no_text_is_padded_and_of_half_precision(alive_bytes, sizes, dtype):
+    """A few numbers of every word and image are most of the first; copies most of the second."""
+    (regions, words), mask = inputs(sizes)
+    mask = torch.ones_like(mask)
+    leaves = [each.detach().to(dtype).requires_grad_() for each in (regions, words)]
+    cost = count(problem(sizes, budget=2**21, dtype=dtype), "chunked")
+    with alive_bytes(*leaves) as alive:
+        similarity = local_similarity(*leaves, mask, backend="chunked", memory_budget=2**21)
+        torch.autograd.grad(similarity.sum(), leaves)
+    gradients = sum(leaf.nbytes for leaf in leaves)
+    assert alive.peak - gradients == pytest.approx(cost.memory, rel=0.2)
+
+
 def test_what_fits_the_budget_is_not_computed_again():
     sizes = (48, 361, 48, 97, 768)
     costs = [
