@@ -356,6 +356,11 @@ class GLoRIA(nn.Module):
             OptionError: the model's loss attends to nothing.
         """
         loss: Any = self.loss if hasattr(self.loss, "attention_maps") else self.local_loss
+        if not hasattr(loss, "attention_maps"):
+            raise OptionError(
+                f"the model's loss {type(unwrapped(loss)).__name__} attends to nothing: it has no "
+                f"method attention_maps(regions, words, word_mask, region_mask)."
+            )
         weights: Tensor = loss.attention_maps(
             images.regions, texts.words, texts.word_mask, images.region_mask
         )

@@ -425,6 +425,13 @@ def test_words_without_a_map_of_their_own_are_refused(images, named):
         GLoRIA(Patches(), Odd()).attention(images[0], TEXTS[0])
 
 
+@pytest.mark.parametrize("loss", [FILIPLoss, ColBERTLoss])
+def test_a_hard_maximum_attends_to_nothing(loss, images):
+    model = GLoRIA(Patches(), Bag(), loss=loss()).eval()
+    with pytest.raises(OptionError, match=f"loss {loss.__name__} attends to nothing"):
+        model.attention(images[0], TEXTS[0])
+
+
 def test_attention_that_is_not_finite_is_no_answer(model, images):
     images[0, 0, 2, 2] = math.nan
     with pytest.raises(DataError, match="the attention is not finite"):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -21,19 +22,36 @@ from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
 from gloria.wrapping import unwrapped
 
+_CHANGING_MODES = Lock()
+_EVALUATED: dict[nn.Module, tuple[int, dict[nn.Module, bool]]] = {}
+"""How many are evaluating a model, and the modes that its modules came in."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside: eval mode, no gradients. Afterwards each module is in the mode it came in."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    """Inside: eval mode, no gradients. Afterwards each module is in the mode it came in.
+
+    Several threads may be inside at once: the first one in changes the modes, the last one out
+    changes them back.
+    """
+    with _CHANGING_MODES:
+        inside, training = _EVALUATED.get(model, (0, {}))
+        if not inside:
+            training = {module: module.training for module in model.modules()}
+            model.eval()
+        _EVALUATED[model] = inside + 1, training
     try:
         with torch.no_grad():
             yield
     finally:
-        # one by one: a frozen part of a model in training is in eval mode
-        for module, mode in training.items():
-            module.training = mode
+        with _CHANGING_MODES:
+            inside, training = _EVALUATED.pop(model)
+            if inside > 1:
+                _EVALUATED[model] = inside - 1, training
+            else:
+                # one by one: a frozen part of a model in training is in eval mode
+                for module, mode in training.items():
+                    module.training = mode
 
 
 def encode_images(

@@ -134,7 +134,8 @@ def train(
             validation loss (``best``). A run that stands there is continued, and what a kill left
             half-written is removed. None = nothing is written.
         settings: what else, in JSON values, must be equal for the run in ``folder`` to be this
-            one: the model's and the data's description, say.
+            one. The recipe must be, what :func:`~gloria.create_model` was told, the classes of
+            encoders and loss, the number of pairs, and their ``fingerprint()`` if they have one.
         workers: processes that load items.
         on_step: called after every step with what was logged; ``on_step(record)``. What it raises
             ends the run, of which a checkpoint is written first.
@@ -171,7 +172,9 @@ def train(
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=recipe.betas
     )
-    own = {**_described(recipe), "pairs": len(pairs)}
+    own = {**_described(recipe), "pairs": len(pairs), "composed": _composed(model)}
+    if hasattr(pairs, "fingerprint"):
+        own["fingerprint"] = pairs.fingerprint()
     if taken := own.keys() & (settings or {}).keys():
         raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
     fixed = as_json({**own, **(settings or {})})
@@ -224,6 +227,15 @@ def _described(recipe: TrainingRecipe) -> dict[str, Any]:
         named = repr(policy) if is_dataclass(policy) else describe_target(policy)
         described["text_policy"] = named
     return described
+
+
+def _composed(model: GLoRIA) -> dict[str, Any]:
+    """What tells a model from others, as far as it says it."""
+    parts: list[Any] = [model.image_encoder, model.text_encoder, model.loss]
+    return {
+        "parts": [type(unwrapped(part)).__name__ for part in parts],
+        "composition": model.composition,
+    }
 
 
 def collate(items: Sequence[Pair]) -> tuple[Tensor, list[str]]:

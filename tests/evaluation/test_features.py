@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+import threading
 
 import pytest
 import torch
@@ -165,6 +166,25 @@ def test_every_way_in_restores_the_modes_of_the_model(trained, items):
         pair_similarity(trained, images, texts, "none")
     assert modes == {name: module.training for name, module in trained.named_modules()}
     assert torch.is_grad_enabled()
+
+
+def test_of_several_threads_the_last_restores_the_modes(trained):
+    before = [module.training for module in trained.modules()]
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def evaluate():
+        with evaluating(trained):
+            entered.set()
+            assert may_leave.wait(60)
+
+    thread = threading.Thread(target=evaluate)
+    with evaluating(trained):
+        thread.start()
+        assert entered.wait(60)
+    assert not any(module.training for module in trained.modules())
+    may_leave.set()
+    thread.join()
+    assert [module.training for module in trained.modules()] == before
 
 
 def test_evaluation_leaves_the_batch_statistics_alone(trained, items):

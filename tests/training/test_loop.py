@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from gloria.data import ImageReport, ReportPolicy
 from gloria.distributed import AcrossRanks
 from gloria.errors import CheckpointError, DataError, DtypeError, NonFiniteLossError, OptionError
+from gloria.losses import GlobalContrastiveLoss
 from gloria.training import TrainingRecipe, train
 from gloria.training.augmentation import Augmentation
 from gloria.training.checkpoints import last_step
@@ -325,6 +326,22 @@ def test_another_model_or_data_does_not_resume_silently(tmp_path):
     train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "12ab"})
     with pytest.raises(CheckpointError, match="data was '12ab', is '34cd'"):
         train(build(), PAIRS, QUICK, folder=tmp_path, settings={"loss": "a", "data": "34cd"})
+
+
+def test_another_loss_or_other_reports_do_not_resume_untold(tmp_path):
+    class Told(Corners):
+        def fingerprint(self):
+            return "".join(self.reports)
+
+    pairs = Told(16)
+    train(build(), pairs, QUICK, folder=tmp_path)
+    other = build()
+    other.loss = GlobalContrastiveLoss()
+    with pytest.raises(CheckpointError, match=r"composed was .*'parts'.*GlobalLocalContrastive"):
+        train(other, pairs, QUICK, folder=tmp_path)
+    pairs.reports = [report.upper() for report in pairs.reports]
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        train(build(), pairs, QUICK, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
