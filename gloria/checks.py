@@ -27,6 +27,7 @@ from gloria.errors import (
     OptionError,
     ShapeError,
     UnknownOptionError,
+    reason,
 )
 from gloria.types import ImageInput
 
@@ -104,6 +105,15 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
             f"{name} must be on the device of {other_name}, {other.device}; got {value.device}. "
             f"Move it with {name}.to({other_name}.device)."
         )
+
+
+def check_device(device: torch.device | str) -> None:
+    """Require a device, or its name, that can be used here."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as cause:  # a build without that device, no such card: each raises its own
+        why = reason(cause).partition("\n")[0]
+        raise OptionError(f"device {str(device)!r} can't be used here: {why}.") from cause
 
 
 def check_positive(name: str, value: float) -> None:

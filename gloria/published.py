@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from gloria.checks import check_choice, check_integer, check_positive, check_weight
+from gloria.checks import check_choice, check_device, check_integer, check_positive, check_weight
 from gloria.errors import CheckpointError, OptionError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.weights import fill_model
@@ -71,7 +71,8 @@ def load_published(
         CheckpointError: the file is missing, damaged or no such checkpoint; it names a class that
             none has; or its weights are not exactly the model's. BERT's ``pooler`` and
             ``position_ids``, which nothing here uses, are left out; nothing else is.
-        OptionError: the file's settings ask for what can't be composed here.
+        OptionError: the file's settings ask for what can't be composed here, or ``device`` can't be
+            used here.
 
     **The published scores** are ``model.similarity(images, texts, "both", aggregation="max",
     weights=(0.5, 2.5))``. There the published code does not count [CLS] as a word, and neither
@@ -88,6 +89,7 @@ def load_published(
         model = gloria.load_published("chexpert_resnet50.ckpt")
         gloria.save_model(model, "gloria-resnet50")
     """
+    check_device(device)
     checkpoint = Path(checkpoint)
     weights, tree = _read(checkpoint)
     settings = _read_settings(tree, checkpoint)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import gloria
 from gloria.catalog import default_catalog
-from gloria.checks import require
+from gloria.checks import check_device, require
 from gloria.encoders.timm_image import TimmImageEncoder
 from gloria.errors import (
     CheckpointError,
@@ -141,9 +141,10 @@ def load_model(
     Raises:
         CheckpointError: the folder or a file is missing, damaged, of another format, does not fit
             the model it describes, or does not describe one; or the repository is out of reach.
-        OptionError: ``revision`` is given for a folder.
+        OptionError: ``revision`` is given for a folder, or ``device`` can't be used here.
         UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
     """
+    check_device(device)
     folder = find_model(folder, revision=revision)
     config, file = _read_config(folder), folder / "config.json"
     recipe = config["model"]
@@ -294,16 +295,18 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
     write_file(path, lambda draft: draft.write_bytes(save(weights)))
 
 
-def hash_model(folder: str | Path) -> str:
+def hash_model(folder: str | Path, *, revision: str | None = None) -> str:
     """SHA-256 of a saved model: of its files' names and bytes, so of weights and architecture.
 
     Args:
-        folder: what :func:`save_model` wrote. A model card beside it does not count.
+        folder, revision: what :func:`save_model` wrote, as for :func:`load_model`. A model card
+            beside it does not count.
 
     Raises:
-        CheckpointError: it is no saved model.
+        CheckpointError: it is no saved model, or the repository is out of reach.
+        OptionError: ``revision`` is given for a folder.
     """
-    folder = Path(folder)
+    folder = find_model(folder, revision=revision)
     _read_config(folder)
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -10,6 +10,7 @@ import torch
 from gloria import errors
 from gloria.checks import (
     check_choice,
+    check_device,
     check_finite,
     check_fusion_weights,
     check_mask,
@@ -81,6 +82,14 @@ def test_devices():
         match=r"^a must be on the device of b, cpu; got meta\. Move it with a\.to\(b\.device\)\.$",
     ):
         check_same_device("a", elsewhere, "b", here)
+
+
+def test_devices_that_can_be_used_here():
+    for device in ("cpu", torch.device("cpu")):
+        check_device(device)
+    for device in ("gpu", "cuda:99", torch.device("cuda:99")):
+        with pytest.raises(OptionError, match=rf"^device '{device}' can't be used here: .+\.$"):
+            check_device(device)
 
 
 def test_sizes():

@@ -248,6 +248,11 @@ def test_an_old_file_without_settings_has_the_released_ones(published, tmp_path)
     assert torch.equal(model.image_encoder.model.layer4[2].conv3.weight, stored)
 
 
+def test_a_device_that_is_not_here_is_told_before_anything_is_read(tmp_path):
+    with pytest.raises(OptionError, match=r"^device 'cuda:99' can't be used here: .+$"):
+        gloria.load_published(tmp_path / "none.ckpt", device="cuda:99")
+
+
 def test_without_the_files_text_encoder_the_error_names_it(published, tmp_path):
     settings = changed(published.settings, "model.text.bert_type", str(tmp_path / "nowhere"))
     file = published.write(tmp_path / "away.ckpt", {}, settings)

@@ -679,6 +679,12 @@ def test_the_hash_of_a_model_is_that_of_its_content(model, tmp_path):
         hash_model(tmp_path)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", torch.device("cuda:99")])
+def test_a_device_that_is_not_here_is_told_before_anything_is_read(device, tmp_path):
+    with pytest.raises(OptionError, match=f"^device '{device}' can't be used here: .+$"):
+        load_model(tmp_path / "none", device=device)
+
+
 def test_what_stands_beside_a_saved_model_is_told_from_it(model, tmp_path):
     save_model(model, tmp_path / "run" / "model")
     with pytest.raises(CheckpointError, match=r"is no saved model\. Did you mean .*run/model\?"):
@@ -698,6 +704,14 @@ def test_a_model_of_the_hub_comes_from_its_cache_without_network(hub, model, ima
         loaded = gloria.load_model("someone/films", revision=revision)
         assert torch.equal(loaded.encode_image(images).pooled, source.encode_image(images).pooled)
         assert torch.equal(loaded.encode_text(REPORTS).words, source.encode_text(REPORTS).words)
+
+
+def test_a_model_of_the_hub_has_the_hash_of_its_folder(hub, model, tmp_path):
+    folders = save_model(model, tmp_path / "a"), save_model(build(seed=3), tmp_path / "b")
+    hub("someone/films", folders[0], "1" * 40)
+    hub("someone/films", folders[1], "2" * 40, branch="next")
+    assert hash_model("someone/films") == hash_model(folders[0])
+    assert hash_model("someone/films", revision="next") == hash_model(folders[1])
 
 
 def test_a_folder_goes_before_the_hub(hub, model, images, tmp_path):

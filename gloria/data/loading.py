@@ -82,7 +82,13 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
             "items must be of a data set; got strings. Was a path given? "
             "gloria.data.ImageReportTable(path, size=...) reads a CSV file."
         )
-    images: list[Any] = [getattr(item, "image", None) for item in items]
+    for item in items:
+        if not hasattr(item, "image"):
+            raise DtypeError(
+                f"an item must have an attribute image, such as gloria.data.ImageReport(image, "
+                f"report); got {type(item).__name__}."
+            )
+    images: list[Any] = [item.image for item in items]
     for image in images:
         check_image("image of an item", image)
     shapes = {tuple(image.shape) for image in images}

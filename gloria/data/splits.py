@@ -34,7 +34,8 @@ def draw_share(
 
     Args:
         ids: the images' names, each once.
-        labels: ``(image, class)``, 1 = positive; a patient has what any of their images has.
+        labels: ``(image, class)``: 1 positive, 0 negative, -1 uncertain, which counts as negative
+            here; a patient has what any of their images has.
         share: of the patients, above 0, at most 1; at least one patient is taken.
         seed: decides; the order of the images does not.
         patients: whose the images are; None = each image is its own.
@@ -43,7 +44,7 @@ def draw_share(
         The chosen ids, in their order.
 
     Raises:
-        DataError: an id comes twice, or a patient is None or NaN.
+        DataError: an id comes twice, a label is not 1, 0 or -1, or a patient is None or NaN.
         ShapeError: ids, labels and patients are not equally many.
         OptionError: ``share`` is out of range.
 
@@ -94,6 +95,7 @@ def draw_splits(
         raise OptionError(f"shares must each be above 0; got {dict(shares)}.")
     if not math.isclose(sum(shares.values()), 1):
         raise OptionError(f"shares must add up to 1; {dict(shares)} are {sum(shares.values())}.")
+    ids = list(ids)  # by place from here on: a column of pandas is indexed by its own labels
     _patients(ids, labels, patients)  # refuses what does not fit, before anything is drawn
     owners = list(ids if patients is None else patients)
     left = list(range(len(ids)))
@@ -206,12 +208,19 @@ def _patients(
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """Whose each image is, a number among the sorted patients; and what each patient has."""
     _check_ids(ids, "ids")
-    positive = np.asarray(labels) == 1
+    every = np.asarray(labels)
+    positive, known = every == 1, np.logical_or.reduce([every == each for each in (-1, 0, 1)])
     owners = ids if patients is None else patients
     if positive.ndim != 2 or not len(ids) == len(positive) == len(owners):
         raise ShapeError(
             f"labels must be (image, class) and patients (image,) for {len(ids)} ids; got "
             f"{positive.shape} and {len(owners)}."
+        )
+    if not known.all():  # "1" and NaN would count as negative
+        image, column = np.argwhere(~known)[0]
+        raise DataError(
+            f"labels must be 1 (positive), 0 (negative) or -1 (uncertain), as numbers; got "
+            f"{every.tolist()[image][column]!r} for id {list(ids)[image]!r}, class {column}."
         )
     # as texts they would all be one patient, "None" or "nan"
     unknown = [name for name, who in zip(ids, owners, strict=True) if who is None or who != who]

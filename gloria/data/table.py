@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
 from gloria.checks import check_names
@@ -10,7 +11,7 @@ from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import fault_of_file, read_label, read_rows
-from gloria.errors import BrokenItemError, DataError
+from gloria.errors import BrokenItemError, DataError, DtypeError
 
 
 class ImageReportTable(Radiographs):
@@ -40,6 +41,7 @@ class ImageReportTable(Radiographs):
             or no label, or no row has the split. Rows are numbered as a spreadsheet does: the
             header is row 1, a blank line is a row, and a report of several lines is in one. Where
             the file can't be read as a table, its line is named, as a text editor numbers it.
+        DtypeError: ``path`` is no path: a table of pandas, say.
         IncompleteItemError: a report has no word.
         BrokenItemError: an image file does not exist, or, when its item is read, can't be.
         OptionError: ``size`` has a side below 1.
@@ -65,6 +67,11 @@ class ImageReportTable(Radiographs):
     ) -> None:
         check_policy(policy)
         check_names("classes", classes)
+        if not isinstance(path, str | PathLike):
+            raise DtypeError(
+                f"path must be that of a CSV file; got {type(path).__name__}. Rows of another kind "
+                f"go through gloria.data.Radiographs, with a gloria.data.Record for each."
+            )
         path = Path(path)
         optional = [report_column, patient_column, None if split is None else split_column]
         columns = [image_column, *(name for name in optional if name is not None), *classes]

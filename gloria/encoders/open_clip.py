@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -447,17 +449,18 @@ def _create(
         others = SMALLEST.keys() & config.keys() - {tower}
         replaced.update((name, SMALLEST[name]) for name in others)
     try:
-        model = open_clip.create_model(
-            source,
-            pretrained=weights,
-            load_weights=bool(pretrained),
-            require_pretrained=bool(pretrained),
-            pretrained_text=False,
-            force_custom_text=True,  # text in a module of its own
-            force_patch_dropout=0.0,
-            **forced,
-            **replaced,
-        )
+        with nullcontext() if pretrained else _without_warnings_of(open_clip.factory):
+            model = open_clip.create_model(
+                source,
+                pretrained=weights,
+                load_weights=bool(pretrained),
+                require_pretrained=bool(pretrained),
+                pretrained_text=False,
+                force_custom_text=True,  # text in a module of its own
+                force_patch_dropout=0.0,
+                **forced,
+                **replaced,
+            )
     except Exception as cause:
         problem = f"({type(cause).__name__}: {cause})"
         if pretrained:
@@ -466,6 +469,21 @@ def _create(
             ) from cause
         raise OptionError(f"open_clip cannot make {model_name} {problem}.") from cause
     return model, config
+
+
+@contextmanager
+def _without_warnings_of(module: ModuleType) -> Iterator[None]:
+    """Inside, what a module logs to the root logger is dropped: that weights are random, say."""
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.pathname != module.__file__
+
+    root = logging.getLogger()
+    root.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_of_others)
 
 
 def _source(model_name: str | Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -70,7 +70,8 @@ def bootstrap(
 
     Raises:
         DataError: there is no unit, or all units together do not define a figure.
-        DtypeError: a figure is neither a number nor a list: a tensor or an array of several.
+        DtypeError: a figure is neither a number nor a list: a tensor, an array or a mapping of
+            several.
         OptionError: ``resamples``, ``level`` or ``seed`` is out of range.
 
     Example:
@@ -90,9 +91,13 @@ def bootstrap(
     whole = figures(torch.arange(units))
     for name, figure in whole.items():
         if not isinstance(figure, Real | Sequence):
+            how = ", of which tolist() is one" if hasattr(figure, "tolist") else ""
+            if isinstance(figure, Mapping):
+                inner = ", ".join(map(repr, figure))
+                how = f" of {inner}. Give each of these as a figure of its own"
             raise DtypeError(
                 f"figure {name!r} must be a number, or a list with one for each class; got "
-                f"{type(figure).__name__}, of which tolist() is one."
+                f"{type(figure).__name__}{how}."
             )
     classes = {
         name: [number for number, value in enumerate(figure) if value is not None]
@@ -140,7 +145,7 @@ def bootstrap_mean(
         0.6
     """
     columns = {
-        name: torch.as_tensor(column, dtype=torch.float64, device="cpu")
+        name: torch.as_tensor(_by_place(column), dtype=torch.float64, device="cpu")
         for name, column in values.items()
     }
     for name, column in columns.items():
@@ -154,6 +159,12 @@ def bootstrap_mean(
         return dict(zip(columns, table[index].nanmean(0).tolist(), strict=True))
 
     return bootstrap(means, sizes.pop(), resamples=resamples, level=level, seed=seed)
+
+
+def _by_place(column: Any) -> Any:
+    """What torch reads in order: a column of pandas it would read by the column's own labels."""
+    listed = isinstance(column, Iterable) and not isinstance(column, Tensor)
+    return list(column) if listed else column
 
 
 def _mean(values: Sequence[float | None]) -> float:

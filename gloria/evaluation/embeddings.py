@@ -29,7 +29,7 @@ from torch import Tensor
 from gloria.checks import check_integer
 from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 from gloria.evaluation.features import encode_images, join_images, select_images
 from gloria.evaluation.settings import describe_changes
 from gloria.files import signature, write_file, write_text
@@ -147,7 +147,8 @@ def store_images(
     Args:
         folder: where the features are kept; made if it is missing.
         model: any; evaluated in eval mode, its modes are left as they were.
-        data: the images.
+        data: the images, of files, by which a change is told: those of any
+            :class:`~gloria.data.Radiographs`.
         fingerprint: of the model, as :func:`~gloria.weights.hash_model` gives it.
         batch_size: images encoded at a time; it does not change the result.
         shard_size: images read and written at a time.
@@ -162,8 +163,15 @@ def store_images(
         DataError: the folder holds the features of another model, or of images prepared in another
             way, which are left alone; it is damaged, or can't be written to; none of the first
             ``shard_size`` images can be read; or an image's features are not finite.
+        DtypeError: ``data`` is something else than :class:`~gloria.data.Radiographs`.
         OptionError: ``batch_size`` or ``shard_size`` is below 1, or ``workers`` below 0.
     """
+    if not isinstance(data, Radiographs):
+        raise DtypeError(
+            f"data must be Radiographs, such as gloria.data.ImageFolder or ImageReportTable, whose "
+            f"images are files; got {type(data).__name__}. Of some of their images, take "
+            f"data.select(ids)."
+        )
     check_integer("shard_size", shard_size, 1)
     check_integer("batch_size", batch_size, 1)
     check_integer("workers", workers, 0)

@@ -45,7 +45,8 @@ def search_images(
     nothing, so it looks at every image's regions, and the shortlist is all.
 
     Args:
-        model: the one that ``images`` were encoded with; evaluated in eval mode.
+        model: the one that ``images`` were encoded with, which is up to the caller: the scores of
+            another one mean nothing, and only its widths may tell. Evaluated in eval mode.
         images: of :func:`~gloria.evaluation.embeddings.store_images`.
         text: what to look for.
         top: how many images to give, if there are so many.

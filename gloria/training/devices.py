@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gloria.checks import check_device
 from gloria.errors import OptionError
 
 
@@ -17,11 +18,7 @@ def pick_device(name: str = "auto") -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
     device = parse_device(name)
-    try:
-        torch.empty(0, device=device)
-    except Exception as cause:  # a build without that device, no such card: each raises its own
-        why = str(cause).partition("\n")[0]
-        raise OptionError(f"device {name!r} can't be used here: {why}") from cause
+    check_device(device)
     return device
 
 

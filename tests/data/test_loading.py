@@ -67,7 +67,8 @@ def test_an_image_that_is_not_as_said(image, error, message):
 
 
 def test_an_item_without_an_image():
-    with pytest.raises(DtypeError, match=r"image of an item must be a tensor .*; got NoneType"):
+    message = r"must have an attribute image, such as gloria\.data\.ImageReport\(.*; got tuple"
+    with pytest.raises(DtypeError, match=message):
         stack_images([(torch.zeros(1, 2, 2), "x")])
 
 

@@ -99,6 +99,57 @@ def test_splits_are_disjoint_by_patient_and_alike(population):
     assert splits == draw_splits(ids, labels, shares, seed=0, patients=patients)
 
 
+class Column:
+    """A column of pandas in small: indexed by labels of its own, iterated by place."""
+
+    def __init__(self, values, labels):
+        self.values, self.labels = values, labels
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __getitem__(self, label):
+        return self.values[self.labels.index(label)]
+
+
+def test_columns_are_read_by_place_whatever_their_own_labels(population):
+    ids, labels, patients = population
+    numbers = np.random.default_rng(1).permutation(len(ids)).tolist()
+    columns = [Column(values, numbers) for values in (ids, patients)]
+    shares = {"train": 0.7, "test": 0.3}
+    assert draw_splits(columns[0], labels, shares, seed=0, patients=columns[1]) == draw_splits(
+        ids, labels, shares, seed=0, patients=patients
+    )
+    assert draw_share(columns[0], labels, 0.1, seed=0, patients=columns[1]) == draw_share(
+        ids, labels, 0.1, seed=0, patients=patients
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([["1"], ["0"]], "'1' for id 'a'"),
+        ([[0], [float("nan")]], "nan for id 'b'"),
+        ([[True], [2]], "2 for id 'b'"),
+        (np.array([[1], [None]], object), "None for id 'b'"),
+    ],
+)
+def test_what_is_no_label_does_not_count_as_negative(labels, got):
+    message = rf"labels must be 1 \(positive\), .* got {got}, class 0"
+    with pytest.raises(DataError, match=message):
+        draw_share(["a", "b"], labels, 0.5, seed=0)
+    with pytest.raises(DataError, match=message):
+        draw_splits(["a", "b"], labels, {"train": 1}, seed=0)
+
+
+def test_booleans_are_labels():
+    ids, labels = list("abcd"), np.array([[True], [False], [True], [False]])
+    assert draw_share(ids, labels, 0.5, seed=0) == draw_share(ids, labels.astype(int), 0.5, seed=0)
+
+
 def test_what_can_not_be_drawn():
     ids, labels = ["a", "b"], [[1], [0]]
     for share in (0, -1, 1.5):

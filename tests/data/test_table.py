@@ -266,3 +266,10 @@ def test_missing_images_can_be_left_out_the_first_one_too(write, tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.raises(DataError, match=r"a\.png does not exist. Is it the right folder"):
         ImageReportTable(path, size=(8, 8), check_files=False)
+
+
+def test_a_table_that_is_no_file_is_sent_to_the_records():
+    with pytest.raises(
+        DtypeError, match=r"path must be .* CSV file; got dict\. .* gloria\.data\.Rec"
+    ):
+        ImageReportTable({"image": ["a.png"], "report": ["Clear."]}, size=(8, 8))

@@ -1,6 +1,7 @@
 """The open_clip encoders against whole open_clip models, small and random."""
 
 import json
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -648,6 +649,18 @@ def test_positions_are_resized_with_the_weights(known, saved):
     assert encoder.tokenize(["left"]).word_ids.shape == (1, 30)
     _, whole = saved("clip-vit")
     assert torch.equal(encoder.model.token_embedding.weight, whole.token_embedding.weight)
+
+
+@pytest.mark.parametrize("encoder", [OpenClipImageEncoder, OpenClipTextEncoder])
+def test_random_weights_are_no_cause_of_warnings_when_they_are_meant(encoder, saved, caplog):
+    folder, _ = saved("clip-vit")
+    root = logging.getLogger()
+    filters = list(root.filters)
+    encoder(folder)
+    assert caplog.messages == []
+    assert root.filters == filters
+    logging.warning("of others")
+    assert caplog.messages == ["of others"]
 
 
 def test_random_weights_need_nothing_of_the_other_tower(known):

@@ -181,3 +181,23 @@ def test_wrong_units():
         bootstrap_mean({"x": []})
     with pytest.raises(DataError, match=r"same units; got \[1, 2\] units"):
         bootstrap_mean({"x": [1.0], "y": [1.0, 2.0]})
+
+
+def test_figures_within_figures_are_named():
+    message = (
+        r"figure 'image_to_text' must be a number, .*; got dict of 'precision@5', 'recall@5'\."
+    )
+    with pytest.raises(DtypeError, match=message):
+        bootstrap(lambda index: {"image_to_text": {"precision@5": 0.5, "recall@5": 0.5}}, 3)
+
+
+def test_a_column_is_read_by_place_whatever_its_own_labels():
+    class Column(dict):
+        """A column of pandas in small: indexed by labels of its own, iterated by place."""
+
+        def __iter__(self):
+            return iter(self.values())
+
+    values = [0.5, 0.7, 0.9]
+    column = Column(zip([7, 1, 4], values, strict=True))
+    assert bootstrap_mean({"dice": column}) == bootstrap_mean({"dice": values})

@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from gloria.data.folder import ImageFolder
+from gloria.data.pairs import PhantomPairs
 from gloria.data.phantom import PhantomDataset
 from gloria.data.radiographs import Radiographs
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError
 from gloria.evaluation import embeddings
 from gloria.evaluation.embeddings import store_images
 from gloria.evaluation.features import encode_images
@@ -311,6 +312,15 @@ def test_whoever_may_read_the_index_may_read_the_features(tmp_path, model, films
     store(tmp_path, model, films)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()}
     assert len(modes) == 1
+
+
+def test_what_is_no_data_set_of_files_is_told(tmp_path, model, films):
+    items = PhantomDataset("test", count=2)
+    part = torch.utils.data.Subset(ImageFolder(films, size=SIZE), [0])
+    for data in (PhantomPairs(items), part, [films / "0.png"]):
+        message = f"data must be Radiographs, .* got {type(data).__name__}"
+        with pytest.raises(DtypeError, match=message):
+            store_images(tmp_path / "store", model, data, fingerprint="a")
 
 
 def test_sizes_below_one_are_errors(tmp_path, model, films):

@@ -443,7 +443,7 @@ def test_a_model_that_is_frozen_whole_is_told():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ((torch.zeros(1, 32, 32), "x"), "image of an item must be a tensor .*; got NoneType"),
+        ((torch.zeros(1, 32, 32), "x"), "an item must have an attribute image, .*; got tuple"),
         (ImageReport(torch.zeros(1, 32, 32).byte(), "x"), "got dtype torch.uint8"),
     ],
 )
