@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from warnings import warn
 
 from gloria.errors import OptionError, PluginWarning, UnknownNameError
@@ -249,8 +249,7 @@ def create_text_encoder(
     encoder: Any = _catalog.create("text_encoders", name, options, offered)
     if options.get("pooling") is not given:
         encoder.pooling_recipe = options["pooling"], copy.deepcopy(given)
-    made_encoder: TextEncoder = encoder
-    return made_encoder
+    return cast("TextEncoder", encoder)
 
 
 def create_aggregator(name: str, /, **options: Any) -> Aggregator:
