@@ -484,7 +484,7 @@ def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, cap
         printed = capsys.readouterr()
         assert told.replace("drawn", "drawn,") in printed.err
         for text in (printed.out, (tmp_path / f"unknown{number}" / "tables.md").read_text()):
-            assert f"Splits were {told}: figures are too good if a patient is in two" in text
+            assert f"Splits were {told}: a patient in two splits makes figures too good" in text
 
 
 @pytest.mark.parametrize("labels", [(), ("--classes", "Edema,Cardiomegaly")])
@@ -496,7 +496,9 @@ def test_own_splits_that_do_not_say_whose_images_are_carry_a_note(model, table, 
     for column, count in (("Patient", 1), ("who", 40)):
         table.write_text("\n".join([f"{header},split".replace("patient", column), *rows]))
         assert run(model, tmp_path / column, *given) == 0
-        told = f"It is not told whose {count} of 40 images are: figures are too good if a patient"
+        told = (
+            f"It is not told whose {count} of 40 images are: a patient in two splits makes figures"
+        )
         assert told in results(tmp_path / column)["note"]
 
 
