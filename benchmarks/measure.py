@@ -87,7 +87,8 @@ def measure(
             try:
                 assert_same(checked[name](), expected)
             except AssertionError as wrong:
-                figures[name] = {"failed": f"not the definition: {first_line(wrong)}"}
+                told = str(wrong).strip().partition("\n")[0]
+                figures[name] = fault(f"not the definition: {told}")
     runs = {name: run for name, run in runs.items() if "failed" not in figures[name]}
     for name, seconds in interleave(runs, device, budget).items():
         figures[name] |= {
@@ -157,13 +158,13 @@ def alone(
     if "allocate memory" in done.stderr or "OutOfMemoryError" in done.stderr:
         return {"failed": "out of memory"}
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
+        return fault(done.stderr.strip().splitlines()[-1])
     return {"memory": int(done.stdout)}
 
 
-def first_line(error: Exception) -> str:
-    """Of its message."""
-    return str(error).strip().partition("\n")[0]
+def fault(why: str) -> dict[str, Any]:
+    """Of a peer that is wrong or breaks, and not only too large or too slow."""
+    return {"failed": why, "fault": True}
 
 
 def peak_memory(case: Case, peer: str, device: str, dtype: torch.dtype) -> int:
@@ -237,12 +238,12 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def main() -> None:
-    """Measure and write, case by case."""
+def main() -> int:
+    """Measure and write, case by case; 1 if a peer is wrong."""
     if sys.argv[1:2] == ["--alone"]:
         *case, peer, device, dtype = sys.argv[2:]
         print(peak_memory(Case(*case), peer, device, DTYPES[dtype]))
-        return
+        return 0
     known = [*WORKLOADS, *GLOBAL_WORKLOADS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
@@ -256,7 +257,7 @@ def main() -> None:
     dtype = DTYPES[args.dtype or ("bfloat16" if args.device == "cuda" else "float32")]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(args.device, dtype), "workloads": {}, "cases": []}
-    best = Device(0.0, 0.0)
+    best, code = Device(0.0, 0.0), 0
     for case in cases(args.workloads, tuple(args.modes)):
         print(*case, flush=True)
         # again and again: a busy moment must not lower the roof
@@ -267,6 +268,11 @@ def main() -> None:
         results["cases"].append({**case._asdict(), "peers": figures})
         results["workloads"][case.workload] = described(case.workload)
         write_text(args.out, json.dumps(results, indent=1) + "\n")
+        faults = {name: each["failed"] for name, each in figures.items() if "fault" in each}
+        code |= bool(faults)
+        for name, why in faults.items():
+            print(f"{name} on {' '.join(case)}: {why}", file=sys.stderr)
+    return code
 
 
 def described(name: str) -> str:
@@ -282,4 +288,4 @@ def described(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -280,9 +280,7 @@ def create_loss(name: str, /, *, preset: str | None = None, **options: Any) -> n
         OptionError: the loss has no such preset.
         UnknownNameError, MissingDependencyError, ContractError: as :func:`create_image_encoder`.
     """
-    if preset is not None:
-        options["preset"] = preset
-    return make_loss(name, options)
+    return make_loss(name, {**options, "preset": preset})
 
 
 def make_loss(
@@ -296,17 +294,18 @@ def make_loss(
         embedding_dim: width of the vectors that it will compare, for a loss that takes it.
     """
     options = dict(options)
+    preset = options.pop("preset", None)
     if "aggregation" in options:
         options = _with_aggregation(options, name)
     elif name == "global_local_contrastive":
         if isinstance(options.get("local_options"), dict):
             options["local_options"] = _with_aggregation(options["local_options"])
-        if options.keys() & {"global_options", "local_options"} and not options.get("preset"):
-            options["preset"] = "paper"  # the defaults, which these options are to change
-    if options.get("preset", "") is None:
-        del options["preset"]
-    offered = {} if embedding_dim is None else {"embedding_dim": embedding_dim}
-    offered = {key: value for key, value in offered.items() if key not in options}
+        if options.keys() & {"global_options", "local_options"}:
+            preset = preset or "paper"  # the defaults, which these options are to change
+    if preset is not None:
+        options["preset"] = preset
+    is_given = embedding_dim is None or "embedding_dim" in options
+    offered = {} if is_given else {"embedding_dim": embedding_dim}
     loss: nn.Module = _catalog.create("losses", name, options, offered)
     return loss
 

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measure
+import peers as peers_of_benchmarks
 import pytest
 import report
+
+from gloria.functional import local_similarity
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -89,6 +93,32 @@ def test_ratios_shares_and_failures_of_a_table():
     assert rows["published"][4] == "6.00"
     assert "### paper, `regions`" in lines
     assert any(line.startswith("2 CPU threads, torch 2.10") for line in lines)
+
+
+def test_a_peer_that_is_wrong_or_breaks_is_named_and_the_others_go_on(
+    tmp_path, monkeypatch, capsys
+):
+    def slightly_off(*inputs, attention):
+        return 1.01 * local_similarity(*inputs, attention=attention)
+
+    def alone(case, peer, *rest):
+        return measure.fault("ValueError: no") if peer == "published" else {"memory": 1}
+
+    out = tmp_path / "out.json"
+    monkeypatch.setitem(peers_of_benchmarks.SIMILARITIES, "mine", slightly_off)
+    monkeypatch.setattr(measure, "alone", alone)
+    monkeypatch.setattr(measure, "rates", lambda *_: measure.Device(1.0, 1.0))
+    given = ["--out", str(out), "--workloads", "small", "--modes", "fwd", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["measure.py", *given, "--device", "cpu"])
+    monkeypatch.delitem(peers_of_benchmarks.SIMILARITIES, "compiled")  # takes seconds
+    monkeypatch.delitem(peers_of_benchmarks.SIMILARITIES, "chunked-compiled")
+    assert measure.main() == 1
+    told = capsys.readouterr().err
+    assert "mine on small regions fwd: not the definition: Tensor-likes are not close!" in told
+    assert "published on small regions fwd: ValueError: no" in told
+    figures = json.loads(out.read_text())["cases"][0]["peers"]
+    assert "seconds" not in figures["mine"]
+    assert figures["chunked"]["seconds"] > 0
 
 
 def test_a_plot_of_the_sweep(tmp_path):

@@ -253,9 +253,9 @@ def _score(
 
 def _mean_length(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
     """Of the embeddings of each class's prompts, ``(class, 1)``."""
-    lengths = vector_norm(text_embeddings, dim=1)
-    numbers = range(int(prompt_class.max()) + 1)
-    return torch.stack([lengths[prompt_class == each].mean() for each in numbers])[:, None]
+    lengths = vector_norm(text_embeddings, dim=1, keepdim=True)
+    members = _members(prompt_class, text_embeddings.shape[0], "text_embeddings")
+    return torch.stack([lengths[each].mean(0) for each in members])
 
 
 def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, list[str]]:
