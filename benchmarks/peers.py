@@ -23,7 +23,13 @@ from workloads import Inputs, Workload
 
 from gloria.functional import global_contrastive_loss, local_similarity, pair_losses
 from gloria.matching import BACKENDS
-from gloria.matching.chunked import CACHE_TILE, gram_is_cheaper, whole_lines
+from gloria.matching.chunked import (
+    CACHE_TILE,
+    add_symmetric,
+    gram_is_cheaper,
+    mirror,
+    whole_lines,
+)
 
 Run = Callable[[], list[Tensor]]
 """Computes once; returns the result and, in mode fwdbwd, the gradients."""
@@ -89,8 +95,9 @@ def products(inputs: Inputs, mode: str) -> list[Tensor]:
         )
         torch.mm(words, flat.mT, out=scores)
         if use_gram:
-            gram = torch.bmm(part, part.mT)
-            torch.bmm(by_image, gram, out=pulls)
+            gram = part.new_empty(len(part), across, across)
+            add_symmetric(gram, part, part.mT, beta=0)
+            torch.bmm(by_image, mirror(gram), out=pulls)
         else:
             attended = torch.bmm(by_image, part)
         if mode == "fwd":
@@ -98,7 +105,8 @@ def products(inputs: Inputs, mode: str) -> list[Tensor]:
         grad_words.addmm_(scores, flat)
         torch.mm(scores.mT, words, out=grads.flatten(0, 1))
         if use_gram:
-            grads.baddbmm_(torch.bmm(by_image.mT, by_image), part)
+            add_symmetric(gram, by_image.mT, by_image)
+            grads.baddbmm_(mirror(gram), part)
         else:
             torch.bmm(attended, part.mT, out=pulls)
             grads.baddbmm_(by_image.mT, attended)

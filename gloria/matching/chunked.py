@@ -8,6 +8,7 @@ the cosines leave. What makes it fast:
 - **The Gram identity.** With ``G = V Vᵀ`` the attended feature ``c = Σ_j a_j v_j`` need not be
   made: ``<c, v_j> = (G a)_j`` and ``‖c‖² = aᵀ G a``. Where few words meet many regions, making
   ``c`` is the cheaper of the two, and is done.
+- **Half of what is symmetric.** G and its gradient are made up to the diagonal, and mirrored.
 - **Slopes instead of scores.** How r changes with s is known before any upstream gradient is: but
   for the scale it is made in the forward, instead of the scores; the backward only multiplies it.
 - **Words on cache lines.** A matrix product that writes its rows elsewhere takes longer; the tiles
@@ -62,6 +63,9 @@ CACHE_TILE = 4 * 2**20
 CACHE_LINE = 64
 """Bytes of a cache line of a CPU, and of its widest vector."""
 
+STRIP = 80
+"""Rows that are made together of a symmetric matrix; fewer save little more and cost calls."""
+
 WORKING_TILES = 5
 """Tiles at work at a time: scores, their softmax over words, weights, pulls, products of two."""
 
@@ -81,6 +85,31 @@ def reasons_not_supported(problem: Problem) -> list[str]:
 def gram_is_cheaper(regions: int, words: int, dim: int) -> bool:
     """Whether ``G a``, G included, takes fewer operations than ``c = a V``, for one image."""
     return regions * (dim + words) < 2 * words * dim
+
+
+def strips(size: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of a square matrix, and the columns up to where they end on its diagonal."""
+    for start in range(0, size, STRIP):
+        stop = min(start + STRIP, size)
+        yield slice(start, stop), slice(0, stop)
+
+
+def symmetric_numbers(size: int) -> int:
+    """How many numbers of a symmetric matrix are made."""
+    return sum((rows.stop - rows.start) * columns.stop for rows, columns in strips(size))
+
+
+def add_symmetric(into: Tensor, left: Tensor, right: Tensor, beta: int = 1) -> None:
+    """Add symmetric products to matrices, up to the diagonal; with ``beta=0``, write them."""
+    for rows, columns in strips(into.shape[1]):
+        into[:, rows, columns].baddbmm_(left[:, rows], right[..., columns], beta=beta)
+
+
+def mirror(matrices: Tensor) -> Tensor:
+    """Fill in what is above the diagonal."""
+    for rows, _ in strips(matrices.shape[1]):
+        matrices[:, : rows.start, rows] = matrices[:, rows, : rows.start].mT
+    return matrices
 
 
 def whole_lines(count: int, bytes_each: int) -> int:
@@ -407,9 +436,9 @@ class Matcher:
                 if attended is not None:
                     into.baddbmm_(spread.permute(1, 2, 0), attended)
                 elif grad_gram is not None:
-                    grad_gram.baddbmm_(spread.permute(1, 2, 0), weights.transpose(0, 1))
+                    add_symmetric(grad_gram, spread.permute(1, 2, 0), weights.transpose(0, 1))
             if grad_regions is not None and grad_gram is not None:
-                grad_regions[images].baddbmm_(grad_gram, regions)
+                grad_regions[images].baddbmm_(mirror(grad_gram), regions)
         if grad_words is not None:
             share = exact.sum(1, keepdim=True) / self.word_norms.square()
             grad_words -= share.masked_fill(self.word_norms == 0, 0.0) * self.words
@@ -420,8 +449,11 @@ class Matcher:
         if not self.use_gram:
             return None
         regions = self.regions[images]
-        out = None if store is None else self.square(images, store)
-        return torch.bmm(regions, regions.mT, out=out)
+        if store is None:
+            store = regions.new_empty(len(regions) * regions.shape[1] ** 2)
+        gram = self.square(images, store)
+        add_symmetric(gram, regions, regions.mT, beta=0)
+        return mirror(gram)
 
     def scores(self, block: Block, images: slice) -> Tensor:
         """``s``, the dot product of every word with every region."""

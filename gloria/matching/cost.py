@@ -27,7 +27,12 @@ from typing import NamedTuple
 import torch
 
 from gloria.checks import check_choice, check_integer, check_positive
-from gloria.matching.chunked import CACHE_TILE, WORKING_TILES, gram_is_cheaper
+from gloria.matching.chunked import (
+    CACHE_TILE,
+    WORKING_TILES,
+    gram_is_cheaper,
+    symmetric_numbers,
+)
 from gloria.matching.problem import Problem
 from gloria.matching.triton import bytes_of_image, images_together
 
@@ -144,10 +149,12 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     element, size = images * regions * real_words, _full_width(problem)
     gram = gram_is_cheaper(regions, real_words, dim)
     pull = regions if gram else dim
-    grams = 2 * images * regions**2 * dim if gram else 0
+    made = images * symmetric_numbers(regions)
+    grams = 2 * made * dim if gram else 0
     scores_and_pulls = 2 * element * (dim + pull)
     overlap = 0 if gram else 2 * element * dim
-    gradients = 2 * element * (2 * dim + pull)
+    by_gram = 2 * made * real_words + 2 * images * regions**2 * dim
+    gradients = 4 * element * dim + (by_gram if gram else 2 * element * dim)
 
     tile = min(element, problem.options.memory_budget // (2 * WORKING_TILES * size))
     if problem.device == "cpu":
@@ -166,7 +173,7 @@ def _chunked(problem: Problem, real_words: int) -> Cost:
     cosines = images * max(padded, NUMBERS_PER_REAL_COSINE * real_words)
     return Cost(
         Work(scores_and_pulls + grams + round((1 - again) * overlap), small + kept),
-        Work(gradients + grams + once_more, 2 * small + kept),
+        Work(gradients + once_more, 2 * small + kept),
         working + kept + size * cosines + _copies(problem),
     )
 

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gloria.functional import local_similarity
 from gloria.matching import ATTENTION_VARIANTS, MatchingInputs, MatchingOptions, chunked, einops
-from gloria.matching.chunked import Matcher, Packing
+from gloria.matching.chunked import STRIP, Matcher, Packing
 
 TINY, AMPLE = 1, 2**30  # bytes: one text and one image at a time; everything kept
 
@@ -98,7 +98,8 @@ def test_equals_the_definition_at_any_size_and_budget(
 
 
 @pytest.mark.parametrize(
-    ("regions", "texts", "dim", "uses_gram"), [(9, 8, 64, True), (49, 1, 4, False)]
+    ("regions", "texts", "dim", "uses_gram"),
+    [(9, 8, 64, True), (49, 1, 4, False), (2 * STRIP + 10, 80, 256, True)],
 )
 @attention_variants
 def test_both_ways_to_the_norm_are_taken_and_are_right(

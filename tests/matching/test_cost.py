@@ -9,7 +9,8 @@ from gloria.functional import local_similarity
 from gloria.matching import ATTENTION_VARIANTS, MatchingOptions, Problem
 from gloria.matching.cost import DEVICES, NUMBERS_PER_COSINE, Device, Work, count
 
-SIZES = [(2, 49, 3, 11, 64), (3, 40, 5, 9, 16), (2, 7, 1, 3, 5)]  # image, region, text, word, dim
+# image, region, text, word, dim; the last has Gram matrices of several strips
+SIZES = [(2, 49, 3, 11, 64), (3, 40, 5, 9, 16), (2, 7, 1, 3, 5), (2, 170, 40, 11, 256)]
 AMPLE, NONE = 2**40, 1
 
 
