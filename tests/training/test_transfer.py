@@ -33,6 +33,9 @@ from gloria.training.transfer import (
     why_not,
 )
 
+# small vocabularies, of few reports, lack words of the prompts
+pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.UnknownWordWarning")
+
 SETTINGS = TransferSettings(
     fractions=(0.5, 1.0),
     seeds=2,
