@@ -199,7 +199,7 @@ class TellsUnknownWords(Protocol):
     """A text encoder that can tell the words it reads as unknown, for a warning."""
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order."""
+        """Words that the vocabulary lacks, or a piece of, each once, in their order."""
 
 
 @runtime_checkable

@@ -218,8 +218,14 @@ class HFTextEncoder(Freezable):
         return counts
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
-        """Words with a piece that the vocabulary lacks, each once, in their order."""
-        return words_with(self.tokenizer.unk_token_id, texts, texts.inputs["input_ids"])
+        """Words with a piece that the vocabulary lacks, each once, in their order.
+
+        Of a vocabulary of whole words, as :func:`~gloria.encoders.small_text.build_word_tokenizer`
+        makes it, a word that is spelled letter by letter is lacking, too: what it says was never
+        learned.
+        """
+        pieces = [self.tokenizer.unk_token_id, *_letters_that_go_on(self.tokenizer)]
+        return words_with(pieces, texts, texts.inputs["input_ids"])
 
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""
@@ -351,13 +357,19 @@ def tell_of_truncation(encoder: Any, index: int, cut: str, option: str) -> None:
     )
 
 
-def words_with(piece: int | None, texts: TokenizedText, ids: Tensor) -> list[str]:
-    """The words that hold a piece, each once, in their order; ``ids`` is ``(text, token)``."""
-    if piece is None:
-        return []
-    found = ((ids == piece) & (texts.word_ids >= 0)).nonzero().tolist()
+def words_with(pieces: Sequence[int | None], texts: TokenizedText, ids: Tensor) -> list[str]:
+    """The words that hold one of the pieces, each once, in their order; ``ids (text, token)``."""
+    known = [piece for piece in pieces if piece is not None]
+    held = torch.isin(ids, torch.tensor(known, dtype=ids.dtype, device=ids.device))
+    found = (held & (texts.word_ids >= 0)).nonzero().tolist()
     words = [texts.tokens[text][int(texts.word_ids[text, token])] for text, token in found]
     return list(dict.fromkeys(words))
+
+
+def _letters_that_go_on(tokenizer: Any) -> list[int]:
+    """Tokens of single letters within a word, if nothing longer goes on with one; else none."""
+    pieces = {piece: token for piece, token in tokenizer.get_vocab().items() if piece[:2] == "##"}
+    return list(pieces.values()) if all(len(piece) == 3 for piece in pieces) else []
 
 
 def _runs(text: str) -> list[int]:

@@ -297,7 +297,7 @@ class OpenClipTextEncoder(Freezable):
     def unknown_words(self, texts: TokenizedText) -> list[str]:
         """Words with a piece that the vocabulary lacks; the native tokenizer spells every word."""
         inner = getattr(self.tokenizer, "tokenizer", None)
-        return words_with(getattr(inner, "unk_token_id", None), texts, texts.inputs["text"])
+        return words_with([getattr(inner, "unk_token_id", None)], texts, texts.inputs["text"])
 
     def forward(self, texts: TokenizedText | Sequence[str]) -> TextFeatures:
         """Encode texts, given as strings or as :meth:`tokenize` returns them (on any device)."""

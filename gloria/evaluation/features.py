@@ -194,7 +194,8 @@ def encode_prompts(model: GLoRIA, texts: Sequence[str], *, stacklevel: int = 2) 
         more = f" and {len(words) - 10} more" if len(words) > 10 else ""
         warnings.warn(
             f"the model's vocabulary lacks {', '.join(map(repr, words[:10]))}{more}: any such word "
-            f"is read as the same unknown one. Use words of the training reports.",
+            f"is read as the same unknown one, or letter by letter. Use words of the training "
+            f"reports.",
             UnknownWordWarning,
             stacklevel=stacklevel,
         )

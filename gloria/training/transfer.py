@@ -1,9 +1,9 @@
 """Transfer: the four tasks of the paper's tables, for a trained model on one data set.
 
 Each task gives JSON values, of which :func:`transfer_table` makes the paper's table. Confidence
-intervals are over the test images, with the model and the drawn labels as they are; what other
-labels would give is in the spread over their draws, and what another training would give is in
-neither.
+intervals are over the test images, those of a patient drawn together, for they are alike; the model
+and the drawn labels are as they are. What other labels would give is in the spread over their
+draws, and what another training would give is in neither.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from gloria.checks import check_choice, check_integer
 from gloria.data.transfer import TASKS, LabelledPairs, TransferData
 from gloria.errors import DataError, OptionError
-from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap, bootstrap_mean
+from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap
 from gloria.evaluation.classification import (
     auroc_of_some,
     choose_thresholds,
@@ -229,10 +229,11 @@ class _Given(NamedTuple):
         }
 
     def intervals(
-        self, figures: Callable[[Tensor], Mapping[str, Figure]], units: int
+        self, figures: Callable[[Tensor], Mapping[str, Figure]], patients: Sequence[str]
     ) -> dict[str, Interval | None]:
-        """Bootstrap intervals; None for a figure that all units together do not define."""
-        whole = figures(torch.arange(units))
+        """Bootstrap intervals; None for a figure that all images together do not define."""
+        of_patients, units = _by_patient(figures, patients)
+        whole = of_patients(torch.arange(units))
         defined = [
             name
             for name, figure in whole.items()
@@ -240,12 +241,31 @@ class _Given(NamedTuple):
         ]
 
         def some(index: Tensor) -> dict[str, Figure]:
-            found = figures(index)
+            found = of_patients(index)
             return {name: found[name] for name in defined}
 
         resamples, seed = self.settings.resamples, self.settings.seed
         known = bootstrap(some, units, resamples=resamples, seed=seed, progress=self.resampled)
         return {name: known.get(name) for name in whole}
+
+
+def _by_patient(
+    figures: Callable[[Tensor], Mapping[str, Figure]], patients: Sequence[str]
+) -> tuple[Callable[[Tensor], Mapping[str, Figure]], int]:
+    """The figures of some patients with all of their images, and how many patients there are.
+
+    Images of one patient are alike: drawn one by one, they would count as so many patients, and the
+    intervals would be too narrow.
+    """
+    images: dict[str, list[int]] = {}
+    for number, patient in enumerate(patients):
+        images.setdefault(patient, []).append(number)
+    of_patient = [torch.tensor(numbers) for numbers in images.values()]
+
+    def of_patients(index: Tensor) -> Mapping[str, Figure]:
+        return figures(torch.cat([of_patient[number] for number in index.tolist()]))
+
+    return of_patients, len(of_patient)
 
 
 def _retrieval(given: _Given) -> Report:
@@ -267,17 +287,20 @@ def _retrieval(given: _Given) -> Report:
             asked.at_k(*query, ks)
             for query in zip(matrix[:, None], asked.relevant[:, None], strict=True)
         ]
-        found = bootstrap_mean(
-            {f"{asked.figure}@{k}": [figures[k] for figures in each] for k in ks},
-            resamples=settings.resamples,
-            seed=settings.seed,
-        )
+        of_query = torch.tensor([[of[k] for k in ks] for of in each], dtype=torch.float64)
+        figures = partial(_mean_at_k, [f"{asked.figure}@{k}" for k in ks], of_query)
+        of_patients, units = _by_patient(figures, gallery.patients)
+        found = bootstrap(of_patients, units, resamples=settings.resamples, seed=settings.seed)
         name = KINDS[kind] if len(similarities) > 1 else ""
         rows[name] = [_write(found.get(column)) for column in columns]
-    caption = f"{asked.protocol}; 95 % intervals over the queries"
+    caption = f"{asked.protocol}; 95 % intervals over the queries, a patient's drawn together"
     if beyond := [f"{asked.figure}@{k}" for k in settings.ks if k > candidates]:
         caption += f"; none for {' and '.join(beyond)}: there are {candidates} reports"
     return {"protocol": caption, "columns": columns, "rows": rows, "details": details}
+
+
+def _mean_at_k(names: Sequence[str], of_query: Tensor, index: Tensor) -> dict[str, float]:
+    return dict(zip(names, of_query[index].mean(0).tolist(), strict=True))
 
 
 class _Asked(NamedTuple):
@@ -329,9 +352,11 @@ def _zero_shot(given: _Given) -> Report:
     return {
         "protocol": f"{_name_gallery(data, labels)}: the class whose prompts match best; all but "
         f"the accuracy are means over classes, each against the others; chance of the accuracy "
-        f"{1 / len(prompts):.2f}; 95 % intervals over the images",
+        f"{1 / len(prompts):.2f}; 95 % intervals over the images, a patient's drawn together",
         **_decisions(
-            given, lambda index: multiclass_metrics(scores[index], labels[index]), len(labels)
+            given,
+            lambda index: multiclass_metrics(scores[index], labels[index]),
+            gallery.patients,
         ),
     }
 
@@ -354,12 +379,14 @@ def _zero_shot_pairs(given: _Given) -> Report:
     return {
         "protocol": f"{data.name}, {len(labels['test'])} test images: {', '.join(data.classes)} or "
         f"not, by pairs of prompts; threshold chosen on {len(labels['val'])} other images; 95 % "
-        f"intervals over the images",
-        **_decisions(given, metrics, len(labels["test"])),
+        f"intervals over the images, a patient's drawn together",
+        **_decisions(given, metrics, data.labelled.test.patients),
     }
 
 
-def _decisions(given: _Given, metrics: Callable[[Tensor], Mapping[str, Any]], units: int) -> Report:
+def _decisions(
+    given: _Given, metrics: Callable[[Tensor], Mapping[str, Any]], patients: Sequence[str]
+) -> Report:
     """The zero-shot table's columns and row, with all figures."""
     names = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
 
@@ -369,11 +396,11 @@ def _decisions(given: _Given, metrics: Callable[[Tensor], Mapping[str, Any]], un
         of_class = [each["per_class"] if isinstance(each, Mapping) else each for each in figures]
         return dict(zip(ZERO_SHOT_COLUMNS, of_class, strict=True))
 
-    found = given.intervals(columns, units)
+    found = given.intervals(columns, patients)
     return {
         "columns": list(ZERO_SHOT_COLUMNS),
         "rows": {"": [_write(found[name]) for name in ZERO_SHOT_COLUMNS]},
-        "details": metrics(torch.arange(units)),
+        "details": metrics(torch.arange(len(patients))),
     }
 
 
@@ -400,7 +427,7 @@ def _classification(given: _Given) -> Report:
         f"{data.name}: linear classifier on the frozen image encoder, mean over {defined} "
         f"class{'' if defined == 1 else 'es'}{others}, {len(labels)} test images"
     )
-    return _by_share(given, details, draws, {"": "auroc"}, about)
+    return _by_share(given, details, draws, {"": "auroc"}, about, data.labelled.test.patients)
 
 
 def _segmentation(given: _Given) -> Report:
@@ -423,7 +450,7 @@ def _segmentation(given: _Given) -> Report:
         f"{details['images']['test']} test images; positives: those with a mask; all images: an "
         f"empty prediction on an empty mask counts 1"
     )
-    return _by_share(given, details, draws, DICE, about)
+    return _by_share(given, details, draws, DICE, about, data.masked.test.patients)
 
 
 def _dice(overlap: Overlap, index: Tensor) -> dict[str, list[float | None]]:
@@ -436,7 +463,12 @@ _Draws = dict[float, list[Callable[[Tensor], Mapping[str, Sequence[float | None]
 
 
 def _by_share(
-    given: _Given, details: Report, draws: _Draws, figures: Mapping[str, str], about: str
+    given: _Given,
+    details: Report,
+    draws: _Draws,
+    figures: Mapping[str, str],
+    about: str,
+    patients: Sequence[str],
 ) -> Report:
     """The report of a supervised task: rows of ``figures`` by their names, a column each share."""
     shares = details["rows"]["model"]
@@ -449,7 +481,7 @@ def _by_share(
                 found[f"{figure}, {share}"] = _mean_of_draws([draw[figure] for draw in each])
         return found
 
-    intervals = given.intervals(means, details["images"]["test"])
+    intervals = given.intervals(means, patients)
     rows: dict[str, list[Any]] = {}
     for name, figure in figures.items():
         rows |= _with_spread(
@@ -517,7 +549,7 @@ def _with_spread(
 
 
 def _uncertainty(settings: TransferSettings) -> str:
-    how = "95 % intervals over the test images"
+    how = "95 % intervals over the test images, a patient's drawn together"
     if settings.seeds == 1:
         return f"{how}, of one draw of labels"
     return f"{how} of the mean of {settings.seeds} draws of labels; ± standard deviation over these"

@@ -11,6 +11,9 @@ import gloria
 from gloria.cli import main
 from gloria.training import demo
 
+# small vocabularies, of few reports, lack words of the prompts
+pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.UnknownWordWarning")
+
 
 @pytest.fixture(scope="module")
 def run():

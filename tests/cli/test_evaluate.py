@@ -17,6 +17,7 @@ from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
 from gloria.data.images import normalize
 from gloria.data.phantom import PhantomDataset, phantom_item
 from gloria.errors import GloriaWarning, OptionError
+from gloria.evaluation import multilabel_auroc
 from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.randomness import isolated
@@ -906,8 +907,11 @@ def test_wrong_percents_and_models(model, tmp_path, capsys):
 def test_the_code_and_the_commands_of_the_page(capsys):
     """Its Python runs; its commands' options are ours."""
     page = pages.read("docs/evaluate.md")
-    pages.run(page)
+    names = pages.run(page)
     assert "| untrained, both |" in capsys.readouterr().out
+    one, two = (multilabel_auroc(names[which], names["labels"]) for which in ("one", "two"))
+    assert names["found"].value == pytest.approx(one["mean"] - two["mean"])
+    assert names["found"].low < names["found"].value < names["found"].high
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     commands = "".join(pages.blocks(page, "bash")).replace("\\\n", "")

@@ -10,7 +10,7 @@ from pages import read, run
 import gloria
 from gloria.data.images import normalize
 from gloria.data.masks import encode_runs
-from gloria.evaluation import evaluate_segmentation
+from gloria.evaluation import count_overlap, evaluate_segmentation
 from gloria.heads import segmentation_model
 from gloria.training import SegmentationRecipe, train_segmenter
 from gloria.training.randomness import isolated
@@ -45,6 +45,9 @@ def test_the_code_runs(siim, write_image):
     with isolated(0):
         names = run(PAGE)
     assert 0 <= names["trained"].validation_dice <= 1
+    masks = torch.stack([item.mask for item in names["test"]])
+    dice = count_overlap(names["marked"], masks).dice.mean().item()
+    assert dice == pytest.approx(names["figures"]["dice_all"], abs=1e-3)
     (item,) = names["mine"]
     assert item.mask.float().mean() == pytest.approx(80 / 40**2, rel=0.1)  # padded to a square
     assert item.image[item.mask].mean() < 0.1 < item.image[~item.mask].mean()
@@ -52,8 +55,10 @@ def test_the_code_runs(siim, write_image):
     assert cell["runs"][0]["images"] == 4
     unet, model = names["unet"].eval(), names["model"]
     images = normalize(names["test"][0].image[None], model.image_input)
+    films = normalize(torch.stack([item.image for item in names["test"]]), model.image_input)
     with torch.no_grad():
         torch.testing.assert_close(unet(images), model(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(unet(films), names["logits"], rtol=0, atol=1e-5)
 
 
 def test_learns_from_siims_files(siim):

@@ -135,3 +135,19 @@ def test_heads_that_do_not_divide_the_width(tokenizer):
         small_bert(tokenizer, width=10)
     with pytest.raises(OptionError, match="heads must be at least 1; got 0"):
         small_bert(tokenizer, heads=0)
+
+
+def test_a_word_that_is_spelled_by_letters_is_told_as_unknown():
+    """Its letters never stood for anything in training, so they say nothing."""
+    encoder = small_text_encoder(REPORTS)
+    assert encoder.unknown_words(encoder.tokenize(REPORTS)) == []
+    known = REPORTS[0].split()[0]
+    tokenized = encoder.tokenize([f"{known} {known}{known}, ☃"])
+    assert encoder.unknown_words(tokenized) == [f"{known}{known}", "☃"]
+
+
+def test_a_vocabulary_of_word_pieces_lacks_no_word_that_they_make():
+    tokenizer = build_word_tokenizer(REPORTS)
+    tokenizer.add_tokens(["##usions"])
+    encoder = HFTextEncoder(small_bert(tokenizer), tokenizer=tokenizer)
+    assert encoder.unknown_words(encoder.tokenize(["leftright"])) == []

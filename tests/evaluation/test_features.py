@@ -36,6 +36,9 @@ from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.types import ImageFeatures, TextFeatures, TokenizedText
 
+# small vocabularies, of few reports, lack words of the prompts
+pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.UnknownWordWarning")
+
 KINDS = ["global", "local", "both"]
 
 

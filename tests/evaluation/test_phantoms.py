@@ -25,6 +25,9 @@ from gloria.training.randomness import isolated
 from gloria.training.small import small_model
 from gloria.types import ImageFeatures, ImageInput, TextFeatures, TokenizedText
 
+# small vocabularies, of few reports, lack words of the prompts
+pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.UnknownWordWarning")
+
 HEIGHT, WIDTH = GRID = 16, 8  # not square, so that rows can't pass for columns
 LURE, BACKGROUND = len(FINDINGS), len(FINDINGS) + 1  # channels beside those of the findings
 DIM = len(FINDINGS) + 2

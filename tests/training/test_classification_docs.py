@@ -4,11 +4,13 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import torch
 from pages import read, run
 from PIL import Image
 
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES
-from gloria.data.phantom import FINDINGS
+from gloria.data.phantom import FINDINGS, PhantomDataset
+from gloria.evaluation import multilabel_auroc
 
 
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
@@ -25,6 +27,10 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
         csv.writer(file).writerows([["Path", *CLASSES], *rows])
 
     names = run(read("docs/classification.md"))
+    drawn = PhantomDataset("test", count=100, size=32)
+    labels = torch.stack([torch.from_numpy(item.labels) for item in drawn])
+    by_hand = multilabel_auroc(names["logits"], labels)["mean"]
+    assert abs(by_hand - names["figures"]["mean"]) < 1e-3
     assert names["result"]["classes"] == list(FINDINGS)
     assert list(names["result"]["rows"]["random"]) == ["10%", "100%"]
     assert (names["data"].labels == -1).any()
