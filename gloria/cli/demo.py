@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None:
         settings = replace(settings, steps=args.steps)
     settings.recipe(args.seed)  # checks the steps before anything is drawn
-    require("matplotlib", "viz")
+    require("matplotlib", "train,viz")
     device = pick_device(args.device)
     check_out(args.out, "model")
     for name in ("checkpoints", "best", "left_out.json"):  # which the demo does not write

@@ -256,7 +256,7 @@ def _run(args: argparse.Namespace) -> int:
     from gloria.training.randomness import isolated
     from gloria.training.small import small_model
 
-    require("matplotlib", "viz")  # before hours of training, not after
+    require("matplotlib", "train,viz")  # before hours of training, not after
     recipe = _check(args)
     device = pick_device(args.device)
     if args.model is None:

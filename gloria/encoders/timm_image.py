@@ -341,6 +341,9 @@ def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:
                 last, maps = model.forward_intermediates(
                     images, norm=norm, stop_early=False, output_fmt="NCHW"
                 )
+                # torch 2.10 runs a kernel over less than its own size where there are no values
+                if not all(map_.numel() for map_ in maps):
+                    raise ShapeError("a feature map is left with no place")
                 pooled = model.forward_head(last, pre_logits=True)
         except Exception as cause:  # whatever a model raises at a size it cannot take
             failure = cause

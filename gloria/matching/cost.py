@@ -114,7 +114,7 @@ def count(problem: Problem, backend: str, real_words: int | None = None) -> Cost
         >>> definition = count(PAPER_PROBLEM, "einops")
         >>> ours = count(PAPER_PROBLEM, "chunked", real_words=48 * 22)
         >>> round(definition.forward.operations / ours.forward.operations, 1)
-        4.9
+        5.3
     """
     check_choice("backend", backend, COUNTED)
     positions = problem.texts * problem.words

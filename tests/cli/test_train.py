@@ -652,7 +652,10 @@ def test_gray_images_for_a_colour_encoder(table, tmp_path, capsys):
 def test_a_missing_matplotlib_is_said_before_training(table, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(table, tmp_path / "run") == 2
-    assert "matplotlib is needed here" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "matplotlib is needed here" in error
+    # at once with what the command would ask for next
+    assert "gloria-torch[train,viz]" in error
     assert not (tmp_path / "run").exists()
 
 

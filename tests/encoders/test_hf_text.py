@@ -993,7 +993,7 @@ def test_models_that_are_no_text_encoders(make, message):
 
 
 def test_the_text_model_of_clip():
-    model = transformers.CLIPModel(small_clip()).text_model
+    model = transformers.CLIPTextModel(small_clip().text_config)
     encoder = HFTextEncoder(model, tokenizer=wordpiece_tokenizer()).eval()
     assert encoder(TEXTS).tokens == WORDPIECE_WORDS
 

@@ -805,11 +805,11 @@ def test_a_tokenizer_of_another_model(saved, tmp_path):
 
 
 def test_a_tokenizer_that_is_not_there(saved, tmp_path):
-    """Transformers makes an empty one from the model's config, without a word."""
+    """Transformers 5 makes an empty one from the model's config, without a word; 4 refuses."""
     folder, _ = saved("bert-mean")
     for file in ("open_clip_config.json", "config.json"):
         (tmp_path / file).write_text((folder / file).read_text())
-    with pytest.raises(TokenizerError, match="knows no token but its special ones"):
+    with pytest.raises(TokenizerError, match=r"no token but its special|cannot be loaded"):
         OpenClipTextEncoder(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(TokenizerError, match=f"the tokenizer of {tmp_path} cannot be loaded"):

@@ -567,6 +567,11 @@ def test_convolutional_models_that_cannot_take_a_size(name, size):
     assert encoder(torch.zeros(1, 3, 64, 64)).grid == (4, 4)
 
 
+def test_an_image_size_that_leaves_a_stage_less_than_its_kernel():
+    with pytest.raises(OptionError, match="cannot encode images of 16 x 64 pixels"):
+        TimmImageEncoder("convnext_atto", image_size=(16, 64))
+
+
 BEIT = {"depth": 2, "embed_dim": 96, "num_heads": 3}
 
 

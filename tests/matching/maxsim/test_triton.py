@@ -3,6 +3,7 @@
 import re
 import subprocess
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,10 @@ def assert_nothing_spills(compiled, tmp_path):
         assert re.findall(r"vgpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"]) == ["0"]
         return
     usage = usage_of(compiled, tmp_path)
-    assert usage["STACK"] == usage["LOCAL"] == 0, usage
+    # Triton 3.6 keeps 8 or 16 bytes on the stack for sm_80
+    stack = 16 if version("triton").startswith("3.6.") else 0
+    assert usage["LOCAL"] == 0, usage
+    assert usage["STACK"] <= stack, usage
 
 
 def assert_fits(compiled, architecture):
