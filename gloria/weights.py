@@ -206,8 +206,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Load the weights of a saved model into a model of the same architecture.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or a weight is missing, unexpected or of
-            another shape; nothing is loaded then.
+        CheckpointError: the file is missing or damaged, or a weight is missing, unexpected, of
+            another shape, or whole numbers for others; nothing is loaded then.
     """
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
@@ -225,8 +225,8 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
     """Put weights by name into a model, all of them and every one of its own.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected or of another shape, which names the
-            ``source`` of the weights; nothing is loaded then.
+        CheckpointError: a weight is missing, unexpected, of another shape, or whole numbers for
+            others, which names the ``source`` of the weights; nothing is loaded then.
         OptionError: the model is on the meta device.
     """
     own = model.state_dict()
@@ -255,6 +255,11 @@ def _differences(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         f"{name} is {tuple(weights[name].shape)}, the model's is {tuple(tensor.shape)}"
         for name, tensor in state.items()
         if name in weights and weights[name].shape != tensor.shape
+    ]
+    found += [  # whole numbers, of a quantised model say, would be taken for the weights themselves
+        f"{name} is {weights[name].dtype}, the model's is {tensor.dtype}"
+        for name, tensor in state.items()
+        if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
     ]
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
     return f"{len(found)} differences: {shown}" if found else ""
@@ -489,7 +494,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} does not exist: {folder} is no saved model.{meant}"
         ) from cause
-    except (ValueError, OSError) as cause:
+    except (ValueError, RecursionError, OSError) as cause:
         raise CheckpointError(f"{file} can't be read as JSON: {reason(cause)}.") from cause
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
         found = config.get("format") if isinstance(config, dict) else None

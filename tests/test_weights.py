@@ -356,12 +356,27 @@ def test_a_shape_that_differs_is_named(model, tmp_path):
         load_weights(other, tmp_path / "model")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_whole_numbers_are_not_taken_for_weights(model, tmp_path, dtype):
+    """As of a quantised model, whose scales are elsewhere."""
+    folder = save_model(model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "region_head.layers.weight"
+    save_file(weights | {name: weights[name].to(dtype)}, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=rf"layers\.weight is {dtype}, the model's is torch\.f"
+    ):
+        load_model(folder)
+
+
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match="is no saved model"):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 99, "model": null}', "{broken"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 99, "model": null}', "{broken", "[" * 100_000]
+)
 def test_a_config_that_is_none(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):

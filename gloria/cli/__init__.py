@@ -23,7 +23,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from types import ModuleType
 from typing import Any, NoReturn
@@ -68,14 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        print("gloria: interrupted", file=sys.stderr)
+        _complain("gloria: interrupted")
         return 130
     except BrokenPipeError:
         # whatever is still buffered goes nowhere, so that the shutdown does not fail on it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception:  # a bug: left to Python it would be exit code 1, which says "a leak"
-        traceback.print_exc()
+        _complain(traceback.format_exc().rstrip())
         return 2
 
 
@@ -181,13 +181,17 @@ def _run(args: argparse.Namespace) -> int:
     except (GloriaError, OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, GloriaError | OSError) and not _is_out_of_memory(error):
             raise
-        if args.debug:
-            traceback.print_exc()
-        else:
-            print(f"gloria: error: {_message(error)}", file=sys.stderr)
-            for note in [*_hints(error, args), *getattr(error, "__notes__", [])]:
-                print(f"  {note}", file=sys.stderr)
+        notes = [*_hints(error, args), *getattr(error, "__notes__", [])]
+        told = "\n  ".join([f"gloria: error: {_message(error)}", *notes])
+        _complain(traceback.format_exc().rstrip() if args.debug else told)
         return 2
+
+
+def _complain(message: str) -> None:
+    """Print on stderr; a full disk there, or none, leaves stdout and the exit code as they are."""
+    with suppress(OSError):
+        if sys.stderr is not None:  # or it would go to stdout
+            print(message, file=sys.stderr)
 
 
 def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
@@ -218,5 +222,5 @@ def _message(error: Exception) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory was lacking; on a CPU torch has no class of its own for it."""
-    told = ("out of memory", "can't allocate memory")
+    told = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)

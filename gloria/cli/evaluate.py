@@ -175,14 +175,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate what is not there yet; print and write the tables."""
     from gloria.cli.out import check_out
+    from gloria.training.checkpoints import alone_in
+
+    _check(args)
+    check_out(args.out)
+    with alone_in(args.out):  # of two, each would write its own results over the other's
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """As above; nobody else writes into the folder."""
     from gloria.cli.progress import Progress, say
     from gloria.errors import DataError, OptionError
     from gloria.training.devices import pick_device
     from gloria.training.transfer import count_resamples, count_work, evaluate_task, why_not
     from gloria.weights import hash_model, load_model
 
-    _check(args)
-    check_out(args.out)
     if args.format == "csv":
         _find_reports(args)
         _find_patients(args)

@@ -180,5 +180,7 @@ def _shown(dataset: Any, pixels: NDArray[Any], window: Window | None) -> NDArray
     if low == high:
         raise ValueError("its values have no range, RescaleSlope is 0")
     scaled = (values.astype(np.float64) - low) / (float(high) - float(low))
+    if np.isnan(scaled).any():
+        raise ValueError("it would be shown as NaN, by its rescaling, its window or its pixels")
     shown: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return shown

@@ -221,6 +221,8 @@ def _open(path: Path, file: BinaryIO) -> Any:
         picture = pillow.open(file)
     except pillow.UnidentifiedImageError as cause:  # its text would be about the stream
         raise DataError(f"image {path} can't be read: Pillow knows no such image.") from cause
+    if picture.format == "EPS":  # whatever the file is called
+        raise DataError(f"image {path} is PostScript, a program; it is not run. Save it as PNG.")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a JPEG file with its preview
         raise DataError(f"image {path} has {frames} frames; one was expected.")

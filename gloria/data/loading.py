@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +56,7 @@ def load_batches(
         collate_fn=_unchanged,
         generator=torch.Generator().manual_seed(seed),  # or it draws from the global one
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_begin_loading,
     )
     try:
         for batch in loader:
@@ -119,6 +122,18 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; when to stop is for the first one to say."""
+def _begin_loading(worker: int) -> None:
+    """What a loading process does first."""
+    # Ctrl-C reaches all processes of a terminal; when to stop is for the first one to say
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # it would only be printed, and the batch waited for without end
+    Queue._on_queue_feeder_error = staticmethod(_end_loading)  # type: ignore[attr-defined]
+
+
+def _end_loading(cause: Exception, batch: Any) -> None:
+    """A batch can't be sent, as where shared memory is full: the process that waits is told."""
+    try:
+        if sys.stderr is not None:
+            print(reason(cause), file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)

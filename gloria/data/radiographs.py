@@ -145,7 +145,7 @@ class Radiographs(Dataset[Radiograph]):
         for record in self.records:
             _check(record, self.classes)
         first = self.records[0]
-        if not any(record.path.is_file() for record in self.records[:LOOKED_AT]):
+        if not any(os.path.isfile(record.path) for record in self.records[:LOOKED_AT]):
             raise DataError(first.about(f"{first.path} does not exist. Is it the right folder?"))
         # masks and boxes are of the stored pixels; one rule for all, or it would tell who has some
         self._upright = not any(record.mask or record.boxes for record in self.records)

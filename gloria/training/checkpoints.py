@@ -47,12 +47,12 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process trains into a folder, which is made; one that is killed frees it.
+    """Inside, no other process is so in a folder, which is made; one that is killed frees it.
 
     Folders made here in which nothing is written do not stay.
 
     Raises:
-        CheckpointError: one does, which is not told on Windows, nor of a disk without locks; or
+        CheckpointError: one is, which is not told on Windows, nor of a disk without locks; or
             the folder can't be made.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -70,7 +70,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             # not by closing: processes that load items have it open, too
             stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)
         except BlockingIOError as cause:
-            raise CheckpointError(f"another process is training into {folder}.") from cause
+            raise CheckpointError(f"another process is writing into {folder}.") from cause
         except (ImportError, OSError):
             pass
         try:

@@ -43,7 +43,7 @@ class AdamWRecipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**64 - 1)  # as torch takes
         check_positive("learning_rate", self.learning_rate)
         check_positive("clip_norm", self.clip_norm)
         check_weight("weight_decay", self.weight_decay)

@@ -93,7 +93,7 @@ class TransferSettings:
     def __post_init__(self) -> None:
         for name in ("seeds", "resamples", "batch_size", "width"):
             check_integer(name, getattr(self, name), 1)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**64 - 1)  # as torch takes
         check_runs({"model": self}, self.fractions, self.drawn)
         if not self.ks:
             raise OptionError("ks must hold at least one K.")

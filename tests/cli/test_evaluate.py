@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 
 import numpy as np
@@ -19,6 +20,7 @@ from gloria.data.phantom import PhantomDataset, phantom_item
 from gloria.errors import GloriaWarning, OptionError
 from gloria.evaluation import multilabel_auroc
 from gloria.training import transfer
+from gloria.training.checkpoints import alone_in
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.randomness import isolated
 from gloria.training.segmentation import SegmentationRecipe
@@ -140,6 +142,16 @@ def test_goes_on_where_it_was_stopped(tiny, model, asked, tmp_path, capsys, monk
     assert run(model, tmp_path, *SHORT, *tasks) == 0
     assert len(asked) == 3
     assert "AUROC by share" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there folders are locked")
+def test_two_do_not_write_into_one_folder(tiny, model, tmp_path, capsys):
+    """Of two, the later would write its results over the other's."""
+    with alone_in(tmp_path):
+        assert run(model, tmp_path, *SHORT, "--tasks", "retrieval") == 2
+    told = f"gloria: error: another process is writing into {tmp_path}.\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert run(model, tmp_path, *SHORT, "--tasks", "retrieval") == 0
 
 
 def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, capsys):

@@ -233,6 +233,7 @@ def test_a_bug_shows_its_traceback_and_is_not_the_exit_code_of_a_leak(command, c
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."),
+        RuntimeError("Storage size calculation overflowed with sizes=[1, 1, 1000000, 1000000000]"),
     ],
 )
 def test_too_little_memory_is_no_bug(command, capsys, error):
@@ -312,6 +313,22 @@ def test_a_closed_stdout_is_no_error(command, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
     command(lambda args: print("done") or 0)
     assert cli.main(["act"]) == 0
+
+
+@pytest.mark.parametrize("error", [DataError("wrong"), ZeroDivisionError(), KeyboardInterrupt()])
+def test_an_error_that_nobody_can_read_keeps_its_exit_code(command, capsys, monkeypatch, error):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    def run(args):
+        raise error
+
+    command(run)
+    for stderr in (Full(), None):  # a log on a full disk, or 2>&-
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert cli.main(["act"]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert capsys.readouterr().out == ""
 
 
 def test_ctrl_c_is_130(command, capsys):

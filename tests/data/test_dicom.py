@@ -134,6 +134,27 @@ def test_a_slope_of_zero_is_named(write_dicom, tmp_path, window):
         load_image(path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS", "ignore:.* encountered in multiply")
+@pytest.mark.parametrize("window", [None, (9, 4)])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"RescaleSlope": "nan", "RescaleIntercept": 0},
+        {"RescaleSlope": "inf", "RescaleIntercept": 0},
+        {"RescaleSlope": 1, "RescaleIntercept": "nan"},
+        {"WindowCenter": "nan", "WindowWidth": 4},
+        {"WindowCenter": 9, "WindowWidth": "nan"},
+    ],
+)
+def test_a_film_that_would_be_shown_as_nan_is_named(write_dicom, tmp_path, elements, window):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **elements)
+    if window is not None and "WindowCenter" in elements:  # the given one takes its place
+        assert load_image(path, window=window).isfinite().all()
+        return
+    with pytest.raises(DataError, match=r"a\.dcm can't be read: it would be shown as NaN"):
+        load_image(path, window=window)
+
+
 def test_signed_pixels(write_dicom, tmp_path):
     pixels = RAMP - 15
     path = write_dicom(tmp_path / "a.dcm", pixels, bits=12)

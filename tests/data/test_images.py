@@ -89,6 +89,15 @@ def test_files_that_are_no_images(tmp_path, ramp):
         load_image(tmp_path / "none.png")
 
 
+def test_a_program_is_not_run_whatever_the_file_is_called(tmp_path, ramp, monkeypatch):
+    ran = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given: ran.append(given))
+    Image.fromarray(ramp).save(tmp_path / "a.png", "EPS")
+    with pytest.raises(DataError, match=r"a\.png is PostScript, a program; it is not run"):
+        load_image(tmp_path / "a.png")
+    assert not ran
+
+
 def test_pixels_without_a_range_and_channels_that_are_none(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(DataError, match=r"a\.tiff has float pixels without a range"):

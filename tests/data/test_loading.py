@@ -100,6 +100,17 @@ def test_a_loading_process_that_is_killed_is_told():
         list(load_batches(Killed(), [[0], [1]], list, workers=1))
 
 
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+
+def test_a_batch_that_finds_no_room_in_shared_memory_is_told_and_not_waited_for(capfd):
+    with pytest.raises(DataError, match=r"was killed .* shared memory\? workers=1 were asked for"):
+        list(load_batches([Unsendable(), Unsendable()], [[0], [1]], list, workers=1))
+    assert "unable to allocate shared memory(shm)\n" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_an_item_raises_is_not_taken_for_a_kill(workers):
     class Faulty:

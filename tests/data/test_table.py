@@ -268,6 +268,12 @@ def test_missing_images_can_be_left_out_the_first_one_too(write, tmp_path):
         ImageReportTable(path, size=(8, 8), check_files=False)
 
 
+def test_a_path_longer_than_any_can_be_left_out_too(write):
+    long = {**ROWS[0], "image": "a" * 300 + ".png"}
+    table = ImageReportTable(write([long, *ROWS[1:]]), size=(8, 8), check_files=False)
+    assert table.without_broken().ids == ["b.png", "c.png"]
+
+
 def test_a_table_that_is_no_file_is_sent_to_the_records():
     with pytest.raises(
         DtypeError, match=r"path must be .* CSV file; got dict\. .* gloria\.data\.Rec"

@@ -223,7 +223,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], **pipes) as other:
         assert other.stdout.readline() == b"there\n"
-        with pytest.raises(CheckpointError, match="another process is training into"):
+        with pytest.raises(CheckpointError, match="another process is writing into"):
             train(build(), PAIRS, QUICK, folder=tmp_path)
         other.kill()
     with pytest.raises(StopHereError):
@@ -474,6 +474,7 @@ def test_the_schedule():
         {"learning_rate": -1.0},
         {"clip_norm": 0.0},
         {"seed": -1},
+        {"seed": 2**64},
         {"betas": (0.9, 1.0)},
         {"weight_decay": -0.1},
         {"precision": "float16"},
