@@ -300,8 +300,7 @@ def make_loss(
     elif name == "global_local_contrastive":
         if isinstance(options.get("local_options"), dict):
             options["local_options"] = _with_aggregation(options["local_options"])
-        if options.keys() & {"global_options", "local_options"}:
-            preset = preset or "paper"  # the defaults, which these options are to change
+        preset = preset or "paper"  # the defaults; the options of its parts go with a preset
     if preset is not None:
         options["preset"] = preset
     is_given = embedding_dim is None or "embedding_dim" in options

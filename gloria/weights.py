@@ -16,9 +16,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from warnings import warn
 
 import torch
 from safetensors import SafetensorError
@@ -35,12 +37,13 @@ from gloria.errors import (
     DtypeError,
     GloriaError,
     OptionError,
+    PluginWarning,
     UnknownNameError,
     reason,
 )
 from gloria.files import write_file, write_folder
 from gloria.model import GLoRIA, create_model, is_json
-from gloria.registry import describe
+from gloria.registry import Origin, describe
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
 
@@ -143,6 +146,9 @@ def load_model(
             the model it describes, or does not describe one; or the repository is out of reach.
         OptionError: ``revision`` is given for a folder, or ``device`` can't be used here.
         UnknownNameError: an encoder or the loss has a name that nothing installed here brings.
+
+    Warns:
+        PluginWarning: what a plugin brought when it was saved is made by something else here.
     """
     check_device(device)
     folder = find_model(folder, revision=revision)
@@ -169,6 +175,7 @@ def load_model(
         model.trained_image_size = config.get("trained_image_size")  # not in folders of before
     except OptionError as cause:
         raise CheckpointError(f"{file} is damaged: {cause}") from cause
+    _warn_of_namesakes(config, folder)
     return model.to(device).eval()
 
 
@@ -334,7 +341,9 @@ def _write(model: GLoRIA, folder: Path) -> None:
     config = {
         "format": FORMAT,
         "gloria": gloria.__version__,
-        "plugins": [] if isinstance(described, str) else _plugins_behind(described),
+        "plugins": []
+        if isinstance(described, str)
+        else sorted(map(str, _plugins_behind(described))),
         "model": described,
         "trained_image_size": model.trained_image_size,
     }
@@ -438,7 +447,7 @@ def _another_class(name: str, own: type, made: type) -> str:
     )
 
 
-def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
+def _plugins_behind(described: Mapping[str, Any]) -> set[Origin]:
     """The plugins that brought the names in the description of a model."""
     names = [
         ("image_encoders", described["image_encoder"]["name"]),
@@ -448,7 +457,7 @@ def _plugins_behind(described: Mapping[str, Any]) -> list[str]:
     ]
     registries = default_catalog().registries
     origins = [registries[kind].origin(name) for kind, name in names]
-    return sorted({str(origin) for origin in origins if origin and origin.kind == "plugin"})
+    return {origin for origin in origins if origin and origin.kind == "plugin"}
 
 
 def _aggregators_in(described: Mapping[str, Any]) -> Iterator[str]:
@@ -525,6 +534,23 @@ def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) 
         error.add_note(f"{folder} was saved with what is not loaded here: {', '.join(missing)}.")
     elif isinstance(error, UnknownNameError):
         error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
+
+
+def _warn_of_namesakes(config: Mapping[str, Any], folder: Path) -> None:
+    """What has the same name and takes the same weights may still compute something else."""
+    here = _plugins_behind(config["model"])
+    known = [str(replace(origin, version="")) for origin in here]  # another version is no other
+    gone = [
+        plugin
+        for plugin in config.get("plugins") or []
+        if not any(f"{plugin} ".startswith(f"{name} ") for name in known)
+    ]
+    if gone:
+        told = (
+            f"{folder} was saved with {', '.join(gone)}; what has the same names here may compute "
+            f"something else: {', '.join(sorted(map(str, here))) or 'no plugin'}."
+        )
+        warn(PluginWarning(told), stacklevel=3)
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

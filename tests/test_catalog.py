@@ -223,6 +223,11 @@ def test_options_of_a_part_need_no_preset():
     assert made.local_loss.temperature() == paper.temperature()
 
 
+def test_without_a_preset_too_the_options_of_a_part_are_named():
+    with pytest.raises(UnknownOptionError, match=r"no option 'learnable'\. It has .*local_options"):
+        catalog.create_loss("global_local_contrastive", learnable=True)
+
+
 def test_a_losss_own_aggregations_stay_names():
     assert catalog.create_loss("local_contrastive", aggregation="max").aggregation == "max"
 

@@ -524,6 +524,27 @@ def test_similarity_uses_the_matcher_that_was_trained(images):
     torch.testing.assert_close(model.similarity(*features, "local"), expected)
 
 
+def test_an_encoder_of_volumes_trains_and_has_maps():
+    class Blocks(Patches):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv3d(1, 6, (2, 4, 4), stride=(2, 4, 4))
+
+        def forward(self, images):
+            maps = self.convolution(images)
+            depth, height, width = maps.shape[2:]
+            regions = maps.flatten(2).mT
+            return ImageFeatures(regions.mean(1), regions, (depth * height, width))
+
+    model, volumes = GLoRIA(Blocks(), Bag()), torch.randn(3, 1, 4, 12, 20)
+    model(volumes, TEXTS).loss.backward()
+    assert model.image_encoder.convolution.weight.grad.any()
+    assert model.similarity(volumes, TEXTS[:2]).shape == (3, 2)
+    features = model.encode_image(volumes)
+    maps = model.attention_maps(features, model.encode_text(TEXTS))
+    torch.testing.assert_close(maps.unflatten(2, (2, 3, 5)).sum((2, 3, 4))[:, 0], torch.ones(3))
+
+
 def test_attention_gives_one_map_per_word(model, images):
     attention = model.attention(images[0], "small left effusion")
     assert attention.words == ["small", "left", "effusion"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from gloria.errors import (
     ContractError,
     DtypeError,
     OptionError,
+    PluginWarning,
     UnknownNameError,
 )
 from gloria.losses import GlobalLocalContrastiveLoss
@@ -611,6 +613,30 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
     assert error.value.__notes__ == [note]
     own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
     assert own["plugins"] == []
+
+
+def test_what_another_plugin_makes_of_the_same_name_is_told(tmp_path):
+    registry = default_catalog().losses
+
+    def as_plugin(distribution, version, do, *args, **options):
+        origin = Origin("plugin", "mine", distribution, version)
+        try:
+            with registering_as(origin):
+                registry.register("mine_loss", "gloria.losses:GlobalContrastiveLoss")
+            return do(*args, **options)
+        finally:
+            registry.unregister(origin)
+
+    folder = tmp_path / "model"
+    as_plugin("gloria-mine", "0.3", lambda: save_model(build(loss="mine_loss"), folder))
+    with warnings.catch_warnings(action="error", category=PluginWarning):
+        as_plugin("gloria-mine", "0.4", load_model, folder)  # a later version is no other plugin
+    told = (
+        f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; what has the same names here "
+        f"may compute something else: plugin 'mine' of gloria-mine-too 0.3."
+    )
+    with pytest.warns(PluginWarning, match=re.escape(told)):
+        as_plugin("gloria-mine-too", "0.3", load_model, folder)
 
 
 def test_missing_and_damaged_weights(model, tmp_path):

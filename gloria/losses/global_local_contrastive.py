@@ -95,7 +95,7 @@ class GlobalLocalContrastiveLoss(GlobalLocalLoss):
             UnknownOptionError: neither this method nor the class has such an option.
         """
         check_choice("preset", preset, cls.presets)
-        check_options(cls.__name__, cls, overrides, "global_options", "local_options")
+        check_options(cls.__name__, cls, overrides, "preset", "global_options", "local_options")
         parts: dict[str, Any] = {}
         for name, kind, options in (
             ("global", GlobalContrastiveLoss, global_options),

@@ -94,7 +94,7 @@ def test_a_loss_is_the_sum_of_its_terms_unless_forward_alone_was_changed():
 def test_an_option_that_a_loss_does_not_have_is_named_with_those_it_has():
     with pytest.raises(UnknownOptionError, match=r"Three has no option 'fator'\. Did you mean 'fa"):
         Three.from_preset("double", fator=1.0)
-    known = "'learnable'. It has global_options, local_options, global_loss, local_loss, global_we"
+    known = "'learnable'. It has preset, global_options, local_options, global_loss, local_loss, gl"
     with pytest.raises(UnknownOptionError, match=re.escape(known)):
         GlobalLocalContrastiveLoss.from_preset("stable", learnable=True)
     with pytest.raises(UnknownOptionError, match="mean 'match_temperature'"):
