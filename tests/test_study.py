@@ -14,6 +14,9 @@ from gloria.errors import NonFiniteLossError, OptionError
 from gloria.training.classification import ClassifierRecipe
 from gloria.training.segmentation import SegmentationRecipe
 
+# of the few reports that train
+pytestmark = pytest.mark.filterwarnings("ignore::gloria.errors.UnknownWordWarning")
+
 ABOUT = {name: row.about for name, row in study.ROWS.items()}
 
 
