@@ -39,7 +39,9 @@ machine's. Every peer was first held to the definition's values and gradients.
 
 *Memory* is the peak beside inputs, result and gradients, measured in a process of its own. *Of the
 roofline* is the share of the measured time that the counted operations, or bytes
-(`gloria.matching.cost`), would take at the machine's own rates.
+(`gloria.matching.cost`), would take at the machine's own rates, the best that were measured between
+the cases. What else ran there then makes the rates too low and the shares too high, even above
+100 %: a share says about how much is left, a ratio how much was gained.
 """
 
 COLUMNS = (

@@ -257,15 +257,17 @@ def _by_patient(
     Images of one patient are alike: drawn one by one, they would count as so many patients, and the
     intervals would be too narrow.
     """
-    images: dict[str, list[int]] = {}
-    for number, patient in enumerate(patients):
-        images.setdefault(patient, []).append(number)
-    of_patient = [torch.tensor(numbers) for numbers in images.values()]
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
+    patient_of = torch.tensor([numbers[patient] for patient in patients], dtype=torch.long)
+    together, counts = patient_of.argsort(stable=True), patient_of.bincount()
+    starts = counts.cumsum(0) - counts
 
     def of_patients(index: Tensor) -> Mapping[str, Figure]:
-        return figures(torch.cat([of_patient[number] for number in index.tolist()]))
+        many = counts[index]
+        behind = torch.arange(int(many.sum())) - (many.cumsum(0) - many).repeat_interleave(many)
+        return figures(together[starts[index].repeat_interleave(many) + behind])
 
-    return of_patients, len(of_patient)
+    return of_patients, len(numbers)
 
 
 def _retrieval(given: _Given) -> Report:
