@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gloria.errors import DataError
+from gloria.errors import DataError, DtypeError
 
 
 class Box(NamedTuple):
@@ -56,6 +56,19 @@ def decode_runs(runs: Sequence[str], height: int, width: int) -> NDArray[np.bool
         for stop, (_, length) in zip(stops, pairs, strict=True):
             pixels[stop - length : stop] = True
     return pixels.reshape(width, height).T
+
+
+def encode_runs(mask: NDArray[np.bool_]) -> str:
+    """A mask ``(height, width)`` as :func:`decode_runs` reads it; ``-1`` for an empty one.
+
+    Raises:
+        DtypeError: it is not boolean: levels and probabilities do not say what is marked.
+    """
+    if mask.dtype != np.bool_:
+        raise DtypeError(f"mask must be boolean, True = marked; got {mask.dtype}.")
+    edges = np.flatnonzero(np.diff(mask.T.ravel().astype(np.int8), prepend=0, append=0))
+    # gaps and runs in turn: both are the differences of the edges
+    return " ".join(map(str, np.diff(edges, prepend=0))) or "-1"
 
 
 def parse_runs(text: str) -> NDArray[np.int64]:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
-from gloria.data.masks import Box, decode_runs, draw_boxes
-from gloria.errors import DataError
+from gloria.data.masks import Box, decode_runs, draw_boxes, encode_runs
+from gloria.errors import DataError, DtypeError
 
 
 def walk(text, height, width):
@@ -22,11 +22,18 @@ def walk(text, height, width):
     return np.array(mask)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1), st.integers(1, 9))
-def test_a_mask_is_runs_down_the_columns(pairs, height):
-    width = -(-sum(map(sum, pairs)) // height) or 1
-    text = " ".join(f"{skip} {mark}" for skip, mark in pairs)
-    np.testing.assert_array_equal(decode_runs([text], height, width), walk(text, height, width))
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)))
+def test_what_is_encoded_is_decoded(mask):
+    text = encode_runs(mask)
+    np.testing.assert_array_equal(decode_runs([text], *mask.shape), mask)
+    if text != "-1":
+        np.testing.assert_array_equal(walk(text, *mask.shape), mask)
+    assert (text == "-1") == (not mask.any())
+
+
+def test_what_does_not_say_what_is_marked_is_not_encoded():
+    with pytest.raises(DtypeError, match="mask must be boolean, True = marked; got uint8"):
+        encode_runs(np.array([[1], [2]], np.uint8))
 
 
 def test_several_masks_are_one_and_none_is_empty():

@@ -9,6 +9,7 @@ from pages import read, run
 
 import gloria
 from gloria.data.images import normalize
+from gloria.data.masks import encode_runs
 from gloria.evaluation import count_overlap, evaluate_segmentation
 from gloria.heads import segmentation_model
 from gloria.training import SegmentationRecipe, train_segmenter
@@ -26,13 +27,12 @@ def siim(write_rows, write_dicom, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for number in range(12):
         film = rng.integers(0, 60, (40, 32), np.uint8)
-        mask, runs = np.zeros((40, 32), np.bool_), "-1"
+        mask = np.zeros((40, 32), np.bool_)
         if number % 3:
             top, left = rng.integers(2, 18, 2)
             mask[top : top + 12, left : left + 12] = True
-            runs = f"{40 * left + top} 12" + 11 * " 28 12"  # 40 pixels to a column
         write_dicom(tmp_path / f"siim/dicom-images-train/{number}.dcm", film + 150 * mask)
-        rows.append([f"{number}", f" {runs}"])
+        rows.append([f"{number}", f" {encode_runs(mask)}"])
     write_rows(tmp_path / "siim/train-rle.csv", ["ImageId", " EncodedPixels"], *rows)
     return gloria.data.SIIM("siim/train-rle.csv", "siim/dicom-images-train", size=(48, 48))
 
