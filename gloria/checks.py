@@ -41,6 +41,13 @@ def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -
         )
 
 
+def check_floating(name: str, value: Any) -> None:
+    """Require a floating-point tensor, of any axes."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise DtypeError(f"{name} must be a floating-point tensor; got {given}.")
+
+
 def check_images(images: Any, channels: int, size: tuple[int, int] | None = None) -> None:
     """Require a batch of images with these channels and, unless it is None, of this size."""
     check_tensor("images", images, ("image", "channel", "height", "width"))
@@ -112,8 +119,7 @@ def check_device(device: torch.device | str) -> None:
     try:
         torch.empty(0, device=device)
     except Exception as cause:  # a build without that device, no such card: each raises its own
-        why = reason(cause).partition("\n")[0]
-        raise OptionError(f"device {str(device)!r} can't be used here: {why}.") from cause
+        raise OptionError(f"device {str(device)!r} can't be used here: {reason(cause)}.") from cause
 
 
 def check_positive(name: str, value: float) -> None:
@@ -181,12 +187,23 @@ def height_width(name: str, size: Any) -> Any:
     """
     if size is None:
         return None
-    pair: tuple[Any, ...] = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in pair):
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    if not _are_pixels(pair):
         raise OptionError(
             f"{name} must be a number of pixels or (height, width), above 0; got {size!r}."
         )
     return int(pair[0]), int(pair[1])
+
+
+def check_size(size: Any) -> None:
+    """Require a height and a width of at least one pixel."""
+    if not _are_pixels(size):
+        raise OptionError(f"size must be (height, width) in pixels, above 0; got {size!r}.")
+
+
+def _are_pixels(pair: Any) -> bool:
+    sides = pair if isinstance(pair, tuple | list) else ()
+    return len(sides) == 2 and all(isinstance(each, Integral) and int(each) > 0 for each in sides)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -198,10 +215,10 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         )
 
 
-def nearest(given: Any, known: Collection[str]) -> str:
-    """The end of a message about a misspelt name: the nearest known one, or nothing."""
-    near = difflib.get_close_matches(str(given), known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def nearest(given: Any, known: Collection[str], most: int = 1) -> str:
+    """The end of a message about a misspelt name: the nearest known ones, or nothing."""
+    near = difflib.get_close_matches(str(given), known, n=most)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -101,12 +101,14 @@ class NonFiniteLossError(GloriaError, FloatingPointError):
 
 
 def reason(cause: BaseException) -> str:
-    """What went wrong, for a message that has named the file already and ends in a full stop.
+    r"""What went wrong, in a line, for a message that has named the file and ends in a full stop.
 
     Example:
         >>> reason(PermissionError(13, "Permission denied", "films/1.png"))
         'Permission denied'
+        >>> reason(RuntimeError("no such device.\nA list of twenty others follows."))
+        'no such device'
     """
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror  # its text would repeat the path
-    return str(cause).rstrip(".")
+    return str(cause).strip().partition("\n")[0].rstrip(".")

@@ -7,14 +7,13 @@ Region i of a grid has its centre at ``offset + stride * i``, in either directio
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from gloria.checks import check_finite, check_positive
-from gloria.errors import ContractError, DtypeError, OptionError, ShapeError
+from gloria.checks import check_finite, check_floating, check_positive, check_size
+from gloria.errors import ContractError, OptionError, ShapeError
 from gloria.types import ImageFeatures
 
 
@@ -56,9 +55,7 @@ def upsample_attention(
         >>> upsample_attention(torch.tensor([[0.0, 1.0]]), (1, 4), offset=0.0)
         tensor([[0.0000, 0.5000, 1.0000, 1.0000]])
     """
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        given = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise DtypeError(f"maps must be a floating-point tensor; got {given}.")
+    check_floating("maps", maps)
     if maps.dim() < 2 or 0 in maps.shape[-2:]:
         raise ShapeError(
             f"maps must be (..., grid height, grid width); got {tuple(maps.shape)}. "
@@ -166,13 +163,6 @@ def _linear_weights(
     cell = torch.arange(cells, device=like.device, dtype=torch.float64)
     position = ((pixel - offset) / stride).clamp(0, cells - 1)
     return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
-
-
-def check_size(size: Any) -> None:
-    """Require a height and a width of at least one pixel."""
-    pair = isinstance(size, tuple | list) and len(size) == 2
-    if not pair or not all(isinstance(side, Integral) and int(side) > 0 for side in size):
-        raise OptionError(f"size must be (height, width) in pixels, above 0; got {size!r}.")
 
 
 def _pair(

@@ -187,8 +187,9 @@ def _read(checkpoint: Path) -> tuple[dict[str, Tensor], Any]:
         # not chained: torch's text advises to read the file unsafely
         raise CheckpointError(_refusal(checkpoint, str(cause))) from None
     except Exception as cause:  # a damaged file makes torch raise as it pleases
-        why = reason(cause).partition("\n")[0]
-        raise CheckpointError(f"{checkpoint} is damaged or no checkpoint: {why}.") from cause
+        raise CheckpointError(
+            f"{checkpoint} is damaged or no checkpoint: {reason(cause)}."
+        ) from cause
     weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict):
         raise CheckpointError(f"{checkpoint} has no state_dict, so it is no such checkpoint.")

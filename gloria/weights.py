@@ -69,7 +69,7 @@ def save_model(model: GLoRIA, folder: str | Path) -> Path:
         DtypeError: ``model`` is no :class:`~gloria.model.GLoRIA`, but what wraps one, say.
         ContractError: the model's ``state_dict`` holds something else than tensors.
     """
-    _check_model(model)
+    check_model(model)
     check_nothing_is_lost(folder)
     return write_folder(folder, lambda target: _write(model, target))
 
@@ -83,7 +83,7 @@ def why_not_loadable(model: GLoRIA) -> str:
     Raises:
         DtypeError, OptionError, ContractError: as :func:`save_model`.
     """
-    _check_model(model)
+    check_model(model)
     weights = _weights_of(model)
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         described = _describe(model, Path(folder))
@@ -103,7 +103,8 @@ def why_not_loadable(model: GLoRIA) -> str:
     return ""
 
 
-def _check_model(model: GLoRIA) -> None:
+def check_model(model: GLoRIA) -> None:
+    """Require a :class:`~gloria.model.GLoRIA`, which :func:`torch.compile` may wrap."""
     if not isinstance(unwrapped(model), GLoRIA):
         raise DtypeError(
             f"model must be a GLoRIA; got {type(model).__name__}. Of what wraps one, for several "
@@ -202,10 +203,9 @@ def find_model(folder: str | Path, *, revision: str | None = None) -> Path:
         hub = require("huggingface_hub", "encoders")
         return Path(hub.snapshot_download(folder, revision=revision, allow_patterns=_FILES))
     except Exception as cause:  # the hub raises as it pleases
-        why = reason(cause).partition("\n")[0]
         raise CheckpointError(
             f"{folder} is no folder here, and as a repository it can't be had from the Hugging "
-            f"Face hub or its local cache ({type(cause).__name__}: {why})."
+            f"Face hub or its local cache ({type(cause).__name__}: {reason(cause)})."
         ) from cause
 
 
@@ -293,7 +293,7 @@ def export_image_encoder(model: GLoRIA, path: str | Path) -> None:
         backbone = timm.create_model("resnet50", num_classes=0)
         backbone.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
     """
-    _check_model(model)
+    check_model(model)
     encoder: Any = model.image_encoder
     if not isinstance(unwrapped(encoder), TimmImageEncoder):
         raise OptionError(

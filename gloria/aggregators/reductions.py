@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gloria.checks import (
     check_choice,
+    check_floating,
     check_integer,
     check_positive,
     check_same_device,
@@ -184,8 +185,7 @@ class LastNMean(LastNSum):
 
 def check_reduction(values: Tensor, mask: Tensor | None, dim: int) -> Tensor | None:
     """Check the contract; return the mask expanded along ``dim``."""
-    if not values.is_floating_point():
-        raise DtypeError(f"values must be a floating-point tensor; got dtype {values.dtype}.")
+    check_floating("values", values)
     if not -values.dim() <= dim < values.dim():
         raise ShapeError(f"dim must name an axis of values {tuple(values.shape)}; got {dim}.")
     if mask is None:

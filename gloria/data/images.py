@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gloria.checks import check_finite, check_integer, check_positive, check_tensor, require
+from gloria.checks import (
+    check_finite,
+    check_integer,
+    check_positive,
+    check_size,
+    check_tensor,
+    require,
+)
 from gloria.data.dicom import Window, check_window, is_dicom, read_dicom
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError, ShapeError, reason
-from gloria.geometry import check_size
 from gloria.types import ImageInput
 
 
@@ -122,11 +128,17 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle of images ``(..., height, width)`` that are at least as large as ``size``."""
+    check_crop(images, size)
     height, width = images.shape[-2:]
-    if height < size[0] or width < size[1]:
-        raise ShapeError(f"images must be at least {size}, the crop's size; got {(height, width)}.")
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return images[..., top : top + size[0], left : left + size[1]]
+
+
+def check_crop(images: Tensor, size: tuple[int, int]) -> None:
+    """Require images ``(..., height, width)`` that are at least as large as ``size``."""
+    given = tuple(images.shape[-2:])
+    if given[0] < size[0] or given[1] < size[1]:
+        raise ShapeError(f"images must be at least {size}, the crop's size; got {given}.")
 
 
 def place(shape: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:

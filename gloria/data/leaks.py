@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
@@ -108,18 +108,16 @@ def find_leaks(
     )
 
 
-def check_splits(splits: Splits, *, files: bool = False) -> None:
-    """Require that nothing is in more than one split.
+def check_splits(splits: Splits) -> None:
+    """Require that no patient and no image is in more than one split; no file is read.
 
     Args:
         splits: split: the records of its images.
-        files: compare the bytes of files, too.
 
     Raises:
         DataError: something is; the message has the first offenders and the counts.
     """
-    leaks = find_leaks(splits, files=files)
-    if leaks:
+    if leaks := find_leaks(splits, files=False):
         raise DataError(f"the splits leak.\n{describe_leaks(leaks)}")
 
 
@@ -201,41 +199,56 @@ def read_split_files(
         files = {file.stem: file for file in Path(images).rglob("*") if file.is_file()}
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
-        own = path.name.partition(".")[0]
         if path.name.endswith((".csv", ".csv.gz")):
-            header = read_header(path)
-            image = image_column or next((c for c in IMAGE_COLUMNS if c in header), None)
-            if image is None:
-                raise DataError(
-                    f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
-                    f"{', '.join(header)}. image-column says which it is."
-                )
-            patient = patient_column or next(iter(find_patient_columns(header)), None)
-            split = split_column if split_column in header else None
-            columns = [name for name in (image, patient, split) if name]
-            rows = [
-                (
-                    where,
-                    cells[split] if split else own,
-                    cells[image],
-                    (cells[patient] or None) if patient else None,
-                )
-                for where, cells in read_rows(path, columns)
-            ]
+            rows = _read_table(path, split_column, image_column, patient_column)
         else:
-            split = None
-            rows = [(f"{path}, {name}", own, name, None) for name in read_ids(path)]
+            rows = [_Row(f"{path}, {name}", name) for name in read_ids(path)]
         if not rows:
             raise DataError(f"{path} must have a row for each image below its header; it has none.")
-        if split is None and own in splits:
+        own = path.name.partition(".")[0]
+        if rows[0].split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for where, name, image_name, who in rows:
-            found = pattern.search(image_name) if who is None else None
-            who = found[found.lastindex or 0] if found else who
-            this = image_id(image_name)
-            file = _find(this, Path(images or path.parent), files)
-            splits.setdefault(name, []).append(Record(this, file, where, who))
+        for where, image, split, patient in rows:
+            found = pattern.search(image) if patient is None else None
+            patient = found[found.lastindex or 0] if found else patient
+            name = image_id(image)
+            file = _find(name, Path(images or path.parent), files)
+            record = Record(name, file, where, patient)
+            splits.setdefault(own if split is None else split, []).append(record)
     return splits
+
+
+class _Row(NamedTuple):
+    """An image as a file of splits tells it; None = it does not say."""
+
+    where: str
+    image: str
+    split: str | None = None
+    patient: str | None = None
+
+
+def _read_table(
+    path: Path, split_column: str, image_column: str | None, patient_column: str | None
+) -> list[_Row]:
+    header = read_header(path)
+    image = image_column or next((name for name in IMAGE_COLUMNS if name in header), None)
+    if image is None:
+        raise DataError(
+            f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has {', '.join(header)}. "
+            f"image-column says which it is."
+        )
+    patient = patient_column or next(iter(find_patient_columns(header)), None)
+    split = split_column if split_column in header else None
+    columns = [name for name in (image, patient, split) if name]
+    return [
+        _Row(
+            where,
+            cells[image],
+            cells[split] if split else None,
+            (cells[patient] or None) if patient else None,
+        )
+        for where, cells in read_rows(path, columns)
+    ]
 
 
 def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from gloria.checks import check_names
 from gloria.data.chexpert import UNCERTAIN, read_labels, uncertain_mapping
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
 from gloria.data.rows import read_rows, rows_by
-from gloria.errors import DataError, DtypeError, reason
+from gloria.errors import DataError, reason
 
 
 class MIMICCXR(Radiographs):
@@ -57,8 +58,7 @@ class MIMICCXR(Radiographs):
         skip_incomplete: bool = False,
     ) -> None:
         check_policy(policy)
-        if isinstance(views, str):  # in which the empty name of a view would be found, too
-            raise DtypeError(f"views must be several, or one in a list: [{views!r}].")
+        check_names("views", views)  # in a string, the empty name of a view would be found, too
         root = Path(root)
         mapping = uncertain_mapping(classes, uncertain)
         metadata = rows_by(_find(root, "metadata"), "dicom_id", ["ViewPosition"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gloria.checks import check_integer, check_names
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES, EIGHT_CLASSES, PATHOLOGIES, CheXpert
+from gloria.data.pairs import LabelledItems
 from gloria.data.radiographs import Radiographs
 from gloria.data.rows import read_rows
 from gloria.errors import DataError, UnknownNameError
@@ -200,7 +201,7 @@ def chexpert_8x200(
     )
 
 
-def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
+def class_labels(data: LabelledItems, classes: Sequence[str]) -> Tensor:
     """Which of the classes each image is positive for.
 
     Args:
@@ -216,14 +217,15 @@ def class_labels(data: Radiographs, classes: Sequence[str]) -> Tensor:
     """
     check_names("classes", classes)
     columns = [column_of(data, name) for name in classes]
-    positive = data.labels[:, columns] == 1
+    positive = np.asarray(data.labels)[:, columns] == 1
     wrong = np.flatnonzero(positive.sum(1) != 1)
     if len(wrong):
-        has = [name for name, found in zip(classes, positive[wrong[0]], strict=True) if found]
+        first = wrong[0]
+        has = [name for name, found in zip(classes, positive[first], strict=True) if found]
+        place = data.records[first].place if isinstance(data, Radiographs) else data.ids[first]
         raise DataError(
             f"each image must be positive for exactly one of {', '.join(classes)}; {len(wrong)} "
-            f"are not, first: {data.records[wrong[0]].place}, positive for "
-            f"{' and '.join(has) or 'none'}."
+            f"are not, first: {place}, positive for {' and '.join(has) or 'none'}."
         )
     return torch.from_numpy(positive.argmax(1))
 
@@ -267,8 +269,8 @@ def read_queries(
     return found
 
 
-def column_of(data: Radiographs, name: str) -> int:
+def column_of(data: LabelledItems, name: str) -> int:
     """Where a class is among the labels of ``data``."""
     if name not in data.classes:
         raise UnknownNameError(f"there is no class {name!r}; there are {data.classes}.")
-    return data.classes.index(name)
+    return list(data.classes).index(name)

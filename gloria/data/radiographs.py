@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gloria.checks import check_names
+from gloria.checks import check_names, check_size
 from gloria.data.dicom import Window
 from gloria.data.images import fit, place, read_pixels
 from gloria.data.masks import Box
 from gloria.data.splits import find_ids
 from gloria.errors import BrokenItemError, DataError, DtypeError, IncompleteItemError, OptionError
-from gloria.geometry import check_size
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "id": (str, "a string"),
@@ -220,8 +219,7 @@ class Radiographs(Dataset[Radiograph]):
             DtypeError: ``patients`` is one string, whose letters would be the patients.
             DataError: no image is left.
         """
-        if isinstance(patients, str):
-            raise DtypeError(f"patients must be several, or one in a list: [{patients!r}].")
+        check_names("patients", patients)
         held_out = set(patients)
         both = zip(self.records, self.patients, strict=True)
         return self._with([record for record, patient in both if patient not in held_out])

@@ -25,6 +25,7 @@ from gloria.errors import (
     OptionError,
     TokenizerError,
     TruncatedTextWarning,
+    reason,
 )
 from gloria.types import Aggregator, Recipe, TextFeatures, TokenizedText
 from gloria.wrapping import unwrapped
@@ -481,10 +482,9 @@ def _where(source: str | Path) -> dict[str, Any]:
 
 
 def _not_found(what: str, source: str | Path, file: str, cause: Exception) -> str:
-    reason = str(cause).strip().partition("\n")[0]
     return (
         f"no {what} could be loaded from {str(source)!r}, as a local folder, from the Hugging Face "
-        f"cache or the hub ({type(cause).__name__}: {reason}). "
+        f"cache or the hub ({type(cause).__name__}: {reason(cause)}). "
         f"Without network, pass the path of a folder that holds {file} and what belongs to it."
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from gloria.checks import (
     check_integer,
     check_texts,
     height_width,
+    nearest,
     require,
 )
 from gloria.encoders.freezing import Freezable
@@ -502,11 +502,10 @@ def _read_config(open_clip: ModuleType, source: str) -> dict[str, Any]:
         ) from cause
     if config is not None:
         return config
-    near = difflib.get_close_matches(source, open_clip.list_models(), n=3)
+    near = nearest(source, open_clip.list_models(), 3)
     raise UnknownNameError(
-        f"open_clip has no model {source!r}, and there is no such folder. "
-        + (f"Did you mean {', '.join(near)}? " if near else "")
-        + "open_clip.list_models() lists what there is."
+        f"open_clip has no model {source!r}, and there is no such folder.{near} "
+        f"open_clip.list_models() lists what there is."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,18 @@ from gloria.checks import (
     check_images_suit,
     check_integer,
     height_width,
+    nearest,
     require,
 )
 from gloria.encoders.freezing import Freezable
-from gloria.errors import CheckpointError, DtypeError, OptionError, ShapeError, UnknownNameError
+from gloria.errors import (
+    CheckpointError,
+    DtypeError,
+    OptionError,
+    ShapeError,
+    UnknownNameError,
+    reason,
+)
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
 
 
@@ -277,11 +284,9 @@ def _check_name(timm: ModuleType, model_name: str) -> None:
         raise DtypeError(f"model_name must be a string; got {type(model_name).__name__}.")
     if ":" in model_name or timm.is_model(model_name):  # "hf-hub:..." and the like are timm's
         return
-    near = difflib.get_close_matches(model_name.partition(".")[0], timm.list_models(), n=3)
+    near = nearest(model_name.partition(".")[0], timm.list_models(), 3)
     raise UnknownNameError(
-        f"timm has no model {model_name!r}. "
-        + (f"Did you mean {', '.join(near)}? " if near else "")
-        + "timm.list_models('*part*') lists what there is."
+        f"timm has no model {model_name!r}.{near} timm.list_models('*part*') lists what there is."
     )
 
 
@@ -434,10 +439,10 @@ def _create(
 
 
 def _out_of_reach(what: str, cause: Exception) -> str:
-    reason = str(cause).strip().partition("\n")[0]
     return (
-        f"{what} cannot be had ({type(cause).__name__}: {reason}). Without network, name the "
-        f"architecture as timm does and pass its weights: pretrained='path/to/model.safetensors'."
+        f"{what} cannot be had ({type(cause).__name__}: {reason(cause)}). Without network, name "
+        f"the architecture as timm does and pass its weights: "
+        f"pretrained='path/to/model.safetensors'."
     )
 
 

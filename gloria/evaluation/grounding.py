@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gloria.checks import check_floating
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 
 
@@ -228,9 +229,7 @@ def _check_outside(mask: Tensor) -> None:
 
 
 def _check_maps(maps: Tensor) -> None:
-    if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        given = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise DtypeError(f"maps must be a floating-point tensor; got {given}.")
+    check_floating("maps", maps)
     if maps.dim() < 2 or 0 in maps.shape[-2:]:
         raise ShapeError(f"maps must be (..., height, width); got {tuple(maps.shape)}.")
     if maps.isnan().any():

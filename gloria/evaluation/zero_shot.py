@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
-from gloria.checks import check_choice, check_positive, check_same_size, check_tensor
+from gloria.checks import (
+    check_choice,
+    check_floating,
+    check_positive,
+    check_same_size,
+    check_tensor,
+)
 from gloria.data.prompts import PromptSet
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.classification import check_no_nan
@@ -201,9 +207,7 @@ def pair_probability(positive: Tensor, negative: Tensor, temperature: float = 0.
     """
     check_positive("temperature", temperature)
     for name, scores in (("positive", positive), ("negative", negative)):
-        if not isinstance(scores, Tensor) or not scores.is_floating_point():
-            given = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-            raise DtypeError(f"{name} must be a floating-point tensor; got {given}.")
+        check_floating(name, scores)
         if not scores.isfinite().all():
             raise DataError(f"{name} holds NaN or infinity.")
     if positive.shape != negative.shape:

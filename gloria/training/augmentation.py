@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gloria.checks import check_integer, check_weight
-from gloria.data.images import center_crop
+from gloria.data.images import center_crop, check_crop
 from gloria.errors import ShapeError
 
 
@@ -85,12 +85,7 @@ class Augmentation:
     def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.crop is None:
             return images
-        height, width = images.shape[2:]
-        if min(height, width) < self.crop:
-            raise ShapeError(
-                f"images must have at least {self.crop} pixels on each side, the crop's; got "
-                f"{height} x {width}."
-            )
+        check_crop(images, (self.crop, self.crop))
         return _cut_out(images, self.crop, self.crop, generator)
 
 

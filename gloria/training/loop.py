@@ -39,7 +39,7 @@ from gloria.training.steps import (
     update,
 )
 from gloria.types import ScheduledLoss
-from gloria.weights import save_model
+from gloria.weights import check_model, save_model
 from gloria.wrapping import unwrapped, wrapped_in
 
 Precision = Literal["float32", "bfloat16"]
@@ -155,11 +155,7 @@ def train(
         CheckpointError: the run in ``folder`` had other settings, or is damaged, or another process
             trains into it.
     """
-    if not isinstance(unwrapped(model), GLoRIA):
-        raise DtypeError(
-            f"model must be a GLoRIA; got {type(model).__name__}. This is a loop for one process: "
-            f"of DDP's or AveragedModel's wrapper train .module."
-        )
+    check_model(model)
     check_integer("workers", workers, 0)
     _check_enough("pairs", pairs, recipe.batch_size)
     if validation is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gloria.checks import check_choice, check_integer
+from gloria.data.protocols import class_labels, column_of
 from gloria.data.transfer import TASKS, LabelledPairs, TransferData
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.bootstrap import RESAMPLES, Interval, bootstrap
@@ -316,7 +317,7 @@ class _Asked(NamedTuple):
 
 
 def _ask_by_class(data: TransferData, gallery: LabelledPairs) -> _Asked:
-    labels = _class_of(data, gallery)
+    labels = class_labels(gallery, data.classes)
     relevant = class_relevance(labels, labels)
     return _Asked(
         gallery.reports,
@@ -348,7 +349,7 @@ def _zero_shot(given: _Given) -> Report:
     data, gallery = given.data, given.data.gallery
     if gallery is None:
         return _zero_shot_pairs(given)
-    labels = _class_of(data, gallery)
+    labels = class_labels(gallery, data.classes)
     prompts = {name: data.prompts[name] for name in data.classes}
     scores = zero_shot_scores(given.model, given.encode(gallery), prompts).cpu()
     return {
@@ -366,7 +367,7 @@ def _zero_shot(given: _Given) -> Report:
 def _zero_shot_pairs(given: _Given) -> Report:
     data = given.data
     prompts: Any = {name: data.prompts[name] for name in data.classes}
-    columns = [list(data.labelled.test.classes).index(name) for name in data.classes]
+    columns = [column_of(data.labelled.test, name) for name in data.classes]
     scores, labels = {}, {}
     for split in ("val", "test"):
         items = getattr(data.labelled, split)
@@ -505,19 +506,6 @@ _TASKS = {
     "classification": _classification,
     "segmentation": _segmentation,
 }
-
-
-def _class_of(data: TransferData, gallery: LabelledPairs) -> Tensor:
-    """Which of the classes each image of the gallery is of."""
-    columns = [list(gallery.classes).index(name) for name in data.classes]
-    positive = torch.as_tensor(gallery.labels)[:, columns] == 1
-    if not (positive.sum(1) == 1).all():
-        wrong = int((positive.sum(1) != 1).nonzero()[0])
-        raise DataError(
-            f"gallery images must each be of exactly one of {', '.join(data.classes)}; image "
-            f"{wrong} is of {int(positive[wrong].sum())}."
-        )
-    return positive.int().argmax(1)
 
 
 def _name_gallery(data: TransferData, labels: Tensor) -> str:

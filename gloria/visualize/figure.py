@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gloria.checks import check_positive, require
 from gloria.errors import OptionError
+from gloria.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,13 +52,11 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: float = 150) -> Path:
     """
     check_positive("dpi", dpi)
     path = Path(path)
-    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+    kind = path.suffix[1:].lower()
+    if kind not in figure.canvas.get_supported_filetypes():
         raise OptionError(f"path must end in .png, .pdf, .svg or another picture's; got {path}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".figure-") as folder:
-        fresh = Path(folder) / path.name
-        figure.savefig(fresh, dpi=dpi)
-        os.replace(fresh, path)
+    write_file(path, lambda draft: figure.savefig(draft, dpi=dpi, format=kind))
     return path
 
 

@@ -188,7 +188,7 @@ def test_compiles_without_a_graph_break(aggregator):
 
 def test_bad_masks_and_axes_are_named(aggregator):
     values = torch.zeros(2, 5, WIDTH)
-    with pytest.raises(DtypeError, match="values must be a floating-point tensor; got dtype"):
+    with pytest.raises(DtypeError, match="values must be a floating-point tensor; got torch"):
         aggregator(values.long(), None, 1)
     with pytest.raises(
         DtypeError, match=r"mask must be boolean, True = keep; got dtype torch.int64"

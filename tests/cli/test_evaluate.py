@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pages
@@ -39,6 +40,13 @@ def model(tmp_path_factory):
     return gloria.save_model(model, folder / "model")
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """A thousand are what takes longest here, where nothing depends on them."""
+    usual = evaluate._settings
+    monkeypatch.setattr(evaluate, "_settings", lambda args: replace(usual(args), resamples=20))
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Few phantoms, short trainings."""
@@ -48,7 +56,6 @@ def tiny(monkeypatch):
         "classification": ClassifierRecipe(steps=4, validate_every=2),
         "segmentation": SegmentationRecipe(steps=1, batch_size=4),
         "width": 16,
-        "resamples": 20,
     }
     monkeypatch.setattr(transfer, "PHANTOM_UNET", short)
 

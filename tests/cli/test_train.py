@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import gloria
-from gloria import catalog
+from gloria import catalog, visualize
 from gloria.cli import main, train
 from gloria.data import random_sentences
 from gloria.errors import CheckpointError
@@ -36,6 +36,14 @@ def table(tmp_path_factory):
     arguments = ["--train", "12", "--val", "8", "--test", "0", "--per-class", "0"]
     assert main(["phantoms", "--out", str(folder), *arguments, "--size", "32", "--quiet"]) == 0
     return folder / "phantoms.csv"
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Curves take as long as a short training; one test has them drawn."""
+    if request.function is not test_trains_and_saves:
+        monkeypatch.setattr(visualize, "save_figure", lambda figure, path: path.touch())
+        monkeypatch.setattr(visualize, "plot_training_curves", lambda history: None)
 
 
 def run(table, out, *more):

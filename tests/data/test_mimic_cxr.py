@@ -77,7 +77,7 @@ def test_frontal_views_of_a_split_with_text_files(root):
 
 def test_views_of_one_string_are_refused(root):
     """A view without a name, of which MIMIC-CXR has many, is in any string."""
-    with pytest.raises(DtypeError, match=r"views must be several, or one in a list: \['AP'\]"):
+    with pytest.raises(DtypeError, match=r"views must be a sequence of names; .* it: \['AP'\]"):
         MIMICCXR(root, "test", size=(8, 8), views="AP")
 
 

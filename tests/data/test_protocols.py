@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from gloria.data import CheXpert, Radiographs, Record
+from gloria.data import CheXpert, PhantomPairs, Radiographs, Record
 from gloria.data.chexpert import CLASSES, COMPETITION_CLASSES, EIGHT_CLASSES
+from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
 from gloria.data.protocols import (
     TEXT_QUERIES,
     chexpert_5x200,
@@ -177,3 +178,10 @@ def test_images_of_no_or_several_classes_are_named(write_image, tmp_path):
         class_labels(data((1, 1, 0), (0, 0, 1)), ["edema", "mass"])
     with pytest.raises(UnknownNameError, match="no class 'effusion'"):
         class_labels(data((1, 1, 0)), ["effusion"])
+
+
+def test_of_what_has_no_records_an_image_is_named_by_its_id():
+    exclusive = PhantomPairs(PhantomDataset("val_5x2"))
+    assert class_labels(exclusive, RETRIEVAL_CLASSES).tolist() == [0, 1, 2, 3, 4] * 2
+    with pytest.raises(DataError, match=r"10 are not, first: 00000, positive for none\.$"):
+        class_labels(exclusive, ["pneumothorax"])

@@ -105,7 +105,7 @@ def test_an_id_list_selects_in_its_order(records):
     with pytest.raises(DataError, match=r"1 of 1 ids are not in this data set; first: 3\. Its ids"):
         data.select([3])
     assert data.without_patients({"p0"}).ids == ["i2", "i3"]
-    with pytest.raises(DtypeError, match=r"patients must be several, or one in a list: \['p0'\]"):
+    with pytest.raises(DtypeError, match=r"patients must be a sequence of names; got one string"):
         data.without_patients("p0")
     with pytest.raises(DataError, match="no radiograph is left of 4"):
         data.without_patients({"p0", "p1"})

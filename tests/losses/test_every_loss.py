@@ -1,6 +1,7 @@
 """What every registered loss promises: precisions, padding, compilation, copies, training."""
 
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from torch.autograd import gradgradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from gloria.catalog import Catalog
 from gloria.errors import EmptyTextError, OptionError, ShapeError
@@ -220,17 +221,24 @@ def test_exports_for_any_batch(name, make_inputs):
 
 
 @every_loss
-def test_second_derivatives(name, make_inputs):
-    loss = create(name).double()
+@pytest.mark.parametrize("masked_regions", [False, True])
+def test_derivatives(name, masked_regions, make_inputs):
+    """The first, for what is learned, too, and the second."""
+    takes = inspect.signature(type(create(name))).parameters
+    learned = {"learnable": True} if "learnable" in takes else {}
+    loss = Catalog().create("losses", name, learned).double()
     inputs = make_inputs(loss, 3, dtype=torch.float64)
     features = {key: x for key, x in inputs.items() if x.is_floating_point()}
     masks = {key: x for key, x in inputs.items() if key not in features}
     assert all(not mask.all() for mask in masks.values())
+    if not masked_regions:
+        masks.pop("region_mask", None)
 
     def value(*leaves):
-        return loss(**dict(zip(features, leaves, strict=True)), **masks)
+        return loss(**dict(zip(features, leaves, strict=False)), **masks)
 
     leaves = tuple(x.requires_grad_() for x in features.values())
+    assert gradcheck(value, (*leaves, *loss.parameters()), fast_mode=True)
     assert gradgradcheck(value, leaves, fast_mode=True)
 
 

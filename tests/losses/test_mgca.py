@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck
 from torch.nn.functional import cross_entropy, normalize
 
 from gloria.errors import OptionError
@@ -143,26 +142,6 @@ def test_a_single_token_teaches_nothing():
     assert [term.item() for term in terms] == [0, 0]
     assert v.grad.eq(0).all()
     assert t.grad.eq(0).all()
-
-
-@pytest.mark.parametrize("masked_regions", [False, True])
-def test_gradcheck(masked_regions, make_pairs):
-    regions, words, word_mask, region_mask = make_pairs(
-        2, 2, 4, 3, 2, masked_regions=masked_regions, seed=4
-    )
-    assert gradcheck(
-        lambda regions, words: sum(
-            mgca_cross_entropy(
-                regions,
-                words,
-                word_mask,
-                region_mask,
-                attention_temperature=0.5,
-                temperature=0.4,
-            )
-        ),
-        (regions.requires_grad_(), words.requires_grad_()),
-    )
 
 
 def test_random_features_cost_what_the_docstring_says():

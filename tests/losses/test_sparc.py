@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.autograd import gradcheck
 
 from gloria.errors import EmptyImageError, OptionError
 from gloria.functional import (
@@ -164,21 +163,6 @@ def test_a_text_of_one_word_teaches_nothing():
     assert [term.item() for term in terms] == [0, 0]
     assert v.grad.eq(0).all()
     assert t.grad.eq(0).all()
-
-
-@pytest.mark.parametrize("masked_regions", [False, True])
-def test_gradcheck(masked_regions, make_pairs):
-    regions, words, word_mask, region_mask = make_pairs(
-        2, 2, 4, 3, 2, masked_regions=masked_regions, seed=4
-    )
-    images, texts = make_pairs(2, 2, 1, 1, 3, seed=2)[:2]
-    loss = SPARCLoss(global_temperature=0.5, local_temperature=0.4).double()
-
-    def value(images, texts, regions, words, *_):
-        return loss(images[:, 0], texts[:, 0], regions, words, word_mask, region_mask)
-
-    leaves = [x.requires_grad_() for x in (images, texts, regions, words)]
-    assert gradcheck(value, (*leaves, *loss.parameters()))
 
 
 def test_random_features_cost_what_the_docstring_says():
