@@ -59,7 +59,7 @@ def accept_data(out: Path, results: dict[str, Any], data: TransferData) -> None:
     if results["data"] not in (None, digest):
         raise CheckpointError(
             f"{out / 'results.json'} is of other data in {results['settings']['data']}, which "
-            f"changed since (rows, or an image file's size or time). Give another --out."
+            f"changed since (rows, masks, or an image file's size or time). Give another --out."
         )
     results |= {"data": digest, "note": data.note}
     if results["settings"]["format"] != "phantom":

@@ -878,6 +878,11 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
     assert "segmentation" not in results(tmp_path / "out")["skipped"]
     assert ("RSNA pneumonia" in printed) == ("published" in printed) == (kind == "rsna")
     assert "CheXpert" not in printed
+    before, other = {"siim": ("1,3 20", "1,3 21"), "rsna": ("1,3,4,20", "1,3,5,20")}[kind]
+    text = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(text.replace(f"\n{before}", f"\n{other}", 1))
+    assert run(model, tmp_path / "out", *given, *images, *short) == 2
+    assert "which changed since (rows, masks, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
