@@ -14,7 +14,7 @@ from typing import Any
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
 from gloria.data.radiographs import Record
-from gloria.data.rows import read_header, read_rows
+from gloria.data.rows import list_columns, read_header, read_rows
 from gloria.data.splits import read_ids
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
@@ -208,7 +208,7 @@ def read_split_files(
             if image is None:
                 raise DataError(
                     f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
-                    f"{', '.join(header)}. image-column says which it is."
+                    f"{list_columns(header, 'image')}. image-column says which it is."
                 )
             patient = patient_column or next(iter(find_patient_columns(header)), None)
             split = split_column if split_column in header else None
