@@ -14,7 +14,7 @@ from typing import Any
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
 from gloria.data.radiographs import Record
-from gloria.data.rows import list_columns, read_header, read_rows
+from gloria.data.rows import is_blank, list_columns, read_header, read_rows
 from gloria.data.splits import read_ids
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
@@ -218,7 +218,7 @@ def read_split_files(
                     where,
                     cells[split] if split else own,
                     cells[image],
-                    (cells[patient] or None) if patient else None,
+                    None if patient is None or is_blank(cells[patient]) else cells[patient],
                 )
                 for where, cells in read_rows(path, columns)
             ]

@@ -102,6 +102,11 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
     return int(number)
 
 
+def is_blank(cell: str) -> bool:
+    """Whether a cell says nothing: it is empty, or what programs write for what they have not."""
+    return cell.lower() in ("", "nan", "none", "null", "<na>")
+
+
 def check_file(path: Path) -> None:
     """Require a file, and no folder."""
     if fault := fault_of_file(path):
