@@ -167,6 +167,9 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     older["settings"] = {k: v for k, v in before["settings"].items() if k not in new}
     (out / "results.json").write_text(json.dumps(older))
     assert run(own, out, *short) == 0
+    (out / "results.json").write_text(json.dumps(before | {"gloria": "0.0.1"}))
+    with pytest.warns(GloriaWarning, match=r"has figures that gloria 0\.0\.1 made; this is"):
+        assert run(own, out, *short) == 0
     (out / "results.json").write_text(json.dumps(before))
 
     assert run(own, out, *short, "--seed", "1") == 2
