@@ -111,7 +111,7 @@ def _warn_of_misspelt(loss: str, unused: list[str], unweighted: list[str]) -> No
                 f"weights of {loss} are for {name!r}, which is no term, and not for {near[0]!r}, "
                 f"which so weighs 1. Is it misspelt?",
                 GloriaWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
