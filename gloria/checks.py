@@ -31,6 +31,9 @@ from gloria.errors import (
 )
 from gloria.types import ImageInput
 
+_LARGEST = 1e30
+"""Of a number that float32 multiplies by."""
+
 
 def check_tensor(name: str, value: Any, axes: tuple[str, ...], hint: str = "") -> None:
     """Require a dense floating-point tensor with the named axes."""
@@ -123,8 +126,8 @@ def check_device(device: torch.device | str) -> None:
 
 
 def check_positive(name: str, value: float) -> None:
-    """Require a finite number above zero, that float32 can divide by."""
-    _check_number(name, value, " above 0", 1e-30)
+    """Require a finite number above zero, that float32 can divide and multiply by."""
+    _check_number(name, value, " above 0", 1e-30, _LARGEST)
 
 
 def check_temperature(name: str, value: float | Tensor) -> None:
@@ -136,8 +139,8 @@ def check_temperature(name: str, value: float | Tensor) -> None:
 
 
 def check_weight(name: str, value: float) -> None:
-    """Require a finite number of at least zero."""
-    _check_number(name, value, " of at least 0", 0)
+    """Require a finite number of at least zero, that float32 can multiply by."""
+    _check_number(name, value, " of at least 0", 0, _LARGEST)
 
 
 def check_share(name: str, value: float) -> None:
@@ -377,9 +380,11 @@ def _check_number(
     # compared in half precision, the lowest number would be 0
     number = int(value) if isinstance(value, Integral) else float(value)
     if not lowest <= number <= highest or abs(number) == math.inf:
-        finite = "finite " if highest == math.inf else ""
-        small = ", too small for float32" if 0 < number < lowest else ""
-        raise OptionError(f"{name} must be a {finite}number{which}; got {value}{small}.")
+        finite = "finite " if highest >= _LARGEST else ""
+        why = ", too small for float32" if 0 < number < lowest else ""
+        if highest == _LARGEST < number < math.inf:
+            why = ", too large for float32"
+        raise OptionError(f"{name} must be a {finite}number{which}; got {value}{why}.")
 
 
 def _check_axes(name: str, value: Any, axes: tuple[str, ...], hint: str) -> None:

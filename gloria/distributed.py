@@ -117,8 +117,8 @@ class AcrossRanks(PairLoss):
 
     Takes what the loss takes and returns what it returns, on every rank of the process group the
     same. Without a group, or with one rank, it is that loss, to the bit. Attributes that it has not
-    are those of the loss, so that ``similarity`` and ``attention_maps`` are at hand (of the tensors
-    they are given: nothing is gathered there).
+    are those of the loss, so that ``similarity``, ``terms_of`` and ``attention_maps`` are at hand
+    (of the tensors they are given: nothing is gathered there).
 
     Ranks may have different numbers of pairs, but none 0, and captions of different lengths. Of
     :class:`~gloria.losses.LocalContrastiveLoss`, :class:`~gloria.losses.FILIPLoss` and

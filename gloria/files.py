@@ -46,12 +46,14 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     try:
         fresh.mkdir(parents=True)
         write(fresh)
-        if place.exists():
+        for path in (*fresh.rglob("*"), fresh):
+            _flush(path)
+        if there := place.exists():
             os.replace(place, old)
-            os.replace(fresh, place)
+        os.replace(fresh, place)
+        _flush(place.parent)
+        if there:
             shutil.rmtree(old)
-        else:
-            os.replace(fresh, place)
     except (OSError, SafetensorError) as cause:
         raise CheckpointError(f"{folder} can't be written: {reason(cause)}.") from cause
     finally:
@@ -69,11 +71,30 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
     draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
     try:
         write(draft)
+        _flush(draft)
         os.replace(draft, path)
+        _flush(path.parent)
     except OSError as cause:
         raise OSError(cause.errno, reason(cause), str(path)) from cause
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk.
+
+    Else a loss of power may leave a file empty under a name that is in place.
+    """
+    if os.name != "posix":  # Windows opens no folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # of which some disks of a network know no such thing
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -214,7 +214,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         CheckpointError: the file is missing or damaged, or a weight is missing, unexpected, of
-            another shape, or whole numbers for others; nothing is loaded then.
+            another shape, or quantised (whole numbers, float8) where the model's is not; nothing is
+            loaded then.
     """
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
@@ -232,8 +233,9 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
     """Put weights by name into a model, all of them and every one of its own.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected, of another shape, or whole numbers for
-            others, which names the ``source`` of the weights; nothing is loaded then.
+        CheckpointError: a weight is missing, unexpected, of another shape, or quantised (whole
+            numbers, float8) where the model's is not, which names the ``source`` of the weights;
+            nothing is loaded then.
         OptionError: the model is on the meta device.
     """
     own = model.state_dict()
@@ -263,13 +265,20 @@ def _differences(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         for name, tensor in state.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    found += [  # whole numbers, of a quantised model say, would be taken for the weights themselves
+    found += [  # of a quantised model; without their scales they would be taken for the weights
         f"{name} is {weights[name].dtype}, the model's is {tensor.dtype}"
         for name, tensor in state.items()
-        if name in weights and weights[name].is_floating_point() != tensor.is_floating_point()
+        if name in weights and _kind(weights[name]) != _kind(tensor)
     ]
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
     return f"{len(found)} differences: {shown}" if found else ""
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a number stands for: itself, or something that a scale belongs to."""
+    if not tensor.is_floating_point():
+        return "other"
+    return "float8" if tensor.itemsize == 1 else "float"
 
 
 def export_image_encoder(model: GLoRIA, path: str | Path) -> None:

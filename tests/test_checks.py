@@ -21,6 +21,7 @@ from gloria.checks import (
     check_share,
     check_temperature,
     check_tensor,
+    check_weight,
     require,
 )
 from gloria.errors import (
@@ -118,6 +119,13 @@ def test_numbers_that_are_not_positive(value):
 def test_a_number_that_float32_cannot_divide_by_is_refused(value):
     with pytest.raises(OptionError, match=f"above 0; got {value}, too small for float32"):
         check_temperature("x", value)
+
+
+@pytest.mark.parametrize("value", [1e31, 1e40, 10**400])
+def test_a_number_that_float32_cannot_multiply_by_is_refused(value):
+    for check, which in ((check_positive, "above 0"), (check_weight, "of at least 0")):
+        with pytest.raises(OptionError, match=f"number {which}; got .*, too large for float32"):
+            check("x", value)
 
 
 @pytest.mark.parametrize("value", [True, False, "1", None, [1.0], 1j, torch.tensor(0.1)])

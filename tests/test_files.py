@@ -25,6 +25,39 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         write_file(tmp_path / "none" / "file", lambda draft: draft.write_bytes(b"new"))
 
 
+def test_what_is_put_in_place_is_on_the_disk_by_then(tmp_path, monkeypatch):
+    """A loss of power can't be tried here: every file and folder is flushed, in this order."""
+    done, opened, open_file = [], {}, os.open
+
+    def open_as(path, *how):
+        handle = open_file(path, *how)
+        opened[handle] = str(path)
+        return handle
+
+    def replace(source, target):
+        done.append(f"replace {target}")
+        os.rename(source, target)
+
+    monkeypatch.setattr("gloria.files.os.open", open_as)
+    monkeypatch.setattr("gloria.files.os.fsync", lambda handle: done.append(opened[handle]))
+    monkeypatch.setattr("gloria.files.os.replace", replace)
+
+    def write(folder):
+        (folder / "model").mkdir()
+        (folder / "model" / "weights").write_text("new")
+
+    write_folder(tmp_path / "best", write)
+    *flushed, last, folder = done
+    hidden = [path.replace(str(tmp_path), "").partition("/model")[1:] for path in flushed]
+    assert sorted(hidden) == [("", ""), ("/model", ""), ("/model", "/weights")]
+    assert (last, folder) == (f"replace {tmp_path / 'best'}", str(tmp_path))
+    done.clear()
+    write_file(tmp_path / "file", lambda draft: draft.write_text("new"))
+    draft, *rest = done
+    assert draft.startswith(f"{tmp_path}/.file.")
+    assert rest == [f"replace {tmp_path / 'file'}", str(tmp_path)]
+
+
 def test_a_kill_in_the_instant_of_replacing_a_folder_costs_nothing(tmp_path, monkeypatch):
     write_folder(tmp_path / "best", lambda folder: (folder / "weights").write_text("old"))
 

@@ -358,8 +358,8 @@ def test_a_shape_that_differs_is_named(model, tmp_path):
         load_weights(other, tmp_path / "model")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
-def test_whole_numbers_are_not_taken_for_weights(model, tmp_path, dtype):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_quantised_numbers_are_not_taken_for_weights(model, tmp_path, dtype):
     """As of a quantised model, whose scales are elsewhere."""
     folder = save_model(model, tmp_path / "model")
     weights = load_file(folder / "model.safetensors")

@@ -295,24 +295,25 @@ def _find_reports(args: argparse.Namespace) -> None:
 
 def _find_blank_reports(args: argparse.Namespace) -> list[str] | None:
     """The rows of a csv with nothing in the usual column of reports; None = it has none."""
-    from gloria.data.rows import read_header, read_rows
+    from gloria.data.rows import is_blank, read_header, read_rows
 
     usual = COLUMNS["report_column"]
     if usual not in read_header(args.data):
         return None
-    return [where for where, cells in read_rows(args.data, [usual]) if not cells[usual]]
+    return [where for where, cells in read_rows(args.data, [usual]) if is_blank(cells[usual])]
 
 
 def _find_patients(args: argparse.Namespace) -> None:
     """Splits that are drawn, with labels, are by a usual column of patients, if one is full."""
     from gloria.data.leaks import find_patient_columns
-    from gloria.data.rows import read_header, read_rows
+    from gloria.data.rows import is_blank, read_header, read_rows
 
     if not args.classes or args.patient_column is not None:
         return
     there = find_patient_columns(read_header(args.data))
     rows = [cells for _, cells in read_rows(args.data, there)]
-    args.patient_column = next((name for name in there if all(row[name] for row in rows)), None)
+    full = (name for name in there if not any(is_blank(row[name]) for row in rows))
+    args.patient_column = next(full, None)
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,12 @@ def open_results(
     """What is in the folder, if it is of these settings and models; else an empty beginning.
 
     Settings that older results do not have are taken for the ``usual``; ``hashes`` are the models'.
+
+    Warns:
+        GloriaWarning: another version of gloria made what is there.
     """
     import gloria
-    from gloria.errors import CheckpointError
+    from gloria.errors import CheckpointError, GloriaWarning
     from gloria.evaluation.settings import describe_changes
 
     empty: dict[str, Any] = {
@@ -48,6 +52,14 @@ def open_results(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."
             )
+    made_by = results.get("gloria")
+    if known and made_by != gloria.__version__:
+        warnings.warn(
+            f"{file} has figures that gloria {made_by} made; this is {gloria.__version__}. Another "
+            f"--out makes them anew.",
+            GloriaWarning,
+            stacklevel=2,
+        )
     return empty | results
 
 
@@ -59,7 +71,7 @@ def accept_data(out: Path, results: dict[str, Any], data: TransferData) -> None:
     if results["data"] not in (None, digest):
         raise CheckpointError(
             f"{out / 'results.json'} is of other data in {results['settings']['data']}, which "
-            f"changed since (rows, or an image file's size or time). Give another --out."
+            f"changed since (rows, masks, or an image file's size or time). Give another --out."
         )
     results |= {"data": digest, "note": data.note}
     if results["settings"]["format"] != "phantom":

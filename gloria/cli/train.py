@@ -32,9 +32,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from gloria.cli.arguments import (
@@ -422,6 +424,15 @@ def _tell_beforehand(
     twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+    ((same, count),) = Counter(pairs.reports).most_common(1)
+    in_batch = count * args.batch_size / len(pairs)
+    if count > 1 and in_batch >= 2:
+        say(
+            f"{count} of {len(pairs)} reports that train are {shorten(same, 60)!r}: of a batch of "
+            f"{args.batch_size} about {in_batch:.0f}, of which each is a wrong answer for the "
+            f"images of the others (docs/losses.md; not with --loss soft_target)",
+            False,
+        )
     encoder = model.text_encoder
     if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
         counts, reads = encoder.token_counts(pairs.reports), encoder.max_length

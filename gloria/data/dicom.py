@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gloria.checks import require
-from gloria.errors import DataError, OptionError
+from gloria.errors import DataError
 
 _UP_AND_DOWN = ("H", "F")  # head, foot
 _SIDES = ("L", "R", "A", "P")  # of the patient; from the side, anterior or posterior
@@ -48,10 +48,9 @@ def read_dicom(
         ``(height, width)`` in [0, 1].
 
     Raises:
-        DataError: the file has no pixels, several frames or colours; or ``window`` is None, and
-            the film would be nearly of one gray: its own window or lookup table makes it so, or it
-            has none, declares more than 12 bits and uses less than a sixteenth of their range.
-        OptionError: ``window`` makes the film nearly of one gray.
+        DataError: the file has no pixels, several frames or colours; or the film would be nearly
+            of one gray: ``window``, its own window or its lookup table makes it so, or it has none,
+            declares more than 12 bits and uses less than a sixteenth of their range.
         Exception: anything, as pydicom does of a damaged file; of a missing decoder, it is named.
     """
     pydicom = require("pydicom", "tasks")
@@ -100,7 +99,7 @@ def check_window(
     ``values`` are in the window's units, and ``shown`` is what it makes of them.
     """
     if np.ptp(shown) < LEAST_CONTRAST and values.min() < values.max():
-        raise OptionError(
+        raise DataError(
             f"{path} has pixel values from {values.min():g} to {values.max():g}: it would be "
             f"nearly of one gray by window=({window[0]:g}, {window[1]:g}), which is for every "
             f"file. Leave this one out, or give a window that suits all, or none: DICOM files have "

@@ -52,11 +52,11 @@ def load_image(
 
     Raises:
         DataError: the file is missing or damaged, has several frames, float pixels, which have no
-            range, or colours of 16 bits, of which Pillow would read 8; or a DICOM file has no
-            pixels, or needs a ``window``, as :func:`~gloria.data.dicom.read_dicom` says.
+            range, or colours of 16 bits, of which Pillow would read 8; ``window`` makes the
+            film nearly of one gray; or a DICOM file has no pixels, or needs a ``window``, as
+            :func:`~gloria.data.dicom.read_dicom` says.
         OptionError: a pixel has more bits than ``bits``; ``bits`` is None and no pixel needs more
-            than 12; ``window`` has no centre or no width, or makes the film nearly of one gray; or
-            ``channels`` is neither 1 nor 3.
+            than 12; ``window`` has no centre or no width; or ``channels`` is neither 1 nor 3.
     """
     image = read_pixels(path, channels, bits=bits, window=window)
     return image.expand(channels, -1, -1).contiguous()

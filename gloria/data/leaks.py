@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
 from gloria.data.radiographs import Record
-from gloria.data.rows import read_header, read_rows
+from gloria.data.rows import is_blank, list_columns, read_header, read_rows
 from gloria.data.splits import read_ids
 from gloria.errors import DataError, DtypeError, GloriaError, OptionError
 
@@ -234,8 +234,8 @@ def _read_table(
     image = image_column or next((name for name in IMAGE_COLUMNS if name in header), None)
     if image is None:
         raise DataError(
-            f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has {', '.join(header)}. "
-            f"image-column says which it is."
+            f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
+            f"{list_columns(header, 'image')}. image-column says which it is."
         )
     patient = patient_column or next(iter(find_patient_columns(header)), None)
     split = split_column if split_column in header else None
@@ -245,7 +245,7 @@ def _read_table(
             where,
             cells[image],
             cells[split] if split else None,
-            (cells[patient] or None) if patient else None,
+            None if patient is None or is_blank(cells[patient]) else cells[patient],
         )
         for where, cells in read_rows(path, columns)
     ]

@@ -114,8 +114,8 @@ class Radiographs(Dataset[Radiograph]):
             is wrong then), labels and classes differ in number, or a label is none.
         BrokenItemError: when an item is read, its image or mask can't be; the message names where
             it comes from.
-        OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` or ``window``
-            does not fit its image.
+        OptionError: ``size`` has a side below 1; or, when an item is read, ``bits`` does not fit
+            its image, or ``window`` is none.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Radiographs(Dataset[Radiograph]):
 
         Raises:
             DataError: none can be read.
-            OptionError: ``bits`` or ``window`` does not fit an image: the option is wrong.
+            OptionError: ``bits`` does not fit an image, or ``window`` is none: the option is wrong.
         """
         whole, broken = [], []
         with ThreadPoolExecutor() as readers:

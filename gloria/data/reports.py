@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from gloria.data.rows import is_blank
 from gloria.errors import DataError, DtypeError, OptionError
 
 # What a section is called here, and how else in headings of MIMIC-CXR and CheXpert Plus. Only known
@@ -70,8 +71,6 @@ _UNFINISHED = re.compile(
 _SHORTENED = re.compile(r"(?:^|[\s(\d])(?:(?:[a-z]\.)+|(?:rt|lt|pts?|lat|etc)\.)$", re.IGNORECASE)
 _LETTER = re.compile(r"[^\W\d_]")
 _WORD = re.compile(r"[^\W_]")  # or a part of one: not white space, not punctuation
-# what tables of programs write for a report that is not there
-_NOTHING = frozenset({"nan", "none", "null", "<na>"})
 
 
 def parse_sections(report: str) -> dict[str, str]:
@@ -229,7 +228,7 @@ def check_policy(policy: ReportPolicy) -> None:
 def read_report(where: str, report: str | Mapping[str, str], policy: ReportPolicy) -> str:
     """What a policy selects of a report, with at least one word; ``where`` names the report."""
     text = policy.select(report)
-    if not _WORD.search(text) or text.lower() in _NOTHING:
+    if not _WORD.search(text) or is_blank(text):
         if policy.sections is not None:
             names = " or ".join(policy.sections)
             raise DataError(f"{where}: the report has no word in a section {names}; got {text!r}.")

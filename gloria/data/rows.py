@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import os
@@ -33,7 +34,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, s
     for column in columns:
         if column not in header:
             raise DataError(
-                f"{path} has no column {column!r}; it has {', '.join(header)}."
+                f"{path} has no column {column!r}; it has {list_columns(header, column)}."
                 f"{nearest(column, header)}"
             )
         if header.count(column) > 1:
@@ -54,6 +55,14 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, s
                 raise DataError(f"{where}, column {column!r}: the row is too short.")
         rows.append((where, {column: record[column].strip() for column in columns}))
     return rows
+
+
+def list_columns(header: Sequence[str], wanted: str, most: int = 20) -> str:
+    """The names of columns, for a message; of many, those most like the one that is wanted."""
+    if len(header) <= most:
+        return ", ".join(header)
+    shown = difflib.get_close_matches(wanted, header, n=most, cutoff=0)
+    return f"{', '.join(shown)} and {len(header) - most} more"
 
 
 def rows_by(path: Path, key: str, columns: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
@@ -91,6 +100,11 @@ def read_label(where: str, cell: str, blank: int | None = None) -> int:
             f"{where}: a label is 1 (positive), 0 (negative) or -1 (uncertain); got {cell!r}.{how}"
         )
     return int(number)
+
+
+def is_blank(cell: str) -> bool:
+    """Whether a cell says nothing: it is empty, or what programs write for what they have not."""
+    return cell.lower() in ("", "nan", "none", "null", "<na>")
 
 
 def check_file(path: Path) -> None:

@@ -10,7 +10,7 @@ from gloria.checks import check_names
 from gloria.data.dicom import Window
 from gloria.data.radiographs import Radiographs, Record, skipping
 from gloria.data.reports import FULL_REPORT, ReportPolicy, check_policy, read_report
-from gloria.data.rows import fault_of_file, read_label, read_rows
+from gloria.data.rows import fault_of_file, is_blank, read_label, read_rows
 from gloria.errors import BrokenItemError, DataError, DtypeError
 
 
@@ -90,8 +90,8 @@ class ImageReportTable(Radiographs):
                 raise BrokenItemError(f"{where} {image_column!r}: {fault}.{hint}")
             labels = tuple(read_label(f"{where} {name!r}", cells[name]) for name in classes)
             patient = None if patient_column is None else cells[patient_column]
-            if patient == "":
-                raise DataError(f"{where} {patient_column!r}: no patient.")
+            if patient is not None and is_blank(patient):
+                raise DataError(f"{where} {patient_column!r}: no patient; got {patient!r}.")
             record = Record(image, file, f"{where} {image_column!r}", patient, labels=labels)
             with skipping(skipped if skip_incomplete else None):
                 if report_column is not None:

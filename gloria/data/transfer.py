@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -85,21 +86,27 @@ class TransferData:
     note: str = ""
 
     def fingerprint(self) -> str:
-        """SHA-256 of every image's id, report and labels, split by split, and of its file's time.
+        """SHA-256 of each image's id, patient, report, labels and mask, and of its file's time.
 
-        Of a file size and time of modification are taken, not its bytes: there may be many.
+        Of a file size and time of modification are taken, not its bytes: there may be many. Of a
+        mask it is what :func:`functools.partial` holds of it: runs, or boxes.
         """
         parts = [*self.labelled, *([] if self.gallery is None else [self.gallery])]
-        facts = [[list(part.ids), part.reports, part.labels.tolist()] for part in parts]
-        # what is drawn has no files; an image in two parts is looked up once
-        paths = (
-            record.path
+        facts = [
+            [list(part.ids), list(part.patients), part.reports, part.labels.tolist()]
             for part in parts
+        ]
+        # what is drawn has no files; an image in two parts is looked up once
+        records = [
+            record
+            for part in (*parts, *self.masked)
             if isinstance(part, Radiographs)
             for record in part.records
-        )
-        files = map(signature, dict.fromkeys(paths))
-        return hashlib.sha256(json.dumps([*facts, *files]).encode()).hexdigest()
+        ]
+        files = [signature(path) for path in dict.fromkeys(record.path for record in records)]
+        masks = [each.mask.args for each in records if isinstance(each.mask, partial)]
+        found = json.dumps([facts, files, masks], default=str)
+        return hashlib.sha256(found.encode()).hexdigest()
 
     @classmethod
     def phantoms(

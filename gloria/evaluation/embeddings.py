@@ -20,6 +20,7 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
+from weakref import ref
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,7 @@ from gloria.evaluation.settings import describe_changes
 from gloria.files import signature, write_file, write_text
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
+from gloria.wrapping import unwrapped
 
 FORMAT = 2
 """Version of the folder's layout, and of how images are prepared: 1 did not read EXIF."""
@@ -62,6 +64,7 @@ class StoredImages:
     def __init__(
         self,
         folder: Path,
+        model: GLoRIA,
         grid: tuple[int, int],
         rows: Mapping[str, Row],
         data: Radiographs,
@@ -69,6 +72,7 @@ class StoredImages:
         broken: Sequence[str],
     ) -> None:
         self._folder = folder
+        self._model = ref(unwrapped(model))
         self._grid = grid
         kept = [record for record in data.records if abspath(record.path) in rows]
         self._rows = [rows[abspath(record.path)] for record in kept]
@@ -79,6 +83,10 @@ class StoredImages:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def is_of(self, model: GLoRIA) -> bool:
+        """Whether this is the model, in this process, that the store was opened with."""
+        return self._model() is unwrapped(model)
 
     def pooled(self) -> Iterator[tuple[list[int], Tensor]]:
         """The pooled vectors of all images, some at a time: their indices, and ``(image, dim)``."""
@@ -215,7 +223,7 @@ def store_images(
         shard = _write_shard(folder, features)
         rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
         _write_index(folder, settings, grid, rows)
-    return StoredImages(folder, grid, rows, data, len(missing) - len(broken), broken)
+    return StoredImages(folder, model, grid, rows, data, len(missing) - len(broken), broken)
 
 
 def _load(data: Radiographs, indices: Sequence[int], workers: int) -> Iterator[Tensor | str]:

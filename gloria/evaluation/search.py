@@ -45,8 +45,8 @@ def search_images(
     nothing, so it looks at every image's regions, and the shortlist is all.
 
     Args:
-        model: the one that ``images`` were encoded with, which is up to the caller: the scores of
-            another one mean nothing, and only its widths may tell. Evaluated in eval mode.
+        model: the one that ``images`` were stored with, not trained since: the scores of other
+            weights mean nothing. Evaluated in eval mode.
         images: of :func:`~gloria.evaluation.embeddings.store_images`.
         text: what to look for.
         top: how many images to give, if there are so many.
@@ -54,13 +54,19 @@ def search_images(
         progress: called with the number of images compared region by region since the last call.
 
     Raises:
-        OptionError: ``top`` is below 1, or ``shortlist`` below ``top``.
+        OptionError: ``top`` is below 1, or ``shortlist`` below ``top``; or ``images`` were stored
+            with another model, or with this one when it was loaded another time.
         DataError: a similarity is NaN, or the store is damaged.
 
     Warns:
         UnknownWordWarning: the model's vocabulary lacks a word of the text.
     """
     check_counts(top, shortlist)
+    if not images.is_of(model):
+        raise OptionError(
+            "model must be the one that images were stored with; it is another one, or was loaded "
+            "another time. Open the store with it: store_images(folder, model, ...)."
+        )
     texts = encode_prompts(model, [text], stacklevel=3)
     chosen = list(range(len(images)))
     if model.trained_kind != "local":

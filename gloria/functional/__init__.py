@@ -3,9 +3,9 @@
 Axes are always ``image, text, region, word, dim``, in this order; a pair matrix is
 ``(image, text)``; a **temperature divides**. Half-precision inputs are widened: everything here is
 computed and returned in float32 (float64 for float64 inputs), under autocast too; vectors may be up
-to 1e15 long. NaN or infinity in an image or text makes that row or column non-finite and no other;
-in a padded position it changes nothing. (Under autocast call ``backward`` outside the block, as
-torch advises, or it runs in half precision.)
+to 1e15 long, and from some 1e19 on their cosines are NaN. NaN or infinity in an image or text makes
+that row or column non-finite and no other; in a padded position it changes nothing. (Under autocast
+call ``backward`` outside the block, as torch advises, or it runs in half precision.)
 
 Unless a function names another source, the defaults are the printed formulas of Huang et al.,
 *GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical

@@ -45,10 +45,13 @@ def memory_budget_on(device: str, memory_budget: int | None) -> int:
 def cosine_divisor(norms: Tensor) -> Tensor:
     """``max(‖v‖·‖t‖, 1e-8)``, and infinity for a zero vector: its cosine is 0 and stays so.
 
+    NaN where the norms are beyond the dtype: no cosine is known then.
+
     What would reach a zero vector through the bound is up to 1e8 times as long as any other
     gradient of a batch; the cosine has no slope there.
     """
-    return norms.clamp_min(EPS).masked_fill(norms == 0, math.inf)
+    divisor = norms.clamp_min(EPS).masked_fill(norms == 0, math.inf)
+    return divisor.masked_fill(norms == math.inf, math.nan)
 
 
 # asked once, here: torch 2.10 cannot ask inside a compiled graph

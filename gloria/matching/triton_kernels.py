@@ -255,6 +255,7 @@ def cosine(
     real = word >= 0
     image = (first_image + local).to(tl.int64)
     divisor = tl.maximum(tl.sqrt(square) * length, EPS, propagate_nan=tl.PropagateNan.ALL)
+    divisor = tl.where(divisor == float("inf"), float("nan"), divisor)  # no cosine is known
     value = tl.load(product_ptr + image * apart + column, mask=real, other=0.0) / divisor
     # where regions cancel, rounding may leave too short a norm; no cosine is beyond 1
     value = tl.where(value > 1, 1.0, tl.where(value < -1, -1.0, value))

@@ -174,6 +174,9 @@ def test_results_of_other_settings_models_and_data_stay(tiny, model, tmp_path, c
     older["settings"] = {k: v for k, v in before["settings"].items() if k not in new}
     (out / "results.json").write_text(json.dumps(older))
     assert run(own, out, *short) == 0
+    (out / "results.json").write_text(json.dumps(before | {"gloria": "0.0.1"}))
+    with pytest.warns(GloriaWarning, match=r"has figures that gloria 0\.0\.1 made; this is"):
+        assert run(own, out, *short) == 0
     (out / "results.json").write_text(json.dumps(before))
 
     assert run(own, out, *short, "--seed", "1") == 2
@@ -497,8 +500,11 @@ def test_whose_the_images_are_is_told_if_it_is_known(model, table, tmp_path, cap
     assert "drawn, patient by patient" in capsys.readouterr().err
     split = {name: read_ids(tmp_path / name / "ids" / "test.txt") for name in "abc"}
     assert split["a"] == split["b"] == split["c"]
-    for number, unknown in enumerate((",who,", ",patient,")):
-        table.write_text(written.replace(",patient,", unknown).replace("7.png,p3,", "7.png,,"))
+    for number, (unknown, whose) in enumerate(
+        ((",who,", ""), (",patient,", ""), (",patient,", "nan"))
+    ):
+        rows = written.replace(",patient,", unknown).replace("7.png,p3,", f"7.png,{whose},")
+        table.write_text(rows)
         assert main([*given, "--out", str(tmp_path / f"unknown{number}")]) == 0
         told = "drawn image by image, since it is not told whose they are"
         printed = capsys.readouterr()
@@ -669,12 +675,14 @@ def test_rows_without_a_report_are_left_out_where_reports_are_read(model, table,
     assert "row 9" in reason
     assert run(model, tmp_path / "usual", *given) == 0  # as `gloria train` calls the column
     assert f"1 images left out, first: {table}, row 9" in capsys.readouterr().err
-    table.write_text(table.read_text().replace("7.png,p3,-", "7.png,p3,"))
-    assert run(model, tmp_path / "labels", *given[:-1], "retrieval,zero-shot") == 0
-    told = capsys.readouterr()  # nobody asked for reports at the cost of images
-    assert "left out" not in told.err
-    why = f"rows without a report: 1, first: {table}, row 9; --report-column report leaves their"
-    assert f"retrieval skipped: {why} images out." in told.out
+    written = table.read_text()
+    for nothing in ("", "nan"):
+        table.write_text(written.replace("7.png,p3,-", f"7.png,p3,{nothing}"))
+        assert run(model, tmp_path / f"no{nothing}", *given[:-1], "retrieval,zero-shot") == 0
+        told = capsys.readouterr()  # nobody asked for reports at the cost of images
+        assert "left out" not in told.err
+        why = f"rows without a report: 1, first: {table}, row 9; --report-column report leaves"
+        assert f"retrieval skipped: {why} their images out." in told.out
 
 
 def test_what_is_left_out_is_told_split_by_split(model, table, tmp_path, capsys):
@@ -885,6 +893,11 @@ def test_dicom_files_with_masks_or_boxes(kind, model, tmp_path, capsys, write_di
     assert "segmentation" not in results(tmp_path / "out")["skipped"]
     assert ("RSNA pneumonia" in printed) == ("published" in printed) == (kind == "rsna")
     assert "CheXpert" not in printed
+    before, other = {"siim": ("1,3 20", "1,3 21"), "rsna": ("1,3,4,20", "1,3,5,20")}[kind]
+    text = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(text.replace(f"\n{before}", f"\n{other}", 1))
+    assert run(model, tmp_path / "out", *given, *images, *short) == 2
+    assert "which changed since (rows, masks, or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

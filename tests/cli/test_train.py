@@ -297,6 +297,9 @@ def test_a_run_that_can_not_begin_leaves_nothing(table, tmp_path, capsys):
         (["--loss-option", "local_weight=-1"], "local_weight must be"),
         (["--text-option", "last_n_layers=3"], "last_n_layers must be from 1 to 2; got 3"),
         (["--clip-norm", "0"], "clip_norm must be"),
+        (["--learning-rate", "1e40"], "learning_rate must be a finite number above 0; got 1e+40"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number above 0; got nan"),
+        (["--weight-decay", "1e40"], "got 1e+40, too large for float32"),
         (["--embedding-dim", "0"], "embedding-dim must be at least 1; got 0"),
         (["--workers", "-1"], "workers must be at least 0; got -1"),
         (["--image-size", "0"], "image-size must be at least 1; got 0"),
@@ -555,6 +558,18 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     assert "2 of 14 pairs that train are there again: image and report" in error
     # whose they are is not known
     assert "of what trains, 1 images are validated, too: gloria check-splits" in error
+
+
+def test_a_report_that_a_batch_has_several_times_is_told(table, tmp_path, capsys):
+    rows = read(table)
+    for row in rows[1:7]:
+        row[1] = "No acute process."
+    changed = write(table.with_name("normal.csv"), rows)
+    for options, told in ((["--batch-size", "4"], True), (["--batch-size", "3"], False)):
+        assert run(changed, tmp_path / options[1], *options) == 0
+        error = capsys.readouterr().err
+        same = "6 of 12 reports that train are 'No acute process.': of a batch of 4 about 2, of"
+        assert (same in error) == told
 
 
 def test_patients_on_both_sides_are_told(table, tmp_path, capsys):

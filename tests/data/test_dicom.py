@@ -8,7 +8,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from gloria.data import Radiographs, Record, load_image
 from gloria.data.masks import Box
-from gloria.errors import DataError, OptionError
+from gloria.errors import BrokenItemError, DataError, OptionError
 
 RAMP = np.arange(30).reshape(6, 5)
 
@@ -326,7 +326,7 @@ def test_a_film_that_its_own_table_makes_nearly_of_one_gray(write_dicom, tmp_pat
 
 
 def test_a_window_that_makes_films_nearly_of_one_gray(write_dicom, write_image, tmp_path):
-    """It is the option that is wrong, whatever the file, and said of files of 8 bits, too."""
+    """Of files of 8 bits, too."""
     levels = np.linspace(0, 255, 30).reshape(6, 5).astype(np.uint8)
     colours = np.stack([levels] * 3, -1)
     paths = [
@@ -338,12 +338,21 @@ def test_a_window_that_makes_films_nearly_of_one_gray(write_dicom, write_image, 
     for path in paths:
         for window in ((2048, 4096), (-50, 20), (70000, 10)):
             fault = rf"{path.name} has pixel values from 0 to 2\d\d: .* window=\({window[0]}, "
-            with pytest.raises(OptionError, match=fault):
+            with pytest.raises(DataError, match=fault):
                 load_image(path, 3, window=window)
         assert np.ptp(shown(path, window=(120, 240))) > 0.9
-        data = Radiographs([Record("x", path, "my.csv, row 2")], size=(8, 8), window=(9999, 1))
-        with pytest.raises(OptionError, match=r"my\.csv, row 2: .*nearly of one gray"):
-            data.without_broken()  # or all of them would be left out
+        films = [Record("x", path, "my.csv, row 2")]
+        data = Radiographs(films, size=(8, 8), window=(9999, 1))
+        with pytest.raises(DataError, match=r"is left of 1; first: my\.csv, row 2: .*of one gray"):
+            data.without_broken()
+        write_dicom(tmp_path / "other.dcm", RAMP * 2000, bits=16)
+        films.append(Record("y", tmp_path / "other.dcm", "my.csv, row 3"))
+        data = Radiographs(films, size=(8, 8), window=(29000, 58000))
+        with pytest.raises(BrokenItemError, match=r"my\.csv, row 2: .*of one gray"):
+            data[0]
+        whole = data.without_broken()  # one film is no reason to stop
+        assert whole.ids == ["y"]
+        assert "my.csv, row 2" in whole.skipped[0]
 
 
 @pytest.mark.parametrize("window", [None, (2048, 4096)])

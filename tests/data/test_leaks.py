@@ -286,6 +286,13 @@ def test_files_that_can_not_be_read_as_splits(write_rows, tmp_path):
         read_split_files([path], image_column="file", patient_pattern="(")
 
 
+def test_no_patient_is_no_patient_in_common(tmp_path, write_rows):
+    rows = [["a.png", "nan", "train"], ["b.png", "", "train"], ["c.png", "nan", "val"]]
+    path = write_rows(tmp_path / "my.csv", ["image", "patient", "split"], *rows)
+    splits = read_split_files([path])
+    assert [record.patient for records in splits.values() for record in records] == [None] * 3
+
+
 def test_images_without_a_row_are_called_by_their_paths(tmp_path):
     splits = {name: [Record(name, tmp_path / f"{name}.png", where="")] for name in ("train", "val")}
     assert find_leaks(splits).unchecked == [

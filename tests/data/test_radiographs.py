@@ -207,6 +207,7 @@ def test_labels_and_patients_of_any_table(write_rows, write_image, tmp_path):
         fault = rf"row 2, column 'nodule': a label is .*got '{cell}'\.{how}$"
         with pytest.raises(DataError, match=fault):
             ImageReportTable(path, **options)
-    write_rows(path, header, ["a.png", "", "1", "0"])
-    with pytest.raises(DataError, match="row 2, column 'who': no patient"):
-        ImageReportTable(path, patient_column="who", **options)
+    for nobody in ("", "nan", "None"):  # else all of them would be one patient's
+        write_rows(path, header, ["a.png", nobody, "1", "0"])
+        with pytest.raises(DataError, match=f"row 2, column 'who': no patient; got '{nobody}'"):
+            ImageReportTable(path, patient_column="who", **options)

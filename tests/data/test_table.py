@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from gloria.data import ImageReportTable, Radiographs, read_splits
+from gloria.data.leaks import read_split_files
 from gloria.errors import BrokenItemError, DataError, DtypeError, OptionError
 
 ROWS = [
@@ -50,6 +51,14 @@ def test_other_column_names(write):
         write(rows, ("path", "text")), size=(8, 8), image_column="path", report_column="text"
     )
     assert len(table) == 3
+
+
+def test_of_many_columns_those_like_the_missing_one_are_named(write):
+    wide = write([], [*(f"radiomics_{number}" for number in range(400)), "images"])
+    with pytest.raises(DataError, match=r"no column 'image'; it has images, .* and 381 more\. Did"):
+        ImageReportTable(wide, size=(8, 8))
+    with pytest.raises(DataError, match=r"or patientId; it has images, .* and 381 more\. image-co"):
+        read_split_files([wide])
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(write):

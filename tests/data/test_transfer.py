@@ -1,10 +1,13 @@
 """What the tasks are evaluated on: disjoint, of one class each, honest about what is missing."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from gloria.data import Radiographs, Record
 from gloria.data.chest_prompts import CHEST_PROMPTS
+from gloria.data.masks import Box, decode_runs, draw_boxes
 from gloria.data.phantom import RETRIEVAL_CLASSES, PhantomDataset
 from gloria.data.prompts import PromptSet
 from gloria.data.transfer import PHANTOM_NOTE, Splits, TransferData, draw_patients
@@ -174,3 +177,25 @@ def test_the_fingerprint_is_of_labels_and_reports(radiographs):
         for seed in (0, 1, 0)
     }
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patient": "patient0"},
+        {"mask": partial(decode_runs, ["0 3"])},
+        {"mask": partial(decode_runs, ["0 2", "1 1"])},
+        {"mask": partial(draw_boxes, [Box(1, 2, 3, 4)])},
+    ],
+)
+def test_the_fingerprint_is_of_patients_and_masks(radiographs, change):
+    data = radiographs()
+    records = [record._replace(mask=partial(decode_runs, ["0 2"])) for record in data.records]
+
+    def fingerprint(**changed):
+        data.records = [*records[:-1], records[-1]._replace(**changed)]
+        splits = Splits(*(data.select(data.ids[part::3]) for part in range(3)))
+        return TransferData("films", None, CLASSES, splits, splits, {}).fingerprint()
+
+    assert fingerprint() == fingerprint()
+    assert fingerprint(**change) != fingerprint()

@@ -1,5 +1,7 @@
 """Search: against the similarity of every image with the text, computed at once."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,14 @@ def test_a_similarity_that_is_nan_is_an_error(searched, monkeypatch):
     monkeypatch.setattr(model, "encode_text", broken)
     with pytest.raises(DataError, match=r"similarity of 'small left .* is NaN"):
         search_images(model, images, TEXT)
+
+
+def test_another_models_store_is_refused(searched, tmp_path, films):
+    """Of the same sizes, so that nothing else would tell."""
+    model, images = searched
+    other = copy.deepcopy(model)
+    with pytest.raises(OptionError, match="model must be the one that images were stored with"):
+        search_images(other, images, TEXT)
+    assert search_images(torch.compile(model), images, TEXT) == search_images(*searched, TEXT)
+    again = store_images(tmp_path / "store", other, films, fingerprint="a")
+    assert len(search_images(other, again, TEXT)) == 10

@@ -477,6 +477,22 @@ def test_extreme_embeddings_have_finite_cosines_and_gradients(dtype, scale):
 
 
 @products
+@attention_variants
+@pytest.mark.parametrize("backend", ["einops", "chunked"])
+@pytest.mark.parametrize("side", ["regions", "words"])
+def test_vectors_whose_length_is_beyond_float32_have_no_cosine(
+    side, backend, attention, product, make_pairs
+):
+    """Else it would be 0, and training at chance with no gradient."""
+    pairs = make_pairs(3, 4, 5, 3, 6, dtype=torch.float32)
+    pairs = pairs._replace(**{side: getattr(pairs, side).abs().add(1) * 1e20})
+    options = {"attention": attention, "product": product, "backend": backend}
+    assert local_similarity(*pairs, **options).isnan().all()
+    embeddings = pairs.regions[:, 0], pairs.words[:, 0]
+    assert global_similarity(*embeddings).isnan().all()
+
+
+@products
 @aggregations
 @attention_variants
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

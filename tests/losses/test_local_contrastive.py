@@ -241,6 +241,8 @@ def test_repr_shows_every_hyper_parameter():
         "backend='auto'",
     ):
         assert part in text
+    module = repr(LocalContrastiveLoss(aggregation=LogSumExp(0.7)))
+    assert module.count("LogSumExp(temperature=0.7)") == 1
 
 
 def test_weights_scale_their_direction(make_pairs):

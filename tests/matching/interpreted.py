@@ -188,6 +188,14 @@ def test_long_vectors(attention, small_blocks):
     assert_equals_the_definition(inputs, upstream, options(attention))
 
 
+@pytest.mark.parametrize("attention", ATTENTION_VARIANTS)
+def test_vectors_whose_length_is_beyond_float32_have_no_cosine(attention, small_blocks):
+    inputs, _ = draw(2, 2, 20, 9, 4)
+    inputs = inputs._replace(words=inputs.words.sign() * 1e20)
+    cosine = triton.word_cosines(inputs, options(attention))
+    assert cosine[inputs.word_mask.expand_as(cosine)].isnan().all()
+
+
 def test_float32_is_float64_within_1e_5(small_blocks):
     inputs, upstream = draw(2, 2, 40, 12, 64, scale=64**-0.25)
     for attention in ATTENTION_VARIANTS:
