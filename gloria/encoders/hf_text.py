@@ -211,10 +211,12 @@ class HFTextEncoder(Freezable):
             ShapeError: there is no text.
         """
         check_texts(texts)
+        # a fast tokenizer keeps how it is to cut, and another thread may be tokenizing
+        tokenizer = copy.deepcopy(self.tokenizer)
         counts: list[int] = []
         for start in range(0, len(texts), 1000):  # the tokens of all at once may fill the memory
             some = list(texts[start : start + 1000])
-            counts += map(len, self.tokenizer(some, verbose=False)["input_ids"])
+            counts += map(len, tokenizer(some, verbose=False)["input_ids"])
         return counts
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:
