@@ -5,6 +5,7 @@ Run as a script this file runs recipes: ``python test_training_loops.py folder r
 
 import functools
 import os
+import pkgutil
 import random
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gloria
 
@@ -130,6 +132,19 @@ def test_two_passes_have_the_gradient_of_the_whole_batch(found):
     assert result["first gradient"].keys() == result["last gradient"].keys()
     for name, gradient in result["first gradient"].items():
         torch.testing.assert_close(result["last gradient"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_synchronised_norms_still_activate():
+    """By the conversion that the page names."""
+    pytest.importorskip("timm")
+    (convert,) = re.findall(r"`(\S+convert_sync_batchnorm)`", PAGE)
+    encoder = gloria.create_image_encoder("timm:efficientnet_b0", in_chans=1).eval()
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = encoder(images)
+        converted = pkgutil.resolve_name(convert)(encoder)
+        assert any(isinstance(each, nn.SyncBatchNorm) for each in converted.modules())
+        torch.testing.assert_close(converted(images)[:2], expected[:2])
 
 
 def run_on_two_ranks(folder, script):
