@@ -170,15 +170,16 @@ class HFTextEncoder(Freezable):
             EmptyTextError: a text has no word.
         """
         check_texts(texts)
-        encoded = self.tokenizer(
-            list(texts),
-            padding=True,
-            padding_side="right",  # or positions that are learned would depend on the batch
-            truncation=True,
-            max_length=self.max_length,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        with torch.device("cpu"):  # whatever the default
+            encoded = self.tokenizer(
+                list(texts),
+                padding=True,
+                padding_side="right",  # or positions that are learned would depend on the batch
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
         word_ids, tokens = [], []
         for index, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
             ids, words = words_of(text, encoding)
@@ -196,7 +197,7 @@ class HFTextEncoder(Freezable):
             tokens.append(words)
         accepted = _arguments_of(self.model)
         inputs = {name: value for name, value in encoded.items() if name in accepted}
-        return TokenizedText(inputs, torch.tensor(word_ids), tokens)
+        return TokenizedText(inputs, torch.tensor(word_ids, device="cpu"), tokens)
 
     @property
     def longest(self) -> int:

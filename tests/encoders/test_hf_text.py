@@ -710,6 +710,14 @@ def test_counting_tokens_leaves_another_thread_s_texts_cut():
     assert before[0]["max_length"] == 6
 
 
+def test_tokens_are_on_the_cpu_whatever_the_default_device():
+    encoder = CASES["bert"].make()
+    expected = encoder.tokenize(["mild effusion", "cardiomegaly"])
+    with torch.device("meta"):
+        found = encoder.tokenize(["mild effusion", "cardiomegaly"])
+    torch.testing.assert_close(found[:2], expected[:2])
+
+
 def test_a_text_of_just_the_right_length_is_not_cut():
     encoder = CASES["bert"].make(max_length=6)
     assert encoder.tokenize(["Cardiomegaly"]).tokens == [["Cardiomegaly"]]
