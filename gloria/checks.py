@@ -62,7 +62,7 @@ def check_images(images: Any, channels: int, size: tuple[int, int] | None = None
             f"images must have {channels} channel{'s' * (channels > 1)}; got "
             f"{tuple(images.shape)}. {how} the encoder for them, as timm's by in_chans."
         )
-    if not len(images):
+    if not images.shape[0]:  # len() would fix it in an exported graph
         raise ShapeError(f"images must hold at least one image; got {tuple(images.shape)}.")
     given = tuple(images.shape[2:])
     if size is not None and given != size:

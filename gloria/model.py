@@ -169,7 +169,7 @@ class GLoRIA(nn.Module):
         encoder returns something else than its :class:`~gloria.types.ImageFeatures` should be.
         """
         features = self.image_encoder(images)
-        _check_image_features(self.image_encoder, features, len(images))
+        _check_image_features(self.image_encoder, features, images.shape[0])
         return features._replace(
             pooled=self.image_head(features.pooled), regions=self.region_head(features.regions)
         )
@@ -187,7 +187,7 @@ class GLoRIA(nn.Module):
                 tokenize = torch.compiler.disable(tokenize)
             texts = tokenize(texts)
         features = self.text_encoder(texts.to(self.device))
-        _check_text_features(self.text_encoder, features, len(texts.word_ids))
+        _check_text_features(self.text_encoder, features, texts.word_ids.shape[0])
         pooled, words = self.text_head(features.pooled), self.word_head(features.words)
         # not by _replace, which torch 2.11 does not trace over strings
         return TextFeatures(pooled, words, features.word_mask, features.tokens)
@@ -563,7 +563,7 @@ def _check_loss(loss: nn.Module, value: Tensor) -> None:
 
 def _checked_pairs(loss: object, similarity: Tensor, images: Tensor, texts: Tensor) -> Tensor:
     """A pair matrix of a loss, if it is one."""
-    expected = len(images), len(texts)
+    expected = images.shape[0], texts.shape[0]
     if not isinstance(similarity, Tensor) or tuple(similarity.shape) != expected:
         is_tensor = isinstance(similarity, Tensor)
         got: Any = tuple(similarity.shape) if is_tensor else type(similarity).__name__

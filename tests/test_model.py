@@ -728,3 +728,23 @@ def test_compiled_it_is_not_compiled_anew_for_other_words(tokenized):
             features = encode(given)
         assert features.tokens == [text.split() for text in texts]
         assert torch.equal(features.words, model.encode_text(texts).words)
+
+
+class Scores(nn.Module):
+    """What is deployed: images against texts that are encoded already."""
+
+    def __init__(self, model, texts):
+        super().__init__()
+        self.model = model
+        self.texts = model.encode_text(texts)
+
+    def forward(self, images):
+        return self.model.similarity(images, self.texts)
+
+
+@torch.no_grad()
+def test_scores_export_for_any_number_of_images(model, images):
+    scores = Scores(model, TEXTS)
+    axes = ({0: torch.export.Dim("image")},)
+    exported = torch.export.export(scores, (images[:2],), dynamic_shapes=axes).module()
+    torch.testing.assert_close(exported(images), model.similarity(images, TEXTS))

@@ -5,6 +5,7 @@ Run as a script this file runs recipes: ``python test_training_loops.py folder r
 
 import functools
 import os
+import pkgutil
 import random
 import re
 import subprocess
@@ -15,8 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gloria
+from gloria.encoders import HFTextEncoder
+from gloria.encoders.small_text import build_word_tokenizer, small_bert
 
 PAGE = (Path(gloria.__file__).parents[1] / "docs" / "training-loops.md").read_text()
 
@@ -130,6 +134,49 @@ def test_two_passes_have_the_gradient_of_the_whole_batch(found):
     assert result["first gradient"].keys() == result["last gradient"].keys()
     for name, gradient in result["first gradient"].items():
         torch.testing.assert_close(result["last gradient"][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_synchronised_norms_still_activate():
+    """By the conversion that the page names."""
+    pytest.importorskip("timm")
+    (convert,) = re.findall(r"`(\S+convert_sync_batchnorm)`", PAGE)
+    encoder = gloria.create_image_encoder("timm:efficientnet_b0", in_chans=1).eval()
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = encoder(images)
+        converted = pkgutil.resolve_name(convert)(encoder)
+        assert any(isinstance(each, nn.SyncBatchNorm) for each in converted.modules())
+        torch.testing.assert_close(converted(images)[:2], expected[:2])
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # lately
+def test_checkpointing_above_frozen_embeddings_changes_no_gradient():
+    """By the calls that the page names; transformers 4 would by default give the layers none."""
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    calls = re.findall(r"`(model\.\w+_encoder\.model\.\w*checkpointing\w*\(.*?\))`", PAGE)
+    assert len(calls) == 2
+    reports = ["Small left effusion.", "No edema."]
+    tokenizer = build_word_tokenizer(reports)
+    bert = small_bert(tokenizer, dropout=0.0)
+    encoder = HFTextEncoder(bert, tokenizer=tokenizer, last_n_layers=2)
+    options = {"image_options": {"in_chans": 1}, "loss_options": {"preset": "stable"}}
+    model = gloria.create_model("timm:resnet10t", encoder, embedding_dim=8, **options).train()
+    model.text_encoder.freeze("model.embeddings")
+    model.image_encoder.freeze("model.conv1")
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def gradients():
+        model.zero_grad()
+        model(images, reports).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    expected = gradients()
+    for call in calls:
+        exec(call, {"model": model})
+    found = gradients()
+    assert None not in found.values()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def run_on_two_ranks(folder, script):

@@ -59,7 +59,9 @@ def load_batches(
         worker_init_fn=_begin_loading,
     )
     try:
-        for batch in loader:
+        with torch.device("cpu"):  # it draws a seed, by that generator
+            loaded = iter(loader)
+        for batch in loaded:
             if isinstance(batch, GloriaError):
                 raise batch
             yield batch

@@ -171,15 +171,16 @@ class HFTextEncoder(Freezable):
             EmptyTextError: a text has no word.
         """
         check_texts(texts)
-        encoded = self.tokenizer(
-            list(texts),
-            padding=True,
-            padding_side="right",  # or positions that are learned would depend on the batch
-            truncation=True,
-            max_length=self.max_length,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        with torch.device("cpu"):  # whatever the default
+            encoded = self.tokenizer(
+                list(texts),
+                padding=True,
+                padding_side="right",  # or positions that are learned would depend on the batch
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
         word_ids, tokens = [], []
         for index, (text, encoding) in enumerate(zip(texts, encoded.encodings, strict=True)):
             ids, words = words_of(text, encoding)
@@ -197,7 +198,7 @@ class HFTextEncoder(Freezable):
             tokens.append(words)
         accepted = _arguments_of(self.model)
         inputs = {name: value for name, value in encoded.items() if name in accepted}
-        return TokenizedText(inputs, torch.tensor(word_ids), tokens)
+        return TokenizedText(inputs, torch.tensor(word_ids, device="cpu"), tokens)
 
     @property
     def longest(self) -> int:
@@ -212,10 +213,12 @@ class HFTextEncoder(Freezable):
             ShapeError: there is no text.
         """
         check_texts(texts)
+        # a fast tokenizer keeps how it is to cut, and another thread may be tokenizing
+        tokenizer = copy.deepcopy(self.tokenizer)
         counts: list[int] = []
         for start in range(0, len(texts), 1000):  # the tokens of all at once may fill the memory
             some = list(texts[start : start + 1000])
-            counts += map(len, self.tokenizer(some, verbose=False)["input_ids"])
+            counts += map(len, tokenizer(some, verbose=False)["input_ids"])
         return counts
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:

@@ -275,7 +275,8 @@ class OpenClipTextEncoder(Freezable):
             TokenizerError: a token is outside the model's vocabulary.
         """
         check_texts(texts)
-        ids = self.tokenizer(list(texts))
+        with torch.device("cpu"):  # whatever the default
+            ids = self.tokenizer(list(texts))
         if int(ids.max()) >= self.model.vocab_size:
             raise TokenizerError(
                 f"the tokenizer gives ids up to {int(ids.max())}, the model has embeddings for "
@@ -398,8 +399,8 @@ class OpenClipTextEncoder(Freezable):
             )
             word_ids.append(numbers)
             tokens.append(words if known else [])
-        aligned = torch.tensor(word_ids)
-        expected = torch.tensor([encoding.ids for encoding in encodings])
+        aligned = torch.tensor(word_ids, device="cpu")
+        expected = torch.tensor([encoding.ids for encoding in encodings], device="cpu")
         if expected.shape != ids.shape or (aligned.ge(0) & expected.ne(ids)).any():
             raise TokenizerError(
                 f"the tokens of {type(self.tokenizer).__name__} cannot be told apart into words "

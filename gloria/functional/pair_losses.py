@@ -354,9 +354,11 @@ def soft_target_cross_entropy(
         shared = widen(target_similarity).detach().to(logits.dtype) / target_temperature
 
         def direction(logits: Tensor, shared: Tensor) -> Tensor:
-            targets = (1 - pair_weight) * shared.softmax(1)
-            targets.diagonal().add_(pair_weight)
             # by hand: torch 2.11 exports cross_entropy with such targets for one size only
-            return -(targets * logits.log_softmax(1)).sum(1).mean()
+            surprise = -logits.log_softmax(1)
+            soft = (shared.softmax(1) * surprise).sum(1).mean()
+            if not pair_weight:
+                return soft
+            return (1 - pair_weight) * soft + pair_weight * surprise.diagonal().mean()
 
         return ContrastiveTerms(direction(logits, shared), direction(logits.T, shared.T))

@@ -41,6 +41,13 @@ class LinearHead(nn.Linear):
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("std", torch.ones(in_features))
 
+    def reset_parameters(self) -> None:
+        """Start anew, as after memory was given to what was made on the meta device."""
+        super().reset_parameters()
+        if hasattr(self, "mean"):  # not yet when nn.Linear calls this
+            self.mean.zero_()
+            self.std.fill_(1)
+
     def standardize(self, features: Tensor) -> None:
         """Take mean and standard deviation from the features ``(image, dim)`` of training images.
 

@@ -69,7 +69,8 @@ class Projection(nn.Module):
                 f"features must be {self.in_dim} wide on the last axis; got "
                 f"{tuple(features.shape)}."
             )
-        dtype = next(self.layers.parameters()).dtype
+        # quantised layers have no parameters, and take what they are given
+        dtype = next((each.dtype for each in self.layers.parameters()), features.dtype)
         if features.dtype != dtype and not torch.is_autocast_enabled(features.device.type):
             raise DtypeError(
                 f"features must be {dtype} as the projection is; got {features.dtype}. Convert "

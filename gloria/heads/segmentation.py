@@ -133,7 +133,7 @@ class StagePyramid(nn.Module):
         """The maps of ``images``, the finest first, each ``(image, dim, height, width)``."""
         height, width = images.shape[-2:]
         empty = [
-            images.new_empty(len(images), 0, height >> power, width >> power)
+            images.new_empty(images.shape[0], 0, height >> power, width >> power)
             for power in range(1, self.empty + 1)
         ]
         return [*empty, *encoder.feature_maps(images)]

@@ -69,7 +69,8 @@ class Augmentation:
         moved = self._crop(torch.cat([images, masks.to(images.dtype)], 1), generator)
         moved = self._shift(moved, generator)
         images, masks = moved[:, : images.shape[1]], moved[:, images.shape[1] :] > 0.5
-        vary = torch.randn(2, len(images), 1, 1, 1, generator=generator).to(images.device)
+        size = 2, len(images), 1, 1, 1
+        vary = torch.randn(size, generator=generator, device="cpu").to(images.device)
         return images * (1 + self.gain * vary[0]) + self.offset * vary[1], masks
 
     def center(self, images: Tensor) -> Tensor:
@@ -92,8 +93,10 @@ class Augmentation:
 def _cut_out(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     """A part of each image, at a random place of its own."""
     count, _, whole_height, whole_width = images.shape
-    top = torch.randint(whole_height - height + 1, (count,), generator=generator).tolist()
-    left = torch.randint(whole_width - width + 1, (count,), generator=generator).tolist()
+    top, left = (
+        torch.randint(most + 1, (count,), generator=generator, device="cpu").tolist()
+        for most in (whole_height - height, whole_width - width)
+    )
     return torch.stack(
         [
             image[:, y : y + height, x : x + width]

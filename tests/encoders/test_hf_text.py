@@ -699,6 +699,25 @@ def test_tokens_are_counted_before_texts_are_cut():
     assert encoder.token_counts(texts) == [6, 9, 602] + [3] * 1000
 
 
+def test_counting_tokens_leaves_another_thread_s_texts_cut():
+    """By the tokenizer's settings, which are what all threads of an encoder share."""
+    encoder = CASES["bert"].make(max_length=6)
+    cut = encoder.tokenizer.backend_tokenizer
+    encoder.tokenize(["mild"])
+    before = cut.truncation, cut.padding
+    encoder.token_counts(["mild " * 600])
+    assert (cut.truncation, cut.padding) == before
+    assert before[0]["max_length"] == 6
+
+
+def test_tokens_are_on_the_cpu_whatever_the_default_device():
+    encoder = CASES["bert"].make()
+    expected = encoder.tokenize(["mild effusion", "cardiomegaly"])
+    with torch.device("meta"):
+        found = encoder.tokenize(["mild effusion", "cardiomegaly"])
+    torch.testing.assert_close(found[:2], expected[:2])
+
+
 def test_a_text_of_just_the_right_length_is_not_cut():
     encoder = CASES["bert"].make(max_length=6)
     assert encoder.tokenize(["Cardiomegaly"]).tokens == [["Cardiomegaly"]]

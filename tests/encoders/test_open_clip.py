@@ -506,6 +506,15 @@ def test_bert_words(saved):
     assert tokenized.word_ids[0].tolist() == owners + [-1] * (24 - len(owners))
 
 
+@pytest.mark.parametrize("name", ["clip-vit", "bert-cls"])
+def test_tokens_are_on_the_cpu_whatever_the_default_device(name, saved):
+    encoder = OpenClipTextEncoder(saved(name)[0])
+    expected = encoder.tokenize(["mild effusion", "edema"])
+    with torch.device("meta"):
+        found = encoder.tokenize(["mild effusion", "edema"])
+    torch.testing.assert_close(found[:2], expected[:2])
+
+
 def test_unknown_words(saved):
     encoder = OpenClipTextEncoder(saved("bert-cls")[0])
     assert encoder.unknown_words(encoder.tokenize(["mild ☃ left", "left β, ☃"])) == ["☃", "β"]

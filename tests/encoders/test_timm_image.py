@@ -186,6 +186,19 @@ def test_images_do_not_influence_each_other_in_eval_mode(name):
     torch.testing.assert_close(one.regions, both.regions[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_exports_for_any_number_of_images(name):
+    encoder = cached(name).eval()
+    pictures = images(encoder)
+    axes = ({0: torch.export.Dim("image")},)
+    exported = torch.export.export(encoder, (pictures,), dynamic_shapes=axes).module()
+    three = torch.cat([pictures, pictures[:1]])
+    with torch.no_grad():
+        found, expected = exported(three), encoder(three)
+    assert found.grid == expected.grid
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-4, atol=1e-4)
+
+
 def test_regions_of_a_resnet_are_the_output_of_its_third_stage():
     encoder = cached("resnet50").eval()
     seen = []

@@ -135,6 +135,18 @@ def test_a_standardised_head_is_that_of_standardised_features():
     assert head(features[:1]).isfinite().all()
 
 
+def test_a_head_that_starts_anew_standardises_nothing():
+    """Not by what stood in the memory that a head of the meta device was given."""
+    with torch.device("meta"):
+        head = LinearHead(3, 2)
+    head.to_empty(device="cpu")
+    head.mean.fill_(torch.nan)
+    head.std.fill_(torch.nan)
+    head.reset_parameters()
+    features = draw(4, 3)
+    torch.testing.assert_close(head(features), features @ head.weight.T + head.bias)
+
+
 def test_features_of_one_image_and_constant_ones_standardise():
     head = LinearHead(3, 2)
     head.standardize(torch.tensor([[1.0, 2.0, 3.0]]))

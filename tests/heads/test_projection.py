@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from gloria.errors import DtypeError, OptionError, ShapeError
 from gloria.heads import Projection
@@ -15,6 +16,27 @@ def test_linear_is_a_matrix_and_a_bias():
     head, features = Projection(5, 3), random(4, 5)
     expected = features @ head.layers.weight.T + head.layers.bias
     torch.testing.assert_close(head(features), expected)
+
+
+class EightBits(nn.Module):
+    """A linear layer as quantisers leave it: whole numbers in buffers, and no parameter."""
+
+    def __init__(self, layer):
+        super().__init__()
+        scale = layer.weight.detach().abs().amax() / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (layer.weight / scale).round().to(torch.int8))
+        self.register_buffer("bias", layer.bias.detach())
+
+    def forward(self, features):
+        return features @ (self.weight * self.scale).T + self.bias
+
+
+def test_quantised_layers_have_no_parameter_to_ask():
+    head, features = Projection(5, 3), random(4, 5)
+    expected = head(features)
+    head.layers = EightBits(head.layers)
+    torch.testing.assert_close(head(features), expected, rtol=0, atol=0.02)
 
 
 def test_mlp_is_linear_relu_linear():

@@ -181,6 +181,15 @@ def test_regions_of_any_encoder_serve_four_times(hide):
     assert model(images).shape == (2, 1, 24, 40)
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+def test_exports_for_any_number_of_images(name):
+    model = build(make(name)).eval()
+    images = draw(model.image_encoder, 64, 64, images=3)
+    axes = ({0: torch.export.Dim("image")},)
+    exported = torch.export.export(model, (images[:2],), dynamic_shapes=axes).module()
+    torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-4)
+
+
 def test_the_encoder_that_is_given_stays_as_it_is():
     encoder = make("resnet10t")
     before = copy.deepcopy(encoder.state_dict())

@@ -221,6 +221,42 @@ def test_exports_for_any_batch(name, make_inputs):
 
 
 @every_loss
+def test_a_compiled_backward_is_out_of_autocast_if_torch_is_told(name, make_inputs):
+    """By the setting that docs/training-loops.md names."""
+    loss = create(name)
+    inputs = make_inputs(loss, 3)
+    torch.compiler.reset()  # it makes no more than 8 graphs of all losses together
+    with torch._functorch.config.patch(backward_pass_autocast="off"):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+
+        def under_autocast(**inputs):
+            with torch.autocast("cpu", torch.bfloat16):
+                return compiled(**inputs)
+
+        found = with_gradients(under_autocast, inputs)
+    torch.testing.assert_close(found, with_gradients(loss, inputs))
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is")  # torch's own
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # likewise
+def test_linearized_slopes_are_those_of_forward_mode(name, make_inputs):
+    """Torch folds what does not depend on the inputs, as if nothing wrote to it later."""
+    loss = create(name).double()
+    inputs = make_inputs(loss, 3, dtype=torch.float64)
+    features = {key: x for key, x in inputs.items() if x.is_floating_point()}
+
+    def value(*features_given):
+        return loss(**inputs | dict(zip(features, features_given, strict=True)))
+
+    primals = tuple(features.values())
+    generator = torch.Generator().manual_seed(0)
+    directions = tuple(torch.randn(x.shape, generator=generator).double() for x in primals)
+    _, slopes = torch.func.linearize(value, *primals)
+    torch.testing.assert_close(slopes(*directions), torch.func.jvp(value, primals, directions)[1])
+
+
+@every_loss
 @pytest.mark.parametrize("masked_regions", [False, True])
 def test_derivatives(name, masked_regions, make_inputs):
     """The first, for what is learned, too, and the second."""

@@ -119,6 +119,15 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit():
     assert not torch.equal(weights(first), weights(other))
 
 
+def test_the_default_device_changes_nothing():
+    """One for new tensors; here it is one that would lose whatever it got."""
+    models = build(), build()
+    train(models[0], PAIRS, QUICK, validation=PAIRS)
+    with torch.device("meta"):
+        train(models[1], PAIRS, QUICK, validation=PAIRS)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
 def test_loading_processes_and_the_global_generator_change_nothing():
     first, second = build(), build()
     train(first, PAIRS, QUICK)
