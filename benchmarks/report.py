@@ -105,10 +105,8 @@ def campaign(results: dict[str, Any]) -> str:
         "",
         GPU_INTRODUCTION,
         *([results["since"], ""] if "since" in results else []),
-        f"torch {machine['torch']}, triton {machine['triton']}, Python {machine['python']}; large "
-        f"matrix products {machine['matmul_flops'] / 1e12:,.0f} TFLOP/s "
-        f"({machine['matmul_flops_float32'] / 1e12:,.0f} in float32), copies "
-        f"{machine['copy_bytes_per_second'] / 1e12:.1f} TB/s.",
+        f"torch {machine['torch']}, triton {machine['triton']}, Python {machine['python']}"
+        f"{rates(machine)}.",
         "",
     ]
     for stage, tables in CAMPAIGN.items():
@@ -118,6 +116,17 @@ def campaign(results: dict[str, Any]) -> str:
         told = "; ".join(f"{stage}: {why}" for stage, why in unfinished.items())
         lines += [f"Not all of it was measured. {told}.", ""]
     return "\n".join(lines)
+
+
+def rates(machine: dict[str, Any]) -> str:
+    """What the roofline is of, where it was measured."""
+    if "copy_bytes_per_second" not in machine:
+        return ""
+    return (
+        f"; large matrix products {machine['matmul_flops'] / 1e12:,.0f} TFLOP/s "
+        f"({machine['matmul_flops_float32'] / 1e12:,.0f} in float32), copies "
+        f"{machine['copy_bytes_per_second'] / 1e12:.1f} TB/s"
+    )
 
 
 def timings(results: dict[str, Figures]) -> list[str]:
