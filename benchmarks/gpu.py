@@ -3,13 +3,14 @@
     python benchmarks/gpu.py                               # on a machine with a GPU
     TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke    # its logic without one, on tiny sizes
 
-Parity, peers side by side, batch sizes, memory, the largest batch, the hard maximum, the global
-loss, profile, tuning, sanitizer.
+Parity, peers side by side, batch sizes, memory, the largest batch, the hard maximum, profile,
+tuning, the global loss, sanitizer: what matters most comes first.
 
 Each stage runs in a process of its own, for so many seconds at most: one that hangs or leaves the
 device's context broken costs the others nothing. What it has is in
 ``benchmarks/results/campaign/triton-<device>.json`` after each step, so that a run cut short leaves
-that, and what did not end is named there. Nothing is timed in a dtype whose parity does not hold.
+that, and what did not end is named there; it is printed as the docs will tell it, too. Where parity
+does not hold, all is run to find out why, and no time is told.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import platform
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,6 +41,7 @@ from unittest import mock
 import test_max_similarity as hard_maximum
 import torch
 from peers import Run, global_peers, published
+from report import campaign, parity_holds
 from torch import Tensor
 from workloads import WORKLOADS, Inputs, Workload
 
@@ -74,7 +77,7 @@ class Sizes:
         self.pairs = [2, 3]
         self.regions, self.dim, self.words = 5, 16, 6
         self.workloads = {"small": self.workload(2)}
-        self.profile = [2]
+        self.profile = {"small": self.workload(2)}
         self.tuning = [(5, 16, 2)]  # regions, dim, pairs
         self.memory, self.largest = 2, 3
         self.hard_maximum = ["small"]
@@ -85,7 +88,7 @@ class Sizes:
             self.workloads = {name: WORKLOADS[name] for name in ("paper", "vit-b16")}
             self.pairs = [48, 96, 128, 256, 512, 1024]
             self.regions, self.dim, self.words = 361, 768, 97
-            self.profile = [48, 512]
+            self.profile = self.workloads | {"512 pairs": self.workload(512)}
             self.tuning = [(361, 768, 256), (196, 768, 256)]
             self.memory, self.largest = 128, 2048
             # the peer tunes itself for each, ten seconds at a time
@@ -112,16 +115,17 @@ def half_definition(regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor
 
 
 def peers() -> dict[str, Similarity]:
+    """What takes longest to begin comes last."""
     compiler = {"backend": "eager"} if SMOKE else {"dynamic": False}
     return {
         "triton": of_backend("triton"),
+        "definition": of_backend("einops"),
+        "published": functools.partial(published, attention="words_then_regions"),
         "triton-1GiB": of_backend("triton", memory_budget=2**30),
         "chunked": of_backend("chunked"),
-        "definition": of_backend("einops"),
         "definition-half": half_definition,
         "compiled": torch.compile(of_backend("einops"), **compiler),
         "compiled-half": torch.compile(half_definition, **compiler),
-        "published": functools.partial(published, attention="words_then_regions"),
     }
 
 
@@ -203,10 +207,12 @@ def reason(error: Exception) -> str:
 def roofline(
     workload: Workload, attention: str, inputs: Inputs, budget: int | None = None
 ) -> dict[str, float]:
-    """Seconds at the rates of this machine's own products and copies, nothing lost."""
+    """Seconds at the rates of this machine's own products and copies, where there are some."""
+    rates = REPORT.get("machine", {})
+    if "copy_bytes_per_second" not in rates:
+        return {}
     problem = workload.problem(attention, DEVICE, inputs.regions.dtype, budget)
     cost = count(problem, "triton", int(inputs.word_mask.sum()))
-    rates = REPORT["machine"]
     device = Device(rates["matmul_flops"], rates["copy_bytes_per_second"])
     return {
         "fwd": cost.forward.seconds(device),
@@ -228,6 +234,7 @@ def machine(sizes: Sizes) -> Iterator[dict[str, Any]]:
         "hip": torch.version.hip,
         "interpreted": INTERPRETED,
     }
+    yield facts
     side = 64 if SMOKE else 8192
     square = torch.randn(side, side, device=DEVICE, dtype=sizes.dtype)
     facts["matmul_flops"] = 2 * side**3 / seconds(lambda: square @ square)
@@ -402,6 +409,25 @@ def maxima_of(
     return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream.to(pairs.dtype))]
 
 
+def captured(run: Run) -> Run:
+    """The same in a CUDA graph: launched by the host at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return results
+
+    return replay
+
+
 def captures(inputs: Inputs) -> bool:
     """Capture forward and backward, replay on other inputs, compare with eager."""
     # kept in the warm-up, and made again in the capture, which has columns for padding, too
@@ -409,34 +435,25 @@ def captures(inputs: Inputs) -> bool:
     leaves = [each.detach().clone().requires_grad_() for each in inputs[:2]]
     upstream = torch.randn(len(leaves[0]), *leaves[1].shape[:2], device=DEVICE)
 
-    def step() -> tuple[Tensor, ...]:
+    def step() -> list[Tensor]:
         cosine = backend.word_cosines(MatchingInputs(*leaves, inputs.word_mask, None), options)
-        return cosine, *torch.autograd.grad(cosine, leaves, upstream)
+        return [cosine, *torch.autograd.grad(cosine, leaves, upstream)]
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    replay = captured(step)
     with torch.no_grad():
         leaves[0].mul_(0.5)
-    graph.replay()
-    torch.cuda.synchronize()
-    for ours, theirs in zip(captured, step(), strict=True):
+    for ours, theirs in zip(replay(), step(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-3)
     return True
 
 
 def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Microseconds of each kernel for many block sizes; the stages after it use the fastest.
+    """Microseconds of each kernel for many block sizes, and what the fastest would give.
 
-    Compiled by many processes at once, timed by this one alone. ``choose_blocks`` is to follow.
+    Compiled by many processes at once, timed by this one alone. ``choose_blocks`` is to follow;
+    all else is timed with what it chooses now.
     """
-    found: dict[str, Any] = {"used": {}}
+    found: dict[str, Any] = {}
     cases = list(itertools.product(sizes.tuning, ATTENTION_VARIANTS))
     if DEVICE == "cuda":
         jobs = [
@@ -460,31 +477,25 @@ def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
             "columns": "microseconds, regions, words, warps, stages; the default first",
             **{name: some[:1] + sorted(some[1:]) for name, some in rows.items()},
+            "seconds": or_why_not(lambda run=run, rows=rows: seconds_by_blocks(run, rows)),
         }
-        if attention == "words_then_regions" and all(rows.values()):
-            best = {name: min(some)[1:] for name, some in rows.items()}
-            found["used"][str(CHOOSE(regions).attend.regions)] = best
         yield found
 
 
-def use_blocks(used: dict[str, dict[str, list[int]]]) -> None:
-    """Let the backend take the fastest blocks, by the width of all regions in its own choice."""
-    fastest = {
-        int(width): backend.Blocks(**{name: backend.Launch(*each) for name, each in best.items()})
-        for width, best in used.items()
-    }
-    backend.choose_blocks = lambda regions, *kind: fastest.get(  # type: ignore[assignment]
-        CHOOSE(regions).attend.regions, CHOOSE(regions, *kind)
-    )
+def seconds_by_blocks(run: Run, rows: dict[str, list[Any]]) -> dict[str, float]:
+    """Of the whole, with the default blocks and with the fastest of each kernel."""
+    fastest = backend.Blocks(*(backend.Launch(*min(some)[1:]) for some in rows.values()))
+    default = seconds(run)
+    with mock.patch.object(backend, "choose_blocks", return_value=fastest):
+        return {"default": default, "fastest": seconds(run)}
 
 
-CHOOSE = backend.choose_blocks
 KERNELS = backend.Blocks._fields
 
 
 def candidates(regions: int) -> Iterator[backend.Blocks]:
     """Block sizes to time, the default first; the same for all kernels but for the regions."""
-    default = CHOOSE(regions)
+    default = backend.choose_blocks(regions)
     yield default
     for words, warps, stages in itertools.product((1, 2, 4, 8), (1, 2), (1, 3)):
         if not SMOKE:
@@ -505,7 +516,6 @@ def compile_blocks(regions: int, dim: int, attention: str, blocks: backend.Block
 def kernel_times(run: Run) -> dict[str, float]:
     """Microseconds of each kernel in one run, all its launches together: the least of two."""
     run()
-    synchronize()
     runs = [device_times(run) for _ in range(2)]
     return {name: min(each[name] for each in runs) for name in KERNELS}
 
@@ -515,6 +525,7 @@ def device_times(run: Run) -> dict[str, float]:
     if DEVICE != "cuda":
         run()
         return dict.fromkeys(KERNELS, 0.0)
+    synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         run()
         synchronize()
@@ -523,17 +534,26 @@ def device_times(run: Run) -> dict[str, float]:
 
 def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Each peer on each workload, seconds beside those of the roofline."""
-    table: dict[str, Any] = {}
-    for name, workload in sizes.workloads.items():
-        inputs = workload.draw(DEVICE, sizes.dtype)
-        table[name] = {"roofline": roofline(workload, "words_then_regions", inputs)}
-        for peer, similarity in peers().items():
-            # to compile takes ten seconds a mode
-            modes = ("fwdbwd",) if peer.startswith("compiled") else ("fwd", "fwdbwd")
+    drawn = {name: each.draw(DEVICE, sizes.dtype) for name, each in sizes.workloads.items()}
+    table: dict[str, Any] = {
+        name: {
+            "roofline": roofline(sizes.workloads[name], "words_then_regions", inputs),
+            "errors of triton": or_why_not(lambda inputs=inputs: errors_beside(inputs)),
+        }
+        for name, inputs in drawn.items()
+    }
+    for peer, similarity in peers().items():
+        # to compile takes ten seconds a mode
+        modes = ("fwdbwd",) if peer.startswith("compiled") else ("fwd", "fwdbwd")
+        for name, inputs in drawn.items():
             table[name][peer] = times(similarity, inputs, modes)
             yield table
-        table[name]["errors of triton"] = or_why_not(lambda inputs=inputs: errors_beside(inputs))
-        yield table
+    if DEVICE == "cuda":
+        for name, inputs in drawn.items():
+            run = run_of(of_backend("triton"), inputs, "fwdbwd")
+            took = or_why_not(lambda run=run: seconds(captured(run)))
+            table[name]["triton-captured"] = {"fwdbwd": took}
+            yield table
 
 
 def errors_beside(inputs: Inputs) -> list[float]:
@@ -582,16 +602,17 @@ def times(
 def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Peak bytes beside inputs, forward and backward."""
     inputs = sizes.workload(sizes.memory).draw(DEVICE, sizes.dtype)
-    yield {
-        name: or_why_not(functools.partial(extra_memory, run_of(similarity, inputs, "fwdbwd")))
-        for name, similarity in (
-            ("triton", of_backend("triton")),
-            ("triton-128MiB", of_backend("triton", memory_budget=2**27)),
-            ("chunked", of_backend("chunked")),
-            ("definition", of_backend("einops")),
-            ("definition-half", half_definition),
-        )
-    }
+    found = {}
+    for name, similarity in (
+        ("triton", of_backend("triton")),
+        ("triton-128MiB", of_backend("triton", memory_budget=2**27)),
+        ("chunked", of_backend("chunked")),
+        ("definition", of_backend("einops")),
+        ("definition-half", half_definition),
+    ):
+        run = run_of(similarity, inputs, "fwdbwd")
+        found[name] = or_why_not(functools.partial(extra_memory, run))
+        yield found
 
 
 def largest(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -604,15 +625,27 @@ def largest(sizes: Sizes) -> Iterator[dict[str, Any]]:
 
 
 def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Microseconds by kernel, forward and backward."""
+    """Microseconds by kernel, and of the host, forward and backward."""
     found = {}
-    for pairs in sizes.profile:
-        inputs = sizes.workload(pairs).draw(DEVICE, sizes.dtype)
+    for name, workload in sizes.profile.items():
+        inputs = workload.draw(DEVICE, sizes.dtype)
         run = run_of(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
-        run()
-        times = device_times(run)
-        found[f"{pairs} pairs"] = dict(sorted(times.items(), key=lambda row: -row[1])[:30])
+        host = 1e6 * host_seconds(run)
+        times = sorted(device_times(run).items(), key=lambda row: -row[1])
+        found[name] = {"host": host, **dict(times[:30])}
         yield found
+
+
+def host_seconds(run: Run) -> float:
+    """Until a call returns, of a device that has nothing else to do: the median of some."""
+    run()
+    took = []
+    for _ in range(1 if SMOKE else 20):
+        synchronize()
+        begin = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - begin)
+    return statistics.median(took)
 
 
 def hard_max(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -689,15 +722,15 @@ def said(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 STAGES = {
     machine: 60,
-    tuning: 120,
     parity: 120,
-    profile: 40,
     timings: 120,
     scaling: 60,
     memory: 40,
     largest: 60,
-    contrastive: 60,
     hard_max: 90,
+    profile: 40,
+    tuning: 120,
+    contrastive: 60,
     sanitizer: 150,
 }
 """And the seconds of each at most; in one process they took 220 together, on an H200."""
@@ -734,12 +767,11 @@ def main() -> int:
                 else:
                     run_apart(stage, target, deadline)
                 print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
-                if stage is parity and not REPORT.get(name, {"passed": False})["passed"]:
-                    print(json.dumps(REPORT.get(name), indent=1, default=str))
-                    print("Parity does not hold: nothing is timed.")
-                    return 1
+    if "machine" in REPORT and not arguments.here:
+        print(campaign(REPORT))
     mine = arguments.only or [stage.__name__ for stage in STAGES]
-    return int(any(name in REPORT.get("unfinished", {}) for name in mine))
+    failed = any(name in REPORT.get("unfinished", {}) for name in mine)
+    return int(failed or ("parity" in mine and not parity_holds(REPORT)))
 
 
 def file_in(folder: Path) -> Path:
@@ -759,7 +791,6 @@ def write(target: Path) -> None:
 
 def run_here(stage: Callable[[Sizes], Iterator[Any]], target: Path) -> None:
     """Run a stage and write down what it has after each step."""
-    use_blocks(REPORT.get("tuning", {}).get("used", {}))
     REPORT.get("unfinished", {}).pop(stage.__name__, None)
     try:
         for found in stage(Sizes()):

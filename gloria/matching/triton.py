@@ -289,7 +289,7 @@ class Matcher:
         )  # fmt: skip
         part = part.to(self.kind)
         attended = torch.empty_like(weights)
-        torch.bmm(weights.transpose(0, 1), part @ part.mT, out=attended.transpose(0, 1))
+        torch.bmm(weights.transpose(0, 1), torch.bmm(part, part.mT), out=attended.transpose(0, 1))
         launch = self.blocks.cosine
         kernels().cosine[(ceil_div(self.columns, launch.words) * images,)](
             weights, attended, self.packed.lengths, self.packed.word_of_column,
@@ -383,7 +383,7 @@ class Matcher:
         rows, part = gradient.flatten(1), kept.regions
         if out is not None:
             through_gram = torch.bmm(curved.permute(1, 2, 0), kept.weights.transpose(0, 1))
-            direct = (rows.T @ packed_words).unflatten(0, part.shape[:2])
+            direct = torch.mm(rows.T, packed_words).view(part.shape)
             real = slice(self.region_count)
             if out.dtype == self.kind and out.shape[2] == part.shape[2]:
                 torch.baddbmm(direct[:, real], through_gram[:, real], part, out=out)

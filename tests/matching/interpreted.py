@@ -717,7 +717,9 @@ def test_launches_are_few(needed, most, launches_of):
     upstream = torch.ones(2, 2, device=DEVICE)
     with launches:
         similarity = local_similarity(*leaves, inputs.word_mask, backend="triton")
-    assert len(launches.names) <= 11, launches.names
+    # on a device, the words of each text are read back, and where each text begins goes there
+    copies = 0 if DEVICE == "cpu" else 2
+    assert len(launches.names) <= 10 + copies, launches.names
     assert launches.names.count("sum") == 1
     assert "_local_scalar_dense" not in launches.names
     launches.names.clear()
