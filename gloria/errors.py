@@ -4,6 +4,8 @@ Each error is a :class:`GloriaError` and also the builtin a caller would expect,
 ``except GloriaError`` and ``except ValueError`` work. Each warning is a :class:`GloriaWarning`.
 """
 
+from textwrap import shorten
+
 
 class GloriaError(Exception):
     """Base of every error raised on purpose by gloria."""
@@ -108,7 +110,13 @@ def reason(cause: BaseException) -> str:
         'Permission denied'
         >>> reason(RuntimeError("no such device.\nA list of twenty others follows."))
         'no such device'
+        >>> reason(RuntimeError("no decoder is whole:\n\tgdcm: not there\n\tpillow: broken"))
+        'no decoder is whole: gdcm: not there pillow: broken'
     """
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror  # its text would repeat the path
-    return str(cause).strip().partition("\n")[0].rstrip(".")
+    text = str(cause).strip()
+    first = text.partition("\n")[0]
+    if first.endswith(":"):  # what is wrong comes after it, as which decoders pydicom misses
+        first = shorten(text, 300)
+    return first.rstrip(".")

@@ -87,14 +87,16 @@ def _flush(path: Path) -> None:
     """
     if os.name != "posix":  # Windows opens no folder
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError:
-        if not path.is_dir():  # of which some disks of a network know no such thing
+        # some folders may be written into and not read, and some disks of a network flush none
+        if not path.is_dir():
             raise
-    finally:
-        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

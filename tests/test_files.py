@@ -1,6 +1,7 @@
 """What is written is there whole, or not at all, whenever a process is killed."""
 
 import os
+import stat
 
 import pytest
 
@@ -56,6 +57,24 @@ def test_what_is_put_in_place_is_on_the_disk_by_then(tmp_path, monkeypatch):
     draft, *rest = done
     assert draft.startswith(f"{tmp_path}/.file.")
     assert rest == [f"replace {tmp_path / 'file'}", str(tmp_path)]
+
+
+@pytest.mark.parametrize("refused", ["open", "fsync"])
+def test_a_folder_that_can_not_be_flushed_is_written_into(tmp_path, monkeypatch, refused):
+    usual, folders = getattr(os, refused), []
+
+    def refuse(target, *more):
+        if stat.S_ISDIR(os.stat(target).st_mode):
+            folders.append(target)
+            raise PermissionError(13, "Permission denied")
+        return usual(target, *more)
+
+    monkeypatch.setattr(f"gloria.files.os.{refused}", refuse)
+    write_file(tmp_path / "file", lambda draft: draft.write_text("new"))
+    write_folder(tmp_path / "model", lambda folder: (folder / "weights").write_text("new"))
+    assert folders
+    assert (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "model" / "weights").read_text() == "new"
 
 
 def test_a_kill_in_the_instant_of_replacing_a_folder_costs_nothing(tmp_path, monkeypatch):

@@ -413,6 +413,7 @@ def _tell_beforehand(
     from gloria.cli.progress import say
     from gloria.data.leaks import find_leaks
     from gloria.encoders import HFTextEncoder
+    from gloria.losses import SoftTargetContrastiveLoss
     from gloria.weights import why_not_loadable
 
     if why := why_not_loadable(model):
@@ -426,7 +427,7 @@ def _tell_beforehand(
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
     ((same, count),) = Counter(pairs.reports).most_common(1)
     in_batch = count * args.batch_size / len(pairs)
-    if count > 1 and in_batch >= 2:
+    if count > 1 and in_batch >= 2 and not isinstance(model.loss, SoftTargetContrastiveLoss):
         say(
             f"{count} of {len(pairs)} reports that train are {shorten(same, 60)!r}: of a batch of "
             f"{args.batch_size} about {in_batch:.0f}, of which each is a wrong answer for the "

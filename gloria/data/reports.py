@@ -145,7 +145,7 @@ def random_sentences(texts: Sequence[str], generator: torch.Generator) -> list[s
     chosen = []
     for text in texts:
         sentences = split_sentences(text) or [text]
-        number = int(torch.randint(len(sentences), (), generator=generator))
+        number = int(torch.randint(len(sentences), (), generator=generator, device="cpu"))
         chosen.append(sentences[number])
     return chosen
 

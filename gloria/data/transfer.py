@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -104,7 +103,7 @@ class TransferData:
             for record in part.records
         ]
         files = [signature(path) for path in dict.fromkeys(record.path for record in records)]
-        masks = [each.mask.args for each in records if isinstance(each.mask, partial)]
+        masks = [getattr(each.mask, "args", None) for each in records]
         found = json.dumps([facts, files, masks], default=str)
         return hashlib.sha256(found.encode()).hexdigest()
 

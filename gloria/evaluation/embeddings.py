@@ -20,7 +20,6 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
-from weakref import ref
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +35,6 @@ from gloria.evaluation.settings import describe_changes
 from gloria.files import signature, write_file, write_text
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
-from gloria.wrapping import unwrapped
 
 FORMAT = 2
 """Version of the folder's layout, and of how images are prepared: 1 did not read EXIF."""
@@ -72,7 +70,7 @@ class StoredImages:
         broken: Sequence[str],
     ) -> None:
         self._folder = folder
-        self._model = ref(unwrapped(model))
+        self._weights = _sample(model)
         self._grid = grid
         kept = [record for record in data.records if abspath(record.path) in rows]
         self._rows = [rows[abspath(record.path)] for record in kept]
@@ -85,8 +83,8 @@ class StoredImages:
         return len(self.ids)
 
     def is_of(self, model: GLoRIA) -> bool:
-        """Whether this is the model, in this process, that the store was opened with."""
-        return self._model() is unwrapped(model)
+        """Whether a model has the weights of the one that the store was opened with."""
+        return self._weights == _sample(model)
 
     def pooled(self) -> Iterator[tuple[list[int], Tensor]]:
         """The pooled vectors of all images, some at a time: their indices, and ``(image, dim)``."""
@@ -224,6 +222,12 @@ def store_images(
         rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
         _write_index(folder, settings, grid, rows)
     return StoredImages(folder, model, grid, rows, data, len(missing) - len(broken), broken)
+
+
+def _sample(model: GLoRIA) -> list[Any]:
+    """Some numbers of each weight, which tell models apart; all of them would take seconds."""
+    weights = [each for each in model.state_dict().values() if isinstance(each, Tensor)]
+    return [each.flatten()[:: max(1, each.numel() // 8)].tolist() for each in weights]
 
 
 def _load(data: Radiographs, indices: Sequence[int], workers: int) -> Iterator[Tensor | str]:

@@ -45,7 +45,7 @@ def search_images(
     nothing, so it looks at every image's regions, and the shortlist is all.
 
     Args:
-        model: the one that ``images`` were stored with, not trained since: the scores of other
+        model: the one that ``images`` were stored with, or a copy of it: the scores of other
             weights mean nothing. Evaluated in eval mode.
         images: of :func:`~gloria.evaluation.embeddings.store_images`.
         text: what to look for.
@@ -55,7 +55,7 @@ def search_images(
 
     Raises:
         OptionError: ``top`` is below 1, or ``shortlist`` below ``top``; or ``images`` were stored
-            with another model, or with this one when it was loaded another time.
+            with another model, or this one was trained since.
         DataError: a similarity is NaN, or the store is damaged.
 
     Warns:
@@ -64,8 +64,8 @@ def search_images(
     check_counts(top, shortlist)
     if not images.is_of(model):
         raise OptionError(
-            "model must be the one that images were stored with; it is another one, or was loaded "
-            "another time. Open the store with it: store_images(folder, model, ...)."
+            "model must be the one that images were stored with; it has other weights. Store them "
+            "with it: store_images(folder, model, ...)."
         )
     texts = encode_prompts(model, [text], stacklevel=3)
     chosen = list(range(len(images)))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_integer, check_options, check_weight
-from gloria.errors import ContractError, GloriaWarning, OptionError
+from gloria.errors import ContractError, OptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
@@ -91,28 +88,12 @@ class PairLoss(nn.Module):
         if not terms:
             raise ContractError(f"terms of {name} must hold at least one; got none.")
         weights = self.weights()
-        if unused := [each for each in weights if each not in terms]:
-            _warn_of_misspelt(name, unused, [each for each in terms if each not in weights])
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name in self._shown if name not in self._modules}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
-
-
-def _warn_of_misspelt(loss: str, unused: list[str], unweighted: list[str]) -> None:
-    """A term need not be there every time, so a weight without one is no fault in itself."""
-    if torch.compiler.is_compiling():
-        return
-    for name in unused:
-        if near := difflib.get_close_matches(name, unweighted, n=1, cutoff=0.8):
-            warnings.warn(
-                f"weights of {loss} are for {name!r}, which is no term, and not for {near[0]!r}, "
-                f"which so weighs 1. Is it misspelt?",
-                GloriaWarning,
-                stacklevel=3,
-            )
 
 
 def is_sum_of_terms(loss: nn.Module) -> TypeGuard[PairLoss]:

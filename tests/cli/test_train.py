@@ -570,6 +570,8 @@ def test_a_report_that_a_batch_has_several_times_is_told(table, tmp_path, capsys
         error = capsys.readouterr().err
         same = "6 of 12 reports that train are 'No acute process.': of a batch of 4 about 2, of"
         assert (same in error) == told
+    assert run(changed, tmp_path / "soft", "--loss", "soft_target") == 0
+    assert "No acute process" not in capsys.readouterr().err
 
 
 def test_patients_on_both_sides_are_told(table, tmp_path, capsys):

@@ -213,6 +213,17 @@ def test_a_cut_file_is_named(write_dicom, tmp_path, keep):
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom warns of the odd file, too
+def test_why_no_decoder_reads_a_film_is_told(write_dicom, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    damaged = pydicom.dcmread(path)
+    damaged.file_meta.TransferSyntaxUID = RLELossless
+    damaged.PixelData = pydicom.encaps.encapsulate([bytes(60)])
+    damaged["PixelData"].VR = "OB"
+    damaged.save_as(path)
+    with pytest.raises(DataError, match=r"a\.dcm can't be read: .*: pydicom: .*64 bytes long\.$"):
+        load_image(path)
+
+
 def test_colours_and_films_are_no_radiographs(write_dicom, tmp_path):
     colour = write_dicom(tmp_path / "rgb.dcm", RAMP, PhotometricInterpretation="RGB")
     with pytest.raises(DataError, match=r"rgb\.dcm is no radiograph: its pixels are RGB"):

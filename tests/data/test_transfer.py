@@ -199,3 +199,14 @@ def test_the_fingerprint_is_of_patients_and_masks(radiographs, change):
 
     assert fingerprint() == fingerprint()
     assert fingerprint(**change) != fingerprint()
+
+
+def test_the_fingerprint_tells_whose_a_mask_is(radiographs):
+    data, mask = radiographs(), partial(decode_runs, ["0 2"])
+    plain, prints = data.records, set()
+    for place in (0, 3):  # of one split
+        data.records = list(plain)
+        data.records[place] = plain[place]._replace(mask=mask)
+        splits = Splits(*(data.select(data.ids[part::3]) for part in range(3)))
+        prints.add(TransferData("films", None, CLASSES, splits, splits, {}).fingerprint())
+    assert len(prints) == 2

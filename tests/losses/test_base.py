@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gloria.distributed import AcrossRanks
-from gloria.errors import ContractError, GloriaWarning, OptionError, UnknownOptionError
+from gloria.errors import ContractError, OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
     GlobalContrastiveLoss,
@@ -68,19 +68,6 @@ def test_terms_are_enough():
 
 def test_a_term_need_not_be_there_every_time():
     assert Three(3.0).total({"a": torch.ones(())}) == 1
-
-
-def test_a_weight_whose_name_is_misspelt_is_told():
-    class Misspelt(Three):
-        def terms(self, regions):
-            return {"sparsity": regions.sum(), "smoothness": regions.mean()}
-
-        def weights(self):
-            return {"sparsty": 0.5, "smoothness": 0.5}
-
-    told = "weights of Misspelt are for 'sparsty', which is no term, and not for 'sparsity'"
-    with pytest.warns(GloriaWarning, match=told):
-        assert Misspelt()(torch.tensor([1.0, 3.0])) == 4 + 1
 
 
 def test_a_loss_is_the_sum_of_its_terms_unless_forward_alone_was_changed():

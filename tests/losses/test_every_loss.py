@@ -262,6 +262,9 @@ def test_derivatives(name, masked_regions, make_inputs):
     """The first, for what is learned, too, and the second."""
     takes = inspect.signature(type(create(name))).parameters
     learned = {"learnable": True} if "learnable" in takes else {}
+    if "local_loss" in takes:
+        parts = {key: {"learnable": True} for key in ("global_options", "local_options")}
+        learned = {"preset": "official", **parts}
     loss = Catalog().create("losses", name, learned).double()
     inputs = make_inputs(loss, 3, dtype=torch.float64)
     features = {key: x for key, x in inputs.items() if x.is_floating_point()}
