@@ -134,45 +134,58 @@ def read_text(path: Path) -> str:
 def _read_table(path: Path) -> Iterator[list[str]]:
     """All rows as lists of cells, at least a header; a blank line is an empty one."""
     check_file(path)
+    begins = 1
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        data.decode("utf-8")
+        # piece by piece: large tables would take gigabytes
+        with _open_binary(path) as file:
+            head = file.readline().decode("utf-8")
+            file.seek(0)
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            # strict: or a quote that is never closed takes all rows below it into its cell
+            reader = csv.reader(
+                map(_without_spaces_behind_quotes, lines),
+                delimiter=max(",;\t", key=head.count),
+                skipinitialspace=True,
+                strict=True,
+            )
+            header = next(reader, [])
+            if not any(map(str.strip, header)):
+                what = "its first line is blank" if any(reader) else "it is empty"
+                raise DataError(
+                    f"{path} must begin with a header, the names of its columns; {what}."
+                )
+            yield header
+            begins = reader.line_num + 1
+            for cells in reader:
+                yield cells
+                begins = reader.line_num + 1
     except UnicodeDecodeError as cause:
-        line = cause.object.count(b"\n", 0, cause.start) + 1
+        with _open_binary(path) as file:
+            line = next(number for number, line in enumerate(file, start=1) if not _is_utf8(line))
         raise DataError(
             f"{path}, line {line}: not UTF-8 ({cause.reason}). Save the file as UTF-8."
         ) from cause
     except (EOFError, gzip.BadGzipFile, zlib.error) as cause:
         raise DataError(f"{path} is no whole .gz file: {cause}.") from cause
-    # decoded and split piece by piece: large tables would take gigabytes
-    lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
-    head = io.BytesIO(data).readline().decode("utf-8")
-    # strict: or a quote that is never closed takes all rows below it into its cell
-    reader = csv.reader(
-        map(_without_spaces_behind_quotes, lines),
-        delimiter=max(",;\t", key=head.count),
-        skipinitialspace=True,
-        strict=True,
-    )
-    begins = 1
-    try:
-        header = next(reader, [])
-        if not any(map(str.strip, header)):
-            what = "its first line is blank" if any(reader) else "it is empty"
-            raise DataError(f"{path} must begin with a header, the names of its columns; {what}.")
-        yield header
-        begins = reader.line_num + 1
-        for cells in reader:
-            yield cells
-            begins = reader.line_num + 1
     except csv.Error as cause:
         raise DataError(
             f"{path}, line {begins}: what begins there is not CSV ({cause}). Is a quote never "
             f"closed, or one inside a quoted text not written twice? Does a cell only begin with a "
             f"quoted word?"
         ) from cause
+
+
+def _open_binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """A file's bytes, unpacked."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_spaces_behind_quotes(line: str) -> str:

@@ -218,7 +218,10 @@ class HFTextEncoder(Freezable):
         counts: list[int] = []
         for start in range(0, len(texts), 1000):  # the tokens of all at once may fill the memory
             some = list(texts[start : start + 1000])
-            counts += map(len, tokenizer(some, verbose=False)["input_ids"])
+            tokens = tokenizer(
+                some, verbose=False, return_attention_mask=False, return_token_type_ids=False
+            )
+            counts += map(len, tokens["input_ids"])
         return counts
 
     def unknown_words(self, texts: TokenizedText) -> list[str]:

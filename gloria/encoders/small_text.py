@@ -73,10 +73,14 @@ def build_word_tokenizer(
     normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     splitter = tokenizers.pre_tokenizers.BertPreTokenizer()
 
-    counts: Counter[str] = Counter()
+    # the same few words make up all reports: each spelling is split once
+    spellings: Counter[str] = Counter()
     for text in texts:
-        words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
-        counts.update(word for word, _ in words)
+        spellings.update(text.replace("\n", " ").split(" "))
+    counts: Counter[str] = Counter()
+    for spelling, count in spellings.items():
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(spelling)):
+            counts[word] += count
     if not counts:
         raise DataError("texts must hold at least one word to build a vocabulary from; got none.")
 

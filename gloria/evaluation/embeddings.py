@@ -6,13 +6,15 @@ A store is a folder::
     <name>.safetensors  the features of some images: pooled, regions and, if any, region_mask
 
 Files are only ever added, and each write is whole or not there: an encoding that was stopped goes
-on where it stood. Regions take most of the space: of each image, 4 bytes for each number.
+on where it stood, one that was killed where it stood half a minute before. Regions take most of the
+space: of each image, 4 bytes for each number.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
@@ -38,6 +40,9 @@ from gloria.types import ImageFeatures
 
 FORMAT = 2
 """Version of the folder's layout, and of how images are prepared: 1 did not read EXIF."""
+
+SECONDS = 30
+"""Between writings of the index: what a kill may cost."""
 
 
 class Row(NamedTuple):
@@ -203,24 +208,32 @@ def store_images(
     any_yet = len(missing) < len(now)
     broken: list[str] = []
     loaded = zip(missing, _load(data, list(missing.values()), workers), strict=True)
-    while some := list(islice(loaded, shard_size)):
-        images = {path: found for path, found in some if isinstance(found, Tensor)}
-        faults = [found for _, found in some if isinstance(found, str)]
-        broken += faults
-        progress(len(faults))
-        if not images and not any_yet:  # the folder or an option is wrong: better told now
-            raise DataError(
-                f"none of the first {len(broken)} images can be read; first: {broken[0]}"
-            )
-        if not images:
-            continue
-        any_yet = True
-        features = encode_images(model, images.values(), batch_size, progress=progress)
-        _check_finite(features, list(images))
-        grid = features.grid
-        shard = _write_shard(folder, features)
-        rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
-        _write_index(folder, settings, grid, rows)
+    named, written = len(rows), time.monotonic()
+    try:
+        while some := list(islice(loaded, shard_size)):
+            images = {path: found for path, found in some if isinstance(found, Tensor)}
+            faults = [found for _, found in some if isinstance(found, str)]
+            broken += faults
+            progress(len(faults))
+            if not images and not any_yet:  # the folder or an option is wrong: better told now
+                raise DataError(
+                    f"none of the first {len(broken)} images can be read; first: {broken[0]}"
+                )
+            if not images:
+                continue
+            any_yet = True
+            features = encode_images(model, images.values(), batch_size, progress=progress)
+            _check_finite(features, list(images))
+            grid = features.grid
+            shard = _write_shard(folder, features)
+            rows |= {path: Row(*now[path], shard, number) for number, path in enumerate(images)}
+            # it names all images: after each shard, most of the work would be writing it again
+            if time.monotonic() - written >= SECONDS:
+                _write_index(folder, settings, grid, rows)
+                named, written = len(rows), time.monotonic()
+    finally:
+        if len(rows) > named:
+            _write_index(folder, settings, grid, rows)
     return StoredImages(folder, model, grid, rows, data, len(missing) - len(broken), broken)
 
 

@@ -64,13 +64,15 @@ def evaluate_queries(
         >>> evaluate_queries(torch.tensor([[0.9, 0.5]]), torch.tensor([[False, True]]), ks=[2])
         {'precision@2': 0.5, 'recall@2': 1.0, 'median_rank': 2.0, 'mean_average_precision': 0.5}
     """
-    precision = precision_at_k(similarity, relevant, ks)
-    recall = recall_at_k(similarity, relevant, ks)
+    found = _found(similarity, relevant)  # once for all: ranking is most of the work
+    check_ks(ks, found.shape[1])
+    total = _count(relevant)
+    precision, recall = _precision(found, ks), _recall(found, total, ks)
     return {
         **{f"precision@{k}": precision[k] for k in ks},
         **{f"recall@{k}": recall[k] for k in ks},
-        "median_rank": median_rank(similarity, relevant),
-        "mean_average_precision": mean_average_precision(similarity, relevant),
+        "median_rank": _median_rank(found),
+        "mean_average_precision": _mean_average_precision(found, total),
     }
 
 
@@ -99,8 +101,7 @@ def precision_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> d
         >>> precision_at_k(similarity, torch.tensor([[True, False, True]]), [1, 2, 3])
         {1: 1.0, 2: 1.0, 3: 0.6666666666666666}
     """
-    found = _found(similarity, relevant, ks)
-    return {k: float(found[:, k - 1].mean()) / k for k in ks}
+    return _precision(_found(similarity, relevant, ks), ks)
 
 
 def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict[int, float]:
@@ -117,10 +118,7 @@ def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict
         >>> recall_at_k(similarity, torch.eye(2, dtype=torch.bool), [1, 2])
         {1: 0.5, 2: 1.0}
     """
-    found = _found(similarity, relevant, ks)
-    _check_answerable(relevant)
-    total = relevant.sum(1)
-    return {k: float((found[:, k - 1] / total).mean()) for k in ks}
+    return _recall(_found(similarity, relevant, ks), _count(relevant), ks)
 
 
 def median_rank(similarity: Tensor, relevant: Tensor) -> float:
@@ -136,9 +134,8 @@ def median_rank(similarity: Tensor, relevant: Tensor) -> float:
         1.5
     """
     found = _found(similarity, relevant)
-    _check_answerable(relevant)
-    ranks = (found == 0).sum(1) + 1
-    return float(ranks.double().quantile(0.5))
+    _count(relevant)
+    return _median_rank(found)
 
 
 def mean_average_precision(similarity: Tensor, relevant: Tensor) -> float:
@@ -153,11 +150,7 @@ def mean_average_precision(similarity: Tensor, relevant: Tensor) -> float:
         >>> mean_average_precision(similarity, torch.tensor([[True, False, True]]))
         0.8333333333333333
     """
-    found = _found(similarity, relevant)
-    _check_answerable(relevant)
-    ranks = torch.arange(1, found.shape[1] + 1, device=found.device)
-    is_relevant = found.diff(dim=1, prepend=torch.zeros_like(found[:, :1]))
-    return float((is_relevant * found / ranks).sum(1).div(relevant.sum(1)).mean())
+    return _mean_average_precision(_found(similarity, relevant), _count(relevant))
 
 
 def class_relevance(query_labels: Tensor, candidate_labels: Tensor) -> Tensor:
@@ -210,7 +203,7 @@ def check_ks(ks: Sequence[int], candidates: int) -> None:
 
 
 def _found(similarity: Tensor, relevant: Tensor, ks: Sequence[int] | None = None) -> Tensor:
-    """How many relevant candidates stand among the first 1, 2, ... K, ``(query, K)``, float64.
+    """How many relevant candidates stand among the first 1, 2, ... K, ``(query, K)``, int32.
 
     K is the largest of ``ks``; None = all candidates.
     """
@@ -219,13 +212,35 @@ def _found(similarity: Tensor, relevant: Tensor, ks: Sequence[int] | None = None
     if ks is not None:
         check_ks(ks, k)
         k = max(ks, default=0)
-    # One more than k shows whether the last place is contested by an equal.
-    values, order = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
-    tied = (values[:, 1:] == values[:, :-1]).any(1)
-    if tied.any():  # topk leaves the order of equals open
-        ranking = similarity[tied].argsort(dim=1, descending=True, stable=True)
-        order[tied] = ranking[:, : order.shape[1]]
-    return relevant.gather(1, order[:, :k]).cumsum(1).double()
+    if ks is None:
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+    else:
+        # One more than k shows whether the last place is contested by an equal.
+        values, order = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+        tied = (values[:, 1:] == values[:, :-1]).any(1)
+        if tied.any():  # topk leaves the order of equals open
+            ranking = similarity[tied].argsort(dim=1, descending=True, stable=True)
+            order[tied] = ranking[:, : order.shape[1]]
+    return relevant.gather(1, order[:, :k]).cumsum(1, dtype=torch.int32)
+
+
+def _precision(found: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    return {k: float(found[:, k - 1].double().mean()) / k for k in ks}
+
+
+def _recall(found: Tensor, total: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    return {k: float((found[:, k - 1].double() / total).mean()) for k in ks}
+
+
+def _median_rank(found: Tensor) -> float:
+    ranks = (found == 0).sum(1) + 1
+    return float(ranks.double().quantile(0.5))
+
+
+def _mean_average_precision(found: Tensor, total: Tensor) -> float:
+    ranks = torch.arange(1, found.shape[1] + 1, device=found.device, dtype=torch.float64)
+    is_relevant = found.diff(dim=1, prepend=torch.zeros_like(found[:, :1]))
+    return float((is_relevant * found / ranks).sum(1).div(total).mean())
 
 
 def _check(similarity: Tensor, relevant: Tensor) -> None:
@@ -242,10 +257,13 @@ def _check(similarity: Tensor, relevant: Tensor) -> None:
         raise DataError(f"similarity holds NaN, first at query {query}, candidate {candidate}.")
 
 
-def _check_answerable(relevant: Tensor) -> None:
-    without = (~relevant.any(1)).nonzero().flatten().tolist()
+def _count(relevant: Tensor) -> Tensor:
+    """How many candidates are relevant for each query, ``(query,)``; at least one."""
+    total = relevant.sum(1)
+    without = (total == 0).nonzero().flatten().tolist()
     if without:
         raise DataError(
             f"relevant must hold a relevant candidate for every query; {len(without)} have none, "
             f"the first is query {without[0]}."
         )
+    return total

@@ -9,13 +9,14 @@ draws, and what another training would give is in neither.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from gloria.checks import check_choice, check_integer
 from gloria.data.protocols import class_labels, column_of
@@ -28,7 +29,12 @@ from gloria.evaluation.classification import (
     multiclass_metrics,
     multilabel_metrics,
 )
-from gloria.evaluation.features import encode_items, encode_texts, similarity_by_kind
+from gloria.evaluation.features import (
+    encode_items,
+    encode_texts,
+    in_batches,
+    similarity_by_kind,
+)
 from gloria.evaluation.published import ZERO_SHOT_COLUMNS
 from gloria.evaluation.retrieval import (
     class_relevance,
@@ -51,6 +57,9 @@ KINDS = {"global": "global similarity", "local": "local similarity", "both": "bo
 
 DICE = {"positives": "dice_positives", "all images": "dice_all"}
 """The rows of the segmentation table, and what their figures are called."""
+
+BLOCK = 1024
+"""Images of a whole split whose regions are in memory at a time: of all, they may fill it."""
 
 Report = dict[str, Any]
 Figure = float | Sequence[float | None]
@@ -220,6 +229,11 @@ class _Given(NamedTuple):
         size, workers = self.settings.batch_size, self.settings.workers
         return encode_items(self.model, items, size, workers=workers, progress=self.progress)
 
+    def encode_some(self, items: Any) -> Iterator[ImageFeatures]:
+        """As :meth:`encode`, :data:`BLOCK` images at a time."""
+        for numbers in in_batches(len(items), BLOCK):
+            yield self.encode(Subset(items, numbers))
+
     def trainings(self) -> dict[str, Any]:
         """What is trained of the labels."""
         return {
@@ -371,8 +385,11 @@ def _zero_shot_pairs(given: _Given) -> Report:
     scores, labels = {}, {}
     for split in ("val", "test"):
         items = getattr(data.labelled, split)
-        images = given.encode(items)
-        scores[split] = zero_shot_probabilities(given.model, images, prompts).cpu()
+        some = (
+            zero_shot_probabilities(given.model, images, prompts).cpu()
+            for images in given.encode_some(items)
+        )
+        scores[split] = torch.cat(list(some))
         labels[split] = torch.as_tensor(items.labels)[:, columns]
     thresholds = choose_thresholds(scores["val"], labels["val"])
 

@@ -1,6 +1,8 @@
 """A CSV of images and reports; every fault is named with its row and column."""
 
 import csv
+import gzip
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -134,6 +136,20 @@ def test_a_file_of_another_encoding_is_named_with_its_line(write):
             DataError, match=r"my\.csv, line 3: not UTF-8 .* Save the file as UTF-8"
         ):
             read(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_table_is_never_in_memory_as_a_whole(tmp_path, suffix):
+    """A few short columns of a table of long reports."""
+    path = tmp_path / f"my{suffix}"
+    with (gzip.open if suffix.endswith("gz") else open)(path, "wt") as file:
+        file.write("image,report,split\n")
+        file.writelines(f"{row}.png,{'Clear. ' * 10_000},train\n" for row in range(200))
+    tracemalloc.start()
+    assert read_splits(path) == ["train"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 70_000 / 4
 
 
 @pytest.mark.parametrize("rest", ["", "a.png,Clear.,train\n" * 10_000, 'a.png,"Clear.",train\n'])

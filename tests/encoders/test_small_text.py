@@ -2,9 +2,11 @@
 
 import math
 import random
+from collections import Counter
 
 import pytest
 import torch
+from tokenizers.normalizers import BertNormalizer
 
 from gloria.encoders.hf_text import HFTextEncoder
 from gloria.encoders.small_text import build_word_tokenizer, small_bert, small_text_encoder
@@ -59,6 +61,45 @@ def test_same_texts_in_any_order_give_the_same_vocabulary(tokenizer):
     texts = REPORTS * 3
     random.Random(0).shuffle(texts)
     assert in_order(build_word_tokenizer(iter(texts))) == in_order(tokenizer)
+
+
+def test_words_are_those_of_the_whole_texts(tokenizer):
+    """Whatever stands between them, and however often a spelling comes."""
+    alphabet = [
+        *"aB'.-éΣσ肺\u0301\u0307İß1",
+        *" \n\t\r\x1c\x85\u00a0\u3000\u200b\u2028",
+        "  ",
+        "ab",
+    ]
+    draw = random.Random(0)
+    texts = ["".join(draw.choices(alphabet, k=30)) for _ in range(500)]
+    whole = tokenizer.backend_tokenizer
+    counts = Counter(
+        word
+        for text in texts
+        for word, _ in whole.pre_tokenizer.pre_tokenize_str(whole.normalizer.normalize_str(text))
+    )
+    vocabulary = in_order(build_word_tokenizer(texts, vocab_size=10**6))
+    words = [token for token in vocabulary[5:] if len(token.removeprefix("##")) > 1]
+    ordered = sorted(counts, key=lambda word: (-counts[word], word))
+    assert words == [word for word in ordered if len(word) > 1]
+
+
+def test_a_spelling_is_split_once_however_many_reports_have_it(monkeypatch):
+    split = []
+
+    class Counting:
+        def __init__(self, lowercase):
+            self.real = BertNormalizer(lowercase=lowercase)
+
+        def normalize_str(self, text):
+            split.append(text)
+            return self.real.normalize_str(text)
+
+    monkeypatch.setattr("tokenizers.normalizers.BertNormalizer", Counting)
+    with pytest.raises(TypeError):  # a Tokenizer takes no such normalizer: by then all is counted
+        build_word_tokenizer(REPORTS * 100)
+    assert sorted(split) == sorted(set(" ".join(REPORTS).split()))
 
 
 def test_the_rarest_words_make_room(tokenizer):

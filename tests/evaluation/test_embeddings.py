@@ -130,6 +130,25 @@ def test_a_stopped_encoding_goes_on_where_it_stood(tmp_path, model, films):
     assert_same(images.features(range(7)), encode(model, films, images.ids))
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(30, [0, 7]), (0, [*range(8)])])
+def test_the_index_of_all_images_is_written_now_and_then(
+    tmp_path, model, films, monkeypatch, seconds, expected
+):
+    """Not after each shard, which would be most of the work of a hundred thousand images."""
+    written = []
+
+    def count(folder, settings, grid, rows):
+        written.append(len(rows))
+        write_index(folder, settings, grid, rows)
+
+    write_index = embeddings._write_index
+    monkeypatch.setattr(embeddings, "_write_index", count)
+    monkeypatch.setattr(embeddings, "SECONDS", seconds)
+    store(tmp_path, model, films, shard_size=1)
+    assert written == expected
+    assert store(tmp_path, model, films).encoded == 0
+
+
 def test_a_film_of_other_bits_costs_no_other_film(tmp_path, model, films):
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(films / "3.png")
     images = store(tmp_path, model, films)

@@ -207,6 +207,21 @@ def test_the_whole_row_of_both_directions():
     assert json.loads(json.dumps(found)) == found
 
 
+def test_all_figures_of_a_direction_are_of_one_ranking(monkeypatch):
+    """Of thousands of queries and candidates, ranking is most of the work."""
+    ranked = []
+    for name in ("argsort", "topk", "sort"):
+        rank = getattr(torch.Tensor, name)
+
+        def count(similarity, *args, rank=rank, **options):
+            ranked.append(tuple(similarity.shape))
+            return rank(similarity, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, name, count)
+    evaluate_queries(torch.rand(6, 9), torch.ones(6, 9, dtype=torch.bool), [1, 5])
+    assert ranked == [(6, 9)]
+
+
 def test_directions_of_unequal_galleries_are_evaluated_one_by_one():
     similarity, relevant = draw(3, 200)
     assert evaluate_queries(similarity, relevant)["precision@100"] > 0

@@ -20,6 +20,7 @@ from gloria.evaluation.features import encode_images
 from gloria.evaluation.phantoms import evaluate_gallery
 from gloria.evaluation.tables import as_text
 from gloria.evaluation.zero_shot import zero_shot_probabilities
+from gloria.training import transfer
 from gloria.training.classification import ClassifierRecipe, label_efficiency
 from gloria.training.randomness import isolated
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
@@ -309,6 +310,25 @@ def test_one_class_is_told_by_pairs_of_prompts_and_thresholds_of_validation(mode
     for column, name in (("Acc", "accuracy"), ("Sens", "sensitivity"), ("F1", "f1")):
         assert cells[column]["value"] == pytest.approx(expected[name]["mean"])
     assert count_work("zero-shot", pneumothorax, SETTINGS) == 48
+
+
+def test_a_whole_split_is_told_some_images_at_a_time(model, pneumothorax, monkeypatch):
+    """Of all images at once, the regions may be tens of gigabytes."""
+    whole = evaluate_task("zero-shot", model, pneumothorax, SETTINGS)
+    scored = []
+
+    def count(model, images, prompts):
+        scored.append(len(images.regions))
+        return zero_shot_probabilities(model, images, prompts)
+
+    monkeypatch.setattr(transfer, "zero_shot_probabilities", count)
+    monkeypatch.setattr(transfer, "BLOCK", 10)
+    done = []
+    parts = evaluate_task("zero-shot", model, pneumothorax, SETTINGS, progress=done.append)
+    assert scored == [10, 10, 4] * 2
+    assert sum(done) == count_work("zero-shot", pneumothorax, SETTINGS)
+    for one, other in zip(whole["rows"][""], parts["rows"][""], strict=True):
+        assert one == pytest.approx(other)
 
 
 def test_masks_of_a_data_set_on_disk_are_segmented(model, pneumothorax):
