@@ -3,8 +3,8 @@
     python benchmarks/report.py benchmarks/results/cpu.json
     python benchmarks/report.py --write docs/benchmarks.md
 
-The second writes the page of the docs from everything in benchmarks/results; nothing in that page
-is typed by hand.
+The second writes the page of the docs from everything in benchmarks/results; no figure in it is
+typed by hand.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from gloria.matching.cost import Device, Work
@@ -104,7 +105,7 @@ def campaign(results: dict[str, Any]) -> str:
         f"## {machine['device']}, bfloat16",
         "",
         GPU_INTRODUCTION,
-        *([results["since"], ""] if "since" in results else []),
+        *([fill(results["since"], 100, break_on_hyphens=False), ""] if "since" in results else []),
         f"torch {machine['torch']}, triton {machine['triton']}, Python {machine['python']}"
         f"{rates(machine)}.",
         "",
