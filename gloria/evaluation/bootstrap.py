@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -88,16 +88,12 @@ def bootstrap(
     check_integer("units", units)
     if units < 1:
         raise DataError("units must be at least 1; there is nothing to resample.")
-    whole = figures(torch.arange(units))
+    whole = figures(torch.arange(units, device="cpu"))
     for name, figure in whole.items():
         if not isinstance(figure, Real | Sequence):
-            how = ", of which tolist() is one" if hasattr(figure, "tolist") else ""
-            if isinstance(figure, Mapping):
-                inner = ", ".join(map(repr, figure))
-                how = f" of {inner}. Give each of these as a figure of its own"
             raise DtypeError(
-                f"figure {name!r} must be a number, or a list with one for each class; got "
-                f"{type(figure).__name__}{how}."
+                f"figure {name!r} must be a number, or a list with one for each class, not a "
+                f"tensor or several figures in one; got {figure!r}."
             )
     classes = {
         name: [number for number, value in enumerate(figure) if value is not None]
@@ -108,7 +104,9 @@ def bootstrap(
     def number(name: str, figure: float | Sequence[float | None]) -> float:
         if not isinstance(figure, Sequence):
             return float(figure)
-        return _mean([figure[each] for each in classes[name]])
+        of_class = (figure[each] for each in classes[name])
+        known = [math.nan if value is None else value for value in of_class]
+        return sum(known) / len(known) if known else math.nan
 
     values = {name: number(name, figure) for name, figure in whole.items()}
     for name, value in values.items():  # before minutes of resampling, not after
@@ -117,7 +115,7 @@ def bootstrap(
     generator = torch.Generator().manual_seed(seed)
     draws: dict[str, list[float]] = {name: [] for name in whole}
     for _ in range(resamples):
-        index = torch.randint(units, (units,), generator=generator)
+        index = torch.randint(units, (units,), generator=generator, device="cpu")
         for name, figure in figures(index).items():
             draws[name].append(number(name, figure))
         progress(1)
@@ -144,12 +142,12 @@ def bootstrap_mean(
         >>> bootstrap_mean({"dice": [0.5, 0.7, 0.6, 0.6]})["dice"].value
         0.6
     """
-    columns = {
-        name: torch.as_tensor(_by_place(column), dtype=torch.float64, device="cpu")
-        for name, column in values.items()
-    }
-    for name, column in columns.items():
-        check_tensor(name, column, ("unit",))
+    columns = {}
+    for name, column in values.items():
+        # a column of pandas torch would read by the column's own labels, a list by place
+        listed = column if isinstance(column, Tensor) else list(column)
+        columns[name] = torch.as_tensor(listed, dtype=torch.float64, device="cpu")
+        check_tensor(name, columns[name], ("unit",))
     sizes = {len(column) for column in columns.values()}
     if len(sizes) != 1:
         raise DataError(f"values must hold figures of the same units; got {sorted(sizes)} units.")
@@ -161,23 +159,10 @@ def bootstrap_mean(
     return bootstrap(means, sizes.pop(), resamples=resamples, level=level, seed=seed)
 
 
-def _by_place(column: Any) -> Any:
-    """What torch reads in order: a column of pandas it would read by the column's own labels."""
-    listed = isinstance(column, Iterable) and not isinstance(column, Tensor)
-    return list(column) if listed else column
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    """NaN where one is missing, or all are."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else math.nan
-
-
 def _interval(value: float, drawn: list[float], level: float) -> Interval:
-    draws = torch.tensor(drawn, dtype=torch.float64)
+    draws = torch.tensor(drawn, dtype=torch.float64, device="cpu")
     defined = draws[draws.isfinite()]
     if not len(defined):
         return Interval(value, None, None, len(draws))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = defined.quantile(ends).tolist()
+    low, high = (float(defined.quantile(share)) for share in ((1 - level) / 2, (1 + level) / 2))
     return Interval(value, low, high, len(draws) - len(defined))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gloria.checks import check_choice, check_finite, check_same_size, check_tensor, require
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
+from gloria.errors import DataError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_integers, check_labels
 
 
@@ -66,7 +66,7 @@ def multilabel_auroc(scores: Tensor, labels: Tensor) -> ClassMetric:
         >>> multilabel_auroc(scores, torch.tensor([[0, 0], [1, 0], [1, -1]]))
         {'per_class': [1.0, None], 'mean': 1.0, 'undefined': [1]}
     """
-    return _metric(auroc_of_some(scores, labels)(torch.arange(len(scores))))
+    return _metric(auroc_of_some(scores, labels)(torch.arange(len(scores), device="cpu")))
 
 
 def auroc_of_some(scores: Tensor, labels: Tensor) -> Callable[[Tensor], list[float | None]]:
@@ -118,8 +118,8 @@ def multilabel_metrics(
         takes a decision in a class without a threshold.
 
     Raises what :func:`multilabel_auroc` raises, and:
-        DtypeError: ``thresholds`` are something else, such as a tensor.
-        OptionError: the number is not finite.
+        DtypeError, ShapeError, OptionError: ``thresholds`` are no finite number, such as a tensor
+            of several.
         DataError: these are the very images that the thresholds were chosen on.
 
     Example:
@@ -130,7 +130,8 @@ def multilabel_metrics(
     """
     scores, labels = _check_multilabel(scores, labels)
     if not isinstance(thresholds, Thresholds):
-        thresholds = _same_for_all(thresholds, scores.shape[1])
+        check_finite("thresholds", thresholds)
+        thresholds = Thresholds(scores.new_full((scores.shape[1],), float(thresholds)))
     if thresholds.chosen_on is not None and _same(thresholds.chosen_on, _sort(scores, labels)):
         raise DataError(
             "thresholds were chosen on these very images; figures on them would flatter. Choose "
@@ -167,7 +168,7 @@ def multiclass_metrics(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """
     share = accuracy(scores, labels)
     truth, decided = (
-        one_hot(each.cpu().long(), scores.shape[1]) for each in (labels, _predict(scores))
+        one_hot(each.cpu().long(), scores.shape[1]) for each in (labels, scores.argmax(1))
     )
     figures = _decision_metrics(decided == 1, truth, [])
     return {**figures, "accuracy": share, "auroc": multilabel_auroc(scores, truth)}
@@ -202,7 +203,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     if lowest < 0 or highest >= scores.shape[1]:
         wrong = lowest if lowest < 0 else highest
         raise OptionError(f"labels must be from 0 to {scores.shape[1] - 1}; got {wrong}.")
-    return float((_predict(scores) == labels.to(scores.device)).double().mean())
+    return float((scores.argmax(1) == labels.to(scores.device)).double().mean())
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def choose_thresholds(
         _threshold(column[label >= 0], label[label >= 0], maximize)
         for column, label in zip(scores.T, labels.T, strict=True)
     ]
-    return Thresholds(torch.tensor(values, dtype=torch.float64), _sort(scores, labels))
+    return Thresholds(scores.new_tensor(values), _sort(scores, labels))
 
 
 def _check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,36 +327,15 @@ def _auroc(ranks: Tensor, labels: Tensor) -> float | None:
     return int(ahead_twice.sum()) / (2 * pairs) if pairs else None
 
 
-def _same_for_all(threshold: Any, classes: int) -> Thresholds:
-    if isinstance(threshold, Tensor):
-        raise DtypeError(
-            "thresholds must come from choose_thresholds(validation_scores, validation_labels), "
-            "or be one number; got a tensor."
-        )
-    check_finite("thresholds", threshold)
-    return Thresholds(torch.full((classes,), float(threshold), dtype=torch.float64))
-
-
-def _predict(scores: Tensor) -> Tensor:
-    """The class with the highest score, the first of equals, ``(image,)``."""
-    return (scores == scores.amax(1, keepdim=True)).int().argmax(1)
-
-
 def _decision_metrics(
     decided: Tensor, labels: Tensor, undefined: list[int]
 ) -> dict[str, ClassMetric]:
     """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
-    metrics = require("torchmetrics.functional.classification", "tasks")
-    counts = metrics.multilabel_stat_scores(
-        decided.int(),
-        labels,
-        num_labels=labels.shape[1],
-        average=None,
-        ignore_index=-1,
-        validate_args=False,  # they would refuse a single class
-    )
+    positive, negative = labels == 1, labels == 0
+    counted = (decided & positive, decided & negative, ~decided & negative, ~decided & positive)
+    counts = torch.stack([each.sum(0) for each in counted], dim=1)
     figures: dict[str, list[float | None]] = {}
-    for number, (tp, fp, tn, fn, _) in enumerate(counts.reshape(-1, 5).tolist()):
+    for number, (tp, fp, tn, fn) in enumerate(counts.tolist()):
         ratios = {
             "accuracy": (tp + tn, tp + tn + fp + fn),
             "sensitivity": (tp, tp + fn),
@@ -365,7 +345,6 @@ def _decision_metrics(
             "f1": (2 * tp, 2 * tp + fp + fn),
         }
         for name, (part, whole) in ratios.items():
-            # torchmetrics would make it 0 where there is nothing to divide by
             value = None if number in undefined or not whole else part / whole
             figures.setdefault(name, []).append(value)
     return {name: _metric(per_class) for name, per_class in figures.items()}

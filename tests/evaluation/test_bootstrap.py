@@ -146,7 +146,9 @@ def test_an_undefined_figure_is_an_error_before_anything_is_resampled(undefined)
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
 def test_figures_of_classes_are_a_list(kind):
-    with pytest.raises(DtypeError, match=r"figure 'auroc' must be a number, or a list .* tolist"):
+    with pytest.raises(
+        DtypeError, match=r"figure 'auroc' must be a number, or a list .*not a tensor"
+    ):
         bootstrap(lambda index: {"auroc": kind([0.5, 0.75])}, 3)
     found = bootstrap(lambda index: {"auroc": np.float32(0.5)}, 3, resamples=5)["auroc"]
     assert json.loads(json.dumps(found)) == [0.5, 0.5, 0.5, 0]
@@ -184,10 +186,7 @@ def test_wrong_units():
 
 
 def test_figures_within_figures_are_named():
-    message = (
-        r"figure 'image_to_text' must be a number, .*; got dict of 'precision@5', 'recall@5'\."
-    )
-    with pytest.raises(DtypeError, match=message):
+    with pytest.raises(DtypeError, match=r"figure 'image_to_text' must be .* got {'precision@5'"):
         bootstrap(lambda index: {"image_to_text": {"precision@5": 0.5, "recall@5": 0.5}}, 3)
 
 
