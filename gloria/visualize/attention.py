@@ -30,7 +30,7 @@ _NAMED = "#B33C00"
 
 # Sentences are set in a fixed-width font of 8 points: how wide a character, how high a line is.
 _CHARACTER, _LINE = 4.82, 11.5
-_TEXT_CHARACTERS = 32
+_TEXT_CHARACTERS, _MOST_LINES = 32, 7
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def plot_attention(
     columns = min(columns, len(words) + 1)
     rows = math.ceil((len(words) + 1) / columns)
     side = 1.6
-    height = rows * (side * _height_to_width(image) + 0.2)
+    height = rows * (side * picture.shape[0] / picture.shape[1] + 0.2)
     lines = textwrap.wrap(title, int(columns * side * 11.5))
     figure = new_figure(columns * side + 0.75, height + 0.25 * len(lines) + 0.1)
     panels = figure.subplots(rows, columns, squeeze=False)
@@ -185,7 +185,8 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
                 f"got {example.start} and {example.stop}."
             )
     side, text = 1.7, (_TEXT_CHARACTERS + 2) * _CHARACTER / 72
-    height = side * max(_height_to_width(example.image) for example in examples)
+    pictures = [_picture(example.image) for example in examples]
+    height = side * max(each.shape[0] / each.shape[1] for each in pictures)
     heading, key = 0.3 if title else 0.0, 0.3 if columns else 0.0
     high = height * len(examples) + 0.25 + heading + key
     figure = new_figure(text + side * (1 + len(columns)), high)
@@ -197,8 +198,8 @@ def plot_grounding_examples(examples: Sequence[GroundingExample], *, title: str 
         squeeze=False,
         gridspec_kw={"width_ratios": [text / side, *[1] * (1 + len(columns))]},
     )
-    for row, example in zip(panels, examples, strict=True):
-        _draw_example(row, example)
+    for row, example, picture in zip(panels, examples, pictures, strict=True):
+        _draw_example(row, example, picture)
     for axes, name in zip(panels[0, 1:], ["image", *columns], strict=True):
         axes.set_title(name, fontsize=10, color=INK)
     if title:
@@ -215,8 +216,7 @@ def _blend(picture: Array, weights: Array, highest: float, alpha: float = _ALPHA
     return np.asarray((1 - opacity) * picture + opacity * colours, dtype=np.float64)
 
 
-def _draw_example(row: Any, example: GroundingExample) -> None:
-    picture = _picture(example.image)
+def _draw_example(row: Any, example: GroundingExample, picture: Array) -> None:
     size = picture.shape[:2]
     outline = None if example.mask is None else _mask(example.mask, size)
     maps = [_map(f"maps[{name!r}]", each, size) for name, each in example.maps.items()]
@@ -231,7 +231,7 @@ def _draw_example(row: Any, example: GroundingExample) -> None:
 
 def _write_sentence(axes: Any, example: GroundingExample) -> None:
     """The sentence, wrapped; matplotlib has no bold inside a text, so it is set word by word."""
-    lines = _wrap(example.words, _TEXT_CHARACTERS)
+    lines = _wrap(example.words)
     heading = 1.5 if example.title else 0.0
     top = (len(lines) + heading) / 2
 
@@ -257,9 +257,7 @@ def _write_sentence(axes: Any, example: GroundingExample) -> None:
             )
 
 
-def _wrap(
-    words: Sequence[str], width: int, most_lines: int = 7
-) -> list[list[tuple[int, int, str]]]:
+def _wrap(words: Sequence[str]) -> list[list[tuple[int, int, str]]]:
     """Lines of (column, index, word); punctuation clings to the word before it."""
     lines: list[list[tuple[int, int, str]]] = [[]]
     column = 0
@@ -267,14 +265,15 @@ def _wrap(
         clings = index == 0 or not word[:1].isalnum() or words[index - 1] == "-"
         start = column if clings or not lines[-1] else column + 1
         hangs = clings and len(word) == 1  # a comma may stand in the margin
-        if start + len(word) > width + hangs and lines[-1]:
+        if start + len(word) > _TEXT_CHARACTERS + hangs and lines[-1]:
             lines.append([])
             start = 0
         lines[-1].append((start, index, word))
         column = start + len(word)
-    if len(lines) > most_lines:
-        lines = lines[:most_lines]
-        lines[-1].append((min(lines[-1][-1][0] + len(lines[-1][-1][2]), width), -1, " …"))
+    if len(lines) > _MOST_LINES:
+        del lines[_MOST_LINES:]
+        start, _, word = lines[-1][-1]
+        lines[-1].append((min(start + len(word), _TEXT_CHARACTERS), -1, " …"))
     return lines
 
 
@@ -325,11 +324,6 @@ def _add_colourbar(figure: Any, panels: Any, highest: float) -> None:
     bar.outline.set_visible(False)
     bar.set_label("attention per region", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8, colors=FAINT)
-
-
-def _height_to_width(image: Picture) -> float:
-    height, width = _picture(image).shape[:2]
-    return float(height / width)
 
 
 def _shorten(word: str) -> str:

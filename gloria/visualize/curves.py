@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def plot_training_curves(history: Sequence[Record], *, title: str = "") -> Figur
     for panel, (heading, shown) in zip(axes, panels, strict=False):
         style_axes(panel, heading, x_label="step")
         panel.xaxis.get_major_locator().set_params(integer=True)
-        for name, colour in zip(shown, _cycle(len(shown)), strict=True):
+        for name, colour in zip(shown, cycle(COLOURS), strict=False):
             _draw_curve(panel, history, name, colour)
         if [_words(name).capitalize() for name in shown] != [heading]:
             # below the curves, which may be anywhere in a short run
@@ -107,7 +108,7 @@ def plot_comparison(figures: Mapping[str, Mapping[str, float]], *, title: str = 
     positions = range(len(figures))
     for position, values in zip(positions, figures.values(), strict=True):
         axes.plot([min(values.values()), max(values.values())], [position] * 2, color=GRID, lw=3)
-    coloured = iter(_cycle(len(series)))
+    coloured = cycle(COLOURS)
     for name in series:
         points = [
             (values[name], position)
@@ -151,7 +152,3 @@ def _running_mean(values: Any, window: int) -> Any:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
