@@ -7,6 +7,7 @@ Region i of a grid has its centre at ``offset + stride * i``, in either directio
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from numbers import Real
 
 import torch
@@ -114,41 +115,32 @@ def measure_region_offset(
         raise ShapeError(f"images must be larger: they have a grid of {features.grid} regions.")
     maps = features.regions.unflatten(1, features.grid)
     generator = torch.Generator().manual_seed(0)  # its own: the global one stays as it is
-    directions = torch.randn(probes, maps.shape[-1], generator=generator).to(maps)
+    directions = torch.randn(probes, maps.shape[-1], generator=generator, device="cpu").to(maps)
     offsets = []
-    for row in _middle(features.grid[0]):
-        for column in _middle(features.grid[1]):
-            seen = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
-            for direction in directions:
-                answer = (maps[:, row, column] @ direction).sum()
-                (gradient,) = torch.autograd.grad(answer, images, retain_graph=True)
-                seen += gradient.double().square().sum((0, 1))
-            if not seen.sum() > 0:
-                raise ContractError(
-                    f"encoder must give regions that change with the images; region "
-                    f"({row}, {column}) of its grid {features.grid} does not."
-                )
-            centre = _centroid(seen)
-            offsets.append(
-                [
-                    centre[axis] - cell * images.shape[2 + axis] / features.grid[axis]
-                    for axis, cell in enumerate((row, column))
-                ]
+    for row, column in product(*((cells // 2 - 1, cells // 2) for cells in features.grid)):
+        seen = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
+        for direction in directions:
+            answer = (maps[:, row, column] @ direction).sum()
+            (gradient,) = torch.autograd.grad(answer, images, retain_graph=True)
+            seen += gradient.double().square().sum((0, 1))
+        if not seen.sum() > 0:
+            raise ContractError(
+                f"encoder must give regions that change with the images; region "
+                f"({row}, {column}) of its grid {features.grid} does not."
             )
-    vertical, horizontal = torch.tensor(offsets, dtype=torch.float64).mean(0).tolist()
-    return vertical, horizontal
+        seen /= seen.sum()
+        offsets.append(
+            [
+                _mean_index(seen.sum(1)) - row * images.shape[2] / features.grid[0],
+                _mean_index(seen.sum(0)) - column * images.shape[3] / features.grid[1],
+            ]
+        )
+    offset = torch.tensor(offsets, dtype=torch.float64, device="cpu").mean(0)
+    return float(offset[0]), float(offset[1])
 
 
-def _middle(cells: int) -> tuple[int, int]:
-    return cells // 2 - 1, cells // 2
-
-
-def _centroid(weights: Tensor) -> tuple[float, float]:
-    weights = weights / weights.sum()
-    rows, columns = (
-        torch.arange(side, dtype=weights.dtype, device=weights.device) for side in weights.shape
-    )
-    return float((weights.sum(1) * rows).sum()), float((weights.sum(0) * columns).sum())
+def _mean_index(weights: Tensor) -> float:
+    return float((weights * torch.arange(len(weights), device=weights.device)).sum())
 
 
 def _linear_weights(

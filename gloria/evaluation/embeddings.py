@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -115,8 +114,7 @@ class StoredImages:
             parts.append(ImageFeatures(pooled, regions, self._grid, *mask))
             order += some
         place = {index: number for number, index in enumerate(order)}
-        wanted = torch.tensor([place[index] for index in indices])
-        return select_images(join_images(parts), wanted)
+        return select_images(join_images(parts), [place[index] for index in indices])
 
     def _by_shard(self, indices: Sequence[int]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}

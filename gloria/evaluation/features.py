@@ -307,13 +307,8 @@ def check_features(name: str, value: Any, kind: type[ImageFeatures | TextFeature
         )
 
 
-def select_images(images: ImageFeatures, index: slice | Tensor) -> ImageFeatures:
-    """The features of some of the images, in the order of ``index``, ``region_mask`` with them.
-
-    Args:
-        images: of ``image`` images.
-        index: a slice, or ``(chosen,)`` integers or ``(image,)`` booleans on the features' device.
-    """
+def select_images(images: ImageFeatures, index: slice | list[int] | Tensor) -> ImageFeatures:
+    """The features of some of the images, in the order of ``index``, ``region_mask`` with them."""
     return ImageFeatures(
         images.pooled[index],
         images.regions[index],

@@ -62,7 +62,7 @@ def evaluate_gallery(
         ``image_to_text`` and ``text_to_image`` precision@K, each ``{K: figure}``, and
         ``zero_shot_accuracy``: the mean over each class's prompts, an image at a time.
     """
-    labels = torch.tensor([_label(number, item) for number, item in enumerate(items)])
+    labels = torch.tensor([_label(number, item) for number, item in enumerate(items)], device="cpu")
     images = encode_images(model, pictures(items))
     texts = encode_texts(model, [item.report for item in items])
     similarity = pair_similarity(model, images, texts).cpu()
@@ -169,9 +169,8 @@ def mention_maps(
     maps = []
     for start in range(0, len(examples), block):
         part = examples[start : start + block]
-        index = torch.tensor([each.other if other_image else each.item for each in part])
         chosen = select_texts(texts, [each.item for each in part])
-        shown = select_images(images, index.to(images.pooled.device))
+        shown = select_images(images, [each.other if other_image else each.item for each in part])
         with evaluating(model):
             weights = model.attention_maps(shown, chosen)
         for row, tokens, each in zip(weights, chosen.tokens, part, strict=True):
@@ -195,8 +194,8 @@ def score_maps(
     masks = torch.stack(
         [torch.from_numpy(item.masks[FINDINGS.index(finding)]) for item, finding in shown]
     )
-    one_sided = torch.tensor([item.sides[finding] in ("left", "right") for item, finding in shown])
-    side = torch.full((len(examples),), torch.nan, dtype=torch.float64)
+    one_sided = [item.sides[finding] in ("left", "right") for item, finding in shown]
+    side = maps.new_full((len(examples),), torch.nan, dtype=torch.float64)
     side[one_sided] = correct_side(maps[one_sided], masks[one_sided]).double()
     figures = {
         "peak_near_mask": pointing_hit(maps, masks, TOLERANCE * maps.shape[-1] / 64).double(),
@@ -204,17 +203,18 @@ def score_maps(
         "correct_side": side,
     }
     per_finding = {
-        name: _means(figures, torch.tensor([finding == name for _, finding in shown]))
+        name: _means(figures, [finding == name for _, finding in shown])
         for name in sorted({finding for _, finding in shown})
     }
-    return {**_means(figures, torch.ones_like(one_sided)), "per_finding": per_finding}
+    return {**_means(figures, [True] * len(shown)), "per_finding": per_finding}
 
 
-def _means(figures: dict[str, Tensor], chosen: Tensor) -> dict[str, float]:
+def _means(figures: dict[str, Tensor], chosen: list[bool]) -> dict[str, float]:
     """Mean of each figure over the chosen examples that have one, and how many these are."""
     means: dict[str, float] = {}
     for name, values in figures.items():
-        known = values[chosen & ~values.isnan()]
+        values = values[chosen]
+        known = values[~values.isnan()]
         if len(known):
             means |= {name: float(known.mean()), f"{name}_count": len(known)}
     return means

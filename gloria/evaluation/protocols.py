@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from gloria.data.chexpert import COMPETITION_CLASSES
 from gloria.data.protocols import class_labels
 from gloria.data.radiographs import Radiographs
@@ -159,8 +157,9 @@ def evaluate_text_queries(
     if not flat:
         raise DataError("queries must hold at least one text; there is nothing to ask.")
     check_ks(ks, len(candidates))
+    labels = class_labels(candidates, list(queries))
     numbers = [number for number, texts in enumerate(queries.values()) for _ in texts]
-    relevant = class_relevance(torch.tensor(numbers), class_labels(candidates, list(queries)))
+    relevant = class_relevance(labels.new_tensor(numbers), labels)
     asked = encode_prompts(model, flat, stacklevel=3)
     images = encode_items(model, candidates, batch_size, progress=progress)
     similarities = similarity_by_kind(

@@ -98,7 +98,7 @@ def check_counts(top: int, shortlist: int) -> None:
 
 def _global_scores(model: GLoRIA, images: StoredImages, texts: TextFeatures) -> Tensor:
     """Similarity of every image's pooled vector with the text's, ``(image,)``."""
-    scores = torch.empty(len(images))
+    scores = torch.empty(len(images), device="cpu")
     with evaluating(model):
         for indices, pooled in images.pooled():
             compared = model.global_similarity(pooled.to(model.device), texts.pooled)

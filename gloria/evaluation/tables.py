@@ -186,8 +186,6 @@ def _format(cell: Cell, scale: float, decimals: int) -> str:
     def show(value: float | None) -> str:
         return NONE if value is None or math.isnan(value) else f"{scale * value:.{decimals}f}"
 
-    if cell is None:
-        return NONE
     if isinstance(cell, Interval):
         return f"{show(cell.value)} [{show(cell.low)}, {show(cell.high)}]"
     if isinstance(cell, Spread):

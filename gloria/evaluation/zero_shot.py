@@ -248,18 +248,12 @@ def _score(
         )
     classes = ensemble_embeddings(texts.pooled, prompt_class)
     # a cosine does not see lengths; another similarity finds those of the prompts
-    classes = classes * _mean_length(texts.pooled, prompt_class)
+    lengths = vector_norm(texts.pooled, dim=1)
+    classes = classes * class_scores(lengths[None], prompt_class).T
     with evaluating(model):
         scores = model.global_similarity(images.pooled, classes)
     check_no_nan("similarity", scores)
     return scores
-
-
-def _mean_length(text_embeddings: Tensor, prompt_class: Tensor) -> Tensor:
-    """Of the embeddings of each class's prompts, ``(class, 1)``."""
-    lengths = vector_norm(text_embeddings, dim=1, keepdim=True)
-    members = _members(prompt_class, text_embeddings.shape[0], "text_embeddings")
-    return torch.stack([lengths[each].mean(0) for each in members])
 
 
 def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, list[str]]:
