@@ -256,7 +256,6 @@ def similarity_by_kind(
     model: GLoRIA,
     images: ImageFeatures,
     texts: TextFeatures,
-    block: int = 64,
     *,
     aggregation: WordAggregation | AggregatorFunction | None = None,
     weights: tuple[float, float] = (0.5, 0.5),
@@ -272,15 +271,13 @@ def similarity_by_kind(
         ``"global"``, ``"local"`` and ``"both"``, or the one there is; each ``(image, text)``.
     """
     if model.trained_kind != "both":
-        alone = pair_similarity(
-            model, images, texts, block=block, aggregation=aggregation, progress=progress
-        )
+        alone = pair_similarity(model, images, texts, aggregation=aggregation, progress=progress)
         return {model.trained_kind: alone}
     check_fusion_weights(weights)
     parts = {
-        "global": pair_similarity(model, images, texts, "global", block),
+        "global": pair_similarity(model, images, texts, "global"),
         "local": pair_similarity(
-            model, images, texts, "local", block, aggregation=aggregation, progress=progress
+            model, images, texts, "local", aggregation=aggregation, progress=progress
         ),
     }
     return parts | {"both": weights[0] * parts["global"] + weights[1] * parts["local"]}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from gloria.checks import check_integer, check_positive, check_same_size, require
+from gloria.checks import check_integer, check_positive, require
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.visualize.figure import FAINT, INK, new_figure, without_math
 
@@ -123,7 +123,9 @@ def plot_attention(
         DtypeError, OptionError: ``columns`` is no integer of at least 1.
     """
     picture = _picture(image)
-    layers = _maps(maps, words, picture.shape[:2])
+    if not len(words):
+        raise DataError("words must hold at least one word; there is nothing to draw.")
+    layers = _map("maps (word, height, width)", maps, (len(words), *picture.shape[:2]))
     outline = None if mask is None else _mask(mask, picture.shape[:2])
     check_integer("columns", columns, 1)
     columns = min(columns, len(words) + 1)
@@ -349,23 +351,11 @@ def _picture(image: Picture) -> Array:
     return values
 
 
-def _maps(maps: Picture, words: Sequence[str], size: tuple[int, ...]) -> Array:
-    layers = _array(maps)
-    if layers.ndim != 3:
-        raise ShapeError(f"maps must be (word, height, width); got {layers.shape}.")
-    check_same_size("number", "words", len(words), "maps", len(layers))
-    if not len(words):
-        raise DataError("words must hold at least one word; there is nothing to draw.")
-    for layer in layers:
-        _map("maps", layer, size)
-    return layers
-
-
-def _map(name: str, values: Picture, size: tuple[int, ...]) -> Array:
+def _map(name: str, values: Picture, shape: tuple[int, ...]) -> Array:
     weights = _array(values)
-    if weights.shape != tuple(size):
+    if weights.shape != shape:
         raise ShapeError(
-            f"{name} must be on the image's pixels, {tuple(size)}; got {weights.shape}. "
+            f"{name} must be on the image's pixels, {shape}; got {weights.shape}. "
             f"Lay a grid's map on the image with upsample_attention."
         )
     if not (weights.min() >= 0 and weights.max() < np.inf):
@@ -375,8 +365,8 @@ def _map(name: str, values: Picture, size: tuple[int, ...]) -> Array:
 
 def _mask(values: Picture, size: tuple[int, ...]) -> NDArray[np.bool_]:
     mask = _array(values) > 0.5
-    if mask.shape != tuple(size):
-        raise ShapeError(f"mask must be of the image's size, {tuple(size)}; got {mask.shape}.")
+    if mask.shape != size:
+        raise ShapeError(f"mask must be of the image's size, {size}; got {mask.shape}.")
     return mask
 
 
