@@ -13,7 +13,6 @@ space: of each image, 4 bytes for each number.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gloria.checks import check_integer
@@ -170,8 +169,9 @@ def store_images(
 
     Raises:
         DataError: the folder holds the features of another model, or of images prepared in another
-            way, which are left alone; it is damaged, or can't be written to; none of the first
-            ``shard_size`` images can be read; or an image's features are not finite.
+            way, which are left alone; it is damaged; none of the first ``shard_size`` images can
+            be read; or an image's features are not finite.
+        OSError: the folder can't be written to.
         DtypeError: ``data`` is something else than :class:`~gloria.data.Radiographs`.
         OptionError: ``batch_size`` or ``shard_size`` is below 1, or ``workers`` below 0.
     """
@@ -298,18 +298,9 @@ def _write_shard(folder: Path, features: ImageFeatures) -> str:
     tensors = {"pooled": features.pooled, "regions": features.regions}
     if features.region_mask is not None:
         tensors["region_mask"] = features.region_mask
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     name = f"{uuid4().hex[:12]}.safetensors"
-
-    def write(draft: Path) -> None:
-        try:
-            save_file(tensors, draft)
-        except SafetensorError as cause:
-            raise DataError(f"features can't be written to {folder}: {cause}.") from cause
-        # safetensors writes for the owner only
-        shutil.copymode(folder / "index.json", draft)
-
-    write_file(folder / name, write)
+    write_file(folder / name, lambda draft: draft.write_bytes(content))
     return name
 
 

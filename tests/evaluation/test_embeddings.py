@@ -3,12 +3,12 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from gloria.data.folder import ImageFolder
 from gloria.data.pairs import PhantomPairs
@@ -315,12 +315,12 @@ def test_features_that_are_not_finite_are_an_error(tmp_path, films):
 def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(
     tmp_path, model, films, monkeypatch
 ):
-    def fill(tensors, path):
-        path.write_bytes(b"half")
-        raise SafetensorError("No space left on device")
+    def fill(path, content):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embeddings, "save_file", fill)
-    with pytest.raises(DataError, match=r"can't be written to .*store: No space left on device"):
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(OSError, match=r"No space left on device: .*store.*safetensors"):
         store(tmp_path, model, films)
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["index.json"]
     monkeypatch.undo()
