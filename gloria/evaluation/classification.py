@@ -85,11 +85,12 @@ def auroc_of_some(scores: Tensor, labels: Tensor) -> Callable[[Tensor], list[flo
         ([1.0], [None])
     """
     scores, labels = _check_multilabel(scores, labels)
-    ranks = [column.unique(return_inverse=True)[1] for column in scores.T]  # equals share one
+    ranks = [rank(column) for column in scores.T]
 
     def auroc(index: Tensor) -> list[float | None]:
         return [
-            _auroc(rank[index], label[index]) for rank, label in zip(ranks, labels.T, strict=True)
+            auroc_of_ranks(of_class[index], label[index])
+            for of_class, label in zip(ranks, labels.T, strict=True)
         ]
 
     return auroc
@@ -318,8 +319,17 @@ def check_no_nan(name: str, values: Tensor) -> None:
         raise DataError(f"{name} holds NaN, first at image {image}.")
 
 
-def _auroc(ranks: Tensor, labels: Tensor) -> float | None:
-    """The share of (positive, negative) pairs in which the positive is ahead; equals are half."""
+def rank(scores: Tensor) -> Tensor:
+    """The rank of each score, from 0, the lowest; equals share one."""
+    ranks: Tensor = scores.unique(return_inverse=True)[1]
+    return ranks
+
+
+def auroc_of_ranks(ranks: Tensor, labels: Tensor) -> float | None:
+    """The share of (positive, negative) pairs in which the positive is ahead; equals are half.
+
+    None where there is no pair. Labels are 1 and 0; what has another one is left out.
+    """
     ranked = int(ranks.max()) + 1
     positive, negative = (ranks[labels == each].bincount(minlength=ranked) for each in (1, 0))
     pairs = int(positive.sum()) * int(negative.sum())

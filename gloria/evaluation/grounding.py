@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from gloria.checks import check_floating
 from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.evaluation.classification import auroc_of_ranks, rank
 
 
 def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
@@ -61,9 +62,7 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
     """How well a map tells the mask's pixels from the others: area under the ROC curve.
 
     The chance that a pixel of the mask has a higher value than one outside, equal values counting
-    half. It comes from ranks, exactly, and does not change under any increasing transform of a
-    map: ``AUROC = (sum of the mask's ranks - p (p + 1) / 2) / (p n)``, with equal values at their
-    mean rank, p pixels in the mask and n outside.
+    half. It comes from ranks, exactly, and does not change under any increasing transform of a map.
 
     Args and errors as in :func:`pointing_hit`; besides, a mask that covers the image is a
     :class:`~gloria.errors.DataError`.
@@ -78,14 +77,10 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
     """
     _check(maps, mask)
     _check_outside(mask)
-    values, positive = maps.flatten(-2).contiguous(), mask.flatten(-2)
-    ordered = values.sort(-1).values
-    below = torch.searchsorted(ordered, values)
-    up_to = torch.searchsorted(ordered, values, right=True)
-    rank = (below + up_to + 1).double() / 2
-    inside = positive.sum(-1)
-    outside = positive.shape[-1] - inside
-    return ((rank * positive).sum(-1) - inside * (inside + 1) / 2) / (inside * outside)
+    pixels = maps.shape[-2:].numel()
+    every = zip(maps.reshape(-1, pixels), mask.reshape(-1, pixels), strict=True)
+    found = [auroc_of_ranks(rank(values), inside) for values, inside in every]
+    return maps.new_tensor(found, dtype=torch.float64).reshape(maps.shape[:-2])
 
 
 def contrast_to_noise(maps: Tensor, mask: Tensor) -> Tensor:
