@@ -305,13 +305,14 @@ def check_features(name: str, value: Any, kind: type[ImageFeatures | TextFeature
 
 
 def select_images(images: ImageFeatures, index: slice | list[int] | Tensor) -> ImageFeatures:
-    """The features of some of the images, in the order of ``index``, ``region_mask`` with them."""
-    return ImageFeatures(
-        images.pooled[index],
-        images.regions[index],
-        images.grid,
-        None if images.region_mask is None else images.region_mask[index],
-    )
+    """The features of some of the images, in the order of ``index``."""
+    return map_images(images, lambda each: each[index])
+
+
+def map_images(images: ImageFeatures, change: Callable[[Tensor], Tensor]) -> ImageFeatures:
+    """Features with each of their tensors changed, ``region_mask`` as well, if there is one."""
+    mask = None if images.region_mask is None else change(images.region_mask)
+    return ImageFeatures(change(images.pooled), change(images.regions), images.grid, mask)
 
 
 def select_texts(texts: TextFeatures, index: Iterable[int]) -> TextFeatures:

@@ -12,9 +12,9 @@ from torch import Tensor
 from gloria.checks import check_integer
 from gloria.errors import DataError, OptionError
 from gloria.evaluation.embeddings import StoredImages
-from gloria.evaluation.features import encode_prompts, evaluating, pair_similarity
+from gloria.evaluation.features import encode_prompts, evaluating, map_images, pair_similarity
 from gloria.model import GLoRIA
-from gloria.types import ImageFeatures, TextFeatures
+from gloria.types import TextFeatures
 
 BLOCK = 256
 """Images whose regions are in memory at a time."""
@@ -76,7 +76,8 @@ def search_images(
     if model.trained_kind != "global":
         parts = []
         for start in range(0, len(chosen), BLOCK):
-            block = _to(images.features(chosen[start : start + BLOCK]), model.device)
+            stored = images.features(chosen[start : start + BLOCK])
+            block = map_images(stored, lambda each: each.to(model.device))
             parts.append(pair_similarity(model, block, texts, progress=progress)[:, 0].cpu())
         scores = torch.cat(parts)
     if scores.isnan().any():
@@ -110,12 +111,3 @@ def _best(scores: Tensor, count: int) -> list[int]:
     """The places of the highest scores, highest first; among equals the lower one."""
     best: list[int] = scores.argsort(descending=True, stable=True)[:count].tolist()
     return best
-
-
-def _to(images: ImageFeatures, device: torch.device) -> ImageFeatures:
-    mask = images.region_mask
-    return images._replace(
-        pooled=images.pooled.to(device),
-        regions=images.regions.to(device),
-        region_mask=None if mask is None else mask.to(device),
-    )
