@@ -33,6 +33,7 @@ PACKAGES = {
     "transformers": "transformers",
     "open_clip_torch": "open_clip",
     "huggingface_hub": "huggingface_hub",
+    "torchmetrics": "torchmetrics",
     "pillow": "PIL",
     "pydicom": "pydicom",
     "pyyaml": "yaml",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from gloria.checks import check_choice, check_finite, check_same_size, check_tensor
+from gloria.checks import check_choice, check_finite, check_same_size, check_tensor, require
 from gloria.errors import DataError, OptionError, ShapeError
 from gloria.evaluation.retrieval import check_integers, check_labels
 
@@ -341,11 +341,17 @@ def _decision_metrics(
     decided: Tensor, labels: Tensor, undefined: list[int]
 ) -> dict[str, ClassMetric]:
     """Every metric of decisions, ``(image, class)`` boolean; None in the ``undefined`` classes."""
-    positive, negative = labels == 1, labels == 0
-    counted = (decided & positive, decided & negative, ~decided & negative, ~decided & positive)
-    counts = torch.stack([each.sum(0) for each in counted], dim=1)
+    metrics = require("torchmetrics.functional.classification", "tasks")
+    counts = metrics.multilabel_stat_scores(
+        decided.int(),
+        labels,
+        num_labels=labels.shape[1],
+        average=None,
+        ignore_index=-1,
+        validate_args=False,  # they would refuse a single class
+    )
     figures: dict[str, list[float | None]] = {}
-    for number, (tp, fp, tn, fn) in enumerate(counts.tolist()):
+    for number, (tp, fp, tn, fn, _) in enumerate(counts.reshape(-1, 5).tolist()):
         ratios = {
             "accuracy": (tp + tn, tp + tn + fp + fn),
             "sensitivity": (tp, tp + fn),
@@ -355,6 +361,7 @@ def _decision_metrics(
             "f1": (2 * tp, 2 * tp + fp + fn),
         }
         for name, (part, whole) in ratios.items():
+            # torchmetrics would make it 0 where there is nothing to divide by
             value = None if number in undefined or not whole else part / whole
             figures.setdefault(name, []).append(value)
     return {name: _metric(per_class) for name, per_class in figures.items()}

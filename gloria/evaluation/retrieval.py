@@ -65,11 +65,12 @@ def evaluate_queries(
         {'precision@2': 0.5, 'recall@2': 1.0, 'median_rank': 2.0, 'mean_average_precision': 0.5}
     """
     found = _found(similarity, relevant)  # once for all: ranking is most of the work
-    precision = _precision(found, ks)
+    check_ks(ks, found.shape[1])
     total = _count(relevant)
+    precision, recall = _precision(found, ks), _recall(found, total, ks)
     return {
-        **{f"precision@{k}": value for k, value in precision.items()},
-        **{f"recall@{k}": value for k, value in _recall(found, total, ks).items()},
+        **{f"precision@{k}": precision[k] for k in ks},
+        **{f"recall@{k}": recall[k] for k in ks},
         "median_rank": _median_rank(found),
         "mean_average_precision": _mean_average_precision(found, total),
     }
@@ -100,7 +101,7 @@ def precision_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> d
         >>> precision_at_k(similarity, torch.tensor([[True, False, True]]), [1, 2, 3])
         {1: 1.0, 2: 1.0, 3: 0.6666666666666666}
     """
-    return _precision(_found(similarity, relevant), ks)
+    return _precision(_found(similarity, relevant, ks), ks)
 
 
 def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict[int, float]:
@@ -117,7 +118,7 @@ def recall_at_k(similarity: Tensor, relevant: Tensor, ks: Sequence[int]) -> dict
         >>> recall_at_k(similarity, torch.eye(2, dtype=torch.bool), [1, 2])
         {1: 0.5, 2: 1.0}
     """
-    return _recall(_found(similarity, relevant), _count(relevant), ks)
+    return _recall(_found(similarity, relevant, ks), _count(relevant), ks)
 
 
 def median_rank(similarity: Tensor, relevant: Tensor) -> float:
@@ -201,20 +202,33 @@ def check_ks(ks: Sequence[int], candidates: int) -> None:
             )
 
 
-def _found(similarity: Tensor, relevant: Tensor) -> Tensor:
-    """How many relevant candidates stand among the first 1, 2, ..., ``(query, rank)``, int32."""
+def _found(similarity: Tensor, relevant: Tensor, ks: Sequence[int] | None = None) -> Tensor:
+    """How many relevant candidates stand among the first 1, 2, ... K, ``(query, K)``, int32.
+
+    K is the largest of ``ks``; None = all candidates.
+    """
     _check(similarity, relevant)
-    order = similarity.argsort(dim=1, descending=True, stable=True)
-    return relevant.gather(1, order).cumsum(1, dtype=torch.int32)
+    k = similarity.shape[1]
+    if ks is not None:
+        check_ks(ks, k)
+        k = max(ks, default=0)
+    if ks is None:
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+    else:
+        # One more than k shows whether the last place is contested by an equal.
+        values, order = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+        tied = (values[:, 1:] == values[:, :-1]).any(1)
+        if tied.any():  # topk leaves the order of equals open
+            ranking = similarity[tied].argsort(dim=1, descending=True, stable=True)
+            order[tied] = ranking[:, : order.shape[1]]
+    return relevant.gather(1, order[:, :k]).cumsum(1, dtype=torch.int32)
 
 
 def _precision(found: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    check_ks(ks, found.shape[1])
     return {k: float(found[:, k - 1].double().mean()) / k for k in ks}
 
 
 def _recall(found: Tensor, total: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    check_ks(ks, found.shape[1])
     return {k: float((found[:, k - 1].double() / total).mean()) for k in ks}
 
 

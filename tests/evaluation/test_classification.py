@@ -1,6 +1,7 @@
 """Classification figures against scikit-learn and plain loops."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,13 @@ from sklearn.metrics import (
 )
 from torch.nn.functional import one_hot
 
-from gloria.errors import DataError, DtypeError, OptionError, ShapeError
+from gloria.errors import (
+    DataError,
+    DtypeError,
+    MissingDependencyError,
+    OptionError,
+    ShapeError,
+)
 from gloria.evaluation.classification import (
     Thresholds,
     accuracy,
@@ -332,3 +339,11 @@ def test_bad_classes_are_named():
         accuracy(scores[:0], torch.zeros(0, dtype=torch.long))
     with pytest.raises(DataError, match="scores holds NaN, first at image 0"):
         accuracy(scores * NAN, torch.tensor([0, 1, 1]))
+
+
+def test_auroc_and_accuracy_do_without_torchmetrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
+    assert accuracy(torch.eye(2), torch.tensor([0, 1])) == 1
+    assert multilabel_auroc(torch.eye(2), torch.eye(2).long())["mean"] == 1
+    with pytest.raises(MissingDependencyError, match=r"torchmetrics .*gloria-torch\[tasks\]"):
+        multilabel_metrics(*draw(10), 0.5)
