@@ -16,7 +16,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 from warnings import warn
 
-from gloria.errors import OptionError, PluginWarning, UnknownNameError
+from gloria.errors import ContractError, OptionError, PluginWarning, UnknownNameError
 from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
 from gloria.registry import BUILT_IN, Registry, describe, registering_as
 
@@ -38,13 +38,13 @@ class Catalog:
 
     def __init__(self) -> None:
         self.image_encoders: Registry[ImageEncoder] = Registry(
-            "image encoder", "gloria.checks:fault_of_image_encoder"
+            "image encoder", "gloria.checks:check_image_encoder"
         )
         self.text_encoders: Registry[TextEncoder] = Registry(
-            "text encoder", "gloria.checks:fault_of_text_encoder"
+            "text encoder", "gloria.checks:check_text_encoder"
         )
-        self.aggregators: Registry[Aggregator] = Registry("aggregator", _fault_of_aggregator)
-        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:fault_of_module")
+        self.aggregators: Registry[Aggregator] = Registry("aggregator", _check_aggregator)
+        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:check_module")
         self.registries: dict[str, Registry[Any]] = {
             "image_encoders": self.image_encoders,
             "text_encoders": self.text_encoders,
@@ -195,8 +195,9 @@ def _models_of(package: str) -> list[str]:
     return names
 
 
-def _fault_of_aggregator(thing: object) -> str:
-    return "" if callable(thing) else f"it is not callable, it is {describe(thing)}"
+def _check_aggregator(name: str, thing: object) -> None:
+    if not callable(thing):
+        raise ContractError(f"{name} must be an aggregator: it is not callable, {describe(thing)}.")
 
 
 _catalog = Catalog()
