@@ -173,7 +173,7 @@ def load_model(
         _tell_of_plugins(fault, config, folder)
         raise fault from cause
     try:
-        model.trained_image_size = config.get("trained_image_size")  # not in folders of before
+        model.trained_image_size = config.get("trained_image_size")
     except OptionError as cause:
         raise CheckpointError(f"{file} is damaged: {cause}") from cause
     _warn_of_namesakes(config, folder)
@@ -242,15 +242,6 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
     state = _plainly_named(model, own)
     for name, tensor in state.items():
         _check_has_memory(name, tensor)
-    # folders of before hold a tensor that two names share by one of them
-    shared = {
-        name: twin
-        for name, tensor in state.items()
-        if name not in weights
-        for twin in weights
-        if twin in state and state[twin].data_ptr() == tensor.data_ptr() and tensor.numel()
-    }
-    weights = weights | {name: weights[twin] for name, twin in shared.items()}
     if differences := _differences(weights, state):
         raise CheckpointError(f"{source} does not fit the model: {differences}.")
     model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
