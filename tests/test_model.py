@@ -339,7 +339,6 @@ def test_an_encoder_that_returns_something_else_is_named(images):
             r"got \(3, 3, 5, 6\)",
         ),
         (lambda f: f._replace(regions=f.regions.mT), r"regions .*; got \(3, 6, 15\)"),
-        (lambda f: f._replace(grid=(-3, -5)), r"grid = .*; got \(-3, -5\)"),
         (lambda f: f._replace(grid=(5, 5)), r"regions of shape \(3, 25, 6\) .*; got \(3, 15, 6\)"),
         (
             lambda f: f._replace(pooled=f.pooled[:, :4]),
@@ -400,8 +399,8 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
             lambda f: f._replace(tokens=f.tokens[:1]),
             r"tokens, a list of words of each of the 3 texts; got 1 lists",
         ),
-        (lambda f: f._replace(tokens=None), r"tokens, .*; got NoneType"),
-        (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got strings"),
+        (lambda f: f._replace(tokens=None), r"tokens, .*; got None"),
+        (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got \['two words', "),
     ],
 )
 def test_text_features_of_other_shapes_are_refused_by_name(change, message):
