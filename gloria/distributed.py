@@ -111,7 +111,8 @@ def gather_batch(
     _check_member(group)
     if not _is_spread(group):
         return dict(batch)
-    return _Share(lambda: batch, group, of_pairs=False).whole(*batch)
+    whole: dict[str, Tensor] = _Share(lambda: batch, group, of_pairs=False).whole(*batch)
+    return whole
 
 
 class AcrossRanks(PairLoss):
@@ -272,7 +273,7 @@ class _Share:
     ``of_pairs``, each tensor has one row per pair of this rank, at least one.
     """
 
-    @torch.compiler.disable  # talk between processes is no part of a graph
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks talk outside any graph
     def __init__(
         self,
         given: Callable[[], Mapping[str, Any]],
