@@ -33,12 +33,7 @@ from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
-from gloria.losses import (
-    LOSS_INPUTS,
-    GlobalLocalContrastiveLoss,
-    LocalContrastiveLoss,
-    inputs_of,
-)
+from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss, inputs_of
 from gloria.losses.base import is_sum_of_terms
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
@@ -292,7 +287,7 @@ class GLoRIA(nn.Module):
         image_embeddings, text_embeddings)``; else the cosine.
         """
         for loss in (self.loss, getattr(self.loss, "global_loss", None)):
-            if (compare := _similarity_of(loss, *LOSS_INPUTS[:2])) is not None:
+            if (compare := _similarity_of(loss, "image_embeddings")) is not None:
                 compared = compare(image_embeddings, text_embeddings)
                 return _checked_pairs(loss, compared, image_embeddings, text_embeddings)
         return global_similarity(image_embeddings, text_embeddings)
@@ -394,7 +389,7 @@ class GLoRIA(nn.Module):
 
     def _find_local_loss(self) -> Any:
         local = getattr(self.loss, "local_loss", self.loss)
-        return None if _similarity_of(local, *LOSS_INPUTS[2:]) is None else local
+        return None if _similarity_of(local, "regions") is None else local
 
 
 def create_model(
@@ -480,18 +475,11 @@ def create_model(
     return model
 
 
-def _similarity_of(loss: Any, *arguments: str) -> Callable[..., Tensor] | None:
-    """A loss's ``similarity`` of these arguments: it takes the first, and needs no others."""
+def _similarity_of(loss: Any, first: str) -> Callable[..., Tensor] | None:
+    """A loss's ``similarity``, if this is the first that it takes."""
     method = getattr(loss, "similarity", None)
-    if not callable(method):
-        return None
-    parameters = inspect.signature(method).parameters
-    needed = {
-        name
-        for name, each in parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    return method if arguments[0] in parameters and needed <= {*arguments} else None
+    takes = inspect.signature(method).parameters if callable(method) else ()
+    return method if next(iter(takes), None) == first else None
 
 
 def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:

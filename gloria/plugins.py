@@ -10,7 +10,7 @@ import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -67,17 +67,14 @@ def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:
     Returns:
         One record per plugin; a faulty one leaves nothing in the registries.
     """
-    origins: list[Origin] = []
-    records = []
+    found = [(_origin(point), point) for point in entry_points(group=GROUP)]
+    found.sort(key=lambda pair: (pair[0].distribution, pair[0].plugin))
     try:
-        for origin, point in _installed():
-            origins.append(origin)
-            records.append(_load(point, origin, registries))
+        return [_load(point, origin, registries) for origin, point in found]
     except BaseException:  # Ctrl-C in a slow import: the next attempt starts afresh
-        for origin in origins:
+        for origin, _ in found:
             _unregister(registries, origin)
         raise
-    return records
 
 
 def disabled_in_vain(records: Sequence[PluginRecord]) -> list[str]:
@@ -86,29 +83,8 @@ def disabled_in_vain(records: Sequence[PluginRecord]) -> list[str]:
     return sorted(_disabled() - known)
 
 
-def _installed() -> list[tuple[Origin, EntryPoint]]:
-    """Entry points of the group, sorted by distribution and name."""
-    found: dict[str, list[tuple[Origin, EntryPoint]]] = {}
-    for distribution in distributions():
-        try:
-            points = [
-                (_origin(point, distribution), point)
-                for point in distribution.entry_points
-                if point.group == GROUP
-            ]
-        except Exception:  # a damaged installation of who knows what
-            continue
-        if points:  # the first on sys.path wins, as its modules do
-            found.setdefault(_normalized(points[0][0].distribution), points)
-    return [
-        pair
-        for name in sorted(found)
-        for pair in sorted(found[name], key=lambda pair: (pair[1].name, pair[1].value))
-    ]
-
-
-def _origin(point: EntryPoint, distribution: Distribution) -> Origin:
-    fields: Any = distribution.metadata  # an email message: any field can be missing
+def _origin(point: EntryPoint) -> Origin:
+    fields: Any = point.dist and point.dist.metadata  # an email message: any field can be missing
     name = fields.get("Name", point.name)
     return Origin("plugin", point.name, name, fields.get("Version", ""))
 

@@ -168,22 +168,6 @@ def test_so_are_they_where_that_is_a_part_of_the_loss(images):
     torch.testing.assert_close(both, 2 * whole + local)
 
 
-def test_a_similarity_of_something_else_is_not_asked(images):
-    class Whole(GlobalContrastiveLoss):
-        def similarity(self, image_embeddings, text_embeddings, regions, words):
-            raise AssertionError
-
-        def terms(self, image_embeddings, text_embeddings):
-            return {"loss": (image_embeddings - text_embeddings).square().sum()}
-
-    for similarity in (None, "cosine"):
-        model = GLoRIA(Patches(), Bag(), loss=Whole()).eval()
-        if similarity:
-            model.loss.similarity = similarity
-        pooled, texts = model.encode_image(images).pooled, model.encode_text(TEXTS).pooled
-        assert torch.equal(model.similarity(images, TEXTS), global_similarity(pooled, texts))
-
-
 def test_a_similarity_that_is_no_pair_matrix_is_told(images):
     class Odd(Turned):
         def similarity(self, image_embeddings, text_embeddings):

@@ -226,10 +226,6 @@ FAULTY = {
         "def gloria_register_losses(registry): pass",
         ["reading the hooks of a_faulty", "registry", "PluginValidationError"],
     ),
-    "a hook with too many arguments": (
-        "def gloria_register_losses(register, more): pass",
-        ["reading the hooks of a_faulty", "more", "PluginValidationError"],
-    ),
     "a hook without argument": (
         "def gloria_register_losses(): pass",
         ["gloria_register_losses must take one argument, 'register'"],
@@ -256,38 +252,6 @@ FAULTY = {
     "a hook that returns instead of registering": (
         "def gloria_register_losses(register): return {'mine': 'torch.nn:Identity'}",
         ["returns nothing; got dict", "mine"],
-    ),
-    "registers no module": (
-        "def gloria_register_losses(register): register('mine', 42)",
-        ["must be a class, a function or 'module:attribute'; got int: 42"],
-    ),
-    "registers nothing under a name": (
-        "def gloria_register_losses(register): register('mine')",
-        ["TypeError", "target"],
-    ),
-    "registers under no string": (
-        "def gloria_register_losses(register): register(3, 'torch.nn:Identity')",
-        ["DtypeError", "must be a string", "got int: 3"],
-    ),
-    "registers a malformed target": (
-        "def gloria_register_losses(register): register('mine', '.losses:Mine')",
-        ["OptionError", "must be 'module:attribute'; got '.losses:Mine'"],
-    ),
-    "lists the names of what is no source": (
-        """
-        def gloria_register_losses(register):
-            register('mine', 'torch.nn:Identity', list_names='builtins:list')
-        """,
-        ["OptionError", "list_names goes with a source, 'mine:'; got 'mine'"],
-    ),
-    "registers 10,000 names and one that is taken": (
-        """
-        def gloria_register_losses(register):
-            for number in range(10_000):
-                register(f"mine{number}", "torch.nn:Identity")
-            register("local_contrastive", "torch.nn:Identity")
-        """,
-        ["DuplicateNameError", "built-in"],
     ),
     "registers a malformed name": (
         "def gloria_register_losses(register): register('my loss', 'torch.nn:Identity')",
@@ -417,15 +381,6 @@ def test_a_plugin_that_makes_its_own_thing_while_it_is_loaded_is_told_so(
     assert records["faulty"].status == "skipped"
     assert "UnknownNameError: no loss is named 'mine'" in caught[0]
     assert "healthy" in catalog.list("losses")
-
-
-def test_a_damaged_installation_of_something_else_is_no_concern(install, healthy):
-    damaged = install.site / "damaged-1.0.dist-info"
-    damaged.mkdir()
-    (damaged / "entry_points.txt").write_bytes(b"[gloria.plugins]\n\xff\xfe = x\n")
-    records, caught = discover(Catalog())
-    assert records["healthy"].status == "loaded"
-    assert caught == []
 
 
 def test_a_plugin_without_metadata_is_named_by_its_entry_point(install_faulty, install):

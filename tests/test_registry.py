@@ -219,6 +219,11 @@ def test_a_target_that_cannot_be_called_is_refused(registry, target):
         registry.register("x", target)
 
 
+def test_only_a_source_lists_names(registry):
+    with pytest.raises(OptionError, match="list_names goes with a source, 'x:'; got 'x'"):
+        registry.register("x", int, list_names=list)
+
+
 # --- targets that fail when used ------------------------------------------------------------------
 
 
