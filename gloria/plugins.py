@@ -68,7 +68,7 @@ def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:
         One record per plugin; a faulty one leaves nothing in the registries.
     """
     found = [(_origin(point), point) for point in entry_points(group=GROUP)]
-    found.sort(key=lambda pair: (pair[0].distribution, pair[0].plugin))
+    found.sort(key=lambda pair: (_normalized(pair[0].distribution), pair[0].plugin))
     try:
         return [_load(point, origin, registries) for origin, point in found]
     except BaseException:  # Ctrl-C in a slow import: the next attempt starts afresh
