@@ -16,9 +16,9 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 from warnings import warn
 
-from gloria.errors import ContractError, OptionError, PluginWarning, UnknownNameError
+from gloria.errors import ContractError, OptionError, PluginWarning, UnknownNameError, describe
 from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
-from gloria.registry import BUILT_IN, Registry, describe, registering_as
+from gloria.registry import BUILT_IN, Registry, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
     from torch import nn

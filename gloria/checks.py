@@ -27,6 +27,7 @@ from gloria.errors import (
     OptionError,
     ShapeError,
     UnknownOptionError,
+    describe,
     reason,
 )
 from gloria.types import ImageInput
@@ -341,7 +342,7 @@ def require(module: str, extra: str) -> ModuleType:
     except Exception as cause:
         package = module.partition(".")[0]
         raise MissingDependencyError(
-            f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
+            f"{package} is needed here and could not be imported ({describe(cause)})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
 

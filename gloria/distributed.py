@@ -41,6 +41,7 @@ from gloria.errors import (
     GloriaError,
     OptionError,
     ShapeError,
+    describe,
 )
 from gloria.functional.inputs import count_real
 from gloria.losses import (
@@ -295,7 +296,7 @@ class _Share:
         said = None
         if fault is not None:
             kind = type(fault) if isinstance(fault, GloriaError) else OptionError
-            said = kind, f"{type(fault).__name__}: {fault}"
+            said = kind, describe(fault)
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, (mine, said), group)
         if fault is not None:

@@ -527,15 +527,11 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
 
 
 def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
-    how = ".tokenize"
-    _check_kind(encoder, tokenized, TokenizedText, how)
-    for part, value in {**tokenized.inputs, "word_ids": tokenized.word_ids}.items():
-        if not isinstance(value, Tensor):
-            _refuse(encoder, f"{part} as a tensor", type(value).__name__, how)
+    _check_kind(encoder, tokenized, TokenizedText, ".tokenize")
     rows, lists = len(tokenized.word_ids), len(tokenized.tokens)
     if not rows == lists == count:
         got = f"{rows} rows of word_ids and {lists} of tokens"
-        _refuse(encoder, f"as many texts as it is given, {count}", got, how)
+        _refuse(encoder, f"as many texts as it is given, {count}", got, ".tokenize")
 
 
 def _check_loss(loss: nn.Module, value: Tensor) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 import pluggy
 
 from gloria import hookspecs
-from gloria.errors import ContractError
-from gloria.registry import Origin, Registry, Target, describe, registering_as
+from gloria.errors import ContractError, describe
+from gloria.registry import Origin, Registry, Target, registering_as
 
 GROUP = "gloria.plugins"
 DISABLE = "GLORIA_DISABLE_PLUGINS"

@@ -29,6 +29,7 @@ from gloria.errors import (
     PluginWarning,
     UnknownNameError,
     UnknownOptionError,
+    describe,
 )
 
 T = TypeVar("T")
@@ -406,13 +407,3 @@ def describe_target(target: Target) -> str:
         return target
     module = getattr(target, "__module__", None) or type(target).__module__
     return f"{module}:{getattr(target, '__qualname__', type(target).__qualname__)}"
-
-
-def describe(value: object) -> str:
-    """A value or an exception in a message: its type, and what it says."""
-    kind = type(value).__name__
-    try:
-        text = str(value) if isinstance(value, BaseException) else repr(value)
-    except Exception:  # it can't even say what it is
-        return kind
-    return f"{kind}: {text[:500]}" if text else kind

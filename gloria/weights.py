@@ -39,11 +39,12 @@ from gloria.errors import (
     OptionError,
     PluginWarning,
     UnknownNameError,
+    describe,
     reason,
 )
 from gloria.files import write_file, write_folder
 from gloria.model import GLoRIA, create_model, is_json
-from gloria.registry import Origin, describe
+from gloria.registry import Origin
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
 

@@ -235,11 +235,6 @@ def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
     [
         (lambda t: t.inputs, "TokenizedText; got dict"),
         (lambda t: None, "TokenizedText; got NoneType"),
-        (lambda t: t._replace(word_ids=t.word_ids.tolist()), "word_ids as a tensor; got list"),
-        (
-            lambda t: t._replace(inputs={"input_ids": t.inputs["input_ids"].tolist()}),
-            "input_ids as a tensor; got list",
-        ),
         (
             lambda t: t._replace(tokens=t.tokens[:2]),
             "as many texts as .*; got 3 .* and 2 of tokens",
