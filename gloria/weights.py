@@ -2,8 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights; the plugins that this
-                         takes; the size of the images it was trained on, if that is known
+    config.json          how to build the model again, without its weights; the packages of plugins
+                         that this takes; the size of the images it was trained on, if known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -15,8 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,7 +43,6 @@ from gloria.errors import (
 )
 from gloria.files import write_file, write_folder
 from gloria.model import GLoRIA, create_model, is_json
-from gloria.registry import Origin
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
 
@@ -342,9 +340,7 @@ def _write(model: GLoRIA, folder: Path) -> None:
     config = {
         "format": FORMAT,
         "gloria": gloria.__version__,
-        "plugins": []
-        if isinstance(described, str)
-        else sorted(map(str, _plugins_behind(described))),
+        "plugins": {} if isinstance(described, str) else _plugins_behind(described),
         "model": described,
         "trained_image_size": model.trained_image_size,
     }
@@ -448,8 +444,8 @@ def _another_class(name: str, own: type, made: type) -> str:
     )
 
 
-def _plugins_behind(described: Mapping[str, Any]) -> set[Origin]:
-    """The plugins that brought the names in the description of a model."""
+def _plugins_behind(described: Mapping[str, Any]) -> dict[str, str]:
+    """Packages and versions of the plugins that brought the names in a model's description."""
     names = [
         ("image_encoders", described["image_encoder"]["name"]),
         ("text_encoders", described["text_encoder"]["name"]),
@@ -458,7 +454,8 @@ def _plugins_behind(described: Mapping[str, Any]) -> set[Origin]:
     ]
     registries = default_catalog().registries
     origins = [registries[kind].origin(name) for kind, name in names]
-    return {origin for origin in origins if origin and origin.kind == "plugin"}
+    plugins = [origin for origin in origins if origin and origin.kind == "plugin"]
+    return {origin.distribution: origin.version for origin in plugins}
 
 
 def _aggregators_in(described: Mapping[str, Any]) -> Iterator[str]:
@@ -527,12 +524,9 @@ def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:
 
 def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) -> None:
     """Add to an error of loading which plugins the model was saved with that are not here."""
-    catalog = default_catalog()
-    catalog.plugins()
-    entries = [entry for each in catalog.registries.values() for entry in each.entries()]
-    here = {str(entry.origin) for entry in entries}
-    if missing := [plugin for plugin in config.get("plugins") or [] if plugin not in here]:
-        error.add_note(f"{folder} was saved with what is not loaded here: {', '.join(missing)}.")
+    loaded = {each.distribution for each in default_catalog().plugins() if each.status == "loaded"}
+    if missing := _listed(config.get("plugins") or {}, loaded):
+        error.add_note(f"{folder} was saved with plugins that are not loaded here: {missing}.")
     elif isinstance(error, UnknownNameError):
         error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
 
@@ -540,18 +534,18 @@ def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) 
 def _warn_of_namesakes(config: Mapping[str, Any], folder: Path) -> None:
     """What has the same name and takes the same weights may still compute something else."""
     here = _plugins_behind(config["model"])
-    known = [str(replace(origin, version="")) for origin in here]  # another version is no other
-    gone = [
-        plugin
-        for plugin in config.get("plugins") or []
-        if not any(f"{plugin} ".startswith(f"{name} ") for name in known)
-    ]
-    if gone:
+    if gone := _listed(config.get("plugins") or {}, here):
         told = (
-            f"{folder} was saved with {', '.join(gone)}; what has the same names here may compute "
-            f"something else: {', '.join(sorted(map(str, here))) or 'no plugin'}."
+            f"{folder} was saved with plugins of {gone}; what has the same names here may compute "
+            f"something else: plugins of {_listed(here) or 'no package'}."
         )
         warn(PluginWarning(told), stacklevel=3)
+
+
+def _listed(plugins: Mapping[str, str], known: Collection[str] = ()) -> str:
+    """Packages and versions, without those that are known."""
+    named = [f"{name} {version}".strip() for name, version in plugins.items() if name not in known]
+    return ", ".join(named)
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

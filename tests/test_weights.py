@@ -590,8 +590,8 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
         for registry in (catalog.image_encoders, catalog.aggregators):
             registry.unregister(origin)
     config = json.loads((folder / "config.json").read_text())
-    assert config["plugins"] == ["plugin 'mine' of gloria-mine 0.3"]
-    note = f"{folder} was saved with what is not loaded here: plugin 'mine' of gloria-mine 0.3."
+    assert config["plugins"] == {"gloria-mine": "0.3"}
+    note = f"{folder} was saved with plugins that are not loaded here: gloria-mine 0.3."
     with pytest.raises(UnknownNameError, match="no aggregator is named 'mine_mean'") as error:
         load_model(folder)
     assert error.value.__notes__[-1] == note
@@ -604,7 +604,7 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
         load_model(folder)
     assert error.value.__notes__ == [note]
     own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
-    assert own["plugins"] == []
+    assert own["plugins"] == {}
 
 
 def test_what_another_plugin_makes_of_the_same_name_is_told(tmp_path):
@@ -624,8 +624,8 @@ def test_what_another_plugin_makes_of_the_same_name_is_told(tmp_path):
     with warnings.catch_warnings(action="error", category=PluginWarning):
         as_plugin("gloria-mine", "0.4", load_model, folder)  # a later version is no other plugin
     told = (
-        f"{folder} was saved with plugin 'mine' of gloria-mine 0.3; what has the same names here "
-        f"may compute something else: plugin 'mine' of gloria-mine-too 0.3."
+        f"{folder} was saved with plugins of gloria-mine 0.3; what has the same names here may "
+        f"compute something else: plugins of gloria-mine-too 0.3."
     )
     with pytest.warns(PluginWarning, match=re.escape(told)):
         as_plugin("gloria-mine-too", "0.3", load_model, folder)
