@@ -235,15 +235,13 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         CheckpointError: a weight is missing, unexpected, of another shape, or quantised (whole
             numbers, float8) where the model's is not, which names the ``source`` of the weights;
             nothing is loaded then.
-        OptionError: the model is on the meta device.
+        OptionError, ContractError: of the model, as :func:`save_model`.
     """
-    own = model.state_dict()
-    state = _plainly_named(model, own)
-    for name, tensor in state.items():
-        _check_has_memory(name, tensor)
+    state = _weights_of(model)
     if differences := _differences(weights, state):
         raise CheckpointError(f"{source} does not fit the model: {differences}.")
-    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
+    names = zip(model.state_dict(), state, strict=True)
+    model.load_state_dict({name: weights[plain] for name, plain in names})
 
 
 def _differences(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
@@ -357,23 +355,20 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ContractError(
-                f"{name} in the model's state_dict must be a tensor to be saved; it is a "
+                f"{name} in the model's state_dict must be a tensor; it is a "
                 f"{type(tensor).__name__}. Keep it in a buffer, or in the encoder's recipe."
             )
         if hasattr(tensor, "full_tensor"):  # FSDP's and tensor parallelism's
             raise OptionError(
-                f"model must have its weights in this process to be saved; {name} is spread over "
-                f"several. Gather them first, as docs/training-loops.md does."
+                f"model must have its weights in this process; {name} is spread over several. "
+                f"Gather them first, as docs/training-loops.md does."
             )
-        _check_has_memory(name, tensor)
+        if tensor.is_meta:
+            raise OptionError(
+                f"model must have memory for its weights; {name} is on the meta device, which has "
+                f"none."
+            )
     return state
-
-
-def _check_has_memory(name: str, tensor: Tensor) -> None:
-    if tensor.is_meta:
-        raise OptionError(
-            f"model must have memory for its weights; {name} is on the meta device, which has none."
-        )
 
 
 def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

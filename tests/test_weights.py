@@ -297,7 +297,7 @@ def test_a_state_that_is_no_tensor_cannot_be_saved(model, tmp_path):
 
     model.text_head = Counts()
     with pytest.raises(
-        ContractError, match=r"text_head\._extra_state in .* must be a tensor .*dict"
+        ContractError, match=r"text_head\._extra_state in .* must be a tensor; it is a dict"
     ):
         save_model(model, tmp_path / "model")
 
