@@ -112,8 +112,7 @@ def gather_batch(
     _check_member(group)
     if not _is_spread(group):
         return dict(batch)
-    whole: dict[str, Tensor] = _Share(lambda: batch, group, of_pairs=False).whole(*batch)
-    return whole
+    return _Share(lambda: batch, group, of_pairs=False).whole(*batch)
 
 
 class AcrossRanks(PairLoss):
@@ -274,7 +273,6 @@ class _Share:
     ``of_pairs``, each tensor has one row per pair of this rank, at least one.
     """
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # ranks talk outside any graph
     def __init__(
         self,
         given: Callable[[], Mapping[str, Any]],
@@ -298,7 +296,10 @@ class _Share:
             kind = type(fault) if isinstance(fault, GloriaError) else OptionError
             said = kind, describe(fault)
         everyone: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(everyone, (mine, said), group)
+        tell: Any = dist.all_gather_object
+        if torch.compiler.is_compiling():  # what ranks tell each other is no part of a graph
+            tell = torch.compiler.disable(tell)
+        tell(everyone, (mine, said), group)
         if fault is not None:
             raise fault
         for rank, (_, told) in enumerate(everyone):
