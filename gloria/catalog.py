@@ -16,9 +16,9 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 from warnings import warn
 
-from gloria.errors import OptionError, PluginWarning, UnknownNameError
+from gloria.errors import ContractError, OptionError, PluginWarning, UnknownNameError, describe
 from gloria.plugins import DISABLE, PluginRecord, disabled_in_vain, load_plugins
-from gloria.registry import BUILT_IN, Registry, describe, registering_as
+from gloria.registry import BUILT_IN, Registry, registering_as
 
 if TYPE_CHECKING:  # torch takes seconds; names take none
     from torch import nn
@@ -38,13 +38,13 @@ class Catalog:
 
     def __init__(self) -> None:
         self.image_encoders: Registry[ImageEncoder] = Registry(
-            "image encoder", "gloria.checks:fault_of_image_encoder"
+            "image encoder", "gloria.checks:check_image_encoder"
         )
         self.text_encoders: Registry[TextEncoder] = Registry(
-            "text encoder", "gloria.checks:fault_of_text_encoder"
+            "text encoder", "gloria.checks:check_text_encoder"
         )
-        self.aggregators: Registry[Aggregator] = Registry("aggregator", _fault_of_aggregator)
-        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:fault_of_module")
+        self.aggregators: Registry[Aggregator] = Registry("aggregator", _check_aggregator)
+        self.losses: Registry[nn.Module] = Registry("loss", "gloria.checks:check_module")
         self.registries: dict[str, Registry[Any]] = {
             "image_encoders": self.image_encoders,
             "text_encoders": self.text_encoders,
@@ -195,8 +195,9 @@ def _models_of(package: str) -> list[str]:
     return names
 
 
-def _fault_of_aggregator(thing: object) -> str:
-    return "" if callable(thing) else f"it is not callable, it is {describe(thing)}"
+def _check_aggregator(name: str, thing: object) -> None:
+    if not callable(thing):
+        raise ContractError(f"{name} must be an aggregator: it is not callable, {describe(thing)}.")
 
 
 _catalog = Catalog()
@@ -242,9 +243,8 @@ def create_text_encoder(
     if given is not None:
         from gloria.encoders.hf_text import POOLINGS, HFTextEncoder
 
-        kind = _catalog.class_behind("text_encoders", name)
-        made = HFTextEncoder if name == "small_bert" else kind
-        options = _with_aggregator(options, "pooling", POOLINGS, made, HFTextEncoder)
+        if name == "small_bert" or _makes("text_encoders", name, HFTextEncoder):
+            options = _with_aggregator(options, "pooling", POOLINGS)
     offered = {} if reports is None else {"reports": reports}
     encoder: Any = _catalog.create("text_encoders", name, options, offered)
     if options.get("pooling") is not given:
@@ -295,12 +295,15 @@ def make_loss(
     """
     options = dict(options)
     preset = options.pop("preset", None)
-    if "aggregation" in options:
-        options = _with_aggregation(options, name)
-    elif name == "global_local_contrastive":
+    if name == "global_local_contrastive":
         if isinstance(options.get("local_options"), dict):
             options["local_options"] = _with_aggregation(options["local_options"])
         preset = preset or "paper"  # the defaults; the options of its parts go with a preset
+    elif "aggregation" in options:
+        from gloria.losses import LocalContrastiveLoss  # imports torch
+
+        if _makes("losses", name, LocalContrastiveLoss):
+            options = _with_aggregation(options)
     if preset is not None:
         options["preset"] = preset
     is_given = embedding_dim is None or "embedding_dim" in options
@@ -309,31 +312,27 @@ def make_loss(
     return loss
 
 
-def _with_aggregation(options: dict[str, Any], name: str = "local_contrastive") -> dict[str, Any]:
-    from gloria.losses import LocalContrastiveLoss  # imports torch
-    from gloria.matching import WORD_AGGREGATIONS
-
-    made = _catalog.class_behind("losses", name)
-    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS, made, LocalContrastiveLoss)
+def _makes(kind: str, name: str, base: type) -> bool:
+    """Whether a name makes one of a class, or of a class below it."""
+    made = _catalog.class_behind(kind, name)
+    return made is not None and issubclass(made, base)
 
 
-def _with_aggregator(
-    options: dict[str, Any], key: str, own: Collection[str], made: type | None, base: type
-) -> dict[str, Any]:
-    """The options, with the registered aggregator that one of them names.
+def _with_aggregation(options: dict[str, Any]) -> dict[str, Any]:
+    from gloria.matching import WORD_AGGREGATIONS  # imports torch
 
-    Other names are the ``own`` of the class ``base``; a subclass may have more, so that what is
-    ``made`` is left with a name that is not registered.
-    """
+    return _with_aggregator(options, "aggregation", WORD_AGGREGATIONS)
+
+
+def _with_aggregator(options: dict[str, Any], key: str, own: Collection[str]) -> dict[str, Any]:
+    """The options, with the registered aggregator that one of them names by none of its ``own``."""
     given = options.get(key)
-    if made is None or not issubclass(made, base) or not isinstance(given, str | Mapping):
-        return options
     if isinstance(given, str):
-        if given not in _catalog.aggregators:
-            _catalog.plugins()
-        if given in own or (made is not base and given not in _catalog.aggregators):
+        if given in own:
             return options
         given = {"name": given}
+    if not isinstance(given, Mapping):
+        return options
     named = dict(given)
     if not isinstance(named.get("name"), str):
         raise OptionError(

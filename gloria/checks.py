@@ -27,6 +27,7 @@ from gloria.errors import (
     OptionError,
     ShapeError,
     UnknownOptionError,
+    describe,
     reason,
 )
 from gloria.types import ImageInput
@@ -284,25 +285,18 @@ def check_options(
         raise OptionError(f"{subject} must be given {' and '.join(map(repr, needed))}.")
 
 
-def check_image_encoder(name: str, value: Any) -> None:
-    """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
-    if fault := fault_of_image_encoder(value):
+def check_module(name: str, value: Any, what: str = "a module") -> None:
+    """Require a module."""
+    if not isinstance(value, nn.Module):
         raise ContractError(
-            f"{name} must be an image encoder: {fault}. Of a GLoRIA model, take "
-            f"model.image_encoder."
+            f"{name} must be {what}: it is no nn.Module, it is {type(value).__name__}."
         )
 
 
-def check_text_encoder(name: str, value: Any) -> None:
-    """Require a module that is a :class:`~gloria.types.TextEncoder`."""
-    if fault := fault_of_text_encoder(value):
-        raise ContractError(f"{name} must be a text encoder: {fault}.")
-
-
-def fault_of_image_encoder(value: Any) -> str:
-    """Why a value is no :class:`~gloria.types.ImageEncoder`; empty = it is one."""
-    if fault := _fault_of_encoder(value, ("pooled_dim", "region_dim"), "image_input"):
-        return fault
+def check_image_encoder(name: str, value: Any) -> None:
+    """Require a module that is an :class:`~gloria.types.ImageEncoder`."""
+    what = "an image encoder"
+    _check_encoder(name, value, what, ("pooled_dim", "region_dim"), "image_input")
     wanted = value.image_input
     if (
         not isinstance(wanted, ImageInput)
@@ -310,29 +304,31 @@ def fault_of_image_encoder(value: Any) -> str:
         or not len(wanted.mean) == len(wanted.std) == wanted.channels
         or not all(each > 0 for each in wanted.std)
     ):
-        return (
-            f"its image_input must be an ImageInput with a mean and a std above 0 for each "
-            f"channel; it is {wanted!r}"
+        raise ContractError(
+            f"{name} must be {what}: its image_input must be an ImageInput with a mean and a std "
+            f"above 0 for each channel; it is {wanted!r}."
         )
-    return ""
 
 
-def fault_of_text_encoder(value: Any) -> str:
-    """Why a value is no :class:`~gloria.types.TextEncoder`; empty = it is one."""
-    return _fault_of_encoder(value, ("pooled_dim", "word_dim"), "tokenize")
+def check_text_encoder(name: str, value: Any) -> None:
+    """Require a module that is a :class:`~gloria.types.TextEncoder`."""
+    _check_encoder(name, value, "a text encoder", ("pooled_dim", "word_dim"), "tokenize")
 
 
-def check_module(name: str, value: Any) -> None:
-    """Require a module."""
-    if fault := fault_of_module(value):
-        raise ContractError(f"{name} must be a module: {fault}.")
-
-
-def fault_of_module(value: Any) -> str:
-    """Why a value is no module; empty = it is one."""
-    return (
-        "" if isinstance(value, nn.Module) else f"it is no nn.Module, it is {type(value).__name__}"
-    )
+def _check_encoder(name: str, value: Any, what: str, widths: tuple[str, ...], more: str) -> None:
+    check_module(name, value, what)
+    # not isinstance with the protocol: it does not see what a compiled encoder has
+    if missing := [each for each in (*widths, more) if not hasattr(value, each)]:
+        raise ContractError(
+            f"{name} must be {what}: {type(value).__name__} lacks {', '.join(missing)}. Of a "
+            f"GLoRIA model, take its encoder."
+        )
+    for width in widths:
+        size = getattr(value, width)
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ContractError(
+                f"{name} must be {what}: its {width} must be an integer above 0; it is {size!r}."
+            )
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -346,22 +342,9 @@ def require(module: str, extra: str) -> ModuleType:
     except Exception as cause:
         package = module.partition(".")[0]
         raise MissingDependencyError(
-            f"{package} is needed here and could not be imported ({type(cause).__name__}: {cause})."
+            f"{package} is needed here and could not be imported ({describe(cause)})."
             f" Install it with: pip install 'gloria-torch[{extra}]'"
         ) from cause
-
-
-def _fault_of_encoder(value: Any, widths: tuple[str, ...], *more: str) -> str:
-    if fault := fault_of_module(value):
-        return fault
-    # not isinstance with the protocol: it does not see what a compiled encoder has
-    if missing := [name for name in (*widths, *more) if not hasattr(value, name)]:
-        return f"{type(value).__name__} lacks {', '.join(missing)}"
-    for name in widths:
-        width = getattr(value, name)
-        if isinstance(width, bool) or not isinstance(width, Integral) or width < 1:
-            return f"its {name} must be an integer above 0; it is {width!r}"
-    return ""
 
 
 def _check_single(name: str, value: Tensor) -> None:

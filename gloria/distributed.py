@@ -32,15 +32,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from gloria.checks import check_module
+from gloria.checks import check_mask, check_module
 from gloria.errors import (
     DeviceError,
     DtypeError,
     EmptyImageError,
     EmptyTextError,
+    GloriaError,
     OptionError,
     ShapeError,
+    describe,
 )
+from gloria.functional.inputs import count_real
 from gloria.losses import (
     LOSS_INPUTS,
     ColBERTLoss,
@@ -53,7 +56,7 @@ from gloria.losses import (
 )
 from gloria.losses.base import is_sum_of_terms, signature_of
 
-_RAGGED = ("words", "word_mask")
+_RAGGED = {"words", "word_mask"}
 """Inputs whose second axis is as long as a rank's longest text."""
 
 
@@ -96,9 +99,9 @@ def gather_batch(
         group: None = the default process group.
 
     Raises what :func:`gather` raises; also, on all ranks:
-        OptionError: ranks name different tensors; or have words of different lengths without a
-            ``word_mask``, as nothing would tell padding from words.
-        ShapeError: the words and the ``word_mask`` of a rank differ in shape.
+        OptionError: ranks name different tensors.
+        ShapeError: the words and the ``word_mask`` of a rank differ in shape; or ranks have words
+            of different lengths without a ``word_mask``, as nothing would tell padding from words.
 
     Example:
         >>> import torch
@@ -256,15 +259,11 @@ class _Facts(NamedTuple):
     dtype: torch.dtype
     device: str
     needs_gradient: bool
-    empty_rows: list[int]
-    """Rows of a mask without a real position: known to all, so that all raise."""
 
     @classmethod
     def of(cls, value: Tensor) -> _Facts:
-        is_mask = value.dtype == torch.bool and value.dim() == 2
-        empty = (~value.any(1)).nonzero().flatten().tolist() if is_mask else []
         needs = torch.is_grad_enabled() and value.requires_grad
-        return cls(tuple(value.shape), value.dtype, value.device.type, needs, empty)
+        return cls(tuple(value.shape), value.dtype, value.device.type, needs)
 
 
 class _Share:
@@ -282,28 +281,37 @@ class _Share:
         of_pairs: bool,
     ) -> None:
         self.group = group
-        mine, fault = {}, None
+        mine: dict[str, Any] = {}
+        fault: Exception | None = None
         try:
             self.given = given()
-            mine = _facts_of(self.given)
+            _check_own(self.given, of_pairs)
+            mine = {
+                name: _Facts.of(x) if isinstance(x, Tensor) else x for name, x in self.given.items()
+            }
         except Exception as error:  # not yet: the others would wait for this rank
             fault = error
+        said = None
+        if fault is not None:
+            kind = type(fault) if isinstance(fault, GloriaError) else OptionError
+            said = kind, describe(fault)
         everyone: list[Any] = [None] * dist.get_world_size(group)
-        said = fault and f"{type(fault).__name__}: {fault}"
-        dist.all_gather_object(everyone, (mine, said), group)
+        tell: Any = dist.all_gather_object
+        if torch.compiler.is_compiling():  # what ranks tell each other is no part of a graph
+            tell = torch.compiler.disable(tell)
+        tell(everyone, (mine, said), group)
         if fault is not None:
             raise fault
-        for rank, (_, message) in enumerate(everyone):
-            if message is not None:
-                raise OptionError(f"rank {rank} cannot take part: {message}")
-        _check_agreement([told for told, _ in everyone])
+        for rank, (_, told) in enumerate(everyone):
+            if told is not None:
+                kind, message = told
+                raise kind(f"rank {rank} cannot take part: {message}")
+        _check_agreement([facts for facts, _ in everyone])
         self.facts: list[dict[str, _Facts]] = [
-            {name: each for name, each in told.items() if isinstance(each, _Facts)}
-            for told, _ in everyone
+            {name: each for name, each in facts.items() if isinstance(each, _Facts)}
+            for facts, _ in everyone
         ]
-        _check_words(self.facts)
         if of_pairs:
-            _check_pairs(self.facts)
             self.pairs = [next(iter(facts.values())).shape[0] for facts in self.facts]
 
     def own(self, *names: str) -> dict[str, Any]:
@@ -336,19 +344,40 @@ class _Share:
         return dict(zip(terms, sums.unbind(), strict=True))
 
 
-def _facts_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of tensors; numbers, strings and None as they are."""
+def _check_own(given: Mapping[str, Any], of_pairs: bool) -> None:
+    """What a rank can tell of what it has, without the others."""
     for name, value in given.items():
         if not isinstance(value, Tensor | Number | str | None):
             raise OptionError(
                 f"only tensors are gathered between ranks; {name} is a {type(value).__name__}. "
                 f"Give each tensor by a name of its own."
             )
-    return {name: _Facts.of(x) if isinstance(x, Tensor) else x for name, x in given.items()}
+    tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+    if flat := [name for name, x in tensors.items() if not x.dim()]:
+        raise ShapeError(f"{flat[0]} must have an axis, to be gathered along; got none.")
+    if tensors.keys() >= _RAGGED:
+        shape = tuple(tensors["words"].shape[:2])
+        check_mask("word_mask", tensors["word_mask"], shape, ("text", "word"))
+    if not of_pairs:
+        return
+    rows = {name: len(x) for name, x in tensors.items()}
+    if len(set(rows.values())) != 1 or 0 in rows.values():
+        raise ShapeError(
+            f"a rank must have at least one pair, text k belonging to image k; this one gave "
+            f"{', '.join(f'{count} {name}' for name, count in rows.items()) or 'nothing'}. "
+            f"Let the sampler leave out incomplete batches (drop_last=True)."
+        )
+    if tensors.keys() >= _RAGGED:
+        words, word_mask = tensors["words"], tensors["word_mask"]
+        count_real(words, word_mask, "text", "word", EmptyTextError, True)
+    if tensors.keys() >= {"regions", "region_mask"}:
+        regions, region_mask = tensors["regions"], tensors["region_mask"]
+        count_real(regions, region_mask, "image", "region", EmptyImageError, True)
 
 
 def _check_agreement(everyone: Sequence[Mapping[str, Any]]) -> None:
     """Every rank sees the same facts, so every rank raises the same error."""
+    is_masked = all(isinstance(told.get("word_mask"), _Facts) for told in everyone)
     for name in dict.fromkeys(name for told in everyone for name in told):
         every: list[Any] = [told.get(name) for told in everyone]
         lacking = [rank for rank, each in enumerate(every) if not isinstance(each, _Facts)]
@@ -358,59 +387,18 @@ def _check_agreement(everyone: Sequence[Mapping[str, Any]]) -> None:
         if lacking:
             raise OptionError(
                 f"{name} must be a tensor on every rank, or on none; it is none on rank "
-                f"{_listed(lacking)} of {len(everyone)}."
+                f"{', '.join(map(str, lacking))} of {len(everyone)}."
             )
-        first = 2 if name in _RAGGED else 1
-        shapes, dtypes, devices, needs, _ = zip(*every, strict=True)
-        if any(len(shape) < first for shape in shapes):
-            raise ShapeError(f"{name} must have {first} axes or more; the first is gathered along.")
+        shapes, dtypes, devices, needs = zip(*every, strict=True)
+        first, why = (2 if name in _RAGGED and is_masked else 1), ""
+        if name == "words" and not is_masked:
+            why = ", where no word_mask tells words from padding"
         rest = [shape[first:] for shape in shapes]
         _check_same(name, "kind of device", devices, DeviceError)
         _check_same(name, "dtype", dtypes, DtypeError)
         _check_same(name, "number of axes", [len(shape) for shape in shapes], ShapeError)
-        _check_same(name, f"axes from axis {first} on", rest, ShapeError)
+        _check_same(name, f"axes from axis {first} on{why}", rest, ShapeError)
         _check_same(name, "need of a gradient", needs, OptionError)
-
-
-def _check_words(everyone: Sequence[Mapping[str, _Facts]]) -> None:
-    """What is padded must be told from what is not."""
-    if "words" not in everyone[0]:
-        return
-    wanted = everyone[0]["words"].shape[1]
-    for rank, facts in enumerate(everyone):
-        words, word_mask = facts["words"], facts.get("word_mask")
-        if word_mask is not None and word_mask.shape != words.shape[:2]:
-            raise ShapeError(
-                f"word_mask must be {words.shape[:2]} = (text, word); got {word_mask.shape} on "
-                f"rank {rank}."
-            )
-        if word_mask is None and words.shape[1] != wanted:
-            raise OptionError(
-                f"word_mask must be given where words are padded, as they are where texts are "
-                f"longer on one rank; got none, with {wanted} words on rank 0 and "
-                f"{words.shape[1]} on rank {rank}."
-            )
-
-
-def _check_pairs(everyone: Sequence[Mapping[str, _Facts]]) -> None:
-    for rank, facts in enumerate(everyone):
-        sizes = {name: each.shape[0] for name, each in facts.items()}
-        if len(set(sizes.values())) != 1 or 0 in sizes.values():
-            raise ShapeError(
-                f"a rank must have at least one pair, text k belonging to image k; rank {rank} "
-                f"gave {', '.join(f'{size} {name}' for name, size in sizes.items()) or 'nothing'}. "
-                f"Let the sampler leave out incomplete batches (drop_last=True)."
-            )
-        for column, row, error in _SIDES:
-            mask = facts.get(f"{column}_mask")
-            if mask and mask.empty_rows:
-                raise error(
-                    f"every {row} must have at least one real {column}; {column}_mask of rank "
-                    f"{rank} has none in row {_listed(mask.empty_rows)}."
-                )
-
-
-_SIDES = (("word", "text", EmptyTextError), ("region", "image", EmptyImageError))
 
 
 def _check_same(name: str, what: str, values: Sequence[Any], error: type[Exception]) -> None:
@@ -420,10 +408,6 @@ def _check_same(name: str, what: str, values: Sequence[Any], error: type[Excepti
                 f"{name} must agree between ranks in {what}; got {values[0]} on rank 0 and "
                 f"{value} on rank {rank}."
             )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
 def _gather(tensor: Tensor, sizes: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:

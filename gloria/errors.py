@@ -120,3 +120,13 @@ def reason(cause: BaseException) -> str:
     if first.endswith(":"):  # what is wrong comes after it, as which decoders pydicom misses
         first = shorten(text, 300)
     return first.rstrip(".")
+
+
+def describe(value: object) -> str:
+    """A value or an exception in a message: its type, and what it says."""
+    kind = type(value).__name__
+    try:
+        text = str(value) if isinstance(value, BaseException) else repr(value)
+    except Exception:  # it can't even say what it is
+        return kind
+    return f"{kind}: {text[:500]}" if text else kind

@@ -33,12 +33,7 @@ from gloria.errors import ContractError, DataError, EmptyTextError, OptionError
 from gloria.functional import global_similarity
 from gloria.geometry import upsample_attention
 from gloria.heads import Projection
-from gloria.losses import (
-    LOSS_INPUTS,
-    GlobalLocalContrastiveLoss,
-    LocalContrastiveLoss,
-    inputs_of,
-)
+from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss, inputs_of
 from gloria.losses.base import is_sum_of_terms
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.types import (
@@ -292,7 +287,7 @@ class GLoRIA(nn.Module):
         image_embeddings, text_embeddings)``; else the cosine.
         """
         for loss in (self.loss, getattr(self.loss, "global_loss", None)):
-            if (compare := _similarity_of(loss, *LOSS_INPUTS[:2])) is not None:
+            if (compare := _similarity_of(loss, "image_embeddings")) is not None:
                 compared = compare(image_embeddings, text_embeddings)
                 return _checked_pairs(loss, compared, image_embeddings, text_embeddings)
         return global_similarity(image_embeddings, text_embeddings)
@@ -394,7 +389,7 @@ class GLoRIA(nn.Module):
 
     def _find_local_loss(self) -> Any:
         local = getattr(self.loss, "local_loss", self.loss)
-        return None if _similarity_of(local, *LOSS_INPUTS[2:]) is None else local
+        return None if _similarity_of(local, "regions") is None else local
 
 
 def create_model(
@@ -480,18 +475,11 @@ def create_model(
     return model
 
 
-def _similarity_of(loss: Any, *arguments: str) -> Callable[..., Tensor] | None:
-    """A loss's ``similarity`` of these arguments: it takes the first, and needs no others."""
+def _similarity_of(loss: Any, first: str) -> Callable[..., Tensor] | None:
+    """A loss's ``similarity``, if this is the first that it takes."""
     method = getattr(loss, "similarity", None)
-    if not callable(method):
-        return None
-    parameters = inspect.signature(method).parameters
-    needed = {
-        name
-        for name, each in parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    return method if arguments[0] in parameters and needed <= {*arguments} else None
+    takes = inspect.signature(method).parameters if callable(method) else ()
+    return method if next(iter(takes), None) == first else None
 
 
 def _resolve(given: Any, create: Any, argument: str, options: Mapping[str, Any] | None) -> Any:
@@ -514,7 +502,6 @@ def _check_image_features(encoder: ImageEncoder, features: ImageFeatures, count:
         not isinstance(grid, Sequence)
         or len(grid) != 2
         or not all(isinstance(side, Integral | torch.SymInt) for side in grid)
-        or any(side < 0 for side in grid)
     ):
         _refuse(encoder, "grid = (height, width), two integers", repr(grid))
     regions = {"image": count, "height * width of grid": grid[0] * grid[1]}
@@ -533,42 +520,40 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
     _check_part(encoder, features, "pooled", {"text": count, "pooled_dim": encoder.pooled_dim})
     _check_part(encoder, features, "words", {**axes, "word_dim": encoder.word_dim})
     _check_part(encoder, features, "word_mask", axes)
-    got = f"{len(tokens)} lists" if isinstance(tokens, Sequence) else type(tokens).__name__
-    if got == f"{count} lists" and any(isinstance(each, str) for each in tokens):
-        got = "strings"
-    if got != f"{count} lists":
+    are_lists = isinstance(tokens, Sequence) and not any(isinstance(each, str) for each in tokens)
+    if not are_lists or len(tokens) != count:
+        got = f"{len(tokens)} lists" if are_lists else repr(tokens)
         _refuse(encoder, f"tokens, a list of words of each of the {count} texts", got)
 
 
 def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
-    how = ".tokenize"
-    _check_kind(encoder, tokenized, TokenizedText, how)
-    for part, value in {**tokenized.inputs, "word_ids": tokenized.word_ids}.items():
-        if not isinstance(value, Tensor):
-            _refuse(encoder, f"{part} as a tensor", type(value).__name__, how)
+    _check_kind(encoder, tokenized, TokenizedText, ".tokenize")
     rows, lists = len(tokenized.word_ids), len(tokenized.tokens)
     if not rows == lists == count:
         got = f"{rows} rows of word_ids and {lists} of tokens"
-        _refuse(encoder, f"as many texts as it is given, {count}", got, how)
+        _refuse(encoder, f"as many texts as it is given, {count}", got, ".tokenize")
 
 
 def _check_loss(loss: nn.Module, value: Tensor) -> None:
-    if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
-        return
-    got: Any = type(value).__name__
-    if isinstance(value, Tensor):
-        got = tuple(value.shape) if value.dim() else value.dtype
-    _refuse(loss, "a scalar floating-point tensor", got)
+    expected = "a scalar floating-point tensor"
+    if _shape_of(value) != ():
+        _refuse(loss, expected, _shape_of(value))
+    if not value.is_floating_point():
+        _refuse(loss, expected, value.dtype)
 
 
 def _checked_pairs(loss: object, similarity: Tensor, images: Tensor, texts: Tensor) -> Tensor:
     """A pair matrix of a loss, if it is one."""
     expected = images.shape[0], texts.shape[0]
-    if not isinstance(similarity, Tensor) or tuple(similarity.shape) != expected:
-        is_tensor = isinstance(similarity, Tensor)
-        got: Any = tuple(similarity.shape) if is_tensor else type(similarity).__name__
+    if _shape_of(similarity) != expected:
+        got = _shape_of(similarity)
         _refuse(loss, f"a matrix {expected} = (image, text)", got, ".similarity")
     return similarity
+
+
+def _shape_of(value: object) -> tuple[int, ...] | str:
+    """The shape of a tensor; of what is none, its type."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_kind(encoder: object, returned: object, expected: type, how: str = "") -> None:
@@ -581,10 +566,9 @@ def _check_part(encoder: object, features: Any, name: str, axes: Mapping[str, in
     value = getattr(features, name)
     shape = tuple(axes.values())
     is_mask = name.endswith("mask")
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if _shape_of(value) != shape:
         sizes = f"({', '.join(map(str, shape))}) = ({', '.join(axes)})"
-        _refuse(encoder, f"{name} of shape {sizes}", got)
+        _refuse(encoder, f"{name} of shape {sizes}", _shape_of(value))
     if value.device != features.pooled.device:
         _refuse(encoder, f"{name} on the device of pooled, {features.pooled.device}", value.device)
     if is_mask and value.dtype != torch.bool:

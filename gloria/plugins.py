@@ -6,26 +6,24 @@ distributions, separated by commas, or ``all``.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pluggy
 
 from gloria import hookspecs
-from gloria.errors import ContractError
-from gloria.registry import Origin, Registry, Target, describe, registering_as
+from gloria.errors import ContractError, describe
+from gloria.registry import Origin, Registry, Target, registering_as
 
 GROUP = "gloria.plugins"
 DISABLE = "GLORIA_DISABLE_PLUGINS"
 
 _HOOKS = [name for name in vars(hookspecs) if name.startswith(hookspecs.PREFIX)]
-_DEFERRED = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
 class PluginRecord(NamedTuple):
@@ -69,17 +67,14 @@ def load_plugins(registries: Mapping[str, Registry[Any]]) -> list[PluginRecord]:
     Returns:
         One record per plugin; a faulty one leaves nothing in the registries.
     """
-    origins: list[Origin] = []
-    records = []
+    found = [(_origin(point), point) for point in entry_points(group=GROUP)]
+    found.sort(key=lambda pair: (_normalized(pair[0].distribution), pair[0].plugin))
     try:
-        for origin, point in _installed():
-            origins.append(origin)
-            records.append(_load(point, origin, registries))
+        return [_load(point, origin, registries) for origin, point in found]
     except BaseException:  # Ctrl-C in a slow import: the next attempt starts afresh
-        for origin in origins:
+        for origin, _ in found:
             _unregister(registries, origin)
         raise
-    return records
 
 
 def disabled_in_vain(records: Sequence[PluginRecord]) -> list[str]:
@@ -88,29 +83,8 @@ def disabled_in_vain(records: Sequence[PluginRecord]) -> list[str]:
     return sorted(_disabled() - known)
 
 
-def _installed() -> list[tuple[Origin, EntryPoint]]:
-    """Entry points of the group, sorted by distribution and name."""
-    found: dict[str, list[tuple[Origin, EntryPoint]]] = {}
-    for distribution in distributions():
-        try:
-            points = [
-                (_origin(point, distribution), point)
-                for point in distribution.entry_points
-                if point.group == GROUP
-            ]
-        except Exception:  # a damaged installation of who knows what
-            continue
-        if points:  # the first on sys.path wins, as its modules do
-            found.setdefault(_normalized(points[0][0].distribution), points)
-    return [
-        pair
-        for name in sorted(found)
-        for pair in sorted(found[name], key=lambda pair: (pair[1].name, pair[1].value))
-    ]
-
-
-def _origin(point: EntryPoint, distribution: Distribution) -> Origin:
-    fields: Any = distribution.metadata  # an email message: any field can be missing
+def _origin(point: EntryPoint) -> Origin:
+    fields: Any = point.dist and point.dist.metadata  # an email message: any field can be missing
     name = fields.get("Name", point.name)
     return Origin("plugin", point.name, name, fields.get("Version", ""))
 
@@ -152,31 +126,21 @@ class _Manager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
         if not name.startswith(hookspecs.PREFIX):
             return None
-        hook = getattr(plugin, name)
-        if not inspect.isroutine(hook):
-            raise ContractError(f"{name} must be a function; got {describe(hook)}.")
-        options: Any = super().parse_hookimpl_opts(plugin, name) or {}
-        if name not in _HOOKS and not options.get("optionalhook"):
-            raise ContractError(f"{name} is none of the hooks {', '.join(_HOOKS)}.")
-        return options
+        return super().parse_hookimpl_opts(plugin, name) or {}
 
 
 def _read_hooks(plugin: object, name: str) -> _Manager:
     """Verify the hooks; one manager per plugin, so that a faulty one leaves no trace."""
-    if inspect.isclass(plugin):
-        raise ContractError("it is a class; let the entry point name a module, or an instance.")
     manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
-    callers = manager.get_hookcallers(plugin) or []
-    hooks = [hook for caller in callers for hook in caller.get_hookimpls()]
-    if not hooks:
+    manager.check_pending()
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
         raise ContractError(f"it defines none of the hooks {', '.join(_HOOKS)}.")
-    for hook in hooks:
-        if "register" not in hook.argnames:
-            raise ContractError(f"{hook.function.__qualname__} must take one argument, 'register'.")
-        if any(is_deferred(hook.function) for is_deferred in _DEFERRED):
-            raise ContractError(f"{hook.function.__qualname__} must not be async or have a yield.")
+    for caller in callers:
+        if any("register" not in hook.argnames for hook in caller.get_hookimpls()):
+            raise ContractError(f"{caller.name} must take one argument, 'register'.")
     return manager
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from gloria.checks import check_choice, check_device, check_integer, check_positive, check_weight
+from gloria.checks import check_choice, check_device, check_integer, check_positive
 from gloria.errors import CheckpointError, OptionError, reason
 from gloria.model import GLoRIA, create_model
 from gloria.weights import fill_model
@@ -216,7 +216,10 @@ def _refusal(checkpoint: Path, message: str) -> str:
 
 
 def _read_settings(tree: Any, checkpoint: Path) -> dict[str, Any]:
-    """The values of :data:`RELEASED`, those of the file where it has them; all checked."""
+    """The values of :data:`RELEASED`, those of the file where it has them.
+
+    What :func:`create_model` does not check under another name is checked here.
+    """
     settings = {name: _look_up(tree, name, released) for name, released in RELEASED.items()}
     for name in FIXED:
         if settings[name] != RELEASED[name]:
@@ -228,15 +231,8 @@ def _read_settings(tree: Any, checkpoint: Path) -> dict[str, Any]:
     check_choice("model.text.aggregate_method", reduction, ("sum", "mean"))
     # with one layer, the published code takes other states and merges no word pieces
     check_integer("model.text.last_n_layers", settings["model.text.last_n_layers"], 2)
-    check_integer("data.text.word_num", settings["data.text.word_num"], 1)
     for name in ("temp1", "temp2", "temp3"):
         check_positive(f"model.gloria.{name}", settings[f"model.gloria.{name}"])
-    for name in ("local_loss_weight", "global_loss_weight"):
-        check_weight(f"model.gloria.{name}", settings[f"model.gloria.{name}"])
-    if not isinstance(settings["model.text.bert_type"], str):
-        raise OptionError(
-            f"model.text.bert_type must be a name; got {settings['model.text.bert_type']!r}."
-        )
     return settings
 
 

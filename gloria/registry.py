@@ -29,6 +29,7 @@ from gloria.errors import (
     PluginWarning,
     UnknownNameError,
     UnknownOptionError,
+    describe,
 )
 
 T = TypeVar("T")
@@ -115,8 +116,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the things are, in the singular, for messages.
-        check: says what is wrong with a thing that a factory made, empty = nothing; or where to
-            import that from.
+        check: called with words for a thing that a factory made and with the thing, raises where
+            it is of no use; or where to import that from.
 
     Example:
         >>> colors = Registry("color")
@@ -130,7 +131,7 @@ class Registry(Generic[T]):
         3
     """
 
-    def __init__(self, kind: str, check: Target = lambda thing: "") -> None:
+    def __init__(self, kind: str, check: Target = lambda name, thing: None) -> None:
         self.kind = kind
         self._one = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self._check = check
@@ -288,8 +289,7 @@ class Registry(Generic[T]):
             which = f", of the name {name!r}" if ":" in name else ""
             error.add_note(f"while creating {made}{which}")
             raise
-        if complaint := _imported(self._check)(thing):
-            raise ContractError(f"{made} made no {self.kind}: {complaint}.")
+        _imported(self._check)(f"what {made} made", thing)
         return thing
 
     def _find(self, name: str) -> tuple[Entry, str]:
@@ -351,9 +351,7 @@ class Registry(Generic[T]):
         """The names that a source serves, with it in front."""
         try:
             return [entry.name + name for name in self._load(entry, entry.list_names)()]
-        except KeyboardInterrupt:
-            raise
-        except BaseException as cause:  # SystemExit too, and whatever else is no Exception
+        except Exception as cause:
             kind = MissingDependencyError if isinstance(cause, ImportError) else ContractError
             told = f"the names of {self.kind} {entry} are not listed: {describe(cause)}"
             raise kind(told) from cause
@@ -362,9 +360,7 @@ class Registry(Generic[T]):
         """Import a target."""
         try:
             loaded: Callable[..., Any] = _imported(target)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as cause:  # as above
+        except Exception as cause:
             raise MissingDependencyError(
                 f"{self.kind} {entry} cannot be imported: {describe(cause)}."
             ) from cause
@@ -411,13 +407,3 @@ def describe_target(target: Target) -> str:
         return target
     module = getattr(target, "__module__", None) or type(target).__module__
     return f"{module}:{getattr(target, '__qualname__', type(target).__qualname__)}"
-
-
-def describe(value: object) -> str:
-    """A value or an exception in a message: its type, and what it says."""
-    kind = type(value).__name__
-    try:
-        text = str(value) if isinstance(value, BaseException) else repr(value)
-    except Exception:  # it can't even say what it is
-        return kind
-    return f"{kind}: {text[:500]}" if text else kind

@@ -2,8 +2,8 @@
 
 A saved model is a folder::
 
-    config.json          how to build the model again, without its weights; the plugins that this
-                         takes; the size of the images it was trained on, if that is known
+    config.json          how to build the model again, without its weights; the packages of plugins
+                         that this takes; the size of the images it was trained on, if known
     model.safetensors    the weights
     image_encoder/       files an encoder needs beside its weights, if any
     text_encoder/        (a tokenizer, a transformer's config)
@@ -15,8 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,11 +38,11 @@ from gloria.errors import (
     OptionError,
     PluginWarning,
     UnknownNameError,
+    describe,
     reason,
 )
 from gloria.files import write_file, write_folder
 from gloria.model import GLoRIA, create_model, is_json
-from gloria.registry import Origin, describe
 from gloria.types import Recipe, SavesRecipe
 from gloria.wrapping import unwrapped, wrapped_in
 
@@ -173,7 +172,7 @@ def load_model(
         _tell_of_plugins(fault, config, folder)
         raise fault from cause
     try:
-        model.trained_image_size = config.get("trained_image_size")  # not in folders of before
+        model.trained_image_size = config.get("trained_image_size")
     except OptionError as cause:
         raise CheckpointError(f"{file} is damaged: {cause}") from cause
     _warn_of_namesakes(config, folder)
@@ -236,24 +235,13 @@ def fill_model(model: nn.Module, weights: dict[str, Tensor], source: Path) -> No
         CheckpointError: a weight is missing, unexpected, of another shape, or quantised (whole
             numbers, float8) where the model's is not, which names the ``source`` of the weights;
             nothing is loaded then.
-        OptionError: the model is on the meta device.
+        OptionError, ContractError: of the model, as :func:`save_model`.
     """
-    own = model.state_dict()
-    state = _plainly_named(model, own)
-    for name, tensor in state.items():
-        _check_has_memory(name, tensor)
-    # folders of before hold a tensor that two names share by one of them
-    shared = {
-        name: twin
-        for name, tensor in state.items()
-        if name not in weights
-        for twin in weights
-        if twin in state and state[twin].data_ptr() == tensor.data_ptr() and tensor.numel()
-    }
-    weights = weights | {name: weights[twin] for name, twin in shared.items()}
+    state = _weights_of(model)
     if differences := _differences(weights, state):
         raise CheckpointError(f"{source} does not fit the model: {differences}.")
-    model.load_state_dict({name: weights[plain] for name, plain in zip(own, state, strict=True)})
+    names = zip(model.state_dict(), state, strict=True)
+    model.load_state_dict({name: weights[plain] for name, plain in names})
 
 
 def _differences(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
@@ -350,9 +338,7 @@ def _write(model: GLoRIA, folder: Path) -> None:
     config = {
         "format": FORMAT,
         "gloria": gloria.__version__,
-        "plugins": []
-        if isinstance(described, str)
-        else sorted(map(str, _plugins_behind(described))),
+        "plugins": {} if isinstance(described, str) else _plugins_behind(described),
         "model": described,
         "trained_image_size": model.trained_image_size,
     }
@@ -369,23 +355,20 @@ def _weights_of(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ContractError(
-                f"{name} in the model's state_dict must be a tensor to be saved; it is a "
+                f"{name} in the model's state_dict must be a tensor; it is a "
                 f"{type(tensor).__name__}. Keep it in a buffer, or in the encoder's recipe."
             )
         if hasattr(tensor, "full_tensor"):  # FSDP's and tensor parallelism's
             raise OptionError(
-                f"model must have its weights in this process to be saved; {name} is spread over "
-                f"several. Gather them first, as docs/training-loops.md does."
+                f"model must have its weights in this process; {name} is spread over several. "
+                f"Gather them first, as docs/training-loops.md does."
             )
-        _check_has_memory(name, tensor)
+        if tensor.is_meta:
+            raise OptionError(
+                f"model must have memory for its weights; {name} is on the meta device, which has "
+                f"none."
+            )
     return state
-
-
-def _check_has_memory(name: str, tensor: Tensor) -> None:
-    if tensor.is_meta:
-        raise OptionError(
-            f"model must have memory for its weights; {name} is on the meta device, which has none."
-        )
 
 
 def _plainly_named(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -456,8 +439,8 @@ def _another_class(name: str, own: type, made: type) -> str:
     )
 
 
-def _plugins_behind(described: Mapping[str, Any]) -> set[Origin]:
-    """The plugins that brought the names in the description of a model."""
+def _plugins_behind(described: Mapping[str, Any]) -> dict[str, str]:
+    """Packages and versions of the plugins that brought the names in a model's description."""
     names = [
         ("image_encoders", described["image_encoder"]["name"]),
         ("text_encoders", described["text_encoder"]["name"]),
@@ -466,7 +449,8 @@ def _plugins_behind(described: Mapping[str, Any]) -> set[Origin]:
     ]
     registries = default_catalog().registries
     origins = [registries[kind].origin(name) for kind, name in names]
-    return {origin for origin in origins if origin and origin.kind == "plugin"}
+    plugins = [origin for origin in origins if origin and origin.kind == "plugin"]
+    return {origin.distribution: origin.version for origin in plugins}
 
 
 def _aggregators_in(described: Mapping[str, Any]) -> Iterator[str]:
@@ -535,12 +519,9 @@ def _make(description: Mapping[str, Any], folder: Path) -> GLoRIA:
 
 def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) -> None:
     """Add to an error of loading which plugins the model was saved with that are not here."""
-    catalog = default_catalog()
-    catalog.plugins()
-    entries = [entry for each in catalog.registries.values() for entry in each.entries()]
-    here = {str(entry.origin) for entry in entries}
-    if missing := [plugin for plugin in config.get("plugins") or [] if plugin not in here]:
-        error.add_note(f"{folder} was saved with what is not loaded here: {', '.join(missing)}.")
+    loaded = {each.distribution for each in default_catalog().plugins() if each.status == "loaded"}
+    if missing := _listed(config.get("plugins") or {}, loaded):
+        error.add_note(f"{folder} was saved with plugins that are not loaded here: {missing}.")
     elif isinstance(error, UnknownNameError):
         error.add_note(f"{folder} was saved where this name was known: is a plugin missing here?")
 
@@ -548,18 +529,18 @@ def _tell_of_plugins(error: Exception, config: Mapping[str, Any], folder: Path) 
 def _warn_of_namesakes(config: Mapping[str, Any], folder: Path) -> None:
     """What has the same name and takes the same weights may still compute something else."""
     here = _plugins_behind(config["model"])
-    known = [str(replace(origin, version="")) for origin in here]  # another version is no other
-    gone = [
-        plugin
-        for plugin in config.get("plugins") or []
-        if not any(f"{plugin} ".startswith(f"{name} ") for name in known)
-    ]
-    if gone:
+    if gone := _listed(config.get("plugins") or {}, here):
         told = (
-            f"{folder} was saved with {', '.join(gone)}; what has the same names here may compute "
-            f"something else: {', '.join(sorted(map(str, here))) or 'no plugin'}."
+            f"{folder} was saved with plugins of {gone}; what has the same names here may compute "
+            f"something else: plugins of {_listed(here) or 'no package'}."
         )
         warn(PluginWarning(told), stacklevel=3)
+
+
+def _listed(plugins: Mapping[str, str], known: Collection[str] = ()) -> str:
+    """Packages and versions, without those that are known."""
+    named = [f"{name} {version}".strip() for name, version in plugins.items() if name not in known]
+    return ", ".join(named)
 
 
 def _find_files(recipe: dict[str, Any], files: Path) -> tuple[str, dict[str, Any]]:

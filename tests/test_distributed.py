@@ -165,22 +165,22 @@ def rank_cases(world, rank):
 
 
 FAULTS = {
-    "no pair": (ShapeError, "rank 1 gave .*0 regions, 0 words"),
-    "fewer texts": (ShapeError, "rank 1 gave .*(2 regions, 1|1 regions, 0) words"),
+    "no pair": (ShapeError, "this one gave .*0 regions, 0 words"),
+    "fewer texts": (ShapeError, "this one gave .*(2 regions, 1|1 regions, 0) words"),
     "region mask": (OptionError, "region_mask must be a tensor on every rank.*none on rank 1 of"),
     "regions": (ShapeError, r"regions must agree .*got \(4, 5\) on rank 0 and \(3, 5\) on rank 1"),
-    "axes": (ShapeError, "words must agree between ranks in number of axes; got 3 .* and 2"),
+    "axes": (ShapeError, "regions must agree between ranks in number of axes; got 3 .* and 4"),
     "dtype": (DtypeError, "regions must agree .* torch.float64 on rank 0 and torch.float32"),
     "device": (DeviceError, "words must agree .* in kind of device; got cpu on rank 0 and meta on"),
     "gradient": (OptionError, "words must agree between ranks in need of a gradient"),
-    "no word": (EmptyTextError, "word_mask of rank 1 has none in row 0"),
-    "no region": (EmptyImageError, "region_mask of rank 1 has none in row 0"),
+    "no word": (EmptyTextError, "text 0 has none in word_mask"),
+    "no region": (EmptyImageError, "image 0 has none in region_mask"),
     "width": (ShapeError, "regions and words must agree in dim; got 5 and 4"),
     "list": (OptionError, "only tensors are gathered between ranks; regions is a list"),
     # as long as each other only once all are padded
-    "swapped": (ShapeError, r"word_mask must be \(3, 5\) = .* got \(3, 7\) on rank 0"),
-    "no mask": (OptionError, "word_mask must be given .* 5 words on rank 0 and 7 on rank 1"),
-    "no axis": (ShapeError, "word_mask must have 2 axes or more"),
+    "swapped": (ShapeError, r"word_mask must be \(\d, \d\) = \(text, word\); got \(\d, \d\)"),
+    "no mask": (ShapeError, r"words must .* no word_mask tells .* \(5, 5\) on rank 0 and \(7, 5\)"),
+    "no axis": (ShapeError, r"word_mask must be \(text, word\); got"),
 }
 OWN_FAULTS = {
     "a list": (OptionError, "only tensors are gathered between ranks; regions is a list"),
@@ -212,9 +212,9 @@ def spoil(fault, inputs, rank):
         "fewer texts": lambda: {name: inputs[name][:-1] for name in ("words", "word_mask")},
         "region mask": lambda: {"region_mask": None},
         "regions": lambda: {name: inputs[name][:, :3] for name in ("regions", "region_mask")},
-        "axes": lambda: {"words": inputs["words"][..., 0]},
+        "axes": lambda: {"regions": inputs["regions"][..., None]},
         "dtype": lambda: {"regions": inputs["regions"].float()},
-        "device": lambda: {"words": inputs["words"].to("meta")},
+        "device": lambda: {name: inputs[name].to("meta") for name in ("words", "word_mask")},
         "gradient": lambda: {"words": inputs["words"].clone().requires_grad_()},
         "no word": lambda: {"word_mask": empty["word_mask"]},
         "no region": lambda: {"region_mask": empty["region_mask"]},
@@ -389,7 +389,9 @@ def rank_compiled(world, rank):
     inputs = make_parts("learned", world, True)[rank]
     compiled = torch.compile(AcrossRanks(loss), backend="eager")
     mask = torch.compile(gather)(inputs["word_mask"][:, :3])  # by Inductor, whose own fault it was
-    return learn(compiled, inputs), mask
+    plain = torch.compile(AcrossRanks(make_loss("global_contrastive")), backend="eager")
+    unmasked = learn(plain, make_parts("global_contrastive", world, False)[rank])
+    return learn(compiled, inputs), mask, unmasked
 
 
 def rank_alone(world, rank):
@@ -525,9 +527,10 @@ def test_value_terms_and_gradients_are_those_of_one_process(name, masked, world,
 
 def test_compiled_it_is_the_same(everyone):
     every = everyone(2, "compiled")
-    assert_is_the_whole_batch([learned for learned, _ in every], "learned", True, 2)
+    assert_is_the_whole_batch([learned for learned, *_ in every], "learned", True, 2)
+    assert_is_the_whole_batch([found[-1] for found in every], "global_contrastive", False, 2)
     whole = joined(make_parts("learned", 2, True))["word_mask"][:, :3]
-    for _, mask in every:
+    for _, mask, _ in every:
         assert (mask.dtype, mask.tolist()) == (torch.bool, whole.tolist())
 
 
@@ -555,7 +558,7 @@ def test_a_fault_that_only_its_rank_sees_is_an_error_on_all(kind, fault, world, 
 def assert_rank_1_is_named(every, error, message):
     for rank, (kind_of_error, text) in enumerate(every):
         expected = error if rank == 1 else OptionError
-        prefix = "^" if rank == 1 else f"rank 1 cannot take part: {error.__name__}: "
+        prefix = "" if rank == 1 else f"rank 1 cannot take part: {error.__name__}: "
         assert kind_of_error is expected, text
         with pytest.raises(expected, match=prefix + message):
             raise expected(text)
@@ -574,8 +577,8 @@ def test_gather_refuses_what_it_would_have_to_guess(world, everyone):
     every = everyone(world, "faults")
     for found in every:
         error, text = found["unmasked"]
-        assert error is OptionError
-        assert "word_mask must be given" in text
+        assert error is ShapeError
+        assert "no word_mask tells words from padding" in text
     message = "only tensors are gathered between ranks; tensor is a list"
     assert_rank_1_is_named([found["alone"] for found in every], OptionError, message)
 

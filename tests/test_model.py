@@ -168,22 +168,6 @@ def test_so_are_they_where_that_is_a_part_of_the_loss(images):
     torch.testing.assert_close(both, 2 * whole + local)
 
 
-def test_a_similarity_of_something_else_is_not_asked(images):
-    class Whole(GlobalContrastiveLoss):
-        def similarity(self, image_embeddings, text_embeddings, regions, words):
-            raise AssertionError
-
-        def terms(self, image_embeddings, text_embeddings):
-            return {"loss": (image_embeddings - text_embeddings).square().sum()}
-
-    for similarity in (None, "cosine"):
-        model = GLoRIA(Patches(), Bag(), loss=Whole()).eval()
-        if similarity:
-            model.loss.similarity = similarity
-        pooled, texts = model.encode_image(images).pooled, model.encode_text(TEXTS).pooled
-        assert torch.equal(model.similarity(images, TEXTS), global_similarity(pooled, texts))
-
-
 def test_a_similarity_that_is_no_pair_matrix_is_told(images):
     class Odd(Turned):
         def similarity(self, image_embeddings, text_embeddings):
@@ -251,11 +235,6 @@ def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
     [
         (lambda t: t.inputs, "TokenizedText; got dict"),
         (lambda t: None, "TokenizedText; got NoneType"),
-        (lambda t: t._replace(word_ids=t.word_ids.tolist()), "word_ids as a tensor; got list"),
-        (
-            lambda t: t._replace(inputs={"input_ids": t.inputs["input_ids"].tolist()}),
-            "input_ids as a tensor; got list",
-        ),
         (
             lambda t: t._replace(tokens=t.tokens[:2]),
             "as many texts as .*; got 3 .* and 2 of tokens",
@@ -339,7 +318,6 @@ def test_an_encoder_that_returns_something_else_is_named(images):
             r"got \(3, 3, 5, 6\)",
         ),
         (lambda f: f._replace(regions=f.regions.mT), r"regions .*; got \(3, 6, 15\)"),
-        (lambda f: f._replace(grid=(-3, -5)), r"grid = .*; got \(-3, -5\)"),
         (lambda f: f._replace(grid=(5, 5)), r"regions of shape \(3, 25, 6\) .*; got \(3, 15, 6\)"),
         (
             lambda f: f._replace(pooled=f.pooled[:, :4]),
@@ -400,8 +378,8 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
             lambda f: f._replace(tokens=f.tokens[:1]),
             r"tokens, a list of words of each of the 3 texts; got 1 lists",
         ),
-        (lambda f: f._replace(tokens=None), r"tokens, .*; got NoneType"),
-        (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got strings"),
+        (lambda f: f._replace(tokens=None), r"tokens, .*; got None"),
+        (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got \['two words', "),
     ],
 )
 def test_text_features_of_other_shapes_are_refused_by_name(change, message):

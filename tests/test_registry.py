@@ -153,13 +153,13 @@ def test_an_unknown_source_keeps_the_rest_of_the_name_in_its_suggestion(registry
 
 
 def test_a_name_without_its_source_is_suggested_with_it(registry):
-    def leaves():
-        raise SystemExit(3)
+    def breaks():
+        raise OSError
 
     registry.register("zoo:", int, list_names=lambda: ["okapi", "lion"])
     registry.register("farm:", int, list_names=lambda: ["cow"])
     registry.register("hub:", int)
-    registry.register("broken:", int, list_names=leaves)
+    registry.register("broken:", int, list_names=breaks)
     registry.register("plain", int)
     with pytest.raises(UnknownNameError, match=r"'okapi'\. Did you mean 'zoo:okapi'\? Reg"):
         registry.create("okapi")
@@ -217,6 +217,11 @@ def test_a_malformed_target_string_is_refused(registry, target):
 def test_a_target_that_cannot_be_called_is_refused(registry, target):
     with pytest.raises(DtypeError, match="must be a class, a function or 'module:attribute'"):
         registry.register("x", target)
+
+
+def test_only_a_source_lists_names(registry):
+    with pytest.raises(OptionError, match="list_names goes with a source, 'x:'; got 'x'"):
+        registry.register("x", int, list_names=list)
 
 
 # --- targets that fail when used ------------------------------------------------------------------
@@ -314,11 +319,15 @@ def test_errors_of_gloria_pass_unchanged(registry):
 
 
 def test_what_is_made_is_checked():
-    registry = Registry("number", lambda made: "" if isinstance(made, int) else "it is odd")
+    def check(name, made):
+        if not isinstance(made, int):
+            raise ContractError(f"{name} is odd")
+
+    registry = Registry("number", check)
     registry.register("x", str)
     registry.register("y", int)
     assert registry.create("y") == 0
-    with pytest.raises(ContractError, match=r"'x' .* made no number: it is odd"):
+    with pytest.raises(ContractError, match=r"what number 'x' \(in-process, .* made is odd"):
         registry.create("x")
 
 

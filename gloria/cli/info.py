@@ -17,9 +17,9 @@ from typing import Any
 
 import gloria
 from gloria.catalog import Catalog, default_catalog
-from gloria.errors import PluginWarning
+from gloria.errors import PluginWarning, describe
 from gloria.plugins import DISABLE, PluginRecord
-from gloria.registry import describe, describe_target
+from gloria.registry import describe_target
 
 # distribution: module
 PACKAGES = {

@@ -202,8 +202,17 @@ class HFTextEncoder(Freezable):
 
     @property
     def longest(self) -> int:
-        """The highest ``max_length`` that the model and its tokenizer allow."""
-        return _longest_text(self.model, self.tokenizer)
+        """The highest ``max_length`` that position embeddings and tokenizer allow."""
+        longest: int = self.tokenizer.model_max_length
+        # BERT's, CLIP's, OPT's and GPT-2's names
+        positions = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+        for name, module in self.model.named_modules():
+            if name.endswith(positions) and isinstance(module, nn.Embedding):
+                # RoBERTa and its heirs count positions from behind the padding index, OPT from 2
+                skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+                skipped = getattr(module, "offset", skipped)
+                longest = min(longest, module.num_embeddings - skipped)
+        return longest
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included, before it is cut to ``max_length``.
@@ -545,20 +554,6 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
             f"the tokenizer ({name}) gives ids up to {highest}, the model has embeddings for "
             f"{rows}. Use the model's own tokenizer, or model.resize_token_embeddings(...)."
         )
-
-
-def _longest_text(model: Any, tokenizer: Any) -> int:
-    """Number of tokens that the position embeddings and the tokenizer allow."""
-    longest: int = tokenizer.model_max_length
-    # BERT's, CLIP's, OPT's and GPT-2's names
-    positions = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
-    for name, module in model.named_modules():
-        if name.endswith(positions) and isinstance(module, nn.Embedding):
-            # RoBERTa and its heirs count positions from behind the padding index, OPT from 2
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            skipped = getattr(module, "offset", skipped)
-            longest = min(longest, module.num_embeddings - skipped)
-    return longest
 
 
 def lowest_parts(model: Any, count: int) -> list[str]:

@@ -35,6 +35,7 @@ from gloria.errors import (
     OptionError,
     TokenizerError,
     UnknownNameError,
+    describe,
 )
 from gloria.types import ImageFeatures, ImageInput, Recipe, TextFeatures, TokenizedText
 
@@ -182,7 +183,7 @@ class OpenClipImageEncoder(Freezable):
         except Exception as cause:  # towers and their trunks raise as they please
             raise OptionError(
                 f"the model cannot encode images of {size} pixels "
-                f"({type(cause).__name__}: {cause}). Is its config consistent?"
+                f"({describe(cause)}). Is its config consistent?"
             ) from cause
         maps = output["image_intermediates"]
         return output["image_features"].shape[1], [map_.shape[1] for map_ in maps]
@@ -257,7 +258,7 @@ class OpenClipTextEncoder(Freezable):
         except Exception as cause:  # towers of transformers raise as they please
             raise OptionError(
                 f"the model cannot encode texts of {ids.shape[1]} tokens "
-                f"({type(cause).__name__}: {cause}). Give a smaller context_length."
+                f"({describe(cause)}). Give a smaller context_length."
             ) from cause
         self.train()
         self.pooled_dim = pooled.shape[1]
@@ -415,7 +416,7 @@ def _tokenizer(model_name: str, context_length: int | None) -> Any:
         tokenizer = open_clip.get_tokenizer(_source(model_name), context_length=context_length)
     except Exception as cause:  # transformers raises as it pleases
         raise TokenizerError(
-            f"the tokenizer of {model_name} cannot be loaded ({type(cause).__name__}: {cause})."
+            f"the tokenizer of {model_name} cannot be loaded ({describe(cause)})."
         ) from cause
     native = isinstance(tokenizer, open_clip.SimpleTokenizer)
     inner: Any = getattr(tokenizer, "tokenizer", None)
@@ -463,7 +464,7 @@ def _create(
                 **replaced,
             )
     except Exception as cause:
-        problem = f"({type(cause).__name__}: {cause})"
+        problem = f"({describe(cause)})"
         if pretrained:
             raise CheckpointError(
                 f"{model_name} cannot be made with the weights {pretrained} {problem}."

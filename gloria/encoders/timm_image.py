@@ -27,6 +27,7 @@ from gloria.errors import (
     OptionError,
     ShapeError,
     UnknownNameError,
+    describe,
     reason,
 )
 from gloria.types import ImageFeatures, ImageInput, Recipe, RegionGeometry, Stage
@@ -361,7 +362,7 @@ def _measure(model: Any, channels: int, size: tuple[int, ...]) -> _Layout:
         return _Layout(pooled.shape[1], [tuple(map_.shape[1:]) for map_ in maps], norm)
     raise _CannotRunError(
         f"the model cannot encode images of {size[0]} x {size[1]} pixels "
-        f"({type(failure).__name__}: {failure}). Give another image_size or other options."
+        f"({describe(failure)}). Give another image_size or other options."
     ) from failure
 
 
@@ -432,7 +433,7 @@ def _create(
         )
     except Exception as cause:  # timm, torch and safetensors raise as they please
         raise CheckpointError(
-            f"{pretrained} cannot be loaded into {name} ({type(cause).__name__}: {cause})."
+            f"{pretrained} cannot be loaded into {name} ({describe(cause)})."
         ) from cause
     _check_loaded(untrained, model, name, pretrained)
     return model

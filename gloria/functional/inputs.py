@@ -47,12 +47,11 @@ def check_local(
     check_tensor("words", words, ("text", "word", "dim"))
     check_same_size("dim", "regions", regions.shape[2], "words", words.shape[2], _PROJECT)
     check_same_device("words", words, "regions", regions)
-    word_counts = _count_real(words, word_mask, "text", "word", EmptyTextError, needs_word_mask)
-    _count_real(regions, region_mask, "image", "region", EmptyImageError, False)
-    return word_counts
+    count_real(regions, region_mask, "image", "region", EmptyImageError, False)
+    return count_real(words, word_mask, "text", "word", EmptyTextError, needs_word_mask)
 
 
-def _count_real(
+def count_real(
     vectors: Tensor,
     mask: Any,
     row: str,

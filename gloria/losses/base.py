@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeGuard
 from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_integer, check_options, check_weight
-from gloria.errors import ContractError, OptionError
+from gloria.errors import OptionError
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
@@ -79,14 +79,6 @@ class PairLoss(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from its terms: their weighted sum."""
-        name = type(self).__name__
-        if not isinstance(terms, Mapping):
-            raise ContractError(
-                f"terms of {name} must be a mapping of names to scalars; got "
-                f"{type(terms).__name__}."
-            )
-        if not terms:
-            raise ContractError(f"terms of {name} must hold at least one; got none.")
         weights = self.weights()
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])
@@ -122,11 +114,11 @@ class SimilarityLoss(PairLoss):
     def __init__(
         self,
         *,
-        temperature: float,
-        learnable: bool,
-        minimum_temperature: float,
-        image_to_text_weight: float,
-        text_to_image_weight: float,
+        temperature: float = 0.1,
+        learnable: bool = False,
+        minimum_temperature: float = 0.01,
+        image_to_text_weight: float = 1.0,
+        text_to_image_weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_weight("image_to_text_weight", image_to_text_weight)

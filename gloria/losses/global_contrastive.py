@@ -47,23 +47,6 @@ class GlobalContrastiveLoss(SimilarityLoss):
         },
     }
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        learnable: bool = False,
-        minimum_temperature: float = 0.01,
-        image_to_text_weight: float = 1.0,
-        text_to_image_weight: float = 1.0,
-    ) -> None:
-        super().__init__(
-            temperature=temperature,
-            learnable=learnable,
-            minimum_temperature=minimum_temperature,
-            image_to_text_weight=image_to_text_weight,
-            text_to_image_weight=text_to_image_weight,
-        )
-
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """The loss, a scalar, from ``(image, dim)`` and ``(text, dim)``."""
         return self.total(self.terms(image_embeddings, text_embeddings))

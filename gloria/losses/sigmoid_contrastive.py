@@ -83,9 +83,5 @@ class SigmoidContrastiveLoss(PairLoss):
         return global_similarity(image_embeddings, text_embeddings)
 
     def extra_repr(self) -> str:
-        """Show the bias, unless it has none, or is spread over processes: that waits for all."""
-        if isinstance(self.bias, Tensor):
-            if self.bias.is_meta or hasattr(self.bias, "full_tensor"):
-                return "bias learnable"
-            return f"bias={self.bias.item():.4g}, learnable"
-        return f"bias={self.bias}"
+        """Show the bias that it was made with."""
+        return f"bias={self.initial_bias}"

@@ -63,10 +63,7 @@ class Temperature(nn.Module):
         return self.minimum + nn.functional.softplus(self.raw.squeeze(0))
 
     def extra_repr(self) -> str:
-        """Show the value, unless it has none, or is spread over processes: that waits for all."""
+        """Show what it was made with; what was learned may be spread over processes."""
         if self.raw is None:
             return f"{self.initial}"
-        if self.raw.is_meta or hasattr(self.raw, "full_tensor"):
-            return f"learnable, minimum={self.minimum}"
-        value = self.minimum + nn.functional.softplus(self.raw.detach()).item()
-        return f"{value:.4g}, learnable, minimum={self.minimum}"
+        return f"learnable from {self.initial}, minimum={self.minimum}"

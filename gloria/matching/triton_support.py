@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gloria.errors import describe
 from gloria.matching.problem import why_only_the_definition
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,5 +86,5 @@ def what_is_wrong(device: str, kernels: Callable[[], object]) -> str | None:
     try:
         kernels()
     except Exception as error:  # an installed and broken triton raises anything
-        return f"triton is installed and broken: {type(error).__name__}: {error}."
+        return f"triton is installed and broken: {describe(error)}."
     return None

@@ -208,9 +208,7 @@ def test_the_number_of_classes(encoder, classes, error):
     [("resnet50", "it is no nn.Module, it is str"), (nn.Linear(2, 2), "Linear lacks pooled_dim")],
 )
 def test_an_encoder_is_an_image_encoder(given, fault):
-    with pytest.raises(
-        ContractError, match=f"image_encoder must be an image encoder: {fault}.* Of"
-    ):
+    with pytest.raises(ContractError, match=f"image_encoder must be an image encoder: {fault}"):
         ImageClassifier(given, 2)
 
 
