@@ -57,7 +57,6 @@ from gloria.cli.reading import (
     find_validation,
     leave_out_broken,
     quote,
-    read_records,
     read_reports,
     tell_unread,
 )
@@ -420,11 +419,10 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
-    rows = read_records(args) if len(there) > 1 else {}
-    if rows:
-        check_splits(rows)
+    if len(there) > 1:
+        check_splits(there)
     split = "test" if "test" in there else find_validation(there)
-    note = _note_untold(rows) if split else ""
+    note = _note_untold(there) if split and len(there) > 1 else ""
     if split is not None and split != "test":
         chose = f"Images of the split {split}, by which `gloria train` chose the model in best/."
         note = f"{chose} {note}".rstrip()
@@ -508,8 +506,7 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     if not lacking:
         tell_unread(args, there, names)
         if args.format == "csv":  # patients that only some rows name, or only paths, count, too
-            rows = read_records(args)
-            parts = {name: rows[name] for name in names}
+            parts = {name: there[name] for name in names}
             check_splits(parts)
             return names, _note_untold(parts)
         return names, ""

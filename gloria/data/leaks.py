@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,7 +202,8 @@ def read_split_files(
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
         if path.name.endswith((".csv", ".csv.gz")):
-            rows = _read_table(path, split_column, image_column, patient_column)
+            split = split_column if split_column in read_header(path) else None
+            rows = _read_table(path, split, image_column, patient_column)
         else:
             rows = [_Row(f"{path}, {name}", name) for name in read_ids(path)]
         if not rows:
@@ -208,13 +211,33 @@ def read_split_files(
         own = path.name.partition(".")[0]
         if rows[0].split is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for where, image, split, patient in rows:
-            found = pattern.search(image) if patient is None else None
-            patient = found[found.lastindex or 0] if found else patient
-            name = image_id(image)
+        for row in rows:
+            name = image_id(row.image)
             file = _find(name, Path(images or path.parent), files)
-            record = Record(name, file, where, patient)
-            splits.setdefault(own if split is None else split, []).append(record)
+            record = Record(name, file, row.where, row.find_patient(pattern))
+            splits.setdefault(own if row.split is None else row.split, []).append(record)
+    return splits
+
+
+def read_split_table(
+    path: str | Path,
+    split_column: str,
+    *,
+    image_column: str | None = None,
+    patient_column: str | None = None,
+) -> dict[str, list[Record]]:
+    """As :func:`read_split_files`, of one table, whatever its file is called; no image is sought.
+
+    Raises:
+        DataError: the file or a column is missing.
+    """
+    path = Path(path)
+    pattern = re.compile(PATIENT_PATTERN)
+    splits: dict[str, list[Record]] = {}
+    for row in _read_table(path, split_column, image_column, patient_column):
+        name = image_id(row.image)
+        record = Record(name, path.parent / name, row.where, row.find_patient(pattern))
+        splits.setdefault(row.split or "", []).append(record)
     return splits
 
 
@@ -226,9 +249,16 @@ class _Row(NamedTuple):
     split: str | None = None
     patient: str | None = None
 
+    def find_patient(self, pattern: re.Pattern[str]) -> str | None:
+        """Whose the image is: as it is told, or else as its path says."""
+        if self.patient is not None:
+            return self.patient
+        found = pattern.search(self.image)
+        return found[found.lastindex or 0] if found else None
+
 
 def _read_table(
-    path: Path, split_column: str, image_column: str | None, patient_column: str | None
+    path: Path, split: str | None, image_column: str | None, patient_column: str | None
 ) -> list[_Row]:
     header = read_header(path)
     image = image_column or next((name for name in IMAGE_COLUMNS if name in header), None)
@@ -238,7 +268,6 @@ def _read_table(
             f"{list_columns(header, 'image')}. image-column says which it is."
         )
     patient = patient_column or next(iter(find_patient_columns(header)), None)
-    split = split_column if split_column in header else None
     columns = [name for name in (image, patient, split) if name]
     return [
         _Row(
@@ -275,13 +304,14 @@ Places = dict[str, list[Record]]
 
 def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, Places]:
     """What is in more than one split, by its key."""
+    keys = {name: [key(record) for record in records] for name, records in splits.items()}
+    held_by = Counter(chain.from_iterable(map(set, keys.values())))
     found: dict[str, Places] = {}
     for name, records in splits.items():
-        for record in records:
-            value = key(record)
-            if value is not None:
+        for value, record in zip(keys[name], records, strict=True):
+            if value is not None and held_by[value] > 1:
                 found.setdefault(value, {}).setdefault(name, []).append(record)
-    return {value: places for value, places in found.items() if len(places) > 1}
+    return found
 
 
 def _spelled_id(record: Record) -> str:
