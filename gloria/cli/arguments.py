@@ -55,7 +55,9 @@ def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> 
 
 
 def refuse_unread(
-    args: argparse.Namespace, read_by: Mapping[str, Collection[str]], usual: Mapping[str, str]
+    args: argparse.Namespace,
+    read_by: Mapping[str, Collection[str]],
+    usual: Mapping[str, str | None],
 ) -> None:
     """An option that the format does not read is an error, not ignored.
 

@@ -85,9 +85,6 @@ READ_BY = {
 }
 """Option: the formats that read it."""
 
-USUAL = {name: COLUMNS[name] for name in ("image_column", "split_column")}
-"""Option: its default, as of `gloria train`; the column of reports need not be there."""
-
 TOO_GOOD = "a patient in two splits makes figures too good. --patient-column names a csv's column."
 """What is noted of splits by image."""
 
@@ -208,7 +205,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.format == "phantom":
         _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = open_results(args.out, _describe(args, settings), USUAL, hashes)
+    results = open_results(args.out, _describe(args, settings), hashes)
     done = {name: found["tasks"] for name, found in results["models"].items()}
     todo = [
         (name, task)
@@ -270,7 +267,8 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(
             "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
         )
-    refuse_unread(args, READ_BY, USUAL)
+    usual: dict[str, str | None] = {**COLUMNS, "report_column": None}  # which need not be there
+    refuse_unread(args, READ_BY, usual)
     for name in ("per_class", "prompts"):
         if args.format == "csv" and not args.classes and getattr(args, name) is not None:
             raise OptionError(f"{name.replace('_', '-')} is for a csv with --classes.")

@@ -135,7 +135,6 @@ def _begin_loading(worker: int) -> None:
 def _end_loading(cause: Exception, batch: Any) -> None:
     """A batch can't be sent, as where shared memory is full: the process that waits is told."""
     try:
-        if sys.stderr is not None:
-            print(reason(cause), file=sys.stderr, flush=True)
+        print(reason(cause), file=sys.stderr, flush=True)
     finally:
         os._exit(1)

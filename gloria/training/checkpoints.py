@@ -122,9 +122,7 @@ def resume(
         return Standing(0, [])
     try:
         record = json.loads((newest / "progress.json").read_text())
-        before = dict(record["settings"])
-        before.pop("checkpoint_every", None)  # which older runs wrote; it changes nothing
-        before.setdefault("precision", "float32")  # in which they all ran
+        before = record["settings"]
         standing = Standing(int(record["step"]), list(record["history"]), float(record["best"]))
         # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
         state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
