@@ -246,9 +246,8 @@ def _check_strings(name: str, values: Any) -> None:
 
 
 def _read_class(value: Any) -> PromptSet:
-    if isinstance(value, list):
+    if not isinstance(value, dict):
         value = {"positive": value}
-    _check_keys("a class", value, required="positive", others=("negative",))
     return PromptSet(**{key: _read_entries(key, entries) for key, entries in value.items()})
 
 
@@ -257,20 +256,8 @@ def _read_entries(key: str, entries: Any) -> list[str | Combinations]:
     read: list[str | Combinations] = []
     for number, entry in enumerate(entries, start=1):
         with _located(f"{key}, entry {number}"):
-            if not isinstance(entry, str):
-                others = ("severity", "location")
-                _check_keys("an entry that is no text", entry, required="subtype", others=others)
-                entry = Combinations(**entry)
-            read.append(entry)
+            read.append(Combinations(**entry) if isinstance(entry, dict) else entry)
     return read
-
-
-def _check_keys(what: str, value: Any, required: str, others: tuple[str, ...]) -> None:
-    if not isinstance(value, dict) or required not in value:
-        raise DtypeError(f"{what} must have the key {required!r}; got {reprlib.repr(value)}.")
-    for key in value:
-        if key not in (required, *others):
-            raise OptionError(f"{what} has the keys {required!r} and {others}; got {key!r}.")
 
 
 @contextmanager
@@ -278,7 +265,7 @@ def _located(where: str) -> Iterator[None]:
     """Inside: an error says where in the file it arose."""
     try:
         yield
-    except (DataError, DtypeError, OptionError) as cause:
+    except (DataError, DtypeError, OptionError, TypeError) as cause:  # or other keys
         raise DataError(f"{where}: {cause}") from cause
 
 

@@ -46,21 +46,31 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process is so in a folder, which is made; one that is killed frees it.
+def made(folder: Path) -> Iterator[None]:
+    """Inside, a folder is there; folders made for it in which nothing is written do not stay."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # there is something in it
+            for each in missing:
+                each.rmdir()
 
-    Folders made here in which nothing is written do not stay.
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is so in a folder, which is :func:`made`; a kill frees it.
 
     Raises:
         CheckpointError: one is, which is not told on Windows, nor of a disk without locks; or
             the folder can't be made.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise CheckpointError(f"{folder} can't be made: {reason(cause)}.") from cause
     with ExitStack() as stack:
+        try:
+            stack.enter_context(made(folder))
+        except OSError as cause:
+            raise CheckpointError(f"{folder} can't be made: {reason(cause)}.") from cause
         try:
             import fcntl
 
@@ -73,12 +83,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise CheckpointError(f"another process is writing into {folder}.") from cause
         except (ImportError, OSError):
             pass
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # there is something in it
-                for each in made:
-                    each.rmdir()
+        yield
 
 
 def save_checkpoint(
