@@ -280,7 +280,7 @@ def _find_reports(args: argparse.Namespace) -> None:
 
     usual = COLUMNS["report_column"]
     # images without a report are left out, which nobody asked who gave labels
-    blank = _find_blank_reports(args) if args.report_column is None else None
+    blank = _find_blank(args, usual) if args.report_column is None else None
     if blank is not None and not (blank and args.classes):
         args.report_column = usual
     if not args.classes and args.report_column is None:
@@ -290,27 +290,23 @@ def _find_reports(args: argparse.Namespace) -> None:
         )
 
 
-def _find_blank_reports(args: argparse.Namespace) -> list[str] | None:
-    """The rows of a csv with nothing in the usual column of reports; None = it has none."""
+def _find_blank(args: argparse.Namespace, column: str) -> list[str] | None:
+    """The rows of a csv with nothing in a column; None = there is no such column."""
     from gloria.data.rows import is_blank, read_header, read_rows
 
-    usual = COLUMNS["report_column"]
-    if usual not in read_header(args.data):
+    if column not in read_header(args.data):
         return None
-    return [where for where, cells in read_rows(args.data, [usual]) if is_blank(cells[usual])]
+    return [where for where, cells in read_rows(args.data, [column]) if is_blank(cells[column])]
 
 
 def _find_patients(args: argparse.Namespace) -> None:
     """Splits that are drawn, with labels, are by a usual column of patients, if one is full."""
     from gloria.data.leaks import find_patient_columns
-    from gloria.data.rows import is_blank, read_header, read_rows
+    from gloria.data.rows import read_header
 
-    if not args.classes or args.patient_column is not None:
-        return
-    there = find_patient_columns(read_header(args.data))
-    rows = [cells for _, cells in read_rows(args.data, there)]
-    full = (name for name in there if not any(is_blank(row[name]) for row in rows))
-    args.patient_column = next(full, None)
+    if args.classes and args.patient_column is None:
+        there = find_patient_columns(read_header(args.data))
+        args.patient_column = next((name for name in there if not _find_blank(args, name)), None)
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
@@ -392,7 +388,8 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     missing = dict(data.missing)
     if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
-        blank, usual = _find_blank_reports(args), COLUMNS["report_column"]
+        usual = COLUMNS["report_column"]
+        blank = _find_blank(args, usual)
         missing["retrieval"] = (
             f"rows without a report: {len(blank)}, first: {blank[0]}; --report-column {usual} "
             f"leaves their images out"
