@@ -112,7 +112,7 @@ def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[in
         for name, model in models.items():
             trained = model.trained_image_size
             if trained not in (None, (given, given)):
-                say(f"{name} was trained on images of {trained[0]} x {trained[1]}", False)
+                say(f"{name} was trained on images of {trained[0]} x {trained[1]}")
         return given, given
     sizes = {}
     for name, model in models.items():

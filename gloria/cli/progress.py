@@ -10,7 +10,7 @@ from typing import Any, Self
 from gloria.checks import require
 
 
-def say(message: str, quiet: bool) -> None:
+def say(message: str, quiet: bool = False) -> None:
     """One line on stderr, above a bar that is there."""
     if not quiet:
         bars = sys.modules.get("tqdm")

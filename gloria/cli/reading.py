@@ -70,7 +70,7 @@ def leave_out_broken(args: argparse.Namespace, data: Radiographs, split: str | N
             data = data.without_broken(progress=progress.advance)
     if data.skipped:
         where = f"{split}: " if split else ""
-        say(f"{where}{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
+        say(f"{where}{len(data.skipped)} images left out, first: {data.skipped[0]}")
     return data
 
 

@@ -318,7 +318,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         stands = last_step(args.out / "checkpoints")
         on = f"stands at step {stands}; the same command goes on from there"
-        say(f"{args.out} {on if stands else 'has no checkpoint: the command starts anew'}", False)
+        say(f"{args.out} {on if stands else 'has no checkpoint: the command starts anew'}")
         raise
     _save(args.out, model, history)
     return 0
@@ -421,20 +421,18 @@ def _tell_beforehand(
     if why := why_not_loadable(model):
         say(
             f"the model's weights are saved, but evaluate, search and gloria.load_model can't make "
-            f"it again: {why}",
-            False,
+            f"it again: {why}"
         )
     twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
-        say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+        say(f"{twice} of {len(pairs)} pairs that train are there again: image and report")
     ((same, count),) = Counter(pairs.reports).most_common(1)
     in_batch = count * args.batch_size / len(pairs)
     if count > 1 and in_batch >= 2 and not isinstance(model.loss, SoftTargetContrastiveLoss):
         say(
             f"{count} of {len(pairs)} reports that train are {shorten(same, 60)!r}: of a batch of "
             f"{args.batch_size} about {in_batch:.0f}, of which each is a wrong answer for the "
-            f"images of the others (docs/losses.md; not with --loss soft_target)",
-            False,
+            f"images of the others (docs/losses.md; not with --loss soft_target)"
         )
     encoder = model.text_encoder
     if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
@@ -446,8 +444,7 @@ def _tell_beforehand(
             more = "; --text-option max_length=N reads more" if can else ""
             say(
                 f"{cut} of {of} reports that train are longer than the {reads} tokens that "
-                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}",
-                False,
+                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}"
             )
     if validation is not None and len(validation) < args.batch_size:
         say(
@@ -467,8 +464,7 @@ def _tell_leaks(train: Sequence[Record], validation: Sequence[Record]) -> None:
         patients = "" if leaks.patients is None else f" and {len(leaks.patients)} patients"
         say(
             f"of what trains, {len(leaks.images)} images{patients} are validated, too: "
-            f"gloria check-splits names them",
-            False,
+            f"gloria check-splits names them"
         )
 
 
@@ -517,15 +513,14 @@ def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
     write_text(out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), out / "curves.png")
     last = history[-1]
-    say(f"loss {last['loss']:.3f} after {len(history)} steps; model in {out / 'model'}", False)
+    say(f"loss {last['loss']:.3f} after {len(history)} steps; model in {out / 'model'}")
     validated = [record for record in history if "validation_loss" in record]
     if validated:
         best = min(validated, key=itemgetter("validation_loss"))
         where = "in" if (out / "best").exists() else "is no longer in"
         say(
             f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
-            f"{best['step']:.0f}; that model {where} {out / 'best'}",
-            False,
+            f"{best['step']:.0f}; that model {where} {out / 'best'}"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
@@ -203,19 +203,20 @@ def read_split_files(
     for path in map(Path, paths):
         if path.name.endswith((".csv", ".csv.gz")):
             split = split_column if split_column in read_header(path) else None
-            rows = _read_table(path, split, image_column, patient_column)
+            rows = _read_table(path, split, image_column, patient_column, pattern)
         else:
-            rows = [_Row(f"{path}, {name}", name) for name in read_ids(path)]
+            ids = read_ids(path)
+            rows = [(None, _record(path, f"{path}, {name}", name, "", pattern)) for name in ids]
         if not rows:
             raise DataError(f"{path} must have a row for each image below its header; it has none.")
         own = path.name.partition(".")[0]
-        if rows[0].split is None and own in splits:
+        if rows[0][0] is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for row in rows:
-            name = image_id(row.image)
-            file = _find(name, Path(images or path.parent), files)
-            record = Record(name, file, row.where, row.find_patient(pattern))
-            splits.setdefault(own if row.split is None else row.split, []).append(record)
+        for split, record in rows:
+            file = _find(record.id, Path(images or path.parent), files)
+            splits.setdefault(own if split is None else split, []).append(
+                record._replace(path=file)
+            )
     return splits
 
 
@@ -231,53 +232,51 @@ def read_split_table(
     Raises:
         DataError: the file or a column is missing.
     """
-    path = Path(path)
-    pattern = re.compile(PATIENT_PATTERN)
     splits: dict[str, list[Record]] = {}
-    for row in _read_table(path, split_column, image_column, patient_column):
-        name = image_id(row.image)
-        record = Record(name, path.parent / name, row.where, row.find_patient(pattern))
-        splits.setdefault(row.split or "", []).append(record)
+    pattern = re.compile(PATIENT_PATTERN)
+    for split, record in _read_table(
+        Path(path), split_column, image_column, patient_column, pattern
+    ):
+        splits.setdefault(str(split), []).append(record)
     return splits
 
 
-class _Row(NamedTuple):
-    """An image as a file of splits tells it; None = it does not say."""
-
-    where: str
-    image: str
-    split: str | None = None
-    patient: str | None = None
-
-    def find_patient(self, pattern: re.Pattern[str]) -> str | None:
-        """Whose the image is: as it is told, or else as its path says."""
-        if self.patient is not None:
-            return self.patient
-        found = pattern.search(self.image)
-        return found[found.lastindex or 0] if found else None
-
-
 def _read_table(
-    path: Path, split: str | None, image_column: str | None, patient_column: str | None
-) -> list[_Row]:
+    path: Path,
+    split: str | None,
+    image: str | None,
+    patient: str | None,
+    pattern: re.Pattern[str],
+) -> list[tuple[str | None, Record]]:
+    """The images of a table, each with its split.
+
+    Columns of images and patients that are not named are the usual ones; without that of splits
+    (None), no row tells its split.
+    """
     header = read_header(path)
-    image = image_column or next((name for name in IMAGE_COLUMNS if name in header), None)
+    image = image or next((name for name in IMAGE_COLUMNS if name in header), None)
     if image is None:
         raise DataError(
             f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
             f"{list_columns(header, 'image')}. image-column says which it is."
         )
-    patient = patient_column or next(iter(find_patient_columns(header)), None)
-    columns = [name for name in (image, patient, split) if name]
+    patient = patient or next(iter(find_patient_columns(header)), None)
+    rows = read_rows(path, [name for name in (image, patient, split) if name])
     return [
-        _Row(
-            where,
-            cells[image],
+        (
             cells[split] if split else None,
-            None if patient is None or is_blank(cells[patient]) else cells[patient],
+            _record(path, where, cells[image], cells[patient] if patient else "", pattern),
         )
-        for where, cells in read_rows(path, columns)
+        for where, cells in rows
     ]
+
+
+def _record(path: Path, where: str, image: str, patient: str, pattern: re.Pattern[str]) -> Record:
+    """An image of a file of splits; whose it is, its path says where its row does not."""
+    found = pattern.search(image)
+    owner = found[found.lastindex or 0] if found else None
+    name = image_id(image)
+    return Record(name, path.parent / name, where, owner if is_blank(patient) else patient)
 
 
 def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:

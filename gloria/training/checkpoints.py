@@ -109,8 +109,9 @@ def save_checkpoint(
         (target / "progress.json").write_text(json.dumps(record))
 
     write_folder(folder / f"step-{standing.step:06d}", write)
-    for older in _checkpoints(folder)[:-1]:
-        shutil.rmtree(older)
+    for step, older in _checkpoints(folder).items():
+        if step < standing.step:
+            shutil.rmtree(older)
 
 
 def resume(
@@ -156,20 +157,15 @@ def resume(
 
 def last_step(folder: Path) -> int:
     """The step that a run stands at, by its newest checkpoint; 0 if there is none."""
-    newest = last_checkpoint(folder)
-    return 0 if newest is None else _step(newest)
+    return max(_checkpoints(folder), default=0)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run, whose ``model`` is a saved model; None if there is none."""
-    return next(reversed(_checkpoints(folder)), None)
+    return _checkpoints(folder).get(last_step(folder))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by their steps."""
+    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return {int(name[1]): path for name, path in found if name}

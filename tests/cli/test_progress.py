@@ -58,10 +58,10 @@ def test_a_log_has_a_line_every_half_minute(capsys, monkeypatch):
 def test_what_is_said_around_the_steps_has_lines_of_its_own(capsys, monkeypatch, isatty):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: isatty)
     with StepProgress(2, "train", False) as progress:
-        say("before", False)
+        say("before")
         for step in (1, 2):
             progress({"step": step, "loss": 0.5})
-        say("after", False)
+        say("after")
     *lines, end = capsys.readouterr().err.split("\n")
     assert end == ""
     shown = [line.split("\r")[-1] for line in lines]
