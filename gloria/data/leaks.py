@@ -173,7 +173,8 @@ def read_split_files(
     id list, is one split with its own name.
 
     Args:
-        paths: CSV files (``.csv``, ``.csv.gz``), and id lists of any other ending.
+        paths: CSV files (``.csv``, ``.tsv``, packed as ``.gz`` or not), and id lists of any other
+            ending.
         split_column: of CSV files.
         image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
         patient_column: of CSV files; None = the first of :func:`find_patient_columns`.
@@ -201,7 +202,7 @@ def read_split_files(
         files = {file.stem: file for file in Path(images).rglob("*") if file.is_file()}
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
-        if path.name.endswith((".csv", ".csv.gz")):
+        if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
             split = split_column if split_column in read_header(path) else None
             rows = _read_table(path, split, image_column, patient_column, pattern)
         else:
@@ -237,7 +238,7 @@ def read_split_table(
     for split, record in _read_table(
         Path(path), split_column, image_column, patient_column, pattern
     ):
-        splits.setdefault(str(split), []).append(record)
+        splits.setdefault(split or "", []).append(record)
     return splits
 
 

@@ -591,8 +591,8 @@ def test_patients_on_both_sides_are_told(table, tmp_path, capsys):
     for data in (changed, tabs):
         assert run(data, tmp_path / data.name) == 0
         assert told in capsys.readouterr().err
-    assert main(["check-splits", "--data", str(changed), "--no-files"]) == 1
-    assert "patients in more than one split: 2 (" in capsys.readouterr().out
+        assert main(["check-splits", "--data", str(data), "--no-files"]) == 1
+        assert "patients in more than one split: 2 (" in capsys.readouterr().out
 
 
 def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
