@@ -55,15 +55,17 @@ DASHES = "-\u2013\u2014"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, of ``argv`` or this process's arguments, and return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # there is no console, or it is closed by 2>&-: nobody reads
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper):  # a file's name may be in no encoding at all
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(arguments)
         with _plain_warnings():
             code = _run(args)
-        if sys.stdout is not None:  # as where there is no console, or it is closed by >&-
-            sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
         return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after wrong usage
         return stop.code if isinstance(stop.code, int) else 2
@@ -188,10 +190,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _complain(message: str) -> None:
-    """Print on stderr; a full disk there, or none, leaves stdout and the exit code as they are."""
+    """Print on stderr; a full disk there leaves the exit code as it is."""
     with suppress(OSError):
-        if sys.stderr is not None:  # or it would go to stdout
-            print(message, file=sys.stderr)
+        print(message, file=sys.stderr)
 
 
 def _hints(error: Exception, args: argparse.Namespace) -> list[str]:

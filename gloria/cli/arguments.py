@@ -55,7 +55,9 @@ def add_pixel_arguments(parser: argparse._ActionsContainer, whose: str = "") -> 
 
 
 def refuse_unread(
-    args: argparse.Namespace, read_by: Mapping[str, Collection[str]], usual: Mapping[str, str]
+    args: argparse.Namespace,
+    read_by: Mapping[str, Collection[str]],
+    usual: Mapping[str, str | None],
 ) -> None:
     """An option that the format does not read is an error, not ignored.
 
@@ -110,7 +112,7 @@ def pick_image_size(given: int | None, models: Mapping[str, GLoRIA]) -> tuple[in
         for name, model in models.items():
             trained = model.trained_image_size
             if trained not in (None, (given, given)):
-                say(f"{name} was trained on images of {trained[0]} x {trained[1]}", False)
+                say(f"{name} was trained on images of {trained[0]} x {trained[1]}")
         return given, given
     sizes = {}
     for name, model in models.items():

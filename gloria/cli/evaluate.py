@@ -57,7 +57,6 @@ from gloria.cli.reading import (
     find_validation,
     leave_out_broken,
     quote,
-    read_records,
     read_reports,
     tell_unread,
 )
@@ -85,9 +84,6 @@ READ_BY = {
     "per_class": FORMATS,
 }
 """Option: the formats that read it."""
-
-USUAL = {name: COLUMNS[name] for name in ("image_column", "split_column")}
-"""Option: its default, as of `gloria train`; the column of reports need not be there."""
 
 TOO_GOOD = "a patient in two splits makes figures too good. --patient-column names a csv's column."
 """What is noted of splits by image."""
@@ -209,7 +205,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.format == "phantom":
         _check_phantoms(next(iter(models)), args.image_size, *channels)
     settings = _settings(args)
-    results = open_results(args.out, _describe(args, settings), USUAL, hashes)
+    results = open_results(args.out, _describe(args, settings), hashes)
     done = {name: found["tasks"] for name, found in results["models"].items()}
     todo = [
         (name, task)
@@ -271,7 +267,8 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(
             "--format chexpert-plus needs --labels: impression_fixed.json, or CheXpert's train.csv."
         )
-    refuse_unread(args, READ_BY, USUAL)
+    usual: dict[str, str | None] = {**COLUMNS, "report_column": None}  # which need not be there
+    refuse_unread(args, READ_BY, usual)
     for name in ("per_class", "prompts"):
         if args.format == "csv" and not args.classes and getattr(args, name) is not None:
             raise OptionError(f"{name.replace('_', '-')} is for a csv with --classes.")
@@ -283,7 +280,7 @@ def _find_reports(args: argparse.Namespace) -> None:
 
     usual = COLUMNS["report_column"]
     # images without a report are left out, which nobody asked who gave labels
-    blank = _find_blank_reports(args) if args.report_column is None else None
+    blank = _find_blank(args, usual) if args.report_column is None else None
     if blank is not None and not (blank and args.classes):
         args.report_column = usual
     if not args.classes and args.report_column is None:
@@ -293,27 +290,23 @@ def _find_reports(args: argparse.Namespace) -> None:
         )
 
 
-def _find_blank_reports(args: argparse.Namespace) -> list[str] | None:
-    """The rows of a csv with nothing in the usual column of reports; None = it has none."""
+def _find_blank(args: argparse.Namespace, column: str) -> list[str] | None:
+    """The rows of a csv with nothing in a column; None = there is no such column."""
     from gloria.data.rows import is_blank, read_header, read_rows
 
-    usual = COLUMNS["report_column"]
-    if usual not in read_header(args.data):
+    if column not in read_header(args.data):
         return None
-    return [where for where, cells in read_rows(args.data, [usual]) if is_blank(cells[usual])]
+    return [where for where, cells in read_rows(args.data, [column]) if is_blank(cells[column])]
 
 
 def _find_patients(args: argparse.Namespace) -> None:
     """Splits that are drawn, with labels, are by a usual column of patients, if one is full."""
     from gloria.data.leaks import find_patient_columns
-    from gloria.data.rows import is_blank, read_header, read_rows
+    from gloria.data.rows import read_header
 
-    if not args.classes or args.patient_column is not None:
-        return
-    there = find_patient_columns(read_header(args.data))
-    rows = [cells for _, cells in read_rows(args.data, there)]
-    full = (name for name in there if not any(is_blank(row[name]) for row in rows))
-    args.patient_column = next(full, None)
+    if args.classes and args.patient_column is None:
+        there = find_patient_columns(read_header(args.data))
+        args.patient_column = next((name for name in there if not _find_blank(args, name)), None)
 
 
 def _check_phantoms(model: str, size: tuple[int, int], channels: int) -> None:
@@ -395,7 +388,8 @@ def _read_data(args: argparse.Namespace, channels: int) -> TransferData:
     data = TransferData.of_radiographs(args.format, splits, gallery=gallery, **common)
     missing = dict(data.missing)
     if missing.get("retrieval") == NO_REPORTS and args.format == "csv" and not args.report_column:
-        blank, usual = _find_blank_reports(args), COLUMNS["report_column"]
+        usual = COLUMNS["report_column"]
+        blank = _find_blank(args, usual)
         missing["retrieval"] = (
             f"rows without a report: {len(blank)}, first: {blank[0]}; --report-column {usual} "
             f"leaves their images out"
@@ -420,11 +414,10 @@ def _read_pairs(args: argparse.Namespace, channels: int) -> TransferData:
     from gloria.errors import GloriaWarning
 
     there = find_splits(args)
-    rows = read_records(args) if len(there) > 1 else {}
-    if rows:
-        check_splits(rows)
+    if len(there) > 1:
+        check_splits(there)
     split = "test" if "test" in there else find_validation(there)
-    note = _note_untold(rows) if split else ""
+    note = _note_untold(there) if split and len(there) > 1 else ""
     if split is not None and split != "test":
         chose = f"Images of the split {split}, by which `gloria train` chose the model in best/."
         note = f"{chose} {note}".rstrip()
@@ -508,8 +501,7 @@ def _name_splits(args: argparse.Namespace) -> tuple[tuple[str | None, ...], str]
     if not lacking:
         tell_unread(args, there, names)
         if args.format == "csv":  # patients that only some rows name, or only paths, count, too
-            rows = read_records(args)
-            parts = {name: rows[name] for name in names}
+            parts = {name: there[name] for name in names}
             check_splits(parts)
             return names, _note_untold(parts)
         return names, ""

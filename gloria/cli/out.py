@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from gloria.errors import OptionError, reason
+from gloria.training.checkpoints import made
 from gloria.weights import check_nothing_is_lost
 
 RUN_FOLDERS = ("model", "best", "checkpoints")
@@ -23,16 +24,10 @@ def check_out(folder: Path, *models: str) -> None:
             raise OptionError(f"out must be a folder of its own; {each} is of the run around it.")
     for name in models:
         check_nothing_is_lost(folder / name)
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with made(folder), TemporaryFile(dir=folder):
             pass
     except OSError as cause:
         raise OptionError(
             f"out must be a folder that can be written into; {folder}: {reason(cause)}."
         ) from cause
-    finally:
-        for each in missing:
-            if each.is_dir():
-                each.rmdir()

@@ -10,9 +10,9 @@ from typing import Any, Self
 from gloria.checks import require
 
 
-def say(message: str, quiet: bool) -> None:
+def say(message: str, quiet: bool = False) -> None:
     """One line on stderr, above a bar that is there."""
-    if not quiet and sys.stderr is not None:  # as it is after 2>&-
+    if not quiet:
         bars = sys.modules.get("tqdm")
         (bars.tqdm.write if bars else print)(message, file=sys.stderr)
 
@@ -30,7 +30,7 @@ class Progress:
 
     def _open(self, total: int, what: str) -> Any:
         # to a file or a pipe, a bar would be one endless line
-        if self._quiet or sys.stderr is None or not sys.stderr.isatty():
+        if self._quiet or not sys.stderr.isatty():
             return _Lines(total, what, self._quiet)
         return require("tqdm", "train").tqdm(total=total, desc=what, mininterval=0.5)
 

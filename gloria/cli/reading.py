@@ -70,35 +70,31 @@ def leave_out_broken(args: argparse.Namespace, data: Radiographs, split: str | N
             data = data.without_broken(progress=progress.advance)
     if data.skipped:
         where = f"{split}: " if split else ""
-        say(f"{where}{len(data.skipped)} images left out, first: {data.skipped[0]}", False)
+        say(f"{where}{len(data.skipped)} images left out, first: {data.skipped[0]}")
     return data
 
 
-def find_splits(args: argparse.Namespace) -> list[str]:
-    """The splits that the data name; a csv may lack the usual column, but none that was given."""
+def find_splits(args: argparse.Namespace) -> dict[str, list[Record]]:
+    """The splits that the data name; of a csv with their rows, as `gloria check-splits` reads them.
+
+    No image need be here. A csv may lack the usual column of splits, but none that was given; its
+    patients are in the column that is named, or in the usual one, or in the paths.
+    """
     from gloria.data import read_splits
+    from gloria.data.leaks import read_split_table
     from gloria.data.rows import read_header
 
+    column = args.split_column
     if args.format == "mimic-cxr":
-        return ["train", "validate", "test"]
-    column, usual = args.split_column, COLUMNS["split_column"]
-    if args.format not in ("csv", "chexpert-plus"):
-        return []
-    if column == usual and column not in read_header(args.data):
-        return []
-    return read_splits(args.data, column)
-
-
-def read_records(args: argparse.Namespace) -> dict[str, list[Record]]:
-    """The rows of each split of a csv, as `gloria check-splits` reads them; no file need be here.
-
-    Patients are in the column that is named, or in the usual one, or in the paths.
-    """
-    from gloria.data.leaks import read_split_files
-
-    return read_split_files(
-        [args.data],
-        split_column=args.split_column,
+        return {"train": [], "validate": [], "test": []}
+    if args.format == "chexpert-plus":
+        return {name: [] for name in read_splits(args.data, column)}
+    usual = column == COLUMNS["split_column"]
+    if args.format != "csv" or (usual and column not in read_header(args.data)):
+        return {}
+    return read_split_table(
+        args.data,
+        column,
         image_column=args.image_column,
         patient_column=getattr(args, "patient_column", None),
     )

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 
 def open_results(
-    out: Path, settings: Mapping[str, Any], usual: Mapping[str, Any], hashes: Mapping[str, str]
+    out: Path, settings: Mapping[str, Any], hashes: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What is in the folder, if it is of these settings and models; else an empty beginning.
-
-    Settings that older results do not have are taken for the ``usual``; ``hashes`` are the models'.
+    """What is in the folder, if it is of these settings and models; an empty beginning if nothing.
 
     Warns:
         GloriaWarning: another version of gloria made what is there.
@@ -27,21 +25,20 @@ def open_results(
     from gloria.errors import CheckpointError, GloriaWarning
     from gloria.evaluation.settings import describe_changes
 
-    empty: dict[str, Any] = {
-        "gloria": gloria.__version__,
-        "settings": settings,
-        "note": "",
-        "data": None,
-        "skipped": {},
-        "left_out": {},
-        "models": {},
-    }
     file = out / "results.json"
     if not file.is_file():
-        return empty
+        return {
+            "gloria": gloria.__version__,
+            "settings": settings,
+            "note": "",
+            "data": None,
+            "skipped": {},
+            "left_out": {},
+            "models": {},
+        }
     try:
         results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before, known = usual | results["settings"], results["models"]
+        made_by, before, known = results["gloria"], results["settings"], results["models"]
     except (ValueError, KeyError, TypeError) as cause:
         raise CheckpointError(f"{file} is damaged: {cause}. Delete it to start over.") from cause
     if changed := describe_changes(before, settings):
@@ -52,7 +49,6 @@ def open_results(
                 f"{file} is of another model in {name}, which was written anew since. Give another "
                 f"--out."
             )
-    made_by = results.get("gloria")
     if known and made_by != gloria.__version__:
         warnings.warn(
             f"{file} has figures that gloria {made_by} made; this is {gloria.__version__}. Another "
@@ -60,7 +56,7 @@ def open_results(
             GloriaWarning,
             stacklevel=2,
         )
-    return empty | results
+    return results
 
 
 def accept_data(out: Path, results: dict[str, Any], data: TransferData) -> None:

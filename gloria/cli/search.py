@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress.advance,
             )
     for fault in images.broken[:SHOWN]:
-        say(f"left out: {fault}", False)
+        say(f"left out: {fault}")
     if count := len(images.broken):
         more = f"; --json names those after the first {SHOWN}, too" if count > SHOWN else ""
-        say(f"{count} of {len(data)} images are left out{more}", False)
+        say(f"{count} of {len(data)} images are left out{more}")
     if args.json:
         report = {
             "text": args.text,

@@ -46,9 +46,9 @@ class Stopping:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        if sys.stderr is not None:  # or 2 may be another file
-            with contextlib.suppress(OSError):  # a full disk, or nobody reads
-                os.write(2, _TOLD)  # not by print, in the middle of which this may be
+        with contextlib.suppress(OSError):  # a full disk, or nobody reads
+            # not by print, in the middle of which this may be
+            os.write(sys.stderr.fileno(), _TOLD)
         if hasattr(signal, "SIGCHLD"):
             # torch would raise in this step that a scheduler stopped the loading processes, too
             self._usual[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _nothing)

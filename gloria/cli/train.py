@@ -33,6 +33,7 @@ import argparse
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
@@ -54,13 +55,12 @@ from gloria.cli.reading import (
     find_validation,
     leave_out_broken,
     quote,
-    read_records,
     read_reports,
     tell_unread,
 )
 
 if TYPE_CHECKING:
-    from gloria.data import Radiographs
+    from gloria.data import Radiographs, Record
     from gloria.model import GLoRIA
     from gloria.training import TrainingRecipe
 
@@ -82,6 +82,9 @@ NEW_MODEL: dict[str, Any] = {
     "loss_option": (),
 }
 """What a saved model has already: the options that describe a new one, and their defaults."""
+
+COUNTED = 10_000
+"""Of how many reports the tokens are counted, evenly taken; of all, it may take minutes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -274,6 +277,7 @@ def _run(args: argparse.Namespace) -> int:
             f"out must be another folder, or {args.out / 'model'} be removed: it is a saved model, "
             f"which would be replaced, for there are no checkpoints to go on from."
         )
+    say(f"reading {args.data}", args.quiet)
     pairs, validation = _read(args, size)
     settings = {
         **described,
@@ -281,7 +285,6 @@ def _run(args: argparse.Namespace) -> int:
         "channels": args.channels,
         "bits": args.bits,
         "window": args.window,
-        "training_data": pairs.fingerprint(),
         "validation_data": None if validation is None else validation.fingerprint(),
     }
     if model is None:
@@ -315,7 +318,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         stands = last_step(args.out / "checkpoints")
         on = f"stands at step {stands}; the same command goes on from there"
-        say(f"{args.out} {on if stands else 'has no checkpoint: the command starts anew'}", False)
+        say(f"{args.out} {on if stands else 'has no checkpoint: the command starts anew'}")
         raise
     _save(args.out, model, history)
     return 0
@@ -411,7 +414,6 @@ def _tell_beforehand(
 ) -> None:
     """What would surprise after hours of training, or can hardly be meant."""
     from gloria.cli.progress import say
-    from gloria.data.leaks import find_leaks
     from gloria.encoders import HFTextEncoder
     from gloria.losses import SoftTargetContrastiveLoss
     from gloria.weights import why_not_loadable
@@ -419,51 +421,50 @@ def _tell_beforehand(
     if why := why_not_loadable(model):
         say(
             f"the model's weights are saved, but evaluate, search and gloria.load_model can't make "
-            f"it again: {why}",
-            False,
+            f"it again: {why}"
         )
     twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
-        say(f"{twice} of {len(pairs)} pairs that train are there again: image and report", False)
+        say(f"{twice} of {len(pairs)} pairs that train are there again: image and report")
     ((same, count),) = Counter(pairs.reports).most_common(1)
     in_batch = count * args.batch_size / len(pairs)
     if count > 1 and in_batch >= 2 and not isinstance(model.loss, SoftTargetContrastiveLoss):
         say(
             f"{count} of {len(pairs)} reports that train are {shorten(same, 60)!r}: of a batch of "
             f"{args.batch_size} about {in_batch:.0f}, of which each is a wrong answer for the "
-            f"images of the others (docs/losses.md; not with --loss soft_target)",
-            False,
+            f"images of the others (docs/losses.md; not with --loss soft_target)"
         )
     encoder = model.text_encoder
     if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
-        counts, reads = encoder.token_counts(pairs.reports), encoder.max_length
+        some = pairs.reports[:: max(len(pairs) // COUNTED, 1)]
+        of = f"{len(some)} looked at of {len(pairs)}" if len(some) < len(pairs) else len(some)
+        counts, reads = encoder.token_counts(some), encoder.max_length
         if cut := sum(count > reads for count in counts):
             can = not args.model and (args.text_encoder is None or encoder.longest > reads)
             more = "; --text-option max_length=N reads more" if can else ""
             say(
-                f"{cut} of {len(pairs)} reports that train are longer than the {reads} tokens that "
-                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}",
-                False,
+                f"{cut} of {of} reports that train are longer than the {reads} tokens that "
+                f"the text encoder reads, and are cut: the longest has {max(counts)}{more}"
             )
-    if validation is None:
-        return
-    if len(validation) < args.batch_size:
+    if validation is not None and len(validation) < args.batch_size:
         say(
             f"{len(validation)} pairs are validated in one batch, training's have "
             f"{args.batch_size}: the two losses can't be compared, fewer pairs have a smaller one",
             args.quiet,
         )
-    parts = {"training": pairs.records, "validation": validation.records}
-    if args.format == "csv":  # whose pairs do not say whose they are
-        rows = read_records(args)
-        parts = {"training": rows[args.train_split], "validation": rows[args.val_split]}
-    leaks = find_leaks(parts, files=False)
+
+
+def _tell_leaks(train: Sequence[Record], validation: Sequence[Record]) -> None:
+    """What trains and is validated, too."""
+    from gloria.cli.progress import say
+    from gloria.data.leaks import find_leaks
+
+    leaks = find_leaks({"training": train, "validation": validation}, files=False)
     if leaks:
         patients = "" if leaks.patients is None else f" and {len(leaks.patients)} patients"
         say(
             f"of what trains, {len(leaks.images)} images{patients} are validated, too: "
-            f"gloria check-splits names them",
-            False,
+            f"gloria check-splits names them"
         )
 
 
@@ -487,12 +488,18 @@ def _read(
                 f"--{option.replace('_', '-')} names the one that {does}."
             )
     pairs = read(args.train_split)
-    args.val_split = args.val_split or find_validation(set(splits) - {args.train_split})
+    args.val_split = args.val_split or find_validation(splits.keys() - {args.train_split})
     tell_unread(args, splits, (args.train_split, args.val_split))
     if args.val_split is None:
         say(f"no rows with split {' or '.join(VALIDATION)}: nothing is validated", args.quiet)
         return pairs, None
-    return pairs, read(args.val_split)
+    validation = read(args.val_split)
+    # pairs of a csv do not say whose they are
+    rows = splits if args.format == "csv" else {}
+    _tell_leaks(
+        rows.get(args.train_split, pairs.records), rows.get(args.val_split, validation.records)
+    )
+    return pairs, validation
 
 
 def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
@@ -506,15 +513,14 @@ def _save(out: Path, model: GLoRIA, history: list[dict[str, float]]) -> None:
     write_text(out / "history.json", json.dumps(history) + "\n")
     save_figure(plot_training_curves(history), out / "curves.png")
     last = history[-1]
-    say(f"loss {last['loss']:.3f} after {len(history)} steps; model in {out / 'model'}", False)
+    say(f"loss {last['loss']:.3f} after {len(history)} steps; model in {out / 'model'}")
     validated = [record for record in history if "validation_loss" in record]
     if validated:
         best = min(validated, key=itemgetter("validation_loss"))
         where = "in" if (out / "best").exists() else "is no longer in"
         say(
             f"validation loss {best['validation_loss']:.3f}, the lowest, at step "
-            f"{best['step']:.0f}; that model {where} {out / 'best'}",
-            False,
+            f"{best['step']:.0f}; that model {where} {out / 'best'}"
         )
 
 

@@ -121,23 +121,21 @@ def _check_contrast(
     if window is not None:
         check_window(path, values, shown, window)
         return
+    fault: bool = pixels.min() < pixels.max()
     if dataset.get("VOILUTSequence"):
-        own = "VOI lookup table"
+        how = "its own VOI lookup table"
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        own = f"window, center {dataset.WindowCenter} and width {dataset.WindowWidth}"
+        how = f"its own window, center {dataset.WindowCenter} and width {dataset.WindowWidth}"
+    elif dataset.get("ModalityLUTSequence"):
+        how = "its own lookup table of the modality"
     else:
-        own = "lookup table of the modality" if dataset.get("ModalityLUTSequence") else ""
-    if own and pixels.min() < pixels.max():
+        how = f"the {dataset.BitsStored} bits a pixel that it declares, having no window"
+        fault = dataset.BitsStored > 12
+    if fault:
         raise DataError(
             f"DICOM file {path} has values from {values.min():g} to {values.max():g}: it would be "
-            f"nearly of one gray by its own {own}. Say which values to show: window=(center, "
-            f"width), or --window; or leave it out."
-        )
-    if not own and dataset.BitsStored > 12:
-        raise DataError(
-            f"DICOM file {path} declares {dataset.BitsStored} bits a pixel, uses values from "
-            f"{pixels.min()} to {pixels.max()} of them and has no window: it would be nearly of "
-            f"one gray. Say which values to show: window=(center, width), or --window."
+            f"nearly of one gray by {how}. Say which values to show: window=(center, width), or "
+            f"--window; or leave it out."
         )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gloria.data.chexpert import IMAGE_KINDS, image_id
 from gloria.data.images import load_image
@@ -171,7 +173,8 @@ def read_split_files(
     id list, is one split with its own name.
 
     Args:
-        paths: CSV files (``.csv``, ``.csv.gz``), and id lists of any other ending.
+        paths: CSV files (``.csv``, ``.tsv``, packed as ``.gz`` or not), and id lists of any other
+            ending.
         split_column: of CSV files.
         image_column: of CSV files; None = the first there is of :data:`IMAGE_COLUMNS`.
         patient_column: of CSV files; None = the first of :func:`find_patient_columns`.
@@ -199,56 +202,82 @@ def read_split_files(
         files = {file.stem: file for file in Path(images).rglob("*") if file.is_file()}
     splits: dict[str, list[Record]] = {}
     for path in map(Path, paths):
-        if path.name.endswith((".csv", ".csv.gz")):
-            rows = _read_table(path, split_column, image_column, patient_column)
+        if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+            split = split_column if split_column in read_header(path) else None
+            rows = _read_table(path, split, image_column, patient_column, pattern)
         else:
-            rows = [_Row(f"{path}, {name}", name) for name in read_ids(path)]
+            ids = read_ids(path)
+            rows = [(None, _record(path, f"{path}, {name}", name, "", pattern)) for name in ids]
         if not rows:
             raise DataError(f"{path} must have a row for each image below its header; it has none.")
         own = path.name.partition(".")[0]
-        if rows[0].split is None and own in splits:
+        if rows[0][0] is None and own in splits:
             raise DataError(f"{path}: there is a split {own!r} already; rename the file.")
-        for where, image, split, patient in rows:
-            found = pattern.search(image) if patient is None else None
-            patient = found[found.lastindex or 0] if found else patient
-            name = image_id(image)
-            file = _find(name, Path(images or path.parent), files)
-            record = Record(name, file, where, patient)
-            splits.setdefault(own if split is None else split, []).append(record)
+        for split, record in rows:
+            file = _find(record.id, Path(images or path.parent), files)
+            splits.setdefault(own if split is None else split, []).append(
+                record._replace(path=file)
+            )
     return splits
 
 
-class _Row(NamedTuple):
-    """An image as a file of splits tells it; None = it does not say."""
+def read_split_table(
+    path: str | Path,
+    split_column: str,
+    *,
+    image_column: str | None = None,
+    patient_column: str | None = None,
+) -> dict[str, list[Record]]:
+    """As :func:`read_split_files`, of one table, whatever its file is called; no image is sought.
 
-    where: str
-    image: str
-    split: str | None = None
-    patient: str | None = None
+    Raises:
+        DataError: the file or a column is missing.
+    """
+    splits: dict[str, list[Record]] = {}
+    pattern = re.compile(PATIENT_PATTERN)
+    for split, record in _read_table(
+        Path(path), split_column, image_column, patient_column, pattern
+    ):
+        splits.setdefault(split or "", []).append(record)
+    return splits
 
 
 def _read_table(
-    path: Path, split_column: str, image_column: str | None, patient_column: str | None
-) -> list[_Row]:
+    path: Path,
+    split: str | None,
+    image: str | None,
+    patient: str | None,
+    pattern: re.Pattern[str],
+) -> list[tuple[str | None, Record]]:
+    """The images of a table, each with its split.
+
+    Columns of images and patients that are not named are the usual ones; without that of splits
+    (None), no row tells its split.
+    """
     header = read_header(path)
-    image = image_column or next((name for name in IMAGE_COLUMNS if name in header), None)
+    image = image or next((name for name in IMAGE_COLUMNS if name in header), None)
     if image is None:
         raise DataError(
             f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; it has "
             f"{list_columns(header, 'image')}. image-column says which it is."
         )
-    patient = patient_column or next(iter(find_patient_columns(header)), None)
-    split = split_column if split_column in header else None
-    columns = [name for name in (image, patient, split) if name]
+    patient = patient or next(iter(find_patient_columns(header)), None)
+    rows = read_rows(path, [name for name in (image, patient, split) if name])
     return [
-        _Row(
-            where,
-            cells[image],
+        (
             cells[split] if split else None,
-            None if patient is None or is_blank(cells[patient]) else cells[patient],
+            _record(path, where, cells[image], cells[patient] if patient else "", pattern),
         )
-        for where, cells in read_rows(path, columns)
+        for where, cells in rows
     ]
+
+
+def _record(path: Path, where: str, image: str, patient: str, pattern: re.Pattern[str]) -> Record:
+    """An image of a file of splits; whose it is, its path says where its row does not."""
+    found = pattern.search(image)
+    owner = found[found.lastindex or 0] if found else None
+    name = image_id(image)
+    return Record(name, path.parent / name, where, owner if is_blank(patient) else patient)
 
 
 def _count(found: Mapping[str, Mapping[str, list[str]]], sizes: Mapping[str, int]) -> str:
@@ -275,13 +304,14 @@ Places = dict[str, list[Record]]
 
 def _shared(splits: Splits, key: Callable[[Record], str | None]) -> dict[str, Places]:
     """What is in more than one split, by its key."""
+    keys = {name: [key(record) for record in records] for name, records in splits.items()}
+    held_by = Counter(chain.from_iterable(map(set, keys.values())))
     found: dict[str, Places] = {}
     for name, records in splits.items():
-        for record in records:
-            value = key(record)
-            if value is not None:
+        for value, record in zip(keys[name], records, strict=True):
+            if value is not None and held_by[value] > 1:
                 found.setdefault(value, {}).setdefault(name, []).append(record)
-    return {value: places for value, places in found.items() if len(places) > 1}
+    return found
 
 
 def _spelled_id(record: Record) -> str:

@@ -82,16 +82,12 @@ def stack_images(items: Sequence[HasImage]) -> Tensor:
         DtypeError, ShapeError, DataError: one is no floating-point image in [0, 1], or an item has
             none; or they are not all of one shape.
     """
-    if any(isinstance(item, str) for item in items):  # as the letters of a path
-        raise DtypeError(
-            "items must be of a data set; got strings. Was a path given? "
-            "gloria.data.ImageReportTable(path, size=...) reads a CSV file."
-        )
     for item in items:
-        if not hasattr(item, "image"):
+        if not hasattr(item, "image"):  # as the letters of a path have none
             raise DtypeError(
                 f"an item must have an attribute image, such as gloria.data.ImageReport(image, "
-                f"report); got {type(item).__name__}."
+                f"report); got {type(item).__name__}. gloria.data.ImageReportTable(path, size=...) "
+                f"reads a CSV file."
             )
     images: list[Any] = [item.image for item in items]
     for image in images:
@@ -135,7 +131,6 @@ def _begin_loading(worker: int) -> None:
 def _end_loading(cause: Exception, batch: Any) -> None:
     """A batch can't be sent, as where shared memory is full: the process that waits is told."""
     try:
-        if sys.stderr is not None:
-            print(reason(cause), file=sys.stderr, flush=True)
+        print(reason(cause), file=sys.stderr, flush=True)
     finally:
         os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ def decode_runs(runs: Sequence[str], height: int, width: int) -> NDArray[np.bool
         stops = pairs.sum(1).cumsum()
         if len(stops) and stops[-1] > pixels.size:
             raise DataError(
-                f"run-length mask {_short(text)} needs {stops[-1]} pixels; the image has "
+                f"run-length mask {reprlib.repr(text)} needs {stops[-1]} pixels; the image has "
                 f"{height} x {width} = {pixels.size}."
             )
         for stop, (_, length) in zip(stops, pairs, strict=True):
@@ -88,7 +89,7 @@ def parse_runs(text: str) -> NDArray[np.int64]:
     ):
         raise DataError(
             f"a run-length mask must be pairs of whole numbers of at least 0, or -1; "
-            f"got {_short(text)}."
+            f"got {reprlib.repr(text)}."
         )
     return np.array(words, np.int64).reshape(-1, 2)
 
@@ -108,7 +109,3 @@ def draw_boxes(boxes: Sequence[Box], height: int, width: int) -> NDArray[np.bool
             raise DataError(f"{box} leaves the image of {height} x {width} pixels.")
         mask |= (rows > box.y) & (rows < bottom) & (columns > box.x) & (columns < right)
     return mask
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -6,6 +6,7 @@ Our own for chest radiographs are in :mod:`gloria.data.chest_prompts`.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -177,7 +178,7 @@ def read_prompts(path: str | Path) -> dict[str, PromptSet]:
     with _located(str(path)):
         content = parse(text)
     if not isinstance(content, dict) or not content:
-        raise DataError(f"{path} must map classes to their prompts; got {_shorten(content)}.")
+        raise DataError(f"{path} must map classes to their prompts; got {reprlib.repr(content)}.")
     prompts = {}
     for name, value in content.items():
         with _located(f"{path}, class {name!r}"):
@@ -218,7 +219,8 @@ def _flatten(name: str, entries: Sequence[str | Combinations]) -> list[str]:
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, str | Combinations):
             raise DtypeError(
-                f"{name}, entry {number}: must be a prompt or Combinations; got {_shorten(entry)}."
+                f"{name}, entry {number}: must be a prompt or Combinations; got "
+                f"{reprlib.repr(entry)}."
             )
         prompts += [entry] if isinstance(entry, str) else entry.prompts
     return prompts
@@ -226,7 +228,7 @@ def _flatten(name: str, entries: Sequence[str | Combinations]) -> list[str]:
 
 def _check_list(name: str, values: Any, of: str) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise DtypeError(f"{name} must be a list of {of}; got {_shorten(values)}.")
+        raise DtypeError(f"{name} must be a list of {of}; got {reprlib.repr(values)}.")
 
 
 def _check_strings(name: str, values: Any) -> None:
@@ -237,16 +239,15 @@ def _check_strings(name: str, values: Any) -> None:
     seen = set()
     for value in values:
         if not isinstance(value, str):
-            raise DtypeError(f"{name} must hold texts; got {_shorten(value)}.")
+            raise DtypeError(f"{name} must hold texts; got {reprlib.repr(value)}.")
         if value in seen:
             raise OptionError(f"{name} must differ from each other; {value!r} comes twice.")
         seen.add(value)
 
 
 def _read_class(value: Any) -> PromptSet:
-    if isinstance(value, list):
+    if not isinstance(value, dict):
         value = {"positive": value}
-    _check_keys("a class", value, required="positive", others=("negative",))
     return PromptSet(**{key: _read_entries(key, entries) for key, entries in value.items()})
 
 
@@ -255,20 +256,8 @@ def _read_entries(key: str, entries: Any) -> list[str | Combinations]:
     read: list[str | Combinations] = []
     for number, entry in enumerate(entries, start=1):
         with _located(f"{key}, entry {number}"):
-            if not isinstance(entry, str):
-                others = ("severity", "location")
-                _check_keys("an entry that is no text", entry, required="subtype", others=others)
-                entry = Combinations(**entry)
-            read.append(entry)
+            read.append(Combinations(**entry) if isinstance(entry, dict) else entry)
     return read
-
-
-def _check_keys(what: str, value: Any, required: str, others: tuple[str, ...]) -> None:
-    if not isinstance(value, dict) or required not in value:
-        raise DtypeError(f"{what} must have the key {required!r}; got {_shorten(value)}.")
-    for key in value:
-        if key not in (required, *others):
-            raise OptionError(f"{what} has the keys {required!r} and {others}; got {key!r}.")
 
 
 @contextmanager
@@ -276,7 +265,7 @@ def _located(where: str) -> Iterator[None]:
     """Inside: an error says where in the file it arose."""
     try:
         yield
-    except (DataError, DtypeError, OptionError) as cause:
+    except (DataError, DtypeError, OptionError, TypeError) as cause:  # or other keys
         raise DataError(f"{where}: {cause}") from cause
 
 
@@ -286,15 +275,6 @@ def _plain(entry: str | Combinations) -> str | dict[str, list[str]]:
         return entry
     parts = {part.name: list(getattr(entry, part.name)) for part in fields(entry)}
     return {name: words for name, words in parts.items() if words != [""]}
-
-
-def _shorten(value: Any) -> str:
-    """What was given; what is inside of it may be without end."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return f"the keys {[str(key)[:40] for key in value][:10]}"
-    return repr(value)[:80] if isinstance(value, str | int | float) else type(value).__name__
 
 
 def _is_json(path: Path) -> bool:

@@ -51,10 +51,10 @@ _MAIN = "|".join(
     if name in ("findings", "impression")
 )
 _HEADING = re.compile(
-    rf"^[ \t]*(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
+    rf"^[ \t]*+(?P<line>{_NAMES})[ \t]*:"  # in any case at the start of a line
     rf"|(?<![\w/])(?P<inside>(?-i:{_NAMES.upper()}))[ \t]*:"  # in capitals anywhere
-    rf"|(?:(?<=[.!?]\s)|(?<=[.!?]\s\s))(?P<behind>(?-i:{_MAIN}))[ \t]*:"  # "... clear. Impression:"
-    r"|^[ \t]*(?P<alone>(?-i:FINAL REPORT))[ \t]*$",
+    rf"|(?<=[.!?]\s)\s?(?P<behind>(?-i:{_MAIN}))[ \t]*:"  # "... clear. Impression:"
+    r"|^[ \t]*+(?P<alone>(?-i:FINAL REPORT))[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 

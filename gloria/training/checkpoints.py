@@ -46,21 +46,31 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process is so in a folder, which is made; one that is killed frees it.
+def made(folder: Path) -> Iterator[None]:
+    """Inside, a folder is there; folders made for it in which nothing is written do not stay."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # there is something in it
+            for each in missing:
+                each.rmdir()
 
-    Folders made here in which nothing is written do not stay.
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is so in a folder, which is :func:`made`; a kill frees it.
 
     Raises:
         CheckpointError: one is, which is not told on Windows, nor of a disk without locks; or
             the folder can't be made.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise CheckpointError(f"{folder} can't be made: {reason(cause)}.") from cause
     with ExitStack() as stack:
+        try:
+            stack.enter_context(made(folder))
+        except OSError as cause:
+            raise CheckpointError(f"{folder} can't be made: {reason(cause)}.") from cause
         try:
             import fcntl
 
@@ -73,12 +83,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise CheckpointError(f"another process is writing into {folder}.") from cause
         except (ImportError, OSError):
             pass
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # there is something in it
-                for each in made:
-                    each.rmdir()
+        yield
 
 
 def save_checkpoint(
@@ -104,8 +109,9 @@ def save_checkpoint(
         (target / "progress.json").write_text(json.dumps(record))
 
     write_folder(folder / f"step-{standing.step:06d}", write)
-    for older in _checkpoints(folder)[:-1]:
-        shutil.rmtree(older)
+    for step, older in _checkpoints(folder).items():
+        if step < standing.step:
+            shutil.rmtree(older)
 
 
 def resume(
@@ -122,9 +128,7 @@ def resume(
         return Standing(0, [])
     try:
         record = json.loads((newest / "progress.json").read_text())
-        before = dict(record["settings"])
-        before.pop("checkpoint_every", None)  # which older runs wrote; it changes nothing
-        before.setdefault("precision", "float32")  # in which they all ran
+        before = record["settings"]
         standing = Standing(int(record["step"]), list(record["history"]), float(record["best"]))
         # on the CPU: the optimizer moves what belongs on the device, and keeps its counters here
         state = torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -153,20 +157,15 @@ def resume(
 
 def last_step(folder: Path) -> int:
     """The step that a run stands at, by its newest checkpoint; 0 if there is none."""
-    newest = last_checkpoint(folder)
-    return 0 if newest is None else _step(newest)
+    return max(_checkpoints(folder), default=0)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run, whose ``model`` is a saved model; None if there is none."""
-    return next(reversed(_checkpoints(folder)), None)
+    return _checkpoints(folder).get(last_step(folder))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Complete checkpoints by their steps."""
+    found = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return {int(name[1]): path for name, path in found if name}

@@ -484,9 +484,14 @@ def _read_labels(name: str, data: LabelledImages, classifier: ImageClassifier) -
     return torch.from_numpy(labels.astype(np.int8))
 
 
+def are_defined(labels: Any) -> Any:
+    """Which classes have an AUROC, ``(class,)`` of labels ``(image, class)``."""
+    return (labels == 1).any(0) & (labels == 0).any(0)
+
+
 def _check_defined(name: str, labels: Tensor) -> None:
     """Require a class that has an AUROC."""
-    if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
+    if not are_defined(labels).any():
         raise DataError(
             f"{name} must have a class with positive and negative images; none of its "
             f"{labels.shape[1]} classes has both."

@@ -47,7 +47,7 @@ from gloria.evaluation.tables import Cell, Spread, Table
 from gloria.evaluation.zero_shot import zero_shot_probabilities, zero_shot_scores
 from gloria.model import GLoRIA
 from gloria.registry import describe_target
-from gloria.training.classification import ClassifierRecipe, label_efficiency
+from gloria.training.classification import ClassifierRecipe, are_defined, label_efficiency
 from gloria.training.segmentation import SegmentationRecipe, segmentation_efficiency
 from gloria.training.shares import check_runs
 from gloria.types import ImageFeatures
@@ -170,14 +170,13 @@ def why_not(task: str, data: TransferData, settings: TransferSettings) -> str:
             return f"Recall@{least} needs more different reports than {least}; there are {differ}"
         if there < least:
             return f"Prec@{least} needs as many images of one class each; there are {there}"
+    by_label = task == "classification" or data.gallery is None  # zero-shot by pairs, too
     for split in ("val", "test"):
         if task == "segmentation":
             if not (getattr(data.masked, split).labels == 1).any(0).all():
                 return f"a class has no image with a mask in the split {split}"
-        elif task == "classification" or data.gallery is None:  # zero-shot by pairs, too
-            labels = getattr(data.labelled, split).labels
-            if not ((labels == 1).any(0) & (labels == 0).any(0)).any():
-                return f"no class has positive and negative images in the split {split}"
+        elif by_label and not are_defined(getattr(data.labelled, split).labels).any():
+            return f"no class has positive and negative images in the split {split}"
     return ""
 
 
@@ -440,7 +439,7 @@ def _classification(given: _Given) -> Report:
         on_scores=keep,
         **given.trainings(),
     )
-    defined = int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
+    defined = int(are_defined(labels).sum())
     count = len(details["classes"])
     others = "" if defined == count else f" of {count}, the others in all test images or in none"
     about = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import torch
 import gloria
 from gloria import cli
 from gloria.cli import train
+from gloria.cli.progress import Progress
+from gloria.cli.stopping import Stopping
 from gloria.errors import DataError, UnknownNameError
 
 
@@ -309,10 +312,26 @@ def test_what_a_terminal_can_not_show_is_escaped(command, monkeypatch):
     assert written.getvalue() == b"\\u2265 1 ms, caf\\udce9.png\n"
 
 
-def test_a_closed_stdout_is_no_error(command, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after >&-
-    command(lambda args: print("done") or 0)
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_error(command, monkeypatch, capfd, closed):
+    """Nor is what it would be told written to the other, or to whatever is file 2 now."""
+    monkeypatch.setattr(sys, closed, None)  # as Python has it after >&- and 2>&-
+
+    def run(args):
+        with Progress(1, "encode", False) as progress:
+            progress.advance()
+        with Stopping() as stopping:
+            signal.raise_signal(signal.SIGTERM)  # SIGINT may be ignored here
+            with pytest.raises(KeyboardInterrupt):
+                stopping.check()
+        print("done")
+        return 0
+
+    command(run)
     assert cli.main(["act"]) == 0
+    out, err = capfd.readouterr()
+    assert out == ("" if closed == "stdout" else "done\n")
+    assert ("encode: 1 of 1" in err) == ("stopping" in err) == (closed == "stdout")
 
 
 @pytest.mark.parametrize("error", [DataError("wrong"), ZeroDivisionError(), KeyboardInterrupt()])

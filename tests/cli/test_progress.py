@@ -1,6 +1,5 @@
 """Progress on stderr: bars on a terminal, whole lines elsewhere."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 from gloria.cli import progress as module
 from gloria.cli.progress import Progress, StepProgress, say
-from gloria.cli.stopping import Stopping
 
 
 def test_work_that_follows_takes_the_bars_place(capsys, monkeypatch):
@@ -60,10 +58,10 @@ def test_a_log_has_a_line_every_half_minute(capsys, monkeypatch):
 def test_what_is_said_around_the_steps_has_lines_of_its_own(capsys, monkeypatch, isatty):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: isatty)
     with StepProgress(2, "train", False) as progress:
-        say("before", False)
+        say("before")
         for step in (1, 2):
             progress({"step": step, "loss": 0.5})
-        say("after", False)
+        say("after")
     *lines, end = capsys.readouterr().err.split("\n")
     assert end == ""
     shown = [line.split("\r")[-1] for line in lines]
@@ -74,19 +72,6 @@ def test_where_nothing_was_done_nothing_is_told(capsys):
     with Progress(2, "encode", False), StepProgress(9, "train", False):
         pass
     assert capsys.readouterr().err == ""
-
-
-def test_a_closed_stderr_is_no_error(capfd, monkeypatch):
-    """Nor is what it would be told written to whatever is file 2 or stdout now."""
-    monkeypatch.setattr(sys, "stderr", None)  # as Python has it after 2>&-
-    with Progress(1, "encode", False) as progress:
-        progress.advance()
-    with Stopping() as stopping:
-        signal.raise_signal(signal.SIGTERM)  # SIGINT may be ignored here
-        with pytest.raises(KeyboardInterrupt):
-            stopping.check()
-    monkeypatch.undo()
-    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")

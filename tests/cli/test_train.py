@@ -523,7 +523,9 @@ def test_what_a_saved_model_has_is_not_asked_for_anew(table, tmp_path, saved, ca
     assert "none is no saved model" in capsys.readouterr().err
 
 
-def test_reports_that_are_cut_are_counted_and_read_whole_if_asked(table, tmp_path, capsys):
+def test_reports_that_are_cut_are_counted_and_read_whole_if_asked(
+    table, tmp_path, capsys, monkeypatch
+):
     rows = read(table)
     rows[3][1] = "Clear. " * 60
     long = write(table.with_name("long.csv"), rows)
@@ -534,6 +536,9 @@ def test_reports_that_are_cut_are_counted_and_read_whole_if_asked(table, tmp_pat
     assert rest == (
         "encoder reads, and are cut: the longest has 122; --text-option max_length=N reads more"
     )
+    monkeypatch.setattr(train, "COUNTED", 5)  # of 12: every other one
+    assert run(long, tmp_path / "some", "--text-option", "max_length=90") == 0
+    assert "1 of 6 looked at of 12 reports that train are longer" in capsys.readouterr().err
     assert run(long, tmp_path / "whole", "--text-option", "max_length=122") == 0
     assert "are cut" not in capsys.readouterr().err
     saved = tmp_path / "whole" / "model"
@@ -554,6 +559,7 @@ def test_what_can_hardly_be_meant_is_told(table, tmp_path, capsys):
     fixed = ["--image-size", "32", "--workers", "0", *QUICK]
     assert main(["train", "--data", str(changed), "--out", str(tmp_path / "run"), *fixed]) == 0
     error = capsys.readouterr().err
+    assert error.startswith(f"reading {changed}\n")  # which may take minutes
     assert "rows of other splits are not read: 'Train'" in error
     assert "2 of 14 pairs that train are there again: image and report" in error
     # whose they are is not known
@@ -578,11 +584,15 @@ def test_patients_on_both_sides_are_told(table, tmp_path, capsys):
     header, *rows = read(table)
     shared = [[*row, "" if number == 1 else f"p{number % 17}"] for number, row in enumerate(rows)]
     changed = write(table.with_name("patients.csv"), [[*header, "patient"], *shared])
-    assert run(changed, tmp_path) == 0
+    tabs = table.with_name("patients.tsv")
+    with tabs.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(read(changed))
     told = "of what trains, 0 images and 2 patients are validated, too: gloria check-splits names"
-    assert told in capsys.readouterr().err
-    assert main(["check-splits", "--data", str(changed), "--no-files"]) == 1
-    assert "patients in more than one split: 2 (" in capsys.readouterr().out
+    for data in (changed, tabs):
+        assert run(data, tmp_path / data.name) == 0
+        assert told in capsys.readouterr().err
+        assert main(["check-splits", "--data", str(data), "--no-files"]) == 1
+        assert "patients in more than one split: 2 (" in capsys.readouterr().out
 
 
 def test_an_encoder_that_can_not_be_made_again_is_told_before_it_is_trained(
@@ -695,7 +705,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
     for data, options, message in (
         (table, ["--preset", "paper"], "preset was None, is 'paper'"),
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
-        (changed, ["--skip-incomplete"], "training_data changed"),
+        (changed, ["--skip-incomplete"], "fingerprint changed"),
     ):
         assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err

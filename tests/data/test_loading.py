@@ -39,7 +39,7 @@ def test_an_error_is_not_wrapped(workers):
 
 
 def test_a_path_is_no_data_set():
-    with pytest.raises(DtypeError, match=r"got strings\. Was a path given\? .*ImageReportTable\("):
+    with pytest.raises(DtypeError, match=r"image, .*; got str\. gloria\.data\.ImageReportTable\("):
         next(load_batches("films.csv", [[0, 1]], stack_images))
 
 

@@ -1,6 +1,5 @@
 """The training loop: it learns, repeats itself, resumes to the bit and stops at nonsense."""
 
-import json
 import math
 import os
 import subprocess
@@ -176,16 +175,6 @@ def test_bfloat16_is_for_the_products_of_training_and_validation_alone(tmp_path)
     assert rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.01)
     with pytest.raises(CheckpointError, match="precision"):
         train(build(), PAIRS, QUICK, folder=tmp_path)
-
-
-def test_a_run_of_before_there_was_a_choice_of_precision_resumes(tmp_path):
-    with pytest.raises(StopHereError):
-        train(build(), PAIRS, QUICK, folder=tmp_path, on_step=stop)
-    file = tmp_path / "checkpoints" / "step-000005" / "progress.json"
-    record = json.loads(file.read_text())
-    del record["settings"]["precision"]
-    file.write_text(json.dumps(record))
-    assert len(train(build(), PAIRS, QUICK, folder=tmp_path)) == QUICK.steps
 
 
 def test_a_killed_process_resumes_to_the_bit(tmp_path):

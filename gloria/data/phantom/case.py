@@ -5,6 +5,7 @@ The film draws a case and the report tells it; neither knows the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,15 +64,11 @@ def sample_case(rng: np.random.Generator) -> tuple[Finding, ...]:
         likely = _CARDIAC if _CARDIAC.intersection(names) else frozenset()
         weights = np.array([_CARDIAC_TOGETHER if name in likely else 1.0 for name in left_over])
         names.append(str(rng.choice(left_over, p=weights / weights.sum())))
-    return _sample_findings(rng, names)
+    return sample_findings(rng, names)
 
 
-def sample_exclusive_case(rng: np.random.Generator, name: str) -> tuple[Finding, ...]:
-    """Draw a case with the finding ``name`` and no other."""
-    return _sample_findings(rng, [name])
-
-
-def _sample_findings(rng: np.random.Generator, names: list[str]) -> tuple[Finding, ...]:
+def sample_findings(rng: np.random.Generator, names: Sequence[str]) -> tuple[Finding, ...]:
+    """Draw a case with these findings and no other."""
     findings = {}
     for name in names:
         sides, chances = _SIDES[name]

@@ -15,7 +15,7 @@ from gloria.data.phantom.case import (
     RETRIEVAL_CLASSES,
     Finding,
     sample_case,
-    sample_exclusive_case,
+    sample_findings,
 )
 from gloria.data.phantom.film import draw_film
 from gloria.data.phantom.report import Mention, Sentence, write_report
@@ -191,7 +191,7 @@ class PhantomDataset:
         rng = np.random.default_rng([self.seed, _SPLIT_IDS[self._family], index])
         case_rng, film_rng, report_rng = rng.spawn(3)
         if self._family.endswith("_5x"):
-            case = sample_exclusive_case(case_rng, RETRIEVAL_CLASSES[index % 5])
+            case = sample_findings(case_rng, [RETRIEVAL_CLASSES[index % 5]])
         else:
             case = sample_case(case_rng)
         image, masks = draw_film(film_rng, case, size=self.size, contrast=self.contrast)

@@ -12,7 +12,7 @@ from gloria.data.phantom.case import (
     RETRIEVAL_CLASSES,
     Finding,
     sample_case,
-    sample_exclusive_case,
+    sample_findings,
 )
 
 CASES = [sample_case(np.random.default_rng([7, index])) for index in range(6000)]
@@ -78,6 +78,6 @@ def test_only_consolidations_have_a_zone_and_nothing_hides_it() -> None:
 
 @pytest.mark.parametrize("name", RETRIEVAL_CLASSES)
 def test_an_exclusive_case_has_that_finding_alone(name: str) -> None:
-    (finding,) = sample_exclusive_case(np.random.default_rng(3), name)
+    (finding,) = sample_findings(np.random.default_rng(3), [name])
     assert isinstance(finding, Finding)
     assert finding.name == name
