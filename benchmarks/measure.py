@@ -204,9 +204,8 @@ def available_memory() -> int:
 
 def machine(device: str, dtype: torch.dtype) -> dict[str, Any]:
     """What the figures depend on."""
-    names = {"cpu": cpu_name, "cuda": torch.cuda.get_device_name}
     return {
-        "device": names[device](),
+        "device": device_name(device),
         "dtype": str(dtype)[6:],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -226,10 +225,14 @@ def rates(device: str, dtype: torch.dtype) -> Device:
     return Device(2 * size**3 / products, 2 * large.nbytes / copies)
 
 
-def cpu_name() -> str:
-    """The processor's own name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+def device_name(device: str) -> str:
+    """Its own; of a processor, the architecture's where Linux has no model name."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def synchronize(device: str) -> None:

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import study_report
 import torch
+from measure import device_name
 
 import gloria
 from gloria.data import PhantomPairs
@@ -285,13 +286,6 @@ def read_result(job: Job) -> Figures:
 def write_result(job: Job, result: Figures) -> None:
     """Whole, or not at all."""
     write_text(job.file, json.dumps(result, indent=1) + "\n")
-
-
-def device_name(device: str) -> str:
-    """What the machine calls it."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 def draw_data(cache: Path, seeds: Iterable[int], sizes: Sizes, pool: ProcessPoolExecutor) -> None:

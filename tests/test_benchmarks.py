@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,13 @@ def test_a_peer_that_is_wrong_or_breaks_is_named_and_the_others_go_on(
     figures = json.loads(out.read_text())["cases"][0]["peers"]
     assert "seconds" not in figures["mine"]
     assert figures["chunked"]["seconds"] > 0
+
+
+def test_a_processor_without_a_model_name_has_its_architectures(monkeypatch):
+    monkeypatch.setattr(measure.Path, "read_text", lambda path: "processor\t: 0\nBogoMIPS\t: 2")
+    assert measure.device_name("cpu") == platform.machine()
+    monkeypatch.setattr(measure.Path, "exists", lambda path: False)
+    assert measure.device_name("cpu") == platform.machine()
 
 
 def test_a_plot_of_the_sweep(tmp_path):
