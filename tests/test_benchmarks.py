@@ -129,6 +129,25 @@ def test_a_peer_that_is_wrong_or_breaks_is_named_and_the_others_go_on(
     assert figures["chunked"]["seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    "case, definition",
+    [
+        (measure.Case("small", "regions", "fwdbwd"), "definition"),
+        (measure.Case("global-1024", "", "fwdbwd"), "matrix"),
+    ],
+)
+def test_what_the_definition_cannot_do_is_held_to_it_on_a_corner(case, definition, monkeypatch):
+    def alone(case, peer, *rest):
+        return {"failed": "out of memory"} if peer == definition else {"memory": 1}
+
+    monkeypatch.setattr(measure, "alone", alone)
+    for name in ("compiled", "chunked-compiled"):  # take seconds
+        monkeypatch.delitem(peers_of_benchmarks.SIMILARITIES, name)
+    figures = measure.measure(case, "cpu", measure.torch.float32, 0, 1)
+    assert figures.pop(definition) == {"failed": "out of memory"}
+    assert all(each["fastest"] > 0 for each in figures.values())
+
+
 def test_a_processor_without_a_model_name_has_its_architectures(monkeypatch):
     monkeypatch.setattr(measure.Path, "read_text", lambda path: "processor\t: 0\nBogoMIPS\t: 2")
     assert measure.device_name("cpu") == platform.machine()
