@@ -41,7 +41,7 @@ from unittest import mock
 import test_max_similarity as hard_maximum
 import torch
 from measure import device_name
-from peers import Run, global_peers, local_run, published
+from peers import Run, global_peers, published, run_of
 from report import campaign, parity_holds
 from torch import Tensor
 from workloads import WORKLOADS, Inputs, Workload
@@ -242,7 +242,7 @@ def parity(sizes: Sizes) -> Iterator[dict[str, Any]]:
     found = {"passed": passed, "features": features, "cases": cases}
     yield found
     inputs = next(iter(sizes.workloads.values())).draw(DEVICE, sizes.dtype)
-    run = local_run(of_backend("triton"), inputs, "fwdbwd")
+    run = run_of(of_backend("triton"), inputs, "fwdbwd")
     first = run()
     features["same bits twice"] = all(map(torch.equal, run(), first))
     yield found
@@ -335,8 +335,8 @@ def errors_of(
 
 def compiles(inputs: Inputs, expected: list[Tensor]) -> bool | str:
     similarity = torch.compile(of_backend("triton"), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(local_run(similarity, inputs, "fwd")(), expected[:1])
-    found = local_run(similarity, inputs, "fwdbwd")()
+    torch.testing.assert_close(run_of(similarity, inputs, "fwd")(), expected[:1])
+    found = run_of(similarity, inputs, "fwdbwd")()
     return within(TOLERANCE[inputs.regions.dtype][1], greatest_errors(found, expected))
 
 
@@ -366,25 +366,18 @@ def hard_maxima(sizes: Sizes) -> bool | str:
     errors = []
     for dtype in sizes.dtypes:
         # bfloat16 numbers in all of them: winners are the same
-        drawn = torch.randn(images, regions, dim, generator=generator).bfloat16()
-        vectors = drawn.to(DEVICE, dtype), drawn.new_empty(texts, words, dim)
-        vectors[1].normal_(generator=generator)
-        leaves = [each.to(DEVICE, dtype) for each in vectors]
-        expected = maxima_of("einops", [each.double() for each in leaves], word_mask)
+        vectors = [
+            torch.randn(shape, generator=generator).bfloat16().to(DEVICE, dtype)
+            for shape in ((images, regions, dim), (texts, words, dim))
+        ]
+        maxima = functools.partial(max_similarity, product="dot")
+        exact = (*(each.double() for each in vectors), word_mask)
+        expected = run_of(functools.partial(maxima, backend="einops"), exact, "fwdbwd")()
         for budget in (2**28, 1):
-            found = maxima_of("triton", leaves, word_mask, budget)
+            ours = functools.partial(maxima, backend="triton", memory_budget=budget)
+            found = run_of(ours, (*vectors, word_mask), "fwdbwd")()
             errors += greatest_errors(found, expected)
     return within(TOLERANCE[torch.bfloat16][1], errors)
-
-
-def maxima_of(
-    backend: str, inputs: list[Tensor], word_mask: Tensor, budget: int | None = None
-) -> list[Tensor]:
-    """The similarities and both gradients of a weighted sum of them."""
-    leaves = [each.detach().requires_grad_() for each in inputs]
-    pairs = max_similarity(*leaves, word_mask, product="dot", backend=backend, memory_budget=budget)
-    upstream = torch.linspace(-1, 1, pairs.numel(), device=DEVICE).view_as(pairs)
-    return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream.to(pairs.dtype))]
 
 
 def captured(run: Run) -> Run:
@@ -442,7 +435,7 @@ def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
         in_processes(compile_blocks, jobs)
     for (regions, dim, pairs), attention in cases:
         inputs = Workload(pairs, regions, dim, sizes.words).draw(DEVICE, sizes.dtype)
-        run = local_run(of_backend("triton", attention, memory_budget=2**30), inputs, "fwdbwd")
+        run = run_of(of_backend("triton", attention, memory_budget=2**30), inputs, "fwdbwd")
         rows: dict[str, list[Any]] = {name: [] for name in KERNELS}
         for blocks in candidates(regions):
             with mock.patch.object(backend, "choose_blocks", return_value=blocks):
@@ -485,7 +478,7 @@ def candidates(regions: int) -> Iterator[backend.Blocks]:
 def compile_blocks(regions: int, dim: int, attention: str, blocks: backend.Blocks) -> str:
     """Leave the kernels of these blocks in Triton's cache."""
     inputs = Workload(2, regions, dim, 97).draw(DEVICE, torch.bfloat16)
-    run = local_run(of_backend("triton", attention), inputs, "fwdbwd")
+    run = run_of(of_backend("triton", attention), inputs, "fwdbwd")
     with mock.patch.object(backend, "choose_blocks", return_value=blocks):
         outcome = or_why_not(run)
     return outcome if isinstance(outcome, str) else "compiled"
@@ -528,7 +521,7 @@ def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
             yield table
     if DEVICE == "cuda":
         for name, inputs in drawn.items():
-            run = local_run(of_backend("triton"), inputs, "fwdbwd")
+            run = run_of(of_backend("triton"), inputs, "fwdbwd")
             took = or_why_not(lambda run: seconds(captured(run)), run)
             table[name]["triton-captured"] = {"fwdbwd": took}
             yield table
@@ -536,7 +529,7 @@ def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
 
 def errors_beside(inputs: Inputs) -> list[float]:
     """Of what was timed, beside the definition: value and both gradients, to the greatest."""
-    ours, theirs = (local_run(of_backend(name), inputs, "fwdbwd") for name in ("triton", "einops"))
+    ours, theirs = (run_of(of_backend(name), inputs, "fwdbwd") for name in ("triton", "einops"))
     return greatest_errors(ours(), theirs())
 
 
@@ -571,7 +564,7 @@ def times(
     similarity: Similarity, inputs: Inputs, modes: tuple[str, ...] = ("fwd", "fwdbwd")
 ) -> dict[str, Any]:
     """Seconds by mode."""
-    return {mode: or_why_not(seconds, local_run(similarity, inputs, mode)) for mode in modes}
+    return {mode: or_why_not(seconds, run_of(similarity, inputs, mode)) for mode in modes}
 
 
 def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -585,14 +578,14 @@ def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
         ("definition", of_backend("einops")),
         ("definition-half", half_definition),
     ):
-        found[name] = or_why_not(extra_memory, local_run(similarity, inputs, "fwdbwd"))
+        found[name] = or_why_not(extra_memory, run_of(similarity, inputs, "fwdbwd"))
         yield found
 
 
 def largest(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """The largest batch on one card, forward and backward."""
     inputs = sizes.workload(sizes.largest).draw(DEVICE, sizes.dtype)
-    run = local_run(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
+    run = run_of(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
     found = {"pairs": sizes.largest, "extra_bytes": or_why_not(extra_memory, run)}
     yield found
     yield found | {"seconds": or_why_not(seconds, run, 0.1, 3)}
@@ -603,7 +596,7 @@ def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
     found = {}
     for name, workload in sizes.profile.items():
         inputs = workload.draw(DEVICE, sizes.dtype)
-        run = local_run(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
+        run = run_of(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
         host = 1e6 * host_seconds(run)
         times = sorted(device_times(run).items(), key=lambda row: -row[1])
         found[name] = {"host": host, **dict(times[:30])}
@@ -627,7 +620,7 @@ def hard_max(sizes: Sizes) -> Iterator[dict[str, Any]]:
     table: dict[str, Any] = {}
     for name in sizes.hard_maximum:
         inputs = hard_maximum.WORKLOADS[name].draw()
-        expected = hard_maximum.run(hard_maximum.PEERS["einops"], inputs, "fwdbwd")
+        expected = run_of(hard_maximum.PEERS["einops"], inputs, "fwdbwd")()
         table[name] = {}
         for peer, scores in hard_maximum.PEERS.items():
             table[name][peer] = or_why_not(hard_max_peer, scores, inputs, expected)
@@ -638,13 +631,9 @@ def hard_max_peer(
     scores: Callable[..., Tensor], inputs: Any, expected: list[Tensor]
 ) -> dict[str, Any]:
     """Greatest errors over greatest values, then seconds."""
-    ours = hard_maximum.run(scores, inputs, "fwdbwd")
     return {
-        "errors": greatest_errors(ours, expected),
-        **{
-            mode: seconds(functools.partial(hard_maximum.run, scores, inputs, mode), 0.1)
-            for mode in ("fwd", "fwdbwd")
-        },
+        "errors": greatest_errors(run_of(scores, inputs, "fwdbwd")(), expected),
+        **{mode: seconds(run_of(scores, inputs, mode), 0.1) for mode in ("fwd", "fwdbwd")},
     }
 
 

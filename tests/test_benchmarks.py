@@ -188,6 +188,27 @@ def test_pytest_times_the_benchmarks(tmp_path):
     assert all(each["extra_info"]["threads"] for each in timed)
 
 
+def test_pytest_waits_for_the_device(monkeypatch):
+    """Kernels run on while their launches return."""
+    import test_peers
+
+    class Benchmark:
+        enabled, extra_info = True, {}
+
+        def __call__(self, function, *arguments):
+            done.clear()
+            function(*arguments)
+
+    done = []
+    runs = dict.fromkeys(("definition", "chunked"), lambda: done.append("launched") or [])
+    monkeypatch.setattr(measure.Case, "peers", lambda *_: runs)
+    monkeypatch.setattr(measure, "synchronize", lambda device: done.append(device))
+    monkeypatch.setattr(test_peers, "machine", lambda *_: {})
+    monkeypatch.setattr(measure.torch.cuda, "is_available", lambda: True)
+    test_peers.test_peer(Benchmark(), "chunked", measure.Case("small", "regions", "fwd"))
+    assert done == ["cuda", "launched", "cuda"]
+
+
 def test_the_benchmark_of_retrieval_scores_every_pair():
     import retrieval
 
