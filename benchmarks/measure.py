@@ -154,7 +154,8 @@ def alone(
     if "allocate memory" in done.stderr or "OutOfMemoryError" in done.stderr:
         return {"failed": "out of memory"}
     if done.returncode:
-        return fault(done.stderr.strip().splitlines()[-1])
+        # who is killed says nothing
+        return fault((done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1])
     return {"memory": int(done.stdout)}
 
 

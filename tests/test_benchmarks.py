@@ -148,6 +148,14 @@ def test_what_the_definition_cannot_do_is_held_to_it_on_a_corner(case, definitio
     assert all(each["fastest"] > 0 for each in figures.values())
 
 
+def test_a_peer_that_is_killed_is_told_by_its_exit_code(monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **options: killed)
+    case = measure.Case("small", "regions", "fwd")
+    figures = measure.alone(case, "chunked", "cpu", measure.torch.float32, 1)
+    assert figures == {"failed": "exit code -9", "fault": True}
+
+
 def test_a_processor_without_a_model_name_has_its_architectures(monkeypatch):
     monkeypatch.setattr(measure.Path, "read_text", lambda path: "processor\t: 0\nBogoMIPS\t: 2")
     assert measure.device_name("cpu") == platform.machine()
