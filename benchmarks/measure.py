@@ -155,7 +155,7 @@ def alone(
         return {"failed": "out of memory"}
     if done.returncode:
         # who is killed says nothing
-        return fault((done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1])
+        return fault((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return {"memory": int(done.stdout)}
 
 
