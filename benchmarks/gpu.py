@@ -40,7 +40,8 @@ from unittest import mock
 
 import test_max_similarity as hard_maximum
 import torch
-from peers import Run, global_peers, published
+from measure import device_name
+from peers import Run, global_peers, published, run_of
 from report import campaign, parity_holds
 from torch import Tensor
 from workloads import WORKLOADS, Inputs, Workload
@@ -129,24 +130,6 @@ def peers() -> dict[str, Similarity]:
     }
 
 
-def run_of(similarity: Similarity, inputs: Inputs, mode: str) -> Run:
-    """What is timed: with an upstream gradient that is there before."""
-    generator = torch.Generator(DEVICE).manual_seed(1)
-    shape = len(inputs.regions), len(inputs.words)
-    upstream = torch.randn(shape, generator=generator, device=DEVICE)
-
-    def forward() -> list[Tensor]:
-        with torch.no_grad():
-            return [similarity(*inputs)]
-
-    def forward_backward() -> list[Tensor]:
-        leaves = [each.detach().requires_grad_() for each in inputs[:2]]
-        pairs = similarity(*leaves, inputs.word_mask)
-        return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream.to(pairs.dtype))]
-
-    return forward if mode == "fwd" else forward_backward
-
-
 # How it is measured.
 
 
@@ -170,10 +153,10 @@ def seconds(run: Run, at_least: float = 0.3, most: int = 200) -> float:
     return (time.perf_counter() - begin) / count
 
 
-def extra_memory(run: Run) -> int | None:
+def extra_memory(run: Run) -> int | str:
     """Peak bytes beside what was there before."""
     if DEVICE != "cuda":
-        return None
+        return "not measured without a GPU"
     run()
     synchronize()
     torch.cuda.empty_cache()
@@ -184,10 +167,10 @@ def extra_memory(run: Run) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def or_why_not(measure: Callable[[], Any]) -> Any:
+def or_why_not(measure: Callable[..., Any], *arguments: Any) -> Any:
     """A measurement, or what it failed of: the others go on (but in a smoke run)."""
     try:
-        return measure()
+        return measure(*arguments)
     except Exception as error:
         if SMOKE:
             raise
@@ -226,7 +209,7 @@ def roofline(
 def machine(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Device, versions, and what its matrix units and memory do in plain torch."""
     facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor(),
+        "device": device_name(DEVICE),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": getattr(__import__("triton"), "__version__", None),
@@ -247,12 +230,7 @@ def machine(sizes: Sizes) -> Iterator[dict[str, Any]]:
 
 def parity(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Against the definition in float64, each with holes in the masks; and the odd features."""
-    jobs = [
-        (shape, dtype, attention, masked)
-        for dtype, attention, masked, shape in itertools.product(
-            sizes.dtypes, ATTENTION_VARIANTS, (False, True), sizes.exact
-        )
-    ]
+    jobs = list(itertools.product(sizes.exact, sizes.dtypes, ATTENTION_VARIANTS, (False, True)))
     # each compiles kernels of its own
     results = in_processes(parity_case, jobs) if DEVICE == "cuda" and not SMOKE else None
     cases = results or [parity_case(*job) for job in jobs]
@@ -271,13 +249,13 @@ def parity(sizes: Sizes) -> Iterator[dict[str, Any]]:
     if "PYTORCH_NO_CUDA_MEMORY_CACHING" not in os.environ:  # a capture needs the cache
         if DEVICE == "cuda":
             # before what it needs and its warm-up does not is loaded by others
-            features["cuda graph"] = or_why_not(lambda: captures(inputs))
+            features["cuda graph"] = or_why_not(captures, inputs)
             yield found
-        features["torch.compile"] = or_why_not(lambda: compiles(inputs, first))
+        features["torch.compile"] = or_why_not(compiles, inputs, first)
         yield found
-    features["large scores in other runs of images"] = or_why_not(lambda: large_scores(sizes))
+    features["large scores in other runs of images"] = or_why_not(large_scores, sizes)
     yield found
-    features["hard maxima"] = or_why_not(lambda: hard_maxima(sizes))
+    features["hard maxima"] = or_why_not(hard_maxima, sizes)
     yield found
 
 
@@ -285,7 +263,7 @@ def parity_case(
     shape: tuple[int, ...], dtype: torch.dtype, attention: str, masked: bool
 ) -> dict[str, Any]:
     """One case, and whether its errors are within the tolerance."""
-    errors = or_why_not(lambda: errors_of(shape, dtype, attention, masked))
+    errors = or_why_not(errors_of, shape, dtype, attention, masked)
     values, gradients = TOLERANCE[dtype]
     return {
         "images, texts, regions, words, dim": shape,
@@ -388,25 +366,18 @@ def hard_maxima(sizes: Sizes) -> bool | str:
     errors = []
     for dtype in sizes.dtypes:
         # bfloat16 numbers in all of them: winners are the same
-        drawn = torch.randn(images, regions, dim, generator=generator).bfloat16()
-        vectors = drawn.to(DEVICE, dtype), drawn.new_empty(texts, words, dim)
-        vectors[1].normal_(generator=generator)
-        leaves = [each.to(DEVICE, dtype) for each in vectors]
-        expected = maxima_of("einops", [each.double() for each in leaves], word_mask)
+        vectors = [
+            torch.randn(shape, generator=generator).bfloat16().to(DEVICE, dtype)
+            for shape in ((images, regions, dim), (texts, words, dim))
+        ]
+        maxima = functools.partial(max_similarity, product="dot")
+        exact = (*(each.double() for each in vectors), word_mask)
+        expected = run_of(functools.partial(maxima, backend="einops"), exact, "fwdbwd")()
         for budget in (2**28, 1):
-            found = maxima_of("triton", leaves, word_mask, budget)
+            ours = functools.partial(maxima, backend="triton", memory_budget=budget)
+            found = run_of(ours, (*vectors, word_mask), "fwdbwd")()
             errors += greatest_errors(found, expected)
     return within(TOLERANCE[torch.bfloat16][1], errors)
-
-
-def maxima_of(
-    backend: str, inputs: list[Tensor], word_mask: Tensor, budget: int | None = None
-) -> list[Tensor]:
-    """The similarities and both gradients of a weighted sum of them."""
-    leaves = [each.detach().requires_grad_() for each in inputs]
-    pairs = max_similarity(*leaves, word_mask, product="dot", backend=backend, memory_budget=budget)
-    upstream = torch.linspace(-1, 1, pairs.numel(), device=DEVICE).view_as(pairs)
-    return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream.to(pairs.dtype))]
 
 
 def captured(run: Run) -> Run:
@@ -468,7 +439,7 @@ def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
         rows: dict[str, list[Any]] = {name: [] for name in KERNELS}
         for blocks in candidates(regions):
             with mock.patch.object(backend, "choose_blocks", return_value=blocks):
-                took = or_why_not(functools.partial(kernel_times, run))
+                took = or_why_not(kernel_times, run)
             if not isinstance(took, dict):
                 print(f"{blocks}: {took}", flush=True)
                 continue
@@ -477,7 +448,7 @@ def tuning(sizes: Sizes) -> Iterator[dict[str, Any]]:
         found[f"{attention}, {regions} regions, {dim} dim, {pairs} pairs"] = {
             "columns": "microseconds, regions, words, warps, stages; the default first",
             **{name: some[:1] + sorted(some[1:]) for name, some in rows.items()},
-            "seconds": or_why_not(lambda run=run, rows=rows: seconds_by_blocks(run, rows)),
+            "seconds": or_why_not(seconds_by_blocks, run, rows),
         }
         yield found
 
@@ -538,7 +509,7 @@ def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
     table: dict[str, Any] = {
         name: {
             "roofline": roofline(sizes.workloads[name], "words_then_regions", inputs),
-            "errors of triton": or_why_not(lambda inputs=inputs: errors_beside(inputs)),
+            "errors of triton": or_why_not(errors_beside, inputs),
         }
         for name, inputs in drawn.items()
     }
@@ -551,7 +522,7 @@ def timings(sizes: Sizes) -> Iterator[dict[str, Any]]:
     if DEVICE == "cuda":
         for name, inputs in drawn.items():
             run = run_of(of_backend("triton"), inputs, "fwdbwd")
-            took = or_why_not(lambda run=run: seconds(captured(run)))
+            took = or_why_not(lambda run: seconds(captured(run)), run)
             table[name]["triton-captured"] = {"fwdbwd": took}
             yield table
 
@@ -593,10 +564,7 @@ def times(
     similarity: Similarity, inputs: Inputs, modes: tuple[str, ...] = ("fwd", "fwdbwd")
 ) -> dict[str, Any]:
     """Seconds by mode."""
-    return {
-        mode: or_why_not(functools.partial(seconds, run_of(similarity, inputs, mode)))
-        for mode in modes
-    }
+    return {mode: or_why_not(seconds, run_of(similarity, inputs, mode)) for mode in modes}
 
 
 def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -610,8 +578,7 @@ def memory(sizes: Sizes) -> Iterator[dict[str, Any]]:
         ("definition", of_backend("einops")),
         ("definition-half", half_definition),
     ):
-        run = run_of(similarity, inputs, "fwdbwd")
-        found[name] = or_why_not(functools.partial(extra_memory, run))
+        found[name] = or_why_not(extra_memory, run_of(similarity, inputs, "fwdbwd"))
         yield found
 
 
@@ -619,9 +586,9 @@ def largest(sizes: Sizes) -> Iterator[dict[str, Any]]:
     """The largest batch on one card, forward and backward."""
     inputs = sizes.workload(sizes.largest).draw(DEVICE, sizes.dtype)
     run = run_of(of_backend("triton", memory_budget=2**30), inputs, "fwdbwd")
-    found = {"pairs": sizes.largest, "extra_bytes": or_why_not(lambda: extra_memory(run))}
+    found = {"pairs": sizes.largest, "extra_bytes": or_why_not(extra_memory, run)}
     yield found
-    yield found | {"seconds": or_why_not(lambda: seconds(run, 0.1, 3))}
+    yield found | {"seconds": or_why_not(seconds, run, 0.1, 3)}
 
 
 def profile(sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -653,12 +620,10 @@ def hard_max(sizes: Sizes) -> Iterator[dict[str, Any]]:
     table: dict[str, Any] = {}
     for name in sizes.hard_maximum:
         inputs = hard_maximum.WORKLOADS[name].draw()
-        expected = hard_maximum.run(hard_maximum.PEERS["einops"], inputs, "fwdbwd")
+        expected = run_of(hard_maximum.PEERS["einops"], inputs, "fwdbwd")()
         table[name] = {}
         for peer, scores in hard_maximum.PEERS.items():
-            table[name][peer] = or_why_not(
-                functools.partial(hard_max_peer, scores, inputs, expected)
-            )
+            table[name][peer] = or_why_not(hard_max_peer, scores, inputs, expected)
             yield table
 
 
@@ -666,15 +631,9 @@ def hard_max_peer(
     scores: Callable[..., Tensor], inputs: Any, expected: list[Tensor]
 ) -> dict[str, Any]:
     """Greatest errors over greatest values, then seconds."""
-    ours = hard_maximum.run(scores, inputs, "fwdbwd")
     return {
-        "errors": [
-            float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, expected, strict=True)
-        ],
-        **{
-            mode: seconds(functools.partial(hard_maximum.run, scores, inputs, mode), 0.1)
-            for mode in ("fwd", "fwdbwd")
-        },
+        "errors": greatest_errors(run_of(scores, inputs, "fwdbwd")(), expected),
+        **{mode: seconds(run_of(scores, inputs, mode), 0.1) for mode in ("fwd", "fwdbwd")},
     }
 
 
@@ -684,8 +643,8 @@ def contrastive(sizes: Sizes) -> Iterator[dict[str, Any]]:
     for pairs in sizes.contrastive:
         for name, run in global_peers(pairs, DEVICE, torch.float32).items():
             found[f"{pairs} pairs, {name}"] = {
-                "extra_bytes": or_why_not(functools.partial(extra_memory, run)),
-                "seconds": or_why_not(functools.partial(seconds, run, 0.1, 10)),
+                "extra_bytes": or_why_not(extra_memory, run),
+                "seconds": or_why_not(seconds, run, 0.1, 10),
             }
             yield found
 
@@ -702,20 +661,19 @@ def sanitizer(sizes: Sizes) -> Iterator[dict[str, Any]]:
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "1"]
         command += [sys.executable, __file__, "--smoke", "--here", "--only", "parity"]
-        run = functools.partial(
-            subprocess.run,
-            command,
-            capture_output=True,
-            text=True,
-            timeout=STAGES[sanitizer] / 2 - 5,
-            env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )
-        outcome[check] = or_why_not(lambda run=run: said(run()))
+        outcome[check] = or_why_not(said, command, STAGES[sanitizer] / 2 - 5)
         yield outcome
 
 
-def said(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Exit code and the end of what a process printed."""
+def said(command: list[str], limit: float) -> dict[str, Any]:
+    """Exit code and the end of what a command printed, the cache of device memory off."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )
     lines = (done.stdout + done.stderr).splitlines(keepends=True)
     return {"exit_code": done.returncode, "printed": "".join(lines[-20:])}
 
@@ -761,11 +719,11 @@ def main() -> int:
         for stage in STAGES:
             name = stage.__name__
             if name in (arguments.only or [name]) or (stage is machine and not REPORT):
-                begin = time.monotonic()
                 if arguments.here:
                     run_here(stage, target)
-                else:
-                    run_apart(stage, target, deadline)
+                    continue
+                begin = time.monotonic()
+                run_apart(stage, target, deadline)
                 print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
     if "machine" in REPORT and not arguments.here:
         print(campaign(REPORT))
@@ -777,9 +735,8 @@ def main() -> int:
 def file_in(folder: Path) -> Path:
     """Where the results go."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
-    name = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
-    return folder / f"triton-{name}.json"
+    name = re.findall(r"\w+", device_name(DEVICE).lower() if DEVICE == "cuda" else "cpu")
+    return folder / f"triton-{'-'.join(name)}.json"
 
 
 def write(target: Path) -> None:

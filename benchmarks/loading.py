@@ -17,9 +17,8 @@ import time
 from typing import Any
 
 import torch
-from measure import cpu_name
+from measure import machine
 
-import gloria
 from gloria.data import ImageReportTable
 from gloria.data.loading import load_batches, stack_images
 from gloria.data.phantom import PhantomDataset, write_phantoms
@@ -75,10 +74,7 @@ def main() -> None:
             "trained": trained_per_second(in_memory, args.steps, args.image_encoder),
         }
     facts = {
-        "device": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gloria": gloria.__version__,
+        **machine("cpu", torch.float32),
         "images per second": {name: round(value, 1) for name, value in figures.items()},
     }
     print(json.dumps(facts, indent=2))

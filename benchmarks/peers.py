@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,22 +40,34 @@ def local_peers(inputs: Inputs, workload: Workload, attention: str, mode: str) -
     """The peers of local matching that can run these inputs."""
     problem = workload.problem(attention, inputs.regions.device.type, inputs.regions.dtype)
     peers: dict[str, Run] = {
-        name: partial(run_local, partial(similarity, attention=attention), inputs, mode)
+        name: run_of(partial(similarity, attention=attention), inputs, mode)
         for name, similarity in SIMILARITIES.items()
         if name not in BACKENDS or not BACKENDS[name].reasons_not_supported(problem)
     }
     return peers | {"products": partial(products, inputs, mode)}
 
 
-def run_local(similarity: Callable[..., Tensor], inputs: Inputs, mode: str) -> list[Tensor]:
-    """The similarity, and in mode fwdbwd the gradients of a weighted sum of it."""
-    if mode == "fwd":
+def run_of(similarity: Callable[..., Tensor], inputs: tuple[Any, ...], mode: str) -> Run:
+    """The similarity, and in mode fwdbwd the gradients of a weighted sum, its weights drawn now.
+
+    Args:
+        similarity: a function of the inputs.
+        inputs: two batches of vectors, and what else it takes.
+        mode: ``"fwd"`` or ``"fwdbwd"``.
+    """
+    shape = len(inputs[0]), len(inputs[1])
+    upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(inputs[0].device)
+
+    def forward() -> list[Tensor]:
         with torch.no_grad():
             return [similarity(*inputs)]
-    leaves = [each.detach().requires_grad_() for each in inputs[:2]]
-    pairs = similarity(*leaves, inputs.word_mask)
-    upstream = torch.randn(pairs.shape, generator=torch.Generator().manual_seed(1)).to(pairs)
-    return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream)]
+
+    def forward_backward() -> list[Tensor]:
+        leaves = [each.detach().requires_grad_() for each in inputs[:2]]
+        pairs = similarity(*leaves, *inputs[2:])
+        return [pairs.detach(), *torch.autograd.grad(pairs, leaves, upstream.to(pairs.dtype))]
+
+    return forward if mode == "fwd" else forward_backward
 
 
 def published(regions: Tensor, words: Tensor, word_mask: Tensor, attention: str) -> Tensor:

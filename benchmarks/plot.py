@@ -1,6 +1,6 @@
 """Draw cost against batch size: time and memory of every peer, log-log.
 
-python benchmarks/plot.py benchmarks/results/cpu.json docs/batch-size.png
+python benchmarks/plot.py benchmarks/results/cpu-sweep.json docs/batch-size.png
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from gloria.evaluation.tables import markdown
 from gloria.matching.cost import Device, Work
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,7 +82,7 @@ def section(results: dict[str, Any]) -> str:
     ]
     for name, attention, modes in groups(results["cases"]):
         lines += [f"### {name}" + (f", `{attention}`" if attention else "")]
-        lines += ["", results["workloads"][name] + ".", "", *table(modes, machine), ""]
+        lines += ["", results["workloads"][name] + ".", "", table(modes, machine), ""]
     return "\n".join(lines)
 
 
@@ -138,15 +139,15 @@ def timings(results: dict[str, Figures]) -> list[str]:
         rows = [
             (
                 f"`{name}`",
-                milliseconds(figures.get("fwd")),
-                milliseconds(figures["fwdbwd"]),
+                duration(figures.get("fwd")),
+                duration(figures["fwdbwd"]),
                 share(figures["fwdbwd"], kernels, ".1f"),
             )
             for name, figures in peers.items()
             if name not in ("roofline", "errors of triton")
         ]
         titles = "peer", "forward", "forward + backward", "× what `triton` takes"
-        lines += [f"### {workload}, `words_then_regions`", "", *markdown(titles, rows), ""]
+        lines += [f"### {workload}, `words_then_regions`", "", markdown([titles, *rows]), ""]
     return lines[:-1]
 
 
@@ -156,29 +157,30 @@ def scaling(results: list[dict[str, Any]]) -> list[str]:
         (
             f"{row['pairs']:,}",
             f"`{row['attention']}`",
-            milliseconds(row["seconds"]["fwd"]),
-            milliseconds(row["seconds"]["fwdbwd"]),
+            duration(row["seconds"]["fwd"]),
+            duration(row["seconds"]["fwdbwd"]),
             share(row["roofline"].get("fwdbwd"), row["seconds"]["fwdbwd"], ".0%"),
         )
         for row in results
     ]
     titles = "pairs", "attention", "forward", "forward + backward", "of the roofline"
     heading = "### Batch sizes: 361 regions, dim 768, a budget of 1 GiB"
-    return [heading, "", *markdown(titles, rows)]
+    return [heading, "", markdown([titles, *rows], left=2)]
 
 
 def peaks(results: Figures) -> list[str]:
     """Memory of each peer."""
     rows = [(f"`{name}`", mebibytes(size)) for name, size in results.items()]
     heading = "### Peak memory, forward and backward, 128 pairs, gradients included"
-    return [heading, "", *markdown(("peer", "MiB"), rows)]
+    return [heading, "", markdown([("peer", "memory"), *rows])]
 
 
 def largest(results: dict[str, Any]) -> list[str]:
     """The largest batch, in a sentence."""
     seconds, size = results.get("seconds", "not timed"), results["extra_bytes"]
     if isinstance(seconds, str) or isinstance(size, str):
-        return [f"{results['pairs']:,} pairs of 361 regions: {seconds}; {size}."]
+        told = f"{duration(seconds)}; {mebibytes(size)}"
+        return [f"{results['pairs']:,} pairs of 361 regions: {told}."]
     return [
         f"{results['pairs']:,} pairs of 361 regions ran forward and backward in {seconds:.2f} s, "
         f"with {size / 2**30:.1f} GiB beside the inputs."
@@ -193,20 +195,20 @@ def hard_max(results: dict[str, Figures]) -> list[str]:
             each = (
                 dict.fromkeys(("fwd", "fwdbwd"), figures) if isinstance(figures, str) else figures
             )
-            cells = milliseconds(each["fwd"]), milliseconds(each["fwdbwd"])
+            cells = duration(each["fwd"]), duration(each["fwdbwd"])
             rows.append((workload, f"`{name}`", *cells))
     titles = "workload", "peer", "forward", "forward + backward"
-    return ["### Hard maximum", "", *markdown(titles, rows)]
+    return ["### Hard maximum", "", markdown([titles, *rows], left=2)]
 
 
 def contrastive(results: dict[str, Any]) -> list[str]:
     """Time and memory of the global loss."""
     rows = [
-        (name, milliseconds(each["seconds"]), mebibytes(each["extra_bytes"]))
+        (name, duration(each["seconds"]), mebibytes(each["extra_bytes"]))
         for name, each in results.items()
     ]
     heading = "### Global loss, forward and backward, float32"
-    return [heading, "", *markdown(("", "time", "MiB"), rows)]
+    return [heading, "", markdown([("", "time", "memory"), *rows])]
 
 
 def parity(results: dict[str, Any]) -> list[str]:
@@ -225,7 +227,7 @@ def parity(results: dict[str, Any]) -> list[str]:
         f"{name}: {'yes' if held is True else held}" for name, held in results["features"].items()
     )
     titles = "dtype", "cosine", "gradient of regions", "gradient of words"
-    lines = ["### Parity", "", *markdown(titles, rows), "", f"{features}."]
+    lines = ["### Parity", "", markdown([titles, *rows]), "", f"{features}."]
     return [*lines, "", "Beyond the tolerance:", "", *failed] if failed else lines
 
 
@@ -257,22 +259,20 @@ def share(part: float | str | None, whole: float | str | None, form: str) -> str
     return format(part / whole, form) if measured else NONE
 
 
-def mebibytes(size: float | str) -> str:
+def mebibytes(size: float | str | None) -> str:
     """Or why there is no figure."""
-    return size if isinstance(size, str) else f"{size / 2**20:,.0f}"
+    if size is None:
+        return NONE
+    return size if isinstance(size, str) else f"{size / 2**20:,.0f} MiB"
 
 
-def markdown(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A table, all columns but text to the right."""
-    lines = [titles, ("---", *["---:"] * (len(titles) - 1)), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def milliseconds(seconds: float | str | None) -> str:
-    """With three digits, or why there is none."""
+def duration(seconds: float | str | None) -> str:
+    """Or why there is none."""
     if seconds is None:
         return NONE
-    return seconds if isinstance(seconds, str) else f"{1e3 * seconds:,.3g} ms"
+    if isinstance(seconds, str):
+        return seconds
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def groups(cases: list[Figures]) -> Iterator[tuple[str, str, dict[str, Figures]]]:
@@ -285,7 +285,7 @@ def groups(cases: list[Figures]) -> Iterator[tuple[str, str, dict[str, Figures]]
         yield name, attention, modes
 
 
-def table(modes: dict[str, Figures], machine: dict[str, Any]) -> list[str]:
+def table(modes: dict[str, Figures], machine: dict[str, Any]) -> str:
     """A Markdown table, a row per peer; columns that nothing fills are left out."""
     peers = dict.fromkeys(peer for figures in modes.values() for peer in figures)
     rows = [row(peer, modes, machine) for peer in peers]
@@ -293,59 +293,40 @@ def table(modes: dict[str, Figures], machine: dict[str, Any]) -> list[str]:
     titles = COLUMNS
     if "matrix" in peers:  # the global loss's definition
         titles = tuple(title.replace("definition", "matrix") for title in COLUMNS)
-    lines = [titles, ("---", *["---:"] * (len(COLUMNS) - 1)), *rows]
-    return ["| " + " | ".join(line[k] for k in kept) + " |" for line in lines]
+    return markdown([[line[k] for k in kept] for line in (titles, *rows)])
 
 
 def row(peer: str, modes: dict[str, Figures], machine: dict[str, Any]) -> tuple[str, ...]:
     """The cells of one peer."""
-    forward, both = modes.get("fwd", {}), modes.get("fwdbwd", {})
+    forward, both = (
+        {
+            name: told.get("failed", told.get("fastest"))
+            for name, told in modes.get(mode, {}).items()
+        }
+        for mode in ("fwd", "fwdbwd")
+    )
     definition = "matrix" if "matrix" in both else "definition"
     last = both or forward
+    figures = modes["fwdbwd" if both else "fwd"].get(peer, {})
     return (
         f"`{peer}`",
-        time(forward.get(peer)),
-        ratio(forward.get(definition), forward.get(peer)),
-        time(both.get(peer)),
-        ratio(both.get(definition), both.get(peer)),
-        ratio(last.get("published"), last.get(peer)),
-        ratio(last.get(peer), last.get("products")),
-        memory(last.get(peer)),
-        roofline(last.get(peer), machine),
+        duration(forward.get(peer)),
+        share(forward.get(definition), forward.get(peer), ".2f"),
+        duration(both.get(peer)),
+        share(both.get(definition), both.get(peer), ".2f"),
+        share(last.get("published"), last.get(peer), ".2f"),
+        share(last.get(peer), last.get("products"), ".2f"),
+        mebibytes(figures.get("memory")),
+        share(least_seconds(figures, machine), last.get(peer), ".0%"),
     )
 
 
-def time(figures: Figures | None) -> str:
-    """Fastest round, or why there is none."""
-    if figures is None:
-        return NONE
-    if "failed" in figures:
-        return str(figures["failed"])
-    seconds = figures["fastest"]
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def ratio(slower: Figures | None, faster: Figures | None) -> str:
-    """How many times the one takes of what the other takes."""
-    if slower is None or faster is None or "failed" in slower or "failed" in faster:
-        return NONE
-    return f"{slower['fastest'] / faster['fastest']:.2f}"
-
-
-def memory(figures: Figures | None) -> str:
-    """Measured peak."""
-    if figures is None or "memory" not in figures:
-        return NONE
-    return f"{figures['memory'] / 2**20:,.0f} MiB"
-
-
-def roofline(figures: Figures | None, machine: dict[str, Any]) -> str:
-    """The counted lower bound's share of the time."""
-    if figures is None or "operations" not in figures or "failed" in figures:
-        return NONE
+def least_seconds(figures: Figures, machine: dict[str, Any]) -> float | None:
+    """The counted lower bound of a peer's time."""
+    if "operations" not in figures:
+        return None
     work = Work(figures["operations"], figures["bytes"])
-    least = work.seconds(Device(machine["flops"], machine["bandwidth"]))
-    return f"{least / figures['fastest']:.0%}"
+    return work.seconds(Device(machine["flops"], machine["bandwidth"]))
 
 
 def load(paths: list[Path]) -> list[dict[str, Any]]:

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import torch
-from measure import cpu_name, status
+from measure import machine, status
 from workloads import WORKLOADS, Inputs
 
-import gloria
 from gloria.checks import require
 from gloria.evaluation.features import pair_similarity, select_images, select_texts
 from gloria.model import GLoRIA
@@ -66,10 +65,7 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     facts = {
-        "device": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gloria": gloria.__version__,
+        **machine("cpu", torch.float32),
         **measure(small_model(["report"]), args.pairs, args.block, args.quiet),
     }
     print(json.dumps(facts, indent=1))

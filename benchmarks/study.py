@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import study_report
 import torch
+from measure import device_name
 
 import gloria
 from gloria.data import PhantomPairs
@@ -287,13 +288,6 @@ def write_result(job: Job, result: Figures) -> None:
     write_text(job.file, json.dumps(result, indent=1) + "\n")
 
 
-def device_name(device: str) -> str:
-    """What the machine calls it."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
 def draw_data(cache: Path, seeds: Iterable[int], sizes: Sizes, pool: ProcessPoolExecutor) -> None:
     """Draw every seed's phantoms once, in all processes, into a file that they all read."""
     for seed in seeds:
@@ -360,14 +354,15 @@ def run(args: argparse.Namespace) -> int:
             said = future.result() if error is None else f"{type(error).__name__}: {error}"
             place = f"{number}/{len(todo)}"
             print(f"{place} {job.row}, seed {job.seed}: {said}; {since(begin)}", flush=True)
-            collect(args.out, args.collect or args.out / "collected" / "results.json")
+            collect(args.out)
     return 1 if failed else 0
 
 
-def collect(folder: Path, target: Path) -> None:
+def collect(folder: Path) -> None:
     """All results in one file, whole or not at all: what the report reads."""
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = folder / "collected" / "results.json"
+    target.parent.mkdir(exist_ok=True)
     lines = ",\n".join(json.dumps(result) for result in results)
     write_text(target, f"[\n{lines}\n]\n")
 
@@ -409,12 +404,6 @@ def parser() -> argparse.ArgumentParser:
     running.add_argument("--device", default="auto")
     running.add_argument(
         "--minutes", type=float, default=math.inf, help="begin nothing more after these"
-    )
-    running.add_argument(
-        "--collect",
-        type=Path,
-        metavar="FILE",
-        help="all results in one file; default: collected/results.json in --out",
     )
     for name, value in asdict(Sizes()).items():
         running.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)

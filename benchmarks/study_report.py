@@ -233,13 +233,14 @@ def attention(results: Results) -> str:
     lines: list[tuple[str, ...]] = [
         ("", *(name for each in ATTENTION.values() for name in (each, "*other image*")))
     ]
+    by_column = [
+        values(results, Column("", at("grounding", which, name)))
+        for name in ATTENTION
+        for which in ("matched", "other_image")
+    ]
     borrowed = []
     for row, runs in results.items():
-        cells = []
-        for name in ATTENTION:
-            for which in ("matched", "other_image"):
-                found = values({row: runs}, Column("", at("grounding", which, name)))
-                cells.append(spread(list(found.get(row, {}).values())))
+        cells = [spread(list(figures.get(row, {}).values())) for figures in by_column]
         if set(cells) == {NONE}:
             continue
         own = all(run["grounding"]["own_attention"] for run in runs.values() if "grounding" in run)
@@ -401,14 +402,10 @@ def draw_labels(results: Results) -> Figure:
         (panels[1], "Dice on positives", SEGMENTATION),
     ):
         style_axes(axes, title, "share of the training labels")
-        rows = [row for row in CURVES if row in results]
+        found = [values(results, column) for column in columns]
+        rows = [row for row in CURVES if all(row in figures for figures in found)]
         for number, row in enumerate(rows):
-            found = [
-                list(values({row: results[row]}, each).get(row, {}).values()) for each in columns
-            ]
-            if not all(found):
-                continue
-            spreads = [Spread.of(numbers) for numbers in found]
+            spreads = [Spread.of(list(figures[row].values())) for figures in found]
             axes.errorbar(
                 [place + 0.04 * number for place in range(len(columns))],  # side by side
                 [each.mean for each in spreads],

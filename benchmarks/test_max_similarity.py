@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from measure import machine
+from measure import machine, timed
+from peers import run_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -78,18 +79,17 @@ WORKLOADS = {
 }
 
 
-def of_backend(name: str) -> Callable[[Inputs], Tensor]:
+def of_backend(name: str) -> Callable[..., Tensor]:
     """Ours: queries are the words, keys the regions."""
 
-    def scores(inputs: Inputs) -> Tensor:
-        queries, keys, query_mask, key_mask = inputs
+    def scores(queries: Tensor, keys: Tensor, *masks: Tensor | None) -> Tensor:
         options = {"reduction": "sum", "product": "dot", "backend": name}
-        return max_similarity(keys, queries, query_mask, key_mask, **options).T
+        return max_similarity(keys, queries, *masks, **options).T
 
     return scores
 
 
-def late_interaction_kernels(inputs: Inputs) -> Tensor:
+def late_interaction_kernels(*inputs: Tensor | None) -> Tensor:
     """The peer: fused kernels on a GPU, its reference elsewhere."""
     if DEVICE == "cuda":
         from late_interaction_kernels import maxsim
@@ -110,33 +110,15 @@ if importlib.util.find_spec("late_interaction_kernels"):
     PEERS["late-interaction-kernels"] = late_interaction_kernels
 
 
-def run(scores: Callable[[Inputs], Tensor], inputs: Inputs, mode: str) -> list[Tensor]:
-    """The scores, and in mode fwdbwd the gradients of a weighted sum of them."""
-    if mode == "fwd":
-        with torch.no_grad():
-            results = [scores(inputs)]
-    else:
-        leaves = [each.detach().requires_grad_() for each in inputs[:2]]
-        values = scores(inputs._replace(queries=leaves[0], keys=leaves[1]))
-        upstream = torch.linspace(-1, 1, values.numel(), device=values.device).view_as(values)
-        results = [values.detach(), *torch.autograd.grad(values, leaves, upstream)]
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return results
-
-
 @pytest.mark.parametrize("mode", ["fwd", "fwdbwd"])
 @pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("peer", PEERS)
 def test_max_similarity(benchmark, peer: str, workload: str, mode: str) -> None:
     inputs = WORKLOADS[workload].draw()
-    for theirs, expected in zip(
-        run(PEERS[peer], inputs, mode), run(PEERS["einops"], inputs, mode), strict=True
-    ):
-        # of two bfloat16 scores that are nearly equal, either may win
-        exact = theirs.dtype == torch.float32 and DEVICE == "cpu"
-        rtol, atol = (1e-4, 1e-4) if exact else (2e-2, 2e-2)
-        torch.testing.assert_close(theirs, expected, rtol=rtol, atol=atol)
+    run, definition = (run_of(PEERS[name], inputs, mode) for name in (peer, "einops"))
+    # of two bfloat16 scores that are nearly equal, either may win
+    tolerance = 1e-4 if DEVICE == "cpu" else 2e-2
+    torch.testing.assert_close(run(), definition(), rtol=tolerance, atol=tolerance)
     benchmark.group = f"{workload}-{mode}"
     benchmark.extra_info.update(machine(DEVICE, DTYPE))
-    benchmark(run, PEERS[peer], inputs, mode)
+    benchmark(timed, run, DEVICE)

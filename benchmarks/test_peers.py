@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measure import Case, cases, machine
+from measure import Case, cases, machine, timed
 from peers import SIMILARITIES, assert_same
 from workloads import GLOBAL_WORKLOADS, WORKLOADS
 
@@ -41,4 +41,4 @@ def test_peer(benchmark, peer: str, case: Case) -> None:
     if benchmark.enabled:
         benchmark.extra_info.update(machine(device, dtype))
     benchmark.group = "-".join(filter(None, case))
-    benchmark(peers[peer])
+    benchmark(timed, peers[peer], device)

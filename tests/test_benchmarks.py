@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,40 @@ def test_a_peer_that_is_wrong_or_breaks_is_named_and_the_others_go_on(
     assert figures["chunked"]["seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    "case, definition",
+    [
+        (measure.Case("small", "regions", "fwdbwd"), "definition"),
+        (measure.Case("global-1024", "", "fwdbwd"), "matrix"),
+    ],
+)
+def test_what_the_definition_cannot_do_is_held_to_it_on_a_corner(case, definition, monkeypatch):
+    def alone(case, peer, *rest):
+        return {"failed": "out of memory"} if peer == definition else {"memory": 1}
+
+    monkeypatch.setattr(measure, "alone", alone)
+    for name in ("compiled", "chunked-compiled"):  # take seconds
+        monkeypatch.delitem(peers_of_benchmarks.SIMILARITIES, name)
+    figures = measure.measure(case, "cpu", measure.torch.float32, 0, 1)
+    assert figures.pop(definition) == {"failed": "out of memory"}
+    assert all(each["fastest"] > 0 for each in figures.values())
+
+
+def test_a_peer_that_is_killed_is_told_by_its_exit_code(monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(measure.subprocess, "run", lambda *_, **options: killed)
+    case = measure.Case("small", "regions", "fwd")
+    figures = measure.alone(case, "chunked", "cpu", measure.torch.float32, 1)
+    assert figures == {"failed": "exit code -9", "fault": True}
+
+
+def test_a_processor_without_a_model_name_has_its_architectures(monkeypatch):
+    monkeypatch.setattr(measure.Path, "read_text", lambda path: "processor\t: 0\nBogoMIPS\t: 2")
+    assert measure.device_name("cpu") == platform.machine()
+    monkeypatch.setattr(measure.Path, "exists", lambda path: False)
+    assert measure.device_name("cpu") == platform.machine()
+
+
 def test_a_plot_of_the_sweep(tmp_path):
     pytest.importorskip("matplotlib")
     import plot
@@ -159,6 +194,27 @@ def test_pytest_times_the_benchmarks(tmp_path):
     assert sorted(each["group"] for each in timed) == groups
     assert all(each["stats"]["median"] > 0 for each in timed)
     assert all(each["extra_info"]["threads"] for each in timed)
+
+
+def test_pytest_waits_for_the_device(monkeypatch):
+    """Kernels run on while their launches return."""
+    import test_peers
+
+    class Benchmark:
+        enabled, extra_info = True, {}
+
+        def __call__(self, function, *arguments):
+            done.clear()
+            function(*arguments)
+
+    done = []
+    runs = dict.fromkeys(("definition", "chunked"), lambda: done.append("launched") or [])
+    monkeypatch.setattr(measure.Case, "peers", lambda *_: runs)
+    monkeypatch.setattr(measure, "synchronize", lambda device: done.append(device))
+    monkeypatch.setattr(test_peers, "machine", lambda *_: {})
+    monkeypatch.setattr(measure.torch.cuda, "is_available", lambda: True)
+    test_peers.test_peer(Benchmark(), "chunked", measure.Case("small", "regions", "fwd"))
+    assert done == ["cuda", "launched", "cuda"]
 
 
 def test_the_benchmark_of_retrieval_scores_every_pair():

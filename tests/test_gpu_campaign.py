@@ -51,6 +51,7 @@ def test_every_stage_runs_and_is_written_down(tmp_path):
     assert found["profile"]
     assert set(found["hard_max"]["small"]) >= {"einops", "chunked", "triton"}
     assert {"memory", "largest", "contrastive", "sanitizer"} < set(found)
+    assert "3 pairs of 361 regions" in report.campaign(found)  # which a run ends with
 
 
 def test_stages_in_processes_of_their_own_write_into_one_file(tmp_path):

@@ -89,19 +89,8 @@ def test_begins_nothing_when_the_time_is_up(small, tmp_path, capsys):
     assert run(tmp_path, "--rows", "random", "--seeds", "1", "--minutes", "0") == 0
     assert "random, seed 0: left for another run" in capsys.readouterr().out
     assert not (tmp_path / "random-0.json").exists()
-    assert (
-        run(
-            tmp_path,
-            "--rows",
-            "random",
-            "--seeds",
-            "1",
-            "--collect",
-            str(tmp_path / "a" / "b.json"),
-        )
-        == 0
-    )
-    (alone,) = json.loads((tmp_path / "a" / "b.json").read_text())
+    assert run(tmp_path, "--rows", "random", "--seeds", "1") == 0
+    (alone,) = json.loads((tmp_path / "collected" / "results.json").read_text())
     assert alone == json.loads((tmp_path / "random-0.json").read_text())
 
 

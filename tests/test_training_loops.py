@@ -42,6 +42,9 @@ NEEDS = {
 COMPOSED = ("The composed model", "Freeze, adapt, average")
 SPREAD = "Several GPUs: DDP"
 SHARDED = "Sharded: FSDP"
+COMPOSE = RECIPES[COMPOSED[0]].partition("model = compose()")[0]
+for each in (SHARDED, COMPOSED[1]):
+    RECIPES[each] = COMPOSE + RECIPES[each]
 ALONE = [title for title in RECIPES if title not in (SPREAD, SHARDED)]
 TWO_PASSES = "A batch that does not fit: no gradient accumulation"
 
@@ -207,10 +210,9 @@ def test_ddp_trains_on_two_ranks(tmp_path):
 
 def test_fsdp_trains_and_saves_what_one_process_loads(tmp_path):
     pytest.importorskip("timm")
-    compose, _ = RECIPES["The composed model"].split("model = compose()")
     keep = 'torch.save([images[0], attention.grid_maps], f"{dist.get_rank()}.pt")\n'
     recipe = RECIPES[SHARDED].replace("del model,", f"{keep}del model,")
-    run_on_two_ranks(tmp_path, PIECES + compose + recipe)
+    run_on_two_ranks(tmp_path, PIECES + recipe)
     image, maps = torch.load(tmp_path / "0.pt")
     again = gloria.load_model(tmp_path / "sharded").attention(image, "Cardiomegaly.").grid_maps
     torch.testing.assert_close(again, maps, rtol=1e-5, atol=1e-7)

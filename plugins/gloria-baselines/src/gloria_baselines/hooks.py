@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gloria.hookspecs import Register
+from gloria.hookspecs import Register
 
 
 def gloria_register_image_encoders(register: Register) -> None:

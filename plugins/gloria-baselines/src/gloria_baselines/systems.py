@@ -80,12 +80,19 @@ PUBLISHED = {
 """With the papers' constants. The trainer is gloria's: AdamW with a warm-up and a cosine schedule,
 where the papers have Adam and steps; the number of steps is yours to set."""
 
-_TRUNK = {
+_BACKBONE = {
     "in_chans": 1,
     "channels": [16, 32, 64, 128],
     "stem_width": 16,
     "output_stride": 8,
     "avg_down": False,
+}
+_TRUNK = {"trunk": "timm:resnet10t", **_BACKBONE}
+
+_SMALL_VSE = {
+    **PUBLISHED["vse_plus_plus"].model,
+    "image_options": _TRUNK,
+    "text_options": {"embedding_dim": 64, "width": 128},
 }
 
 SMALL = {
@@ -93,40 +100,25 @@ SMALL = {
         {
             **PUBLISHED["convirt"].model,
             "image_encoder": "timm:resnet10t",
-            "image_options": _TRUNK,
+            "image_options": _BACKBONE,
             "text_encoder": "small_bert",
             "text_options": {"pooling": "max", "last_n_layers": 1},
             "embedding_dim": 128,
         },
         TrainingRecipe(text_policy=random_sentences),
     ),
-    "vse0": System(
-        {
-            **PUBLISHED["vse_plus_plus"].model,
-            "image_options": {"trunk": "timm:resnet10t", **_TRUNK},
-            "text_options": {"embedding_dim": 64, "width": 128},
-            "loss": "vse0",
-        },
-        TrainingRecipe(),
-    ),
+    "vse0": System({**_SMALL_VSE, "loss": "vse0"}, TrainingRecipe()),
     "vse_plus_plus": System(
-        {
-            **PUBLISHED["vse_plus_plus"].model,
-            "image_options": {"trunk": "timm:resnet10t", **_TRUNK},
-            "text_options": {"embedding_dim": 64, "width": 128},
-            "loss_options": {"warmup_steps": 1000},
-        },
-        TrainingRecipe(),
+        {**_SMALL_VSE, "loss_options": {"warmup_steps": 1000}}, TrainingRecipe()
     ),
     "dsve": System(
         {
             **PUBLISHED["dsve"].model,
             "image_options": {
-                "trunk": "timm:resnet10t",
+                **_TRUNK,
                 "region_stage": -2,  # what a region sees is nearer to it
                 "width": 128,
                 "dropout": 0.0,
-                **_TRUNK,
             },
             "text_options": {"embedding_dim": 64, "width": 128, "dropout": 0.0},
             "loss_options": {"warmup_steps": 1000},
