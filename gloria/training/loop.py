@@ -170,7 +170,7 @@ def train(
     )
     own = {**_described(recipe), "pairs": len(pairs), "composed": _composed(model)}
     if hasattr(pairs, "fingerprint"):
-        own["fingerprint"] = pairs.fingerprint()
+        own["training_data"] = pairs.fingerprint()
     if taken := own.keys() & (settings or {}).keys():
         raise OptionError(f"settings must not be called as the recipe's; got {sorted(taken)}.")
     fixed = as_json({**own, **(settings or {})})

@@ -705,7 +705,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_only(table, tmp_path, capsys
     for data, options, message in (
         (table, ["--preset", "paper"], "preset was None, is 'paper'"),
         (table, ["--loss-option", "local_weight=2"], "loss_options was {}, is {'local_weight': 2}"),
-        (changed, ["--skip-incomplete"], "fingerprint changed"),
+        (changed, ["--skip-incomplete"], "training_data changed"),
     ):
         assert run(data, tmp_path / "run", *options) == 2
         error = capsys.readouterr().err
