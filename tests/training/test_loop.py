@@ -339,7 +339,7 @@ def test_another_loss_or_other_reports_do_not_resume_untold(tmp_path):
     with pytest.raises(CheckpointError, match=r"composed was .*'parts'.*GlobalLocalContrastive"):
         train(other, pairs, QUICK, folder=tmp_path)
     pairs.reports = [report.upper() for report in pairs.reports]
-    with pytest.raises(CheckpointError, match="fingerprint"):
+    with pytest.raises(CheckpointError, match="training_data"):
         train(build(), pairs, QUICK, folder=tmp_path)
 
 
