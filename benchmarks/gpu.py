@@ -725,7 +725,7 @@ def main() -> int:
                 begin = time.monotonic()
                 run_apart(stage, target, deadline)
                 print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
-    if "machine" in REPORT and not arguments.here:
+    if not arguments.here:
         print(campaign(REPORT))
     mine = arguments.only or [stage.__name__ for stage in STAGES]
     failed = any(name in REPORT.get("unfinished", {}) for name in mine)

@@ -101,7 +101,8 @@ def parity_holds(results: dict[str, Any]) -> bool:
 
 def campaign(results: dict[str, Any]) -> str:
     """What a GPU said of the Triton kernels; ``since``: and what of them changed afterwards."""
-    machine = results["machine"]
+    machine = dict.fromkeys(("device", "torch", "triton", "python"), "unknown")
+    machine |= results.get("machine", {})  # which may have hung
     lines = [
         f"## {machine['device']}, bfloat16",
         "",

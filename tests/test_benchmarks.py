@@ -85,6 +85,15 @@ def test_a_stage_cut_short_tells_what_it_had():
     assert "2,048 pairs of 361 regions: not timed" in page
 
 
+def test_a_campaign_on_a_machine_that_did_not_tell_has_a_page():
+    (whole,) = report.load([report.RESULTS / "campaign" / "triton-nvidia-h200.json"])
+    cut = {"largest": whole["largest"], "unfinished": {"machine": "ended after 60 seconds"}}
+    page = report.campaign(cut)
+    assert "torch unknown" in page
+    assert "2,048 pairs of 361 regions ran" in page
+    assert "Not all of it was measured. machine: ended after 60 seconds." in page
+
+
 HEADINGS = {"timings": 2, "largest": 0, "sanitizer": 0}
 
 
