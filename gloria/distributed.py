@@ -283,9 +283,13 @@ class _Share:
         self.group = group
         mine: dict[str, Any] = {}
         fault: Exception | None = None
+        # values, and what ranks tell each other, are no part of a graph; whether there is one
+        # can't be asked here, as a compiler leaves this function out and takes what it calls
+        look: Any = torch.compiler.disable(_check_own)
+        tell: Any = torch.compiler.disable(dist.all_gather_object)
         try:
             self.given = given()
-            _check_own(self.given, of_pairs)
+            look(self.given, of_pairs)
             mine = {
                 name: _Facts.of(x) if isinstance(x, Tensor) else x for name, x in self.given.items()
             }
@@ -296,9 +300,6 @@ class _Share:
             kind = type(fault) if isinstance(fault, GloriaError) else OptionError
             said = kind, describe(fault)
         everyone: list[Any] = [None] * dist.get_world_size(group)
-        tell: Any = dist.all_gather_object
-        if torch.compiler.is_compiling():  # what ranks tell each other is no part of a graph
-            tell = torch.compiler.disable(tell)
         tell(everyone, (mine, said), group)
         if fault is not None:
             raise fault

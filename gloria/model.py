@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -522,12 +523,15 @@ def _check_text_features(encoder: TextEncoder, features: TextFeatures, count: in
     _check_part(encoder, features, "word_mask", axes)
     are_lists = isinstance(tokens, Sequence) and not any(isinstance(each, str) for each in tokens)
     if not are_lists or len(tokens) != count:
-        got = f"{len(tokens)} lists" if are_lists else repr(tokens)
+        got = f"{len(tokens)} lists" if are_lists else reprlib.repr(tokens)
         _refuse(encoder, f"tokens, a list of words of each of the {count} texts", got)
 
 
 def _check_tokenized(encoder: TextEncoder, tokenized: TokenizedText, count: int) -> None:
     _check_kind(encoder, tokenized, TokenizedText, ".tokenize")
+    for name, value in {**tokenized.inputs, "word_ids": tokenized.word_ids}.items():
+        if not isinstance(value, Tensor):  # as tokenizers give lists unless asked for tensors
+            _refuse(encoder, f"{name} as a tensor", type(value).__name__, ".tokenize")
     rows, lists = len(tokenized.word_ids), len(tokenized.tokens)
     if not rows == lists == count:
         got = f"{rows} rows of word_ids and {lists} of tokens"

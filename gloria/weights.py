@@ -159,6 +159,11 @@ def load_model(
             f"{folder} holds weights, not how to build their model: {recipe} "
             f"Compose it again and call gloria.load_weights(model, folder)."
         )
+    plugins = config.get("plugins") or {}
+    if not isinstance(plugins, dict):
+        raise CheckpointError(
+            f"{file} is damaged: plugins must be versions by package; got {plugins!r}."
+        )
     try:
         model = _make(recipe, folder)
         load_weights(model, folder)

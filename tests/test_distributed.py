@@ -391,7 +391,8 @@ def rank_compiled(world, rank):
     mask = torch.compile(gather)(inputs["word_mask"][:, :3])  # by Inductor, whose own fault it was
     plain = torch.compile(AcrossRanks(make_loss("global_contrastive")), backend="eager")
     unmasked = learn(plain, make_parts("global_contrastive", world, False)[rank])
-    return learn(compiled, inputs), mask, unmasked
+    learned = learn(compiled, inputs)
+    return learned, raised(compiled, **spoil("no word", inputs, rank)), mask, unmasked
 
 
 def rank_alone(world, rank):
@@ -530,7 +531,8 @@ def test_compiled_it_is_the_same(everyone):
     assert_is_the_whole_batch([learned for learned, *_ in every], "learned", True, 2)
     assert_is_the_whole_batch([found[-1] for found in every], "global_contrastive", False, 2)
     whole = joined(make_parts("learned", 2, True))["word_mask"][:, :3]
-    for _, mask, _ in every:
+    for _, (error, _), mask, _ in every:
+        assert error is EmptyTextError
         assert (mask.dtype, mask.tolist()) == (torch.bool, whole.tolist())
 
 

@@ -245,6 +245,11 @@ def test_what_is_no_part_of_a_model_is_refused_when_it_is_composed(compose):
             ),
             "as many texts as it is given, 3; got 2 rows of word_ids and 2 of tokens",
         ),
+        (lambda t: t._replace(word_ids=t.word_ids.tolist()), "word_ids as a tensor; got list"),
+        (
+            lambda t: t._replace(inputs={"input_ids": t.inputs["input_ids"].tolist()}),
+            "input_ids as a tensor; got list",
+        ),
     ],
 )
 def test_what_tokenize_must_return(change, message):
@@ -380,6 +385,7 @@ def test_image_features_of_other_shapes_are_refused_by_name(images, change, mess
         ),
         (lambda f: f._replace(tokens=None), r"tokens, .*; got None"),
         (lambda f: f._replace(tokens=["two words"] * 3), r"tokens, .*; got \['two words', "),
+        (lambda f: f._replace(tokens=["long " * 99] * 3), r"tokens, .{,200}$"),
     ],
 )
 def test_text_features_of_other_shapes_are_refused_by_name(change, message):

@@ -605,6 +605,10 @@ def test_a_saved_model_says_which_plugins_it_takes(model, tmp_path):
     assert error.value.__notes__ == [note]
     own = json.loads((save_model(model, tmp_path / "own") / "config.json").read_text())
     assert own["plugins"] == {}
+    for wrong in (["gloria-mine 0.3"], "gloria-mine", 3):
+        (tmp_path / "own" / "config.json").write_text(json.dumps({**own, "plugins": wrong}))
+        with pytest.raises(CheckpointError, match="is damaged: plugins must be versions by pack"):
+            load_model(tmp_path / "own")
 
 
 def test_what_another_plugin_makes_of_the_same_name_is_told(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gloria.checks import check_integer, check_names, require
+from gloria.checks import check_integer, check_names, check_options, require
 from gloria.data.rows import read_text
 from gloria.errors import DataError, DtypeError, OptionError, UnknownNameError
 from gloria.files import write_text
@@ -248,6 +248,7 @@ def _check_strings(name: str, values: Any) -> None:
 def _read_class(value: Any) -> PromptSet:
     if not isinstance(value, dict):
         value = {"positive": value}
+    check_options("a class", PromptSet, value)
     return PromptSet(**{key: _read_entries(key, entries) for key, entries in value.items()})
 
 
@@ -256,7 +257,10 @@ def _read_entries(key: str, entries: Any) -> list[str | Combinations]:
     read: list[str | Combinations] = []
     for number, entry in enumerate(entries, start=1):
         with _located(f"{key}, entry {number}"):
-            read.append(Combinations(**entry) if isinstance(entry, dict) else entry)
+            if isinstance(entry, dict):
+                check_options("a prompt that is no text", Combinations, entry)
+                entry = Combinations(**entry)
+            read.append(entry)
     return read
 
 
@@ -265,7 +269,7 @@ def _located(where: str) -> Iterator[None]:
     """Inside: an error says where in the file it arose."""
     try:
         yield
-    except (DataError, DtypeError, OptionError, TypeError) as cause:  # or other keys
+    except (DataError, DtypeError, OptionError) as cause:
         raise DataError(f"{where}: {cause}") from cause
 
 

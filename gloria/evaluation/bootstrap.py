@@ -145,7 +145,7 @@ def bootstrap_mean(
     columns = {}
     for name, column in values.items():
         # a column of pandas torch would read by the column's own labels, a list by place
-        listed = column if isinstance(column, Tensor) else list(column)
+        listed = column if isinstance(column, Tensor | Real) else list(column)
         columns[name] = torch.as_tensor(listed, dtype=torch.float64, device="cpu")
         check_tensor(name, columns[name], ("unit",))
     sizes = {len(column) for column in columns.values()}

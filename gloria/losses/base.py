@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeGuard
 from torch import Tensor, nn
 
 from gloria.checks import check_choice, check_integer, check_options, check_weight
-from gloria.errors import OptionError
+from gloria.errors import ContractError, OptionError, describe
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
@@ -79,6 +79,11 @@ class PairLoss(nn.Module):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The loss from its terms: their weighted sum."""
+        if not isinstance(terms, Mapping) or not terms:
+            raise ContractError(
+                f"terms of {type(self).__name__} must be scalars by name, at least one; got "
+                f"{describe(terms)}."
+            )
         weights = self.weights()
         parts = [weights.get(name, 1.0) * term for name, term in terms.items()]
         return sum(parts[1:], start=parts[0])

@@ -66,6 +66,7 @@ class MGCALoss(GlobalLocalLoss):
         global_weight: float = 1.0,
         local_weight: float = 1.0,
     ) -> None:
+        check_positive("global_temperature", global_temperature)
         super().__init__(
             GlobalContrastiveLoss(temperature=global_temperature),
             global_weight=global_weight,

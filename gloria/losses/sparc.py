@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gloria.checks import check_positive
 from gloria.functional import sparc_cross_entropy, sparse_attention
 from gloria.losses.base import GlobalLocalLoss
 from gloria.losses.global_contrastive import GlobalContrastiveLoss
@@ -60,6 +61,7 @@ class SPARCLoss(GlobalLocalLoss):
         global_weight: float = 1.0,
         local_weight: float = 1.0,
     ) -> None:
+        check_positive("global_temperature", global_temperature)
         super().__init__(
             GlobalContrastiveLoss(
                 temperature=global_temperature,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gloria.errors import DataError, DtypeError, OptionError
+from gloria.errors import DataError, DtypeError, OptionError, ShapeError
 from gloria.evaluation.bootstrap import Interval, bootstrap, bootstrap_mean
 from gloria.evaluation.classification import multilabel_auroc
 
@@ -183,6 +183,8 @@ def test_wrong_units():
         bootstrap_mean({"x": []})
     with pytest.raises(DataError, match=r"same units; got \[1, 2\] units"):
         bootstrap_mean({"x": [1.0], "y": [1.0, 2.0]})
+    with pytest.raises(ShapeError, match=r"x must be \(unit\); got \(\)"):
+        bootstrap_mean({"x": 0.5})
 
 
 def test_figures_within_figures_are_named():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gloria.distributed import AcrossRanks
-from gloria.errors import OptionError, UnknownOptionError
+from gloria.errors import ContractError, OptionError, UnknownOptionError
 from gloria.losses import (
     LOSS_INPUTS,
     GlobalContrastiveLoss,
@@ -41,6 +41,17 @@ def test_the_total_weighs_the_terms_and_one_is_the_default():
     assert Three.from_preset("double", factor=0.0).total(loss.terms(regions)).item() == 15
     with pytest.raises(OptionError, match="preset must be one of 'double'; got 'paper'"):
         Three.from_preset("paper")
+
+
+@pytest.mark.parametrize("terms", [{}, None, [torch.ones(())], torch.ones(())])
+def test_terms_without_names_are_told(terms):
+    class Odd(Distance):
+        def terms(self, image_embeddings, text_embeddings):
+            return terms
+
+    kind = type(terms).__name__
+    with pytest.raises(ContractError, match=rf"terms of Odd must be scalars by name.*got {kind}"):
+        Odd()(torch.ones(3, 2), torch.ones(3, 2))
 
 
 def test_a_loss_without_terms_is_told():

@@ -163,6 +163,8 @@ def test_bad_input_is_named(make_pairs):
     regions, words, word_mask, _ = make_pairs(2, 2, 5, 4, 6)
     with pytest.raises(OptionError, match="attention_temperature must be a finite number above 0"):
         MGCALoss(attention_temperature=0)
+    with pytest.raises(OptionError, match=r"^global_temperature must be a finite number above 0"):
+        MGCALoss(global_temperature=0)
     with pytest.raises(OptionError, match="temperature must be a finite number above 0; got -1"):
         mgca_cross_entropy(regions, words, word_mask, temperature=-1)
 

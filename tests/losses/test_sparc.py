@@ -214,3 +214,5 @@ def test_bad_input_is_named(make_pairs):
         sparc_cross_entropy(regions, words, word_mask, temperature=-1)
     with pytest.raises(OptionError, match="local_weight must be a finite number of at least 0"):
         SPARCLoss(local_weight=-1)
+    with pytest.raises(OptionError, match=r"^global_temperature must be a finite number above 0"):
+        SPARCLoss(global_temperature=0)
