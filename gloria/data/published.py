@@ -94,7 +94,7 @@ def published_text(text: str) -> str:
 
 def _areas(source: int, target: int) -> Tensor:
     """How much each of ``source`` pixels is in each of ``target``, ``(target, source)``."""
-    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
-    pixels = torch.arange(source, dtype=torch.float64)
+    edges = torch.arange(target + 1, dtype=torch.float64, device="cpu") * source / target
+    pixels = torch.arange(source, dtype=torch.float64, device="cpu")
     shared = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     return shared.clamp(min=0) * target / source

@@ -161,10 +161,10 @@ class Radiographs(Dataset[Radiograph]):
         record = self.records[index]
         image, marked = self._read(record)
         fitted = fit(image, self.size).expand(self.channels, -1, -1).contiguous()
-        mask = torch.zeros(0, *self.size, dtype=torch.bool)
+        mask = torch.zeros(0, *self.size, dtype=torch.bool, device="cpu")
         if marked is not None:
             mask = fit(marked.float(), self.size) >= 0.5
-        labels = torch.tensor(record.labels, dtype=torch.int8)
+        labels = torch.tensor(record.labels, dtype=torch.int8, device="cpu")
         return Radiograph(fitted, record.report, labels, mask)
 
     @property
@@ -202,7 +202,7 @@ class Radiographs(Dataset[Radiograph]):
             (x * across + left, y * down + top, (x + w) * across + left, (y + h) * down + top)
             for x, y, w, h in record.boxes
         ]
-        return torch.tensor(corners).reshape(-1, 4)
+        return torch.tensor(corners, device="cpu").reshape(-1, 4)
 
     def select(self, ids: Iterable[str]) -> Self:
         """The images of an id list, in its order.

@@ -155,7 +155,9 @@ def evaluate_task(
     settings = settings or TransferSettings()
     if reason := why_not(task, data, settings):
         raise DataError(f"{task} can't be evaluated on {data.name}: {reason}.")
-    report = _TASKS[task](_Given(model, data, settings, progress, resampled))
+    given = _Given(model, data, settings, progress, resampled)
+    with torch.device("cpu"):  # where figures are made of scores, whatever torch's default is
+        report = _TASKS[task](given)
     return {**report, "resamples": settings.resamples}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from gloria import evaluation, functional
-from gloria.data import MaskedImage, Radiographs, Record
+from gloria.data import MaskedImage, Radiographs, Record, published_image
 from gloria.data.phantom import PhantomDataset
 from gloria.data.prompts import PromptSet
 from gloria.evaluation import features, phantoms, protocols
@@ -136,6 +136,9 @@ CALLS = {
     features.encode_items: lambda f, g: f(g.model, g.films, workers=1),
     search_images: lambda f, g: [found.score for found in f(g.model, g.store, "edema")],
     measure_region_offset: lambda f, g: f(g.model.image_encoder, g.films[0].image[None]),
+    Radiographs.__getitem__: lambda f, g: (f(g.films, 0).image, *f(g.films, 0)[2:]),
+    Radiographs.boxes: lambda f, g: f(g.films, 0),
+    published_image: lambda f, g: f(g.films[0].image, size=32, crop=28),
     multilabel_loss: lambda f, g: f(g.scores, g.labels),
     dice_bce: lambda f, g: f(g.maps, g.masks),
     focal_log_dice: lambda f, g: f(g.maps, g.masks),

@@ -197,6 +197,13 @@ def test_the_seed_decides(model, data, reports):
     )
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_default_device_changes_nothing(model, data, reports, task):
+    with torch.device("meta"):
+        again = evaluate_task(task, model, data, SETTINGS)
+    assert json.loads(json.dumps(again)) == reports[task]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_do_not_change_a_figure_whoever_loads_them(model, data, reports, workers):
     here = []
