@@ -84,4 +84,5 @@ class SigmoidContrastiveLoss(PairLoss):
 
     def extra_repr(self) -> str:
         """Show the bias that it was made with."""
-        return f"bias={self.initial_bias}"
+        learned = "learnable from " if isinstance(self.bias, Tensor) else ""
+        return f"bias={learned}{self.initial_bias}"

@@ -100,5 +100,5 @@ def test_bad_options_are_named():
 
 
 def test_repr_shows_the_hyper_parameters():
-    assert "bias=-10.0" in repr(SigmoidContrastiveLoss())
+    assert "bias=learnable from -10.0" in repr(SigmoidContrastiveLoss())
     assert "bias=-2.5" in repr(SigmoidContrastiveLoss(bias=-2.5, learnable=False))
