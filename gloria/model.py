@@ -37,6 +37,7 @@ from gloria.heads import Projection
 from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss, inputs_of
 from gloria.losses.base import is_sum_of_terms
 from gloria.matching import AggregatorFunction, WordAggregation
+from gloria.mini_batches import encode_mini_batches, join_images, join_texts, split_texts
 from gloria.types import (
     ImageEncoder,
     ImageFeatures,
@@ -145,18 +146,41 @@ class GLoRIA(nn.Module):
         """Where the model's parameters are; the CPU if it has none."""
         return next((each.device for each in self.parameters()), torch.device("cpu"))
 
-    def forward(self, images: Tensor, texts: Texts) -> GLoRIAOutput:
+    def forward(
+        self, images: Tensor, texts: Texts, *, mini_batch_size: int | None = None
+    ) -> GLoRIAOutput:
         """Features and loss of a batch of pairs; text k belongs to image k.
 
         Args:
             images: ``(image, channel, height, width)``, normalised as
                 ``image_encoder.image_input`` says.
             texts: as many texts, as strings or tokenized.
+            mini_batch_size: encode so many images, and so many texts, at a time, and once more in
+                the backward, which then needs memory for these only. The loss and its gradient are
+                the whole batch's all the same; a BatchNorm in training sees mini-batches. None =
+                all at once.
+
+        Source of ``mini_batch_size``: GradCache (Gao et al., RepL4NLP 2021).
         """
-        image_features = self.encode_image(images)
-        text_features = self.encode_text(texts)
+        if mini_batch_size is None:
+            image_features, text_features = self.encode_image(images), self.encode_text(texts)
+        else:
+            encode = self._encode_mini_batches
+            if torch.compiler.is_compiling():  # no graph knows of running statistics that stay
+                encode = torch.compiler.disable(encode)
+            image_features, text_features = encode(images, texts, mini_batch_size)
         loss, terms = self.compute_loss(image_features, text_features)
         return GLoRIAOutput(loss, terms, image_features, text_features)
+
+    def _encode_mini_batches(
+        self, images: Tensor, texts: Texts, size: int
+    ) -> tuple[ImageFeatures, TextFeatures]:
+        check_integer("mini_batch_size", size, 1)
+        if not isinstance(texts, TokenizedText):
+            texts = self.tokenize(texts)
+        some_images = encode_mini_batches(self, self.encode_image, images.split(size))
+        some_texts = encode_mini_batches(self, self.encode_text, split_texts(texts, size))
+        return join_images(some_images), join_texts(some_texts)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Projected features: ``pooled (image, dim)``, ``regions (image, region, dim)``.

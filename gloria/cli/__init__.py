@@ -208,6 +208,8 @@ def _hints(error: Exception, args: argparse.Namespace) -> list[str]:
         and getattr(args, "format", "csv") == "csv"  # another's columns have their names
         and f"has no column {value!r}" in str(error)
     }
+    if _is_out_of_memory(error) and hasattr(args, "mini_batch_size"):
+        hints["mini_batch_size"] = "encodes fewer pairs at a time, with the loss of the whole batch"
     return [f"--{option.replace('_', '-')} {hint}." for option, hint in hints.items()]
 
 

@@ -193,6 +193,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--steps", type=int, default=700, metavar="N", help="batches to train on")
     training.add_argument("--batch-size", type=int, default=32, metavar="N", help="pairs of a step")
     training.add_argument(
+        "--mini-batch-size",
+        type=int,
+        metavar="N",
+        help="pairs encoded at a time, for less memory and more time; the loss is that of the "
+        "whole batch; default: all",
+    )
+    training.add_argument(
         "--learning-rate", type=float, default=2e-3, metavar="RATE", help="the highest, of AdamW"
     )
     training.add_argument("--weight-decay", type=float, default=0.05, metavar="W", help="of AdamW")

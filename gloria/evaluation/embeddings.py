@@ -30,9 +30,10 @@ from gloria.checks import check_integer
 from gloria.data.loading import load_batches
 from gloria.data.radiographs import Radiographs
 from gloria.errors import DataError, DtypeError, OptionError
-from gloria.evaluation.features import encode_images, join_images, select_images
+from gloria.evaluation.features import encode_images, select_images
 from gloria.evaluation.settings import describe_changes
 from gloria.files import signature, write_file, write_text
+from gloria.mini_batches import join_images
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from gloria.checks import check_fusion_weights, check_integer
 from gloria.data.images import check_image, normalize
 from gloria.data.loading import load_batches, stack_images
 from gloria.errors import DataError, DtypeError, EmptyTextError, UnknownWordWarning
 from gloria.matching import AggregatorFunction, WordAggregation
+from gloria.mini_batches import join_images, join_texts
 from gloria.model import GLoRIA
 from gloria.types import ImageFeatures, TellsUnknownWords, TextFeatures, TokenizedText
 from gloria.wrapping import unwrapped
@@ -162,13 +162,7 @@ def encode_texts(
             tokenized(batch)
             parts.append(model.encode_text(batch))
             progress(len(batch.tokens))
-    longest = max(part.words.shape[1] for part in parts)
-    return TextFeatures(
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([pad(part.words, (0, 0, 0, longest - part.words.shape[1])) for part in parts]),
-        torch.cat([pad(part.word_mask, (0, longest - part.word_mask.shape[1])) for part in parts]),
-        [tokens for part in parts for tokens in part.tokens],
-    )
+    return join_texts(parts)
 
 
 def encode_prompts(model: GLoRIA, texts: Sequence[str], *, stacklevel: int = 2) -> TextFeatures:
@@ -281,17 +275,6 @@ def similarity_by_kind(
         ),
     }
     return parts | {"both": weights[0] * parts["global"] + weights[1] * parts["local"]}
-
-
-def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    """Features of several batches as those of one; all have a ``region_mask``, or none has."""
-    masks = [part.region_mask for part in parts if part.region_mask is not None]
-    return ImageFeatures(
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([part.regions for part in parts]),
-        parts[0].grid,
-        torch.cat(masks) if masks else None,
-    )
 
 
 def check_features(name: str, value: Any, kind: type[ImageFeatures | TextFeatures]) -> None:

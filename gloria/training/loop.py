@@ -70,6 +70,8 @@ class TrainingRecipe(AdamWRecipe):
         checkpoint_every: steps between checkpoints.
         precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
             Weights, gradients, gloria's losses and the update are in float32 all the same.
+        mini_batch_size: pairs encoded at a time, as :meth:`gloria.model.GLoRIA.forward` does: a
+            batch in the memory of fewer pairs, with the loss of the whole. None = all at once.
     """
 
     steps: int = 700
@@ -82,6 +84,7 @@ class TrainingRecipe(AdamWRecipe):
     text_policy: TextPolicy | None = None
     checkpoint_every: int = 200
     precision: Precision = "float32"
+    mini_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +93,8 @@ class TrainingRecipe(AdamWRecipe):
         check_integer("batch_size", self.batch_size, 2)
         check_integer("warmup_steps", self.warmup_steps, 0)
         check_choice("precision", self.precision, get_args(Precision))
+        if self.mini_batch_size is not None:
+            check_integer("mini_batch_size", self.mini_batch_size, 1)
         if self.text_policy is not None and not callable(self.text_policy):
             raise DtypeError(
                 f"text_policy must be a function of reports and a generator, such as "
@@ -293,7 +298,7 @@ def _train_step(
             part.at_step(step)
     images = prepare(images, model.device, model.image_encoder.image_input)
     with isolated(recipe.seed, step, 2), _in_precision(recipe, model):
-        output = model(images, reports)
+        output = model(images, reports, mini_batch_size=recipe.mini_batch_size)
     return update(optimizer, output.loss, recipe, step=step, terms=output.terms)
 
 

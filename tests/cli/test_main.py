@@ -248,6 +248,13 @@ def test_too_little_memory_is_no_bug(command, capsys, error):
     shown = capsys.readouterr().err
     assert shown.startswith("gloria: error: too little memory for batches or images of this size: ")
     assert shown.count("\n") == 1
+    parser = sys.modules["gloria.cli.act"]
+    parser.add_arguments = lambda parser: parser.add_argument("--mini-batch-size", type=int)
+    assert cli.main(["act"]) == 2
+    hint = (
+        "\n  --mini-batch-size encodes fewer pairs at a time, with the loss of the whole batch.\n"
+    )
+    assert capsys.readouterr().err == shown.rstrip() + hint
 
 
 @pytest.mark.parametrize(

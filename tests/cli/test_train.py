@@ -94,6 +94,7 @@ def test_every_option_of_training_reaches_it(table, tmp_path, monkeypatch):
     told = {
         "--steps": 7,
         "--batch-size": 3,
+        "--mini-batch-size": 2,
         "--learning-rate": 0.25,
         "--weight-decay": 0.5,
         "--clip-norm": 2.5,
@@ -111,6 +112,7 @@ def test_every_option_of_training_reaches_it(table, tmp_path, monkeypatch):
     assert recipe == TrainingRecipe(
         steps=7,
         batch_size=3,
+        mini_batch_size=2,
         learning_rate=0.25,
         weight_decay=0.5,
         clip_norm=2.5,

@@ -146,9 +146,9 @@ def test_history_has_every_step_and_term():
     assert [record["step"] for record in history if "validation_loss" in record] == [3, 6]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_stopped_run_resumes_to_the_bit(precision, tmp_path):
-    recipe = replace(QUICK, precision=precision)
+@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16"}, {"mini_batch_size": 3}])
+def test_a_stopped_run_resumes_to_the_bit(how, tmp_path):
+    recipe = replace(QUICK, **how)
     whole, stopped, resumed = build(), build(), build()
     expected = train(whole, PAIRS, recipe, validation=PAIRS)
 
@@ -159,6 +159,19 @@ def test_a_stopped_run_resumes_to_the_bit(precision, tmp_path):
     assert history == expected
     assert torch.equal(weights(resumed), weights(whole))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+
+
+def test_mini_batches_are_of_training_and_of_this_run(tmp_path):
+    seen, model = [], build()
+    model.image_encoder.register_forward_hook(
+        lambda part, given, made: seen.append((part.training, len(given[0])))
+    )
+    recipe = replace(QUICK, steps=1, mini_batch_size=3)
+    train(model, PAIRS, recipe, validation=PAIRS, folder=tmp_path)
+    assert seen[:4] == [(True, 3), (True, 1), (True, 1), (True, 3)]  # the backward goes backwards
+    assert set(seen[4:]) == {(False, 4)}
+    with pytest.raises(CheckpointError, match="mini_batch_size"):
+        train(build(), PAIRS, replace(recipe, mini_batch_size=None), folder=tmp_path)
 
 
 def test_bfloat16_is_for_the_products_of_training_and_validation_alone(tmp_path):
@@ -477,6 +490,7 @@ def test_the_schedule():
         {"betas": (0.9, 1.0)},
         {"weight_decay": -0.1},
         {"precision": "float16"},
+        {"mini_batch_size": 0},
         {"text_policy": "impression"},
     ],
 )

@@ -1,0 +1,120 @@
+"""A batch encoded some pairs at a time, for a loss of the whole batch.
+
+A contrastive loss wants a large batch, and what an encoder keeps of it for the backward is what
+fills a device. So nothing is kept but inputs and features, and the backward encodes each mini-batch
+again, one at a time. The gradient is that of the whole batch.
+
+Source: GradCache (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup, RepL4NLP 2021), here by torch's activation checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from gloria.types import ImageFeatures, TextFeatures, TokenizedText
+
+Inputs = TypeVar("Inputs", Tensor, TokenizedText)
+Features = TypeVar("Features")
+
+
+def encode_mini_batches(
+    model: nn.Module, encode: Callable[[Inputs], Features], mini_batches: Sequence[Inputs]
+) -> list[Features]:
+    """What ``encode`` gives of each mini-batch; the backward makes it once more.
+
+    The second time dropout is what it was, and the running statistics of batch norms stay.
+    """
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    contexts = partial(_both_times, model, device)
+    return [
+        checkpoint(encode, each, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        for each in mini_batches
+    ]
+
+
+def split_texts(texts: TokenizedText, size: int) -> list[TokenizedText]:
+    """Tokenized texts, ``size`` at a time."""
+    return [
+        TokenizedText(
+            {name: tensor[start : start + size] for name, tensor in texts.inputs.items()},
+            texts.word_ids[start : start + size],
+            texts.tokens[start : start + size],
+        )
+        for start in range(0, len(texts.tokens), size)
+    ]
+
+
+def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Features of several batches as those of one; all have a ``region_mask``, or none has."""
+    masks = [part.region_mask for part in parts if part.region_mask is not None]
+    return ImageFeatures(
+        torch.cat([part.pooled for part in parts]),
+        torch.cat([part.regions for part in parts]),
+        parts[0].grid,
+        torch.cat(masks) if masks else None,
+    )
+
+
+def join_texts(parts: Sequence[TextFeatures]) -> TextFeatures:
+    """Features of several batches as those of one, padded to the longest of all texts."""
+    longest = max(part.words.shape[1] for part in parts)
+    return TextFeatures(
+        torch.cat([part.pooled for part in parts]),
+        torch.cat([pad(part.words, (0, 0, 0, longest - part.words.shape[1])) for part in parts]),
+        torch.cat([pad(part.word_mask, (0, longest - part.word_mask.shape[1])) for part in parts]),
+        [tokens for part in parts for tokens in part.tokens],
+    )
+
+
+def _both_times(
+    model: nn.Module, device: torch.device
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """In what a mini-batch is encoded the first time, which is now, and the second time."""
+    return nullcontext(), _as_before(model, device, _random_state(device))
+
+
+@contextmanager
+def _as_before(model: nn.Module, device: torch.device, state: list[Tensor]) -> Iterator[None]:
+    """Draw the same random numbers once more, and leave running statistics as they are."""
+    norms = [each for each in model.modules() if isinstance(each, _NormBase)]
+    kept = [(each.momentum, each.num_batches_tracked) for each in norms]
+    now = _random_state(device)
+    try:
+        _set_random_state(device, state)
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, (momentum, counted) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counted
+        _set_random_state(device, now)
+
+
+# not by checkpoint's preserve_rng_state, which needs a torch.mps.device that there is not
+def _generators(device: torch.device) -> list[ModuleType]:
+    """Whose states decide what an encoder draws."""
+    if device.type in ("cpu", "meta"):
+        return [torch.random]
+    return [torch.random, torch.get_device_module(device)]
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    with torch.accelerator.device_index(device.index):
+        return [each.get_rng_state() for each in _generators(device)]
+
+
+def _set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    with torch.accelerator.device_index(device.index):
+        for each, of_it in zip(_generators(device), state, strict=True):
+            each.set_rng_state(of_it)
