@@ -46,7 +46,7 @@ COMPOSE = RECIPES[COMPOSED[0]].partition("model = compose()")[0]
 for each in (SHARDED, COMPOSED[1]):
     RECIPES[each] = COMPOSE + RECIPES[each]
 ALONE = [title for title in RECIPES if title not in (SPREAD, SHARDED)]
-TWO_PASSES = "A batch that does not fit: no gradient accumulation"
+IN_PIECES = "A batch that does not fit: no gradient accumulation"
 
 
 # ---------------------------------------------------------------- in a process of its own
@@ -128,12 +128,12 @@ def test_a_recipe_trains(title, found):
     assert not isinstance(result, str), result
     if title in COMPOSED:
         assert result["finite"]
-    elif title != TWO_PASSES:  # which makes one step, and has a test of its own
+    elif title != IN_PIECES:  # which makes one step, and has a test of its own
         assert result["after"] < 0.97 * result["before"]
 
 
-def test_two_passes_have_the_gradient_of_the_whole_batch(found):
-    result = found[TWO_PASSES]
+def test_pieces_have_the_gradient_of_the_whole_batch(found):
+    result = found[IN_PIECES]
     assert result["first gradient"].keys() == result["last gradient"].keys()
     for name, gradient in result["first gradient"].items():
         torch.testing.assert_close(result["last gradient"][name], gradient, rtol=1e-4, atol=1e-6)
