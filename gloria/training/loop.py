@@ -297,8 +297,10 @@ def _train_step(
         if isinstance(part, ScheduledLoss) and wrapped_in(part) is None:
             part.at_step(step)
     images = prepare(images, model.device, model.image_encoder.image_input)
+    size = recipe.mini_batch_size
+    how = {} if size is None else {"mini_batch_size": size}  # a subclass's forward may lack it
     with isolated(recipe.seed, step, 2), _in_precision(recipe, model):
-        output = model(images, reports, mini_batch_size=recipe.mini_batch_size)
+        output = model(images, reports, **how)
     return update(optimizer, output.loss, recipe, step=step, terms=output.terms)
 
 
