@@ -84,7 +84,8 @@ NEW_MODEL: dict[str, Any] = {
 """What a saved model has already: the options that describe a new one, and their defaults."""
 
 COUNTED = 10_000
-"""Of how many reports the tokens are counted, evenly taken; of all, it may take minutes."""
+"""Of how many reports tokens are counted and sentences drawn, evenly taken; of all, it may take
+minutes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -420,7 +421,10 @@ def _tell_beforehand(
     args: argparse.Namespace, model: GLoRIA, pairs: Radiographs, validation: Radiographs | None
 ) -> None:
     """What would surprise after hours of training, or can hardly be meant."""
+    import torch
+
     from gloria.cli.progress import say
+    from gloria.data import random_sentences
     from gloria.encoders import HFTextEncoder
     from gloria.losses import SoftTargetContrastiveLoss
     from gloria.weights import why_not_loadable
@@ -433,17 +437,21 @@ def _tell_beforehand(
     twice = len(pairs) - len({(record.file, record.report) for record in pairs.records})
     if twice:
         say(f"{twice} of {len(pairs)} pairs that train are there again: image and report")
-    ((same, count),) = Counter(pairs.reports).most_common(1)
-    in_batch = count * args.batch_size / len(pairs)
+    some = pairs.reports[:: max(len(pairs) // COUNTED, 1)]
+    read, what = pairs.reports, "reports that train"
+    if args.one_sentence:
+        drawn = torch.Generator().manual_seed(args.seed)
+        read, what = random_sentences(some, drawn), "sentences drawn of reports that train"
+    ((same, count),) = Counter(read).most_common(1)
+    in_batch = count * args.batch_size / len(read)
     if count > 1 and in_batch >= 2 and not isinstance(model.loss, SoftTargetContrastiveLoss):
         say(
-            f"{count} of {len(pairs)} reports that train are {shorten(same, 60)!r}: of a batch of "
+            f"{count} of {len(read)} {what} are {shorten(same, 60)!r}: of a batch of "
             f"{args.batch_size} about {in_batch:.0f}, of which each is a wrong answer for the "
             f"images of the others (docs/losses.md; not with --loss soft_target)"
         )
     encoder = model.text_encoder
     if isinstance(encoder, HFTextEncoder) and not args.one_sentence:
-        some = pairs.reports[:: max(len(pairs) // COUNTED, 1)]
         of = f"{len(some)} looked at of {len(pairs)}" if len(some) < len(pairs) else len(some)
         counts, reads = encoder.token_counts(some), encoder.max_length
         if cut := sum(count > reads for count in counts):

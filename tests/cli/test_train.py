@@ -578,6 +578,14 @@ def test_a_report_that_a_batch_has_several_times_is_told(table, tmp_path, capsys
         error = capsys.readouterr().err
         same = "6 of 12 reports that train are 'No acute process.': of a batch of 4 about 2, of"
         assert (same in error) == told
+    for row in rows[1:7]:
+        row[1] = f"No acute process. No acute process. Film {row[0]}."
+    several = write(table.with_name("sentences.csv"), rows)
+    assert run(several, tmp_path / "whole", "--batch-size", "6") == 0
+    assert "are 'No acute process.'" not in capsys.readouterr().err
+    assert run(several, tmp_path / "one", "--batch-size", "8", "--one-sentence") == 0
+    told = "4 of 12 sentences drawn of reports that train are 'No acute process.': of a batch of 8"
+    assert f"{told} about 3, of" in capsys.readouterr().err
     assert run(changed, tmp_path / "soft", "--loss", "soft_target") == 0
     assert "No acute process" not in capsys.readouterr().err
 
