@@ -92,8 +92,9 @@ def _as_before(model: nn.Module, device: torch.device, state: list[Tensor]) -> I
     now = _random_state(device)
     try:
         _set_random_state(device, state)
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+        for norm, (_, counted) in zip(norms, kept, strict=True):
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if counted is None else counted.clone()
         yield
     finally:
         for norm, (momentum, counted) in zip(norms, kept, strict=True):

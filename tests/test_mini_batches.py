@@ -115,10 +115,15 @@ def test_loss_terms_and_gradient_are_those_of_the_whole_batch(size, tokenized, i
     assert images.grad.abs().amax((1, 2, 3)).min() > 0  # each image's own
 
 
+@pytest.mark.parametrize("synchronised", [False, True])
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("size", [2, 5])
-def test_in_training_dropout_is_the_same_and_statistics_count_once(momentum, size, images):
+def test_in_training_dropout_is_the_same_and_statistics_count_once(
+    synchronised, momentum, size, images
+):
     kept, again = build(momentum), build(momentum)
+    if synchronised:
+        kept, again = map(nn.SyncBatchNorm.convert_sync_batchnorm, (kept, again))
     for model in (kept, again):
         torch.manual_seed(2)
         if model is kept:
@@ -132,7 +137,7 @@ def test_in_training_dropout_is_the_same_and_statistics_count_once(momentum, siz
     # to the bit: the same operations in the same order
     assert all(torch.equal(a, b) for a, b in zip(kept.buffers(), again.buffers(), strict=True))
     torch.testing.assert_close(gradients(again), gradients(kept), rtol=0, atol=0)
-    (norm,) = [each for each in again.modules() if isinstance(each, nn.BatchNorm2d)]
+    norm = again.image_encoder.layers[1]
     assert norm.momentum == momentum
     assert norm.num_batches_tracked == len(images.split(size))
 
