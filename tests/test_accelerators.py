@@ -24,6 +24,7 @@ from gloria.cli import evaluate, main
 from gloria.data import PhantomMasks, PhantomPairs
 from gloria.data.phantom import PhantomDataset
 from gloria.encoders import TimmImageEncoder
+from gloria.evaluation.phantoms import evaluate_grounding
 from gloria.functional import local_attention, local_similarity, max_similarity
 from gloria.heads import ImageClassifier, segmentation_model
 from gloria.losses import GlobalContrastiveLoss, LocalContrastiveLoss, inputs_of
@@ -251,6 +252,19 @@ def test_training_of_a_segmenter(kind, phantoms):
         found = run(kind)
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[1] == pytest.approx(expected[1], abs=0.02)
+
+
+def test_where_words_look_is_measured_without_waiting_for_each_map(saved):
+    with emulated("mps") as device:
+        model = load_model(saved / "model", device="mps")
+        waits, mentions = [], []
+        for count in (6, 8):
+            before = device.waits
+            found = evaluate_grounding(model, list(PhantomDataset("train", count=count)))
+            waits.append(device.waits - before)
+            mentions.append(found["mentions"])
+    assert waits[0] == waits[1]
+    assert mentions[0] < mentions[1]
 
 
 # Commands; on MPS, which refuses most

@@ -107,6 +107,7 @@ def overlap(found):
 
 
 CALLS = {
+    evaluation.Thresholds.decide: lambda f, g: f(evaluation.Thresholds(g.scores[0]), g.scores),
     evaluation.accuracy: lambda f, g: f(g.scores, g.numbers),
     evaluation.attention_auroc: lambda f, g: f(g.maps, g.masks),
     evaluation.bootstrap: lambda f, g: f(lambda index: {"x": float(g.scores[index].mean())}, 6),
