@@ -118,11 +118,11 @@ def measure_region_offset(
     directions = torch.randn(probes, maps.shape[-1], generator=generator, device="cpu").to(maps)
     offsets = []
     for row, column in product(*((cells // 2 - 1, cells // 2) for cells in features.grid)):
-        seen = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
+        seen = torch.zeros(images.shape[2:], dtype=torch.float64, device="cpu")
         for direction in directions:
             answer = (maps[:, row, column] @ direction).sum()
             (gradient,) = torch.autograd.grad(answer, images, retain_graph=True)
-            seen += gradient.double().square().sum((0, 1))
+            seen += gradient.cpu().double().square().sum((0, 1))
         if not seen.sum() > 0:
             raise ContractError(
                 f"encoder must give regions that change with the images; region "
@@ -140,7 +140,7 @@ def measure_region_offset(
 
 
 def _mean_index(weights: Tensor) -> float:
-    return float((weights * torch.arange(len(weights), device=weights.device)).sum())
+    return float((weights * torch.arange(len(weights), device="cpu")).sum())
 
 
 def _linear_weights(
@@ -151,10 +151,11 @@ def _linear_weights(
     check_positive("stride", stride)
     offset = (stride - 1) / 2 if offset is None else offset
     check_finite("offset", offset)
-    pixel = torch.arange(pixels, device=like.device, dtype=torch.float64)
-    cell = torch.arange(cells, device=like.device, dtype=torch.float64)
+    # in float64, which not every device has
+    pixel = torch.arange(pixels, device="cpu", dtype=torch.float64)
+    cell = torch.arange(cells, device="cpu", dtype=torch.float64)
     position = ((pixel - offset) / stride).clamp(0, cells - 1)
-    return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like.dtype)
+    return (1 - (position[:, None] - cell).abs()).clamp(min=0).to(like)
 
 
 def _pair(

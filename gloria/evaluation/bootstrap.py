@@ -145,8 +145,11 @@ def bootstrap_mean(
     columns = {}
     for name, column in values.items():
         # a column of pandas torch would read by the column's own labels, a list by place
-        listed = column if isinstance(column, Tensor | Real) else list(column)
-        columns[name] = torch.as_tensor(listed, dtype=torch.float64, device="cpu")
+        if isinstance(column, Tensor):
+            columns[name] = column.cpu().double()  # not at once: MPS has no float64
+        else:
+            listed = column if isinstance(column, Real) else list(column)
+            columns[name] = torch.as_tensor(listed, dtype=torch.float64, device="cpu")
         check_tensor(name, columns[name], ("unit",))
     sizes = {len(column) for column in columns.values()}
     if len(sizes) != 1:

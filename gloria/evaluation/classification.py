@@ -204,7 +204,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     if lowest < 0 or highest >= scores.shape[1]:
         wrong = lowest if lowest < 0 else highest
         raise OptionError(f"labels must be from 0 to {scores.shape[1] - 1}; got {wrong}.")
-    return float((scores.argmax(1) == labels.to(scores.device)).double().mean())
+    return float((scores.argmax(1).cpu() == labels.cpu()).double().mean())
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,8 @@ class Thresholds:
         """
         check_tensor("scores", scores, ("image", "class"))
         check_same_size("classes", "scores", scores.shape[1], "thresholds", len(self.values))
-        return scores.double() >= self.values.to(scores.device, torch.float64)
+        # in float64, which not every device has
+        return (scores.cpu().double() >= self.values.cpu().double()).to(scores.device)
 
 
 def choose_thresholds(
@@ -309,7 +310,8 @@ def _check_multilabel(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"labels must be 1 (positive), 0 (negative) or -1 (uncertain); "
             f"got {int(labels[image, column])} at image {image}, class {column}."
         )
-    return scores.detach().to("cpu", torch.float64), labels
+    # one after the other: of MPS, torch 2.14 copies nothing into float64, and says nothing
+    return scores.detach().cpu().double(), labels
 
 
 def check_no_nan(name: str, values: Tensor) -> None:

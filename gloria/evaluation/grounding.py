@@ -2,8 +2,8 @@
 
 Maps and masks are ``(..., height, width)`` on the image's pixels
 (:func:`~gloria.geometry.upsample_attention` brings a map there), and each function returns one
-figure per map, ``(...)``. Much of a high figure can be the usual place of a finding: score the map
-of another image with the same finding against the mask too, and show both.
+figure per map, ``(...)``, on the CPU. Much of a high figure can be the usual place of a finding:
+score the map of another image with the same finding against the mask too, and show both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pointing_hit(maps: Tensor, mask: Tensor, tolerance: float = 0.0) -> Tensor:
         >>> pointing_hit(attention, mask).item(), pointing_hit(attention, mask, 2).item()
         (0.0, 1.0)
     """
-    _check(maps, mask)
+    maps, mask = _check(maps, mask)
     if not tolerance >= 0:
         raise OptionError(f"tolerance must be a number of pixels, at least 0; got {tolerance}.")
     lowest, highest = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
@@ -75,7 +75,7 @@ def attention_auroc(maps: Tensor, mask: Tensor) -> Tensor:
         >>> attention_auroc(attention, torch.tensor([[False, False, True, True]])).item()
         0.875
     """
-    _check(maps, mask)
+    maps, mask = _check(maps, mask)
     _check_outside(mask)
     pixels = maps.shape[-2:].numel()
     every = zip(maps.reshape(-1, pixels), mask.reshape(-1, pixels), strict=True)
@@ -107,7 +107,7 @@ def contrast_to_noise(maps: Tensor, mask: Tensor) -> Tensor:
         >>> contrast_to_noise(attention, torch.tensor([[False, False, True, True]])).item()
         2.82842712474619
     """
-    _check(maps, mask)
+    maps, mask = _check(maps, mask)
     if not maps.isfinite().all():
         raise DataError("maps must be finite; one holds infinity.")
     _check_outside(mask)
@@ -139,7 +139,7 @@ def correct_side(maps: Tensor, mask: Tensor) -> Tensor:
         >>> correct_side(attention, torch.tensor([[True, False, False, False]])).item()
         1.0
     """
-    _check(maps, mask)
+    maps, mask = _check(maps, mask)
     finding = left_share(mask.double())
     if (finding == 0.5).any():
         raise DataError("mask must have a side; one covers the same in both halves.")
@@ -167,7 +167,7 @@ def left_share(maps: Tensor) -> Tensor:
         >>> left_share(torch.tensor([[3.0, 0.0, 0.0, 1.0]])).item()
         0.75
     """
-    _check_maps(maps)
+    maps = _check_maps(maps)
     columns = maps.double().sum(-2)
     total = columns.sum(-1)
     if (maps < 0).any() or (total <= 0).any() or total.isinf().any():
@@ -204,8 +204,9 @@ def _grow(mask: Tensor, tolerance: float) -> Tensor:
     return grown
 
 
-def _check(maps: Tensor, mask: Tensor) -> None:
-    _check_maps(maps)
+def _check(maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, checked, on the CPU."""
+    maps = _check_maps(maps)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise DtypeError(f"mask must be a boolean tensor, True = the finding; got {given}.")
@@ -214,8 +215,10 @@ def _check(maps: Tensor, mask: Tensor) -> None:
             f"mask must be of the shape of maps, {tuple(maps.shape)}; got {tuple(mask.shape)}. "
             f"Lay maps on the image first with upsample_attention."
         )
+    mask = mask.cpu()
     if not mask.flatten(-2).any(-1).all():
         raise DataError("mask must hold a finding; one is empty.")
+    return maps, mask
 
 
 def _check_outside(mask: Tensor) -> None:
@@ -223,9 +226,12 @@ def _check_outside(mask: Tensor) -> None:
         raise DataError("mask must leave pixels outside the finding; one covers the whole image.")
 
 
-def _check_maps(maps: Tensor) -> None:
+def _check_maps(maps: Tensor) -> Tensor:
+    """Maps, checked, on the CPU: float64 is there, and nothing waits for a device map by map."""
     check_floating("maps", maps)
     if maps.dim() < 2 or 0 in maps.shape[-2:]:
         raise ShapeError(f"maps must be (..., height, width); got {tuple(maps.shape)}.")
+    maps = maps.cpu()
     if maps.isnan().any():
         raise DataError("maps holds NaN.")
+    return maps

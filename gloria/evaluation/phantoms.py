@@ -176,8 +176,8 @@ def mention_maps(
         for row, tokens, each in zip(weights, chosen.tokens, part, strict=True):
             _check_words(tokens, items[each.item].report)
             mean = row[each.mention.start : each.mention.stop].mean(0)
-            maps.append(mean.unflatten(-1, images.grid).cpu())
-    return model.lay_over(torch.stack(maps), (int(size[0]), int(size[1])))
+            maps.append(mean.unflatten(-1, images.grid))
+    return model.lay_over(torch.stack(maps).cpu(), (int(size[0]), int(size[1])))
 
 
 def score_maps(

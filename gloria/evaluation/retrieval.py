@@ -208,6 +208,8 @@ def _found(similarity: Tensor, relevant: Tensor, ks: Sequence[int] | None = None
     K is the largest of ``ks``; None = all candidates.
     """
     _check(similarity, relevant)
+    # where the order of equals is told and float64 is, which not every device has
+    similarity, relevant = similarity.cpu(), relevant.cpu()
     k = similarity.shape[1]
     if ks is not None:
         check_ks(ks, k)
@@ -238,7 +240,7 @@ def _median_rank(found: Tensor) -> float:
 
 
 def _mean_average_precision(found: Tensor, total: Tensor) -> float:
-    ranks = torch.arange(1, found.shape[1] + 1, device=found.device, dtype=torch.float64)
+    ranks = torch.arange(1, found.shape[1] + 1, device="cpu", dtype=torch.float64)
     is_relevant = found.diff(dim=1, prepend=torch.zeros_like(found[:, :1]))
     return float((is_relevant * found / ranks).sum(1).div(total).mean())
 
@@ -259,7 +261,7 @@ def _check(similarity: Tensor, relevant: Tensor) -> None:
 
 def _count(relevant: Tensor) -> Tensor:
     """How many candidates are relevant for each query, ``(query,)``; at least one."""
-    total = relevant.sum(1)
+    total = relevant.sum(1).cpu()
     without = (total == 0).nonzero().flatten().tolist()
     if without:
         raise DataError(

@@ -44,15 +44,21 @@ class Overlap(NamedTuple):
 
     @property
     def dice(self) -> Tensor:
-        """``2 both / (predicted + marked)``, in float64; 1 where both masks are empty."""
-        total = self.predicted + self.marked
-        return torch.where(total == 0, 1.0, 2 * self.both.double() / total.clamp_min(1))
+        """``2 both / (predicted + marked)``, in float64 on the CPU; 1 where both are empty."""
+        both, predicted, marked = self.cpu()
+        total = predicted + marked
+        return torch.where(total == 0, 1.0, 2 * both.double() / total.clamp_min(1))
 
     @property
     def iou(self) -> Tensor:
-        """``both / either``, in float64; 1 where both masks are empty."""
-        either = self.predicted + self.marked - self.both
-        return torch.where(either == 0, 1.0, self.both.double() / either.clamp_min(1))
+        """``both / either``, in float64 on the CPU; 1 where both masks are empty."""
+        both, predicted, marked = self.cpu()
+        either = predicted + marked - both
+        return torch.where(either == 0, 1.0, both.double() / either.clamp_min(1))
+
+    def cpu(self) -> Overlap:
+        """The same counts on the CPU, where float64 is."""
+        return Overlap(*(counts.cpu() for counts in self))
 
     def at(self, columns: Sequence[int]) -> Overlap:
         """Of counts ``(image, class, threshold)``, those of each class at its own threshold.
@@ -129,7 +135,7 @@ def measure_overlap(
         check_share("a threshold", threshold)
     if not len(items):
         raise DataError("items must hold at least one image; there is nothing to segment.")
-    parts: list[list[Tensor]] = []
+    parts: list[Tensor] = []
     batches = in_batches(len(items), batch_size)
     with evaluating(model):
         loaded = load_batches(items, batches, stack_masked, workers=workers)
@@ -139,9 +145,10 @@ def measure_overlap(
                 raise DataError(f"the model's output is NaN, in items {batch[0]} and following.")
             probability, masks = logits.sigmoid(), masks.to(model.device)
             counts = [count_overlap(probability > threshold, masks) for threshold in thresholds]
-            parts.append([torch.stack(each, -1).cpu() for each in zip(*counts, strict=True)])
+            # one transfer for all: each would wait for the device
+            parts.append(torch.stack([torch.stack(each) for each in counts], -1).cpu())
             progress(len(images))
-    return Overlap(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    return Overlap(*torch.cat(parts, 1))
 
 
 def choose_mask_thresholds(
@@ -173,6 +180,7 @@ def choose_mask_thresholds(
         )
     if not len(overlap.both):
         raise DataError("overlap must hold at least one image; there is nothing to choose on.")
+    overlap = overlap.cpu()
     chosen = []
     for number in range(overlap.both.shape[1]):
         positive = overlap.marked[:, number, 0] > 0
@@ -211,6 +219,7 @@ def summarize_overlap(overlap: Overlap) -> dict[str, Any]:
         raise ShapeError(f"counts must be (image, class); got {tuple(overlap.both.shape)}.")
     if not len(overlap.both):
         raise DataError("overlap must hold at least one image; there is nothing to average.")
+    overlap = overlap.cpu()
     per_class = []
     for number in range(overlap.both.shape[1]):
         positive = overlap.marked[:, number] > 0

@@ -235,7 +235,7 @@ def _score(
     texts = encode_prompts(model, every, stacklevel=4)
     prompt_class = torch.tensor(
         [number for number, each in enumerate(prompts.values()) for _ in each],
-        device=texts.pooled.device,
+        device="cpu",
     )
     if reduction != "ensemble":
         return class_scores(pair_similarity(model, images, texts, kind), prompt_class, reduction)
@@ -267,12 +267,13 @@ def _positive(prompts: Mapping[str, PromptSet | Sequence[str]]) -> dict[str, lis
 
 
 def _members(prompt_class: Tensor, prompts: int, name: str) -> list[Tensor]:
-    """Which prompts are of each class, each ``(prompt,)`` boolean."""
+    """Which prompts are of each class: their numbers, on the CPU, where nothing waits for them."""
     check_labels("prompt_class", prompt_class, "prompt")
     check_same_size("prompts", name, prompts, "prompt_class", len(prompt_class))
+    prompt_class = prompt_class.cpu()
     classes = prompt_class.unique().tolist()
     if not classes or classes != list(range(len(classes))):
         raise OptionError(
             f"prompt_class must number the classes from 0 without a gap; it holds {classes}."
         )
-    return [prompt_class == each for each in classes]
+    return [(prompt_class == each).nonzero()[:, 0] for each in classes]

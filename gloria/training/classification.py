@@ -459,7 +459,9 @@ def _weighted_loss(
             )
         for value in given:
             check_weight(name, value)
-        weights[name] = torch.tensor(given, device=classifier.head.weight.device).float()
+        weights[name] = torch.tensor(
+            given, dtype=torch.float32, device=classifier.head.weight.device
+        )
     return partial(multilabel_loss, **weights)
 
 

@@ -1,7 +1,6 @@
 """Randomness that depends on a seed and a step only, so that resuming is exact.
 
-The global generators are touched inside :func:`isolated` only, and come back as they were (but for
-that of Apple's MPS, which torch cannot fork).
+The global generators are touched inside :func:`isolated` only, and come back as they were.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def isolated(*parts: int) -> Iterator[None]:
     """Run the block under a seed; the global generators come back as they were."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind = accelerator.type if accelerator is not None else "cuda"
-    devices = range(torch.accelerator.device_count()) if kind in ("cuda", "xpu") else ()
+    devices = range(torch.accelerator.device_count()) if accelerator is not None else ()
     with torch.random.fork_rng(devices, device_type=kind):
         torch.manual_seed(derive_seed(*parts))
         yield

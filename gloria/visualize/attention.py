@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -372,5 +371,5 @@ def _mask(values: Picture, size: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _array(values: Picture) -> Array:
     if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
+        values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)

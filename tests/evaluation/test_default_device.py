@@ -1,15 +1,19 @@
-"""The default device of torch, one for new tensors, changes no figure of what is on the CPU.
+"""Devices change no figure: neither torch's default, one for new tensors, nor the one they are on.
 
-Here it is one that would lose whatever it got, and whose tensors can't be mixed with others.
+The default is here one that would lose whatever it got, and whose tensors can't be mixed with
+others; the other one is emulated.
 """
 
+import copy
 import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
+from emulated import emulated
 from PIL import Image
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from gloria import evaluation, functional
 from gloria.data import MaskedImage, Radiographs, Record, published_image
@@ -37,10 +41,17 @@ class Sees(nn.Module):
     """A segmentation model whose logits are the pixels."""
 
     classes, image_input = 2, ImageInput(2, None, (0.5, 0.5), (0.1, 0.1))
-    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("nothing", torch.zeros(()))
+
+    @property
+    def device(self):
+        return self.nothing.device
 
     def forward(self, images):
-        return images
+        return images + self.nothing
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,7 @@ def overlap(found):
 
 
 CALLS = {
+    evaluation.Thresholds.decide: lambda f, g: f(evaluation.Thresholds(g.scores[0]), g.scores),
     evaluation.accuracy: lambda f, g: f(g.scores, g.numbers),
     evaluation.attention_auroc: lambda f, g: f(g.maps, g.masks),
     evaluation.bootstrap: lambda f, g: f(lambda index: {"x": float(g.scores[index].mean())}, 6),
@@ -135,7 +147,9 @@ CALLS = {
     phantoms.evaluate_grounding: lambda f, g: f(g.model, g.items),
     features.encode_items: lambda f, g: f(g.model, g.films, workers=1),
     search_images: lambda f, g: [found.score for found in f(g.model, g.store, "edema")],
-    measure_region_offset: lambda f, g: f(g.model.image_encoder, g.films[0].image[None]),
+    measure_region_offset: lambda f, g: f(
+        g.model.image_encoder, g.films[0].image[None].to(g.model.device)
+    ),
     Radiographs.__getitem__: lambda f, g: (f(g.films, 0).image, *f(g.films, 0)[2:]),
     Radiographs.boxes: lambda f, g: f(g.films, 0),
     published_image: lambda f, g: f(g.films[0].image, size=32, crop=28),
@@ -157,13 +171,39 @@ def call(function, given):
     return function(*(getattr(given, name) for name in needed if name != "matching"))
 
 
-@pytest.mark.parametrize(
+every_function = pytest.mark.parametrize(
     "function",
     dict.fromkeys([*CALLS, *functions(evaluation), *functions(functional)]),
     ids=lambda function: function.__name__,
 )
+
+
+@every_function
 def test_the_default_device_changes_nothing(given, function):
     expected = call(function, given)
     with torch.device("meta"):
         actual = call(function, given)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def move(given, device):
+    """What is given, tensors and models on the device; data sets remain where they are."""
+    moved = {
+        name: copy.deepcopy(value).to(device)
+        if isinstance(value, nn.Module)
+        else tree_map_only(torch.Tensor, lambda each: each.to(device), value)
+        for name, value in vars(given).items()
+        if name != "masked"
+    }
+    return SimpleNamespace(masked=given.masked, **moved)
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda"])
+@every_function
+def test_the_device_that_tensors_are_on_changes_nothing(given, function, kind):
+    expected = call(function, given)
+    with emulated(kind):
+        actual = call(function, move(given, kind))
+        actual = tree_map_only(torch.Tensor, lambda each: each.cpu(), actual)
+    # tiles are of another size there
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from emulated import emulated
 
 from gloria.training.augmentation import Augmentation
 from gloria.training.randomness import StepBatches, derive_seed, isolated
@@ -28,6 +29,17 @@ def test_isolated_repeats_itself_and_restores_the_global_state():
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     assert before[2] == random.getstate()
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda", "xpu"])
+def test_isolated_restores_the_generator_of_an_accelerator(kind, monkeypatch):
+    module, put_back = torch.get_device_module(kind), []
+    with emulated(kind):
+        monkeypatch.setattr(module, "get_rng_state", lambda device: f"state of {device}")
+        monkeypatch.setattr(module, "set_rng_state", lambda *given: put_back.append(given))
+        with isolated(3):
+            assert not put_back
+    assert put_back == [("state of 0", 0)]
 
 
 @pytest.mark.parametrize(("length", "batch"), [(10, 3), (7, 7), (5, 1)])
