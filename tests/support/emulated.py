@@ -6,13 +6,14 @@ the device is refused: tensors of two devices, ``numpy()``, a generator of the C
 and what has no kernel. It tells nothing of how a device rounds, nor how fast it is.
 """
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -122,6 +123,7 @@ def emulated(kind):
             (DeviceTensor, "kind", kind),
             (torch.accelerator, "current_accelerator", lambda check_available=False: here),
             (torch.accelerator, "device_count", lambda: 1),
+            (torch.accelerator, "device_index", lambda index: nullcontext()),
             (torch.accelerator, "current_stream", lambda device=None: stream),
             (module, "get_rng_state", lambda device=None: None),  # it draws by the CPU's
             (module, "set_rng_state", lambda state, device=None: None),
@@ -131,6 +133,9 @@ def emulated(kind):
             (torch.cuda, "is_current_stream_capturing", lambda: False),
         ):
             stack.enter_context(patch.object(owner, name, value))
+        # of what a graph keeps it is not told by Python, but by C++, where it is
+        checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
+        stack.enter_context(patch.dict(checks, default=checks["none"]))
         stack.enter_context(_Operators())
         stack.enter_context(_Calls())
         yield _SEEN
