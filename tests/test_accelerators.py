@@ -178,7 +178,6 @@ def phantoms():
         ("mps", {}),
         ("mps", {"precision": "bfloat16"}),
         ("mps", {"mini_batch_size": 4}),
-        ("cuda", {}),
         ("cuda", {"mini_batch_size": 4}),
     ],
 )
