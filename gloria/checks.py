@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from numbers import Integral, Real
@@ -30,6 +29,7 @@ from gloria.errors import (
     describe,
     reason,
 )
+from gloria.signatures import signature_of
 from gloria.types import ImageInput
 
 _LARGEST = 1e30
@@ -265,7 +265,7 @@ def check_options(
         OptionError: it needs another one.
     """
     try:
-        parameters = inspect.signature(maker, follow_wrapped=False).parameters.values()
+        parameters = signature_of(maker, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # as some callables of C
         return
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)

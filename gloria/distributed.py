@@ -54,7 +54,7 @@ from gloria.losses import (
     PairLoss,
     SPARCLoss,
 )
-from gloria.losses.base import is_sum_of_terms, signature_of
+from gloria.losses.base import call_signature, is_sum_of_terms
 
 _RAGGED = {"words", "word_mask"}
 """Inputs whose second axis is as long as a rank's longest text."""
@@ -183,7 +183,7 @@ class AcrossRanks(PairLoss):
         """The unweighted terms of all ranks' pairs; ``loss`` alone where the loss names none."""
         if not _is_spread(self.group):
             return _plain_terms(self.loss, *args, **kwargs)
-        signature = signature_of(self.loss)
+        signature = call_signature(self.loss)
         share = _Share(lambda: signature.bind(*args, **kwargs).arguments, self.group, of_pairs=True)
         return _shared_terms(self.loss, tuple(share.given), share)
 

@@ -7,7 +7,6 @@ them, and the loss takes the tensors it names.
 
 from __future__ import annotations
 
-import inspect
 import json
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,7 @@ from gloria.losses import GlobalLocalContrastiveLoss, LocalContrastiveLoss, inpu
 from gloria.losses.base import is_sum_of_terms
 from gloria.matching import AggregatorFunction, WordAggregation
 from gloria.mini_batches import encode_mini_batches, join_images, join_texts, split_texts
+from gloria.signatures import signature_of
 from gloria.types import (
     ImageEncoder,
     ImageFeatures,
@@ -503,7 +503,7 @@ def create_model(
 def _similarity_of(loss: Any, first: str) -> Callable[..., Tensor] | None:
     """A loss's ``similarity``, if this is the first that it takes."""
     method = getattr(loss, "similarity", None)
-    takes = inspect.signature(method).parameters if callable(method) else ()
+    takes = signature_of(method).parameters if callable(method) else ()
     return method if next(iter(takes), None) == first else None
 
 

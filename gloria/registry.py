@@ -7,7 +7,6 @@ which is imported when it is first used.
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from gloria.errors import (
     UnknownOptionError,
     describe,
 )
+from gloria.signatures import signature_of
 
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -244,7 +244,7 @@ class Registry(Generic[T]):
             UnknownNameError, MissingDependencyError: as :meth:`get`.
         """
         try:
-            return argument in inspect.signature(self.get(name)).parameters
+            return argument in signature_of(self.get(name)).parameters
         except (TypeError, ValueError):  # a callable without a signature, such as some of C
             return False
 

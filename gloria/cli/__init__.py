@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
+from multiprocessing import get_all_start_methods, set_forkserver_preload
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -175,6 +176,9 @@ def _module(command: str) -> ModuleType:
 
 def _run(args: argparse.Namespace) -> int:
     command = _module(args.command)
+    # from Python 3.14 on each process that loads images would import torch, seconds long
+    if "forkserver" in get_all_start_methods():
+        set_forkserver_preload(["gloria.data.loading"])
     try:
         code: int = command.run(args)
         return code

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.queues import Queue
+from pickle import PicklingError
 from typing import Any, Protocol
 
 import torch
@@ -46,7 +47,9 @@ def load_batches(
 
     Raises:
         GloriaError: what reading an item raises, as it is.
-        DataError: a process that loads was killed.
+        DataError: a process that loads was killed, or could not begin. On macOS, Windows and from
+            Python 3.14 on it is not forked: it imports the script that runs, which needs its
+            ``if __name__ == "__main__":``, and the items are pickled.
     """
     loader: DataLoader[Any] = DataLoader(
         _Batches(items, collate),
@@ -61,6 +64,12 @@ def load_batches(
     try:
         with torch.device("cpu"):  # it draws a seed, by that generator
             loaded = iter(loader)
+    except (AttributeError, TypeError, PicklingError) as cause:
+        raise DataError(
+            f"items can't be sent to a process that loads them ({reason(cause)}). Define their "
+            f"class at the top of a module, or load in this process: workers=0."
+        ) from cause
+    try:
         for batch in loaded:
             if isinstance(batch, GloriaError):
                 raise batch
@@ -70,8 +79,9 @@ def load_batches(
         if not str(cause).startswith("DataLoader worker (pid"):
             raise
         raise DataError(
-            f"a process that loads items was killed ({reason(cause)}); too little memory, or "
-            f"shared memory? workers={workers} were asked for; 0 load in this process."
+            f"a process that loads items ended ({reason(cause)}). Too little memory, or shared "
+            f"memory? Or does a script that runs lack its 'if __name__ == \"__main__\":'? "
+            f"workers={workers} were asked for; 0 load in this process."
         ) from cause
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import unicodedata
 import warnings
@@ -27,6 +26,7 @@ from gloria.errors import (
     TruncatedTextWarning,
     reason,
 )
+from gloria.signatures import signature_of
 from gloria.types import Aggregator, Recipe, TextFeatures, TokenizedText
 from gloria.wrapping import unwrapped
 
@@ -136,7 +136,7 @@ class HFTextEncoder(Freezable):
             _load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         )
         _check_model(self.model)
-        if "add_pooling_layer" in inspect.signature(type(self.model).__init__).parameters:
+        if "add_pooling_layer" in signature_of(type(self.model).__init__).parameters:
             self.model.pooler = None
 
         _check_tokenizer(self.tokenizer, self.model)
@@ -416,7 +416,7 @@ def _is_punctuation(character: str) -> bool:
 def _arguments_of(model: nn.Module) -> Collection[str]:
     """What a model takes; of what wraps one, as LoRA's of peft do, what that one takes."""
     for module in model.modules():
-        arguments = inspect.signature(module.forward).parameters
+        arguments = signature_of(module.forward).parameters
         if "input_ids" in arguments:
             return arguments
     return ("input_ids", "attention_mask")

@@ -13,6 +13,7 @@ from gloria.errors import ContractError, OptionError, describe
 from gloria.functional import contrastive_cross_entropy
 from gloria.losses.temperature import Temperature
 from gloria.matching.maxsim import MAXSIM_BACKENDS
+from gloria.signatures import signature_of
 from gloria.wrapping import unwrapped
 
 LOSS_INPUTS = (
@@ -273,11 +274,11 @@ class LateInteractionLoss(RegionWordLoss):
         self.memory_budget = memory_budget
 
 
-def signature_of(loss: nn.Module) -> inspect.Signature:
+def call_signature(loss: nn.Module) -> inspect.Signature:
     """How a loss is called: as its ``forward``, or as its ``terms`` where that is inherited."""
     if isinstance(loss, PairLoss) and type(loss).forward is PairLoss.forward:
-        return inspect.signature(loss.terms)
-    return inspect.signature(loss.forward)
+        return signature_of(loss.terms)
+    return signature_of(loss.forward)
 
 
 def inputs_of(loss: nn.Module) -> tuple[str, ...]:
@@ -287,7 +288,7 @@ def inputs_of(loss: nn.Module) -> tuple[str, ...]:
         OptionError: ``forward`` requires an argument that is not one of them, or names none.
     """
     # a compiled module takes (*args, **kwargs)
-    parameters = signature_of(unwrapped(loss)).parameters.values()
+    parameters = call_signature(unwrapped(loss)).parameters.values()
     named = tuple(each.name for each in parameters if each.name in LOSS_INPUTS)
     fault = "" if named else "names nothing that it takes in its forward, so it would get nothing"
     for each in parameters:

@@ -146,6 +146,29 @@ def test_a_command_is_given_its_arguments_and_gives_the_exit_code(command):
     assert cli.main(["--debug", "act"]) == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_processes_that_load_images_import_torch_once_and_not_each(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import multiprocessing
+import os
+from pathlib import Path
+from gloria import cli
+from gloria.data.loading import load_batches
+
+class Items:
+    def __getitem__(self, index):
+        return "libtorch" in Path(f"/proc/{os.getppid()}/maps").read_text()
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    assert cli.main(["info"]) == 0
+    assert list(load_batches(Items(), [[0]], list, workers=1)) == [[True]]
+""")
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+
+
 def test_only_the_chosen_command_is_imported(command, monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "broken", "There is no such file.")
     command(lambda args: 0)

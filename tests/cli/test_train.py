@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 
 import pytest
 import torch
@@ -220,7 +221,7 @@ def test_a_scheduler_stops_loading_processes_too(table, tmp_path, capfd, monkeyp
             for process in multiprocessing.active_children():
                 # by another process: torch takes it from us for an end in good order
                 subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # torch looks after us
+                connection.wait([process.sentinel])  # not by join: torch looks after us
         return update(*args, step=step, **kwargs)
 
     monkeypatch.setattr(loop, "update", stopped_with_all_processes)

@@ -1,7 +1,11 @@
 """Batches come in order, whoever loads them, and errors come as they are."""
 
+import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,21 +86,23 @@ def test_images_are_float32_and_may_overshoot_as_cubic_resizing_does():
     assert torch.equal(stacked[0], image.float())
 
 
-def test_a_loading_process_leaves_ctrl_c_to_the_one_it_loads_for():
-    class Interrupted:
-        def __getitem__(self, index):
-            os.kill(os.getpid(), signal.SIGINT)
-            return index
+class Interrupted:
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGINT)
+        return index
 
+
+def test_a_loading_process_leaves_ctrl_c_to_the_one_it_loads_for():
     assert list(load_batches(Interrupted(), [[0], [1]], list, workers=1)) == [[0], [1]]
 
 
-def test_a_loading_process_that_is_killed_is_told():
-    class Killed:
-        def __getitem__(self, index):
-            os.kill(os.getpid(), signal.SIGKILL)
+class Killed:
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(DataError, match=r"was killed .*workers=1 were asked for; 0 load in this"):
+
+def test_a_loading_process_that_is_killed_is_told():
+    with pytest.raises(DataError, match=r"ended \(DataL.*workers=1 were asked for; 0 load in this"):
         list(load_batches(Killed(), [[0], [1]], list, workers=1))
 
 
@@ -105,17 +111,60 @@ class Unsendable:
         raise RuntimeError("unable to allocate shared memory(shm)")
 
 
+class Unsendables:
+    def __getitem__(self, index):
+        return Unsendable()
+
+
+@pytest.fixture
+def spawned():
+    """Processes are begun as on macOS and Windows."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
+
+
+@pytest.mark.usefixtures("spawned")  # so that its stderr is ours
 def test_a_batch_that_finds_no_room_in_shared_memory_is_told_and_not_waited_for(capfd):
-    with pytest.raises(DataError, match=r"was killed .* shared memory\? workers=1 were asked for"):
-        list(load_batches([Unsendable(), Unsendable()], [[0], [1]], list, workers=1))
+    with pytest.raises(DataError, match=r"ended .* shared memory\? .*workers=1 were asked for"):
+        list(load_batches(Unsendables(), [[0], [1]], list, workers=1))
     assert "unable to allocate shared memory(shm)\n" in capfd.readouterr().err
+
+
+class Faulty:
+    def __getitem__(self, index):
+        raise RuntimeError("a bug of the data's own")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_an_item_raises_is_not_taken_for_a_kill(workers):
-    class Faulty:
-        def __getitem__(self, index):
-            raise RuntimeError("a bug of the data's own")
-
     with pytest.raises(RuntimeError, match="a bug of the data's own"):
         list(load_batches(Faulty(), [[0]], list, workers=workers))
+
+
+@pytest.mark.usefixtures("spawned")
+def test_items_that_a_process_which_is_not_forked_cannot_get():
+    class Local:
+        def __getitem__(self, index):
+            return index
+
+    assert next(load_batches(Items(), [[1]], stack_images, workers=1)).shape == (1, 1, 2, 2)
+    batches = load_batches(Local(), [[0]], list, workers=1)
+    with (
+        pytest.warns(UserWarning, match="pickle error"),  # torch's
+        pytest.raises(DataError, match=r"be sent .*Local.*at the top of a module, or .*=0\.$"),
+    ):
+        next(batches)
+
+
+def test_a_script_that_such_a_process_cannot_import(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import multiprocessing
+from gloria.data.loading import load_batches
+multiprocessing.set_start_method("spawn", force=True)
+print(list(load_batches(range(4), [[0, 1], [2, 3]], list, workers=1)))
+""")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert re.search(r"ended \(.* lack its 'if __name__ == \"__main__\":'\? workers=1", run.stderr)

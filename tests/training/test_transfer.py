@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from statistics import mean
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -204,15 +205,17 @@ def test_the_default_device_changes_nothing(model, data, reports, task):
     assert json.loads(json.dumps(again)) == reports[task]
 
 
+class Watched(PhantomPairs):
+    read: ClassVar[list[int]] = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_do_not_change_a_figure_whoever_loads_them(model, data, reports, workers):
-    here = []
-
-    class Watched(PhantomPairs):
-        def __getitem__(self, index):
-            here.append(index)
-            return super().__getitem__(index)
-
+    Watched.read.clear()
     data = replace(data, gallery=Watched(list(PhantomDataset("test_5x4"))))
     small = TransferSettings(resamples=2, batch_size=3, workers=workers)
     found = evaluate_task("retrieval", model, data, small)["details"]
@@ -221,7 +224,7 @@ def test_batches_do_not_change_a_figure_whoever_loads_them(model, data, reports,
             assert found[kind][direction] == pytest.approx(figures, abs=1e-5)
     found = evaluate_task("zero-shot", model, data, small)["details"]
     assert found["accuracy"] == reports["zero-shot"]["details"]["accuracy"]
-    assert here == ([] if workers else 2 * list(range(20)))
+    assert Watched.read == ([] if workers else 2 * list(range(20)))  # by this process
 
 
 def test_the_chance_of_retrieval_is_that_of_the_gallery(reports, model, data):
