@@ -102,7 +102,7 @@ def _as_before(model: nn.Module, device: torch.device, state: list[Tensor]) -> I
         _set_random_state(device, now)
 
 
-# not by checkpoint's preserve_rng_state, which needs a torch.mps.device that there is not
+# not by checkpoint's preserve_rng_state, which on MPS keeps nothing, and says nothing
 def _generators(device: torch.device) -> list[ModuleType]:
     """Whose states decide what an encoder draws."""
     if device.type in ("cpu", "meta"):
