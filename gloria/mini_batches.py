@@ -11,8 +11,7 @@ Setup, RepL4NLP 2021), here by torch's activation checkpointing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
@@ -35,10 +34,8 @@ def encode_mini_batches(
 
     The second time dropout is what it was, and the running statistics of batch norms stay.
     """
-    device = next((each.device for each in model.parameters()), torch.device("cpu"))
-    contexts = partial(_both_times, model, device)
     return [
-        checkpoint(encode, each, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        checkpoint(_repeatable(model, encode), each, use_reentrant=False, preserve_rng_state=False)
         for each in mini_batches
     ]
 
@@ -77,11 +74,21 @@ def join_texts(parts: Sequence[TextFeatures]) -> TextFeatures:
     )
 
 
-def _both_times(
-    model: nn.Module, device: torch.device
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """In what a mini-batch is encoded the first time, which is now, and the second time."""
-    return nullcontext(), _as_before(model, device, _random_state(device))
+def _repeatable(
+    model: nn.Module, encode: Callable[[Inputs], Features]
+) -> Callable[[Inputs], Features]:
+    """``encode``, for one mini-batch: every further call repeats the first."""
+    device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    state: list[Tensor] = []
+
+    def encode_as_before(inputs: Inputs) -> Features:
+        if state:
+            with _as_before(model, device, state):
+                return encode(inputs)
+        state.extend(_random_state(device))
+        return encode(inputs)
+
+    return encode_as_before
 
 
 @contextmanager

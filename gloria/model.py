@@ -179,7 +179,9 @@ class GLoRIA(nn.Module):
         if not isinstance(texts, TokenizedText):
             texts = self.tokenize(texts)
         some_images = encode_mini_batches(self, self.encode_image, images.split(size))
-        some_texts = encode_mini_batches(self, self.encode_text, split_texts(texts, size))
+        # there already: by what it is given, checkpoint knows whose autocast to repeat
+        some = split_texts(texts.to(self.device), size)
+        some_texts = encode_mini_batches(self, self.encode_text, some)
         return join_images(some_images), join_texts(some_texts)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:

@@ -176,8 +176,7 @@ def phantoms():
     ("kind", "how"),
     [
         ("mps", {}),
-        ("mps", {"precision": "bfloat16"}),
-        ("mps", {"mini_batch_size": 4}),
+        ("mps", {"precision": "bfloat16", "mini_batch_size": 4}),
         ("cuda", {"mini_batch_size": 4}),
     ],
 )

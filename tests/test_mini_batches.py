@@ -188,6 +188,24 @@ def test_the_backward_encodes_a_mini_batch_once_more(images):
     assert model.text_encoder.seen == [3, 2]  # frozen: no second time
 
 
+def test_a_graph_that_is_kept_has_any_number_of_backwards(images):
+    kept, again = build(), build()
+    for model in (kept, again):
+        torch.manual_seed(2)
+        if model is kept:
+            loss = by_hand(model, images, 2)
+        else:
+            loss = model(images, TEXTS, mini_batch_size=2).loss
+        loss.backward(retain_graph=True)
+        weights = list(model.image_encoder.parameters())
+        norm = sum(
+            each.square().sum() for each in torch.autograd.grad(loss, weights, create_graph=True)
+        )
+        norm.backward()
+    torch.testing.assert_close(gradients(again), gradients(kept))
+    assert all(torch.equal(a, b) for a, b in zip(kept.buffers(), again.buffers(), strict=True))
+
+
 def test_an_error_in_the_backward_leaves_the_norms_as_they_were(images):
     model = build()
     loss = model(images, TEXTS, mini_batch_size=2).loss
