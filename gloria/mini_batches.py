@@ -53,13 +53,15 @@ def split_texts(texts: TokenizedText, size: int) -> list[TokenizedText]:
 
 
 def join_images(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-    """Features of several batches as those of one; all have a ``region_mask``, or none has."""
-    masks = [part.region_mask for part in parts if part.region_mask is not None]
+    """Features of several batches as those of one; those without a ``region_mask`` are all real."""
+    mask = None
+    if any(part.region_mask is not None for part in parts):
+        mask = torch.cat([_region_mask(part) for part in parts])
     return ImageFeatures(
         torch.cat([part.pooled for part in parts]),
         torch.cat([part.regions for part in parts]),
         parts[0].grid,
-        torch.cat(masks) if masks else None,
+        mask,
     )
 
 
@@ -72,6 +74,12 @@ def join_texts(parts: Sequence[TextFeatures]) -> TextFeatures:
         torch.cat([pad(part.word_mask, (0, longest - part.word_mask.shape[1])) for part in parts]),
         [tokens for part in parts for tokens in part.tokens],
     )
+
+
+def _region_mask(images: ImageFeatures) -> Tensor:
+    if images.region_mask is not None:
+        return images.region_mask
+    return torch.ones_like(images.regions[..., 0], dtype=torch.bool)
 
 
 def _repeatable(

@@ -157,8 +157,9 @@ class GLoRIA(nn.Module):
             texts: as many texts, as strings or tokenized.
             mini_batch_size: encode so many images, and so many texts, at a time, and once more in
                 the backward, which then needs memory for these only. The loss and its gradient are
-                the whole batch's all the same; a BatchNorm in training sees mini-batches. None =
-                all at once.
+                the whole batch's all the same. In training a BatchNorm sees mini-batches, and what
+                else an encoder changes there, as spectral norms do, it changes twice. None = all at
+                once.
 
         Source of ``mini_batch_size``: GradCache (Gao et al., RepL4NLP 2021).
         """

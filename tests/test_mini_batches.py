@@ -206,6 +206,18 @@ def test_a_graph_that_is_kept_has_any_number_of_backwards(images):
     assert all(torch.equal(a, b) for a, b in zip(kept.buffers(), again.buffers(), strict=True))
 
 
+def test_regions_of_mini_batches_without_a_mask_are_real():
+    masked, whole = (ImageFeatures(torch.ones(n, 2), torch.ones(n, 6, 2), (2, 3)) for n in (1, 2))
+    mask = torch.tensor([[True, False, True, True, False, True]])
+    every = torch.ones(2, 6, dtype=torch.bool)
+    for parts, expected in (
+        ([masked._replace(region_mask=mask), whole], torch.cat([mask, every])),
+        ([whole, masked._replace(region_mask=mask)], torch.cat([every, mask])),
+    ):
+        assert torch.equal(join_images(parts).region_mask, expected)
+    assert join_images([whole, masked]).region_mask is None
+
+
 def test_an_error_in_the_backward_leaves_the_norms_as_they_were(images):
     model = build()
     loss = model(images, TEXTS, mini_batch_size=2).loss

@@ -65,6 +65,8 @@ def load_batches(
         with torch.device("cpu"):  # it draws a seed, by that generator
             loaded = iter(loader)
     except (AttributeError, TypeError, PicklingError) as cause:
+        if not workers:
+            raise
         raise DataError(
             f"items can't be sent to a process that loads them ({reason(cause)}). Define their "
             f"class at the top of a module, or load in this process: workers=0."

@@ -143,6 +143,11 @@ def test_what_an_item_raises_is_not_taken_for_a_kill(workers):
         list(load_batches(Faulty(), [[0]], list, workers=workers))
 
 
+def test_a_fault_of_the_call_is_not_taken_for_one_of_sending():
+    with pytest.raises(TypeError, match="not iterable"):
+        next(load_batches(range(4), 5, list))
+
+
 @pytest.mark.usefixtures("spawned")
 def test_items_that_a_process_which_is_not_forked_cannot_get():
     class Local:
