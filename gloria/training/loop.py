@@ -71,7 +71,7 @@ class TrainingRecipe(AdamWRecipe):
         precision: of the model's matrix products and convolutions, by :func:`torch.autocast`.
             Weights, gradients, gloria's losses and the update are in float32 all the same.
         mini_batch_size: pairs encoded at a time, as :meth:`gloria.model.GLoRIA.forward` does: a
-            batch in the memory of fewer pairs, with the loss of the whole. None = all at once.
+            batch in less memory, with the loss of the whole. None = all at once.
     """
 
     steps: int = 700
